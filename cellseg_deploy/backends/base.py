@@ -1,0 +1,65 @@
+"""The contract every inference engine fulfils, and the checks they share.
+
+A backend takes uint8 tiles on the host and gives float32 probabilities on the host, synchronised. Colour
+normalisation and the sigmoid are inside the graph, so nothing above a backend knows how the network was trained.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.model_spec import ModelSpec
+
+
+class Backend(ABC):
+    """One opened network on one device.
+
+    ``name``: engine name as in ``--backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
+    ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``bf16``, ``int8``).
+    """
+
+    name: str
+    device: str
+    precision: str
+    spec: ModelSpec
+
+    def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Probabilities (N, K, H, W) float32 in [0, 1] of ``tiles_nhwc`` (N, H, W, 3) uint8 RGB.
+
+        Raises ``UsageError`` if the tiles are not what the model takes (a programming error upstream) and
+        ``DataError`` if the network answers with NaN or infinity (never passed on as "no cells").
+        """
+        size = self.spec.tile_size
+        if tiles_nhwc.dtype != np.uint8 or tiles_nhwc.ndim != 4 or tiles_nhwc.shape[1:] != (size, size, 3):
+            raise UsageError(f"tiles must be uint8 (N, {size}, {size}, 3), got {tiles_nhwc.dtype} {tiles_nhwc.shape}")
+        if len(tiles_nhwc) == 0:
+            raise UsageError("an empty batch of tiles was given; engines differ in what they make of it")
+        probabilities = self._predict(np.ascontiguousarray(tiles_nhwc))
+        expected = (len(tiles_nhwc), len(self.spec.channels), size, size)
+        if probabilities.shape != expected:
+            raise DataError(f"network answered with shape {probabilities.shape}, expected {expected}")
+        if not np.isfinite(probabilities).all():
+            raise DataError("network answered with NaN or infinity; the model or its precision is broken")
+        return probabilities
+
+    @abstractmethod
+    def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Run the network on checked, contiguous tiles."""
+
+    def close(self) -> None:  # noqa: B027  (most engines free themselves)
+        """Release the engine; the backend is unusable afterwards."""
+
+    def describe(self) -> dict[str, Any]:
+        """Versions and settings worth recording in run.json."""
+        return {}
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,140 @@
+"""ONNX Runtime on the CPU or on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
+from cellseg_deploy.model_file import ModelFile, read_model_file
+from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME
+
+# Distributions that all install into the folder `onnxruntime`, so that two of them overwrite each other's files.
+_BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
+
+
+class OnnxRuntimeBackend(Backend):
+    """A model file in ONNX Runtime, on exactly the device that was asked for."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        """Check ``path`` and open it; errors as ``open_backend`` says."""
+        provider, provider_options = _provider_for(device)
+        runtime = _import_runtime(provider)
+        self.model_file = read_model_file(path)
+        self._session = _open_session(runtime, self.model_file, provider, provider_options, threads)
+        in_use = self._session.get_providers()
+        if in_use[0] != provider:
+            # ONNX Runtime falls back to the CPU with no more than a warning.
+            raise BackendUnavailableError(
+                f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} could only open {in_use[0]}; "
+                "check the NVIDIA driver and that CUDA and cuDNN fit this ONNX Runtime, or take --device cpu"
+            )
+        self.spec = self.model_file.spec
+        self.precision = self.model_file.precision
+        self.device = "cpu" if provider == "CPUExecutionProvider" else f"cuda:{provider_options['device_id']}"
+        self._threads = threads
+        self._version = str(runtime.__version__)
+
+    def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        try:
+            (probabilities,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: tiles_nhwc})
+        except Exception as error:  # ONNX Runtime's exceptions have no public common root
+            if re.search(r"bad.?alloc|allocate memory|out of memory", str(error), re.IGNORECASE):
+                raise MemoryError(f"ONNX Runtime ran out of memory on {len(tiles_nhwc)} tiles") from error
+            raise DataError(f"ONNX Runtime could not run {len(tiles_nhwc)} tiles: {_first_line(error)}") from error
+        return np.asarray(probabilities, np.float32)
+
+    def close(self) -> None:
+        """Release the session and its memory."""
+        self._session = None
+
+    def describe(self) -> dict[str, Any]:
+        """Model hashes, engine version and settings."""
+        return {
+            "model_path": str(self.model_file.path),
+            "model_identity": self.model_file.identity,
+            "model_file_sha256": self.model_file.file_sha256,
+            "model_opset": self.model_file.opset,
+            "onnxruntime": self._version,
+            "threads": self._threads,
+        }
+
+
+def installed_builds() -> list[str]:
+    """Names of the installed ONNX Runtime distributions; more than one means broken files."""
+    found = []
+    for name in _BUILDS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(name)
+            found.append(name)
+    return found
+
+
+def _provider_for(device: str) -> tuple[str, dict[str, Any]]:
+    if device == "cpu":
+        return "CPUExecutionProvider", {}
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
+    if match is None:
+        raise UsageError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
+    # TF32 would round fp32 weights to 10 bits without saying so; precision is a form of the model, not of the machine.
+    return "CUDAExecutionProvider", {"device_id": int(match[1] or 0), "use_tf32": 0}
+
+
+def _import_runtime(provider: str) -> Any:
+    """The module onnxruntime, once it is sure that one build is here and that it knows ``provider``."""
+    extra = "cpu" if provider == "CPUExecutionProvider" else "gpu"
+    builds = installed_builds()
+    if len(builds) > 1:
+        raise BackendUnavailableError(
+            f"{' and '.join(builds)} are both installed and overwrite each other's files; keep one: "
+            f"pip uninstall -y {' '.join(builds)} && pip install 'cellseg-deploy[{extra}]'"
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"ONNX Runtime is not installed or broken ({error}); run: pip install 'cellseg-deploy[{extra}]'"
+        ) from error
+    if provider not in onnxruntime.get_available_providers():
+        raise BackendUnavailableError(
+            f"this ONNX Runtime ({onnxruntime.__version__}) is built without {provider}; for an NVIDIA GPU run: "
+            f"pip uninstall -y {' '.join(builds)} && pip install 'cellseg-deploy[gpu]'"
+        )
+    if extra == "gpu" and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(sys.stderr):  # it prints; our stdout is for results
+            onnxruntime.preload_dlls()
+    return onnxruntime
+
+
+def _open_session(
+    runtime: Any, model: ModelFile, provider: str, provider_options: dict[str, Any], threads: int | None
+) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4  # whatever goes wrong is raised; nothing is to be printed besides
+    try:
+        return runtime.InferenceSession(model.data, sess_options=options, providers=[(provider, provider_options)])
+    except Exception as error:  # as in _predict
+        if provider != "CPUExecutionProvider" and re.search(r"cuda|cudnn|cublas", str(error), re.IGNORECASE):
+            raise BackendUnavailableError(f"ONNX Runtime could not open the GPU: {_first_line(error)}") from error
+        raise ModelError(
+            f"{model.path}: ONNX Runtime {runtime.__version__} refuses the model: {_first_line(error)}; "
+            "update ONNX Runtime or export the model again"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

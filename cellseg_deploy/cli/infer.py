@@ -1,0 +1,163 @@
+"""``cellseg-infer``: count and outline the cells of a folder of images."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cellseg_deploy.cli import _common
+
+if TYPE_CHECKING:
+    from cellseg_deploy.folder_run import RunSummary
+
+_log = logging.getLogger(__name__)
+
+_EPILOG = """\b
+Examples:
+  cellseg-infer smears/ -o counts/
+  cellseg-infer a.png b.tif -o counts/ --task confluence
+  cellseg-infer smears/ -o counts/ --cell-diameter 60      cells are about 60 px wide
+  cellseg-infer smears/ -o counts/ --overwrite --json > summary.json
+
+\b
+Results:
+  OUT/labels/NAME.tif     label image: 0 background, 1..n the cells
+  OUT/overlays/NAME.jpg   the image with outlines and count
+  OUT/cells.csv           a row a cell          OUT/images.csv   a row an image
+  OUT/run.json            what ran, with what, how long
+
+\b
+Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no image found, 5 model refused,
+6 output folder unusable, 7 output folder in use, 8 engine or device not available, 130/143 interrupted.
+"""
+
+
+@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="Output folder.")
+@_common.model_options
+@_common.reading_options
+@click.option(
+    "--save",
+    default="labels,overlays",
+    show_default=True,
+    help="Files to write an image: labels, overlays, both or none. Tables are always written.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
+@click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary for machines to stdout instead of the table.")
+@_common.log_options
+def command(
+    paths: tuple[Path, ...],
+    output: Path,
+    model: Path | None,
+    task: str,
+    scale: float | None,
+    cell_diameter: float | None,
+    batch_size: int,
+    device: str,
+    backend: str,
+    threads: int | None,
+    halo: int | None,
+    max_pixels: int | None,
+    bit_depth: int | None,
+    save: str,
+    overwrite: bool,
+    follow_links: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+) -> int:
+    """Count and outline the cells of images (PNG, JPEG, TIFF): files, or folders with all that is in them."""
+    _common.set_up_logging(verbose)
+    saved = _parse_save(save)
+
+    from cellseg_deploy import folder_run
+    from cellseg_deploy.errors import NothingToDoError
+    from cellseg_deploy.images import MAX_PIXELS, SUFFIXES, find_images
+    from cellseg_deploy.pipeline import Segmenter
+
+    options = folder_run.RunOptions(
+        save_labels="labels" in saved,
+        save_overlays="overlays" in saved,
+        overwrite=overwrite,
+        max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
+        bit_depth=bit_depth,
+    )
+    folder_run.check_apart(paths, output)
+    images = find_images(paths, follow_links=follow_links)
+    if not images:
+        where = ", ".join(_common.printable(path) for path in paths)
+        raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
+    with (
+        Segmenter.from_file(
+            model,
+            backend=backend,
+            device=device,
+            task=task,
+            scale=scale,
+            cell_diameter_px=cell_diameter,
+            batch_size=batch_size,
+            halo=halo,
+            threads=threads,
+        ) as segmenter,
+        _progress(len(images), quiet) as progress,
+    ):
+        summary = folder_run.run_folder(segmenter, images, output, options=options, on_result=progress)
+    if as_json:
+        click.echo(json.dumps(_for_machines(summary)))
+    elif not quiet:
+        _print_table(summary)
+    return _common.EXIT_SOME_FAILED if summary.failed else _common.EXIT_OK
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(_common.run(command))
+
+
+def _parse_save(text: str) -> set[str]:
+    known = {"labels", "overlays"}
+    chosen = {part.strip() for part in text.split(",")} - {""}
+    if chosen == {"none"}:
+        return set()
+    if not chosen or not chosen <= known:
+        raise click.BadParameter(f"{text!r}; expected labels, overlays, labels,overlays or none", param_hint="--save")
+    return chosen
+
+
+def _progress(total: int, quiet: bool) -> AbstractContextManager[Any]:
+    from cellseg_deploy.cli._progress import RunProgress, say_failures
+
+    return nullcontext(say_failures) if quiet else RunProgress(total)
+
+
+def _for_machines(summary: RunSummary) -> dict[str, Any]:
+    return {
+        "found": summary.found,
+        "done": summary.done,
+        "failed": summary.failed,
+        "cells": summary.cells,
+        "wall_seconds": round(summary.wall_seconds, 3),
+        "output": str(summary.output),
+    }
+
+
+def _print_table(summary: RunSummary) -> None:
+    seconds = summary.wall_seconds
+    rate = f", {summary.found / seconds:.2f} images/s" if seconds > 0 else ""
+    rows = [
+        ("images", str(summary.done)),
+        ("cells", str(summary.cells)),
+        ("failed", f"{summary.failed} (named in images.csv)" if summary.failed else "0"),
+        ("time", f"{seconds:.1f} s{rate}"),
+        ("results", _common.printable(summary.output)),
+    ]
+    for name, value in rows:
+        click.echo(f"{name:<8} {value}")

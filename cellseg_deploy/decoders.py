@@ -1,0 +1,350 @@
+"""Bytes of a PNG, JPEG or TIFF to the samples that are in it; nothing missing, nothing converted.
+
+The decoders below us fill gaps or cut bits without a word (tifffile: missing tiles become zeros; Pillow: 16-bit RGB
+keeps its high bytes, pixel data with a wrong checksum passes; libjpeg: a cut file ends in grey). So each format is
+checked before it is decoded, and what a decoder only logs or warns of is collected: errors fail the image, the rest
+becomes a note.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.errors import DataError
+
+_decoder_lock = threading.Lock()  # warnings.catch_warnings and logging handlers are process-wide
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
+_JPEG_END = b"\xff\xd9"
+_JPEG_IN_TIFF = (6, 7)  # values of TIFF's tag Compression
+_MAX_PAGES = 64  # an image and its reduced copies
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Samples as the file holds them. ``kind``: grey, rgb, cmyk or palette (then ``palette`` is uint8 (n, 3 or 4)).
+
+    ``samples``: (h, w) for grey and palette, else (h, w, channels); ``alpha``: (h, w) or None, same dtype.
+    ``bits``: bits that the file declares for a sample.
+    """
+
+    container: str
+    kind: str
+    samples: npt.NDArray[Any]
+    bits: int
+    alpha: npt.NDArray[Any] | None = None
+    palette: npt.NDArray[np.uint8] | None = None
+    orientation: int = 1
+    notes: tuple[str, ...] = ()
+
+
+def decode(path: Path, max_pixels: int) -> Decoded:
+    """Samples of ``path`` as they are in the file; every failure of a decoder becomes a ``DataError``."""
+    data = _read_regular_file(path)
+    reader = _reader_for(path, data)
+    with _decoder_lock, _collected_messages() as messages:
+        try:
+            decoded = reader(path, data, max_pixels)
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # decoders raise whatever they please (struct.error, SyntaxError, IndexError ...)
+            raise DataError(f"{path}: damaged or incomplete file: {str(error) or type(error).__name__}") from error
+    if messages.errors:
+        raise DataError(f"{path}: damaged or incomplete file: {messages.errors[0]}")
+    if decoded.samples.size == 0:
+        raise DataError(f"{path}: image without a pixel ({decoded.samples.shape})")
+    return replace(decoded, notes=(*decoded.notes, *messages.notes))
+
+
+def _read_regular_file(path: Path) -> bytes:
+    """All bytes of ``path``. Never blocks on a pipe or device and notices a file that changes under our hands."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(path, flags)
+        with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
+            before = os.fstat(descriptor)
+            if not stat.S_ISREG(before.st_mode):
+                raise DataError(f"{path}: not a regular file (a folder, pipe or device); expected an image file")
+            data = file.read()
+            after = os.fstat(descriptor)
+    except OSError as error:
+        dangling = "a link to a file that does not exist" if path.is_symlink() and not path.exists() else error.strerror
+        raise DataError(f"{path}: cannot be read: {dangling}") from error
+    if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns or after.st_size != before.st_size:
+        raise DataError(f"{path}: the file changed while it was read; wait until it is written and run again")
+    return data
+
+
+def _reader_for(path: Path, data: bytes) -> Callable[[Path, bytes, int], Decoded]:
+    if not data:
+        raise DataError(f"{path}: the file is empty (0 bytes)")
+    if data.startswith(_PNG):
+        return _decode_png
+    if data.startswith(_JPEG):
+        return _decode_jpeg
+    if data[:4] in _TIFF:
+        return _decode_tiff
+    raise DataError(f"{path}: not a PNG, JPEG or TIFF, whatever its name says (it starts with {data[:8]!r})")
+
+
+class _Messages(logging.Handler):
+    """Collects what the decoders say on the side: tifffile logs, Pillow warns."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.thread = threading.get_ident()
+        self.errors: list[str] = []
+        self.notes: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self.thread:
+            (self.errors if record.levelno >= logging.ERROR else self.notes).append(record.getMessage())
+
+
+@contextmanager
+def _collected_messages() -> Iterator[_Messages]:
+    messages = _Messages()
+    logger = logging.getLogger("tifffile")
+    propagate, level = logger.propagate, logger.level
+    logger.addHandler(messages)
+    logger.propagate = False
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield messages
+        messages.notes += [str(warning.message) for warning in caught]
+    finally:
+        logger.removeHandler(messages)
+        logger.propagate = propagate
+        logger.setLevel(level)
+
+
+def _check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise DataError(f"{path}: image of {width} x {height} px; expected at least 1 x 1")
+    if width * height > max_pixels:
+        raise DataError(
+            f"{path}: {width} x {height} px are more than the limit of {max_pixels} pixels; "
+            "if the file is meant to be so large, raise it with --max-pixels"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ PNG and JPEG
+
+
+def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
+    from PIL import PngImagePlugin
+
+    width, height, bits, colour = _check_png(path, data)
+    _check_pixels(path, width, height, max_pixels)
+    if bits == 16:
+        return _decode_png16(data, colour)
+    # The class itself instead of Image.open: no guessing of formats, and our own limit instead of a global one.
+    with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
+        return _from_pillow(path, "PNG", image)
+
+
+def _check_png(path: Path, data: bytes) -> tuple[int, int, int, int]:
+    """Width, height, bits and colour type, after walking all chunks: Pillow does not check the CRC of pixel data."""
+    header: tuple[int, int, int, int] | None = None
+    position, view = len(_PNG), memoryview(data)
+    while True:
+        if position + 12 > len(data):
+            raise DataError(f"{path}: the PNG is cut short: its end marker is missing")
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            raise DataError(f"{path}: the PNG is cut short inside its {_chunk_name(kind)} part")
+        if zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise DataError(f"{path}: the PNG is damaged: wrong checksum in its {_chunk_name(kind)} part")
+        if header is None:
+            if kind != b"IHDR" or length != 13:
+                raise DataError(f"{path}: the PNG is damaged: no header")
+            header = struct.unpack_from(">IIBB", data, position + 8)
+            _check_pixels(path, header[0], header[1], 2**62)
+        if kind == b"IEND":
+            return header
+        position = end + 4
+
+
+def _chunk_name(kind: bytes) -> str:
+    return kind.decode("ascii", "backslashreplace")
+
+
+def _decode_png16(data: bytes, colour: int) -> Decoded:
+    """16-bit PNG by libpng; Pillow would cut RGB to its high bytes without a word."""
+    import imagecodecs
+
+    samples = imagecodecs.png_decode(data)
+    if samples.dtype != np.uint16:
+        raise DataError(f"16-bit PNG decoded as {samples.dtype}")
+    channels = 1 if samples.ndim == 2 else samples.shape[2]
+    has_alpha = channels in (2, 4)
+    alpha = samples[..., -1] if has_alpha else None
+    grey = channels <= 2
+    colours = samples if not has_alpha else samples[..., 0] if grey else samples[..., :3]
+    if grey and colours.ndim == 3:
+        colours = colours[..., 0]
+    if (colour & 2 == 0) != grey:
+        raise DataError(f"16-bit PNG of colour type {colour} decoded with {channels} channels")
+    return Decoded("PNG", "grey" if grey else "rgb", colours, 16, alpha)
+
+
+def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
+    from PIL import JpegImagePlugin
+
+    if _JPEG_END not in data[-65536:]:
+        # All rows may be there, but nobody can tell: libjpeg fills what is missing with grey.
+        raise DataError(f"{path}: the JPEG is cut short: its end marker is missing")
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+        _check_pixels(path, image.width, image.height, max_pixels)
+        return _from_pillow(path, "JPEG", image)
+
+
+def _from_pillow(path: Path, container: str, image: Any) -> Decoded:
+    image.load()
+    orientation = image.getexif().get(0x0112, 1)
+    orientation = orientation if orientation in range(1, 9) else 1
+    transparent = "transparency" in image.info
+    mode = image.mode
+    if mode == "P":
+        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        if transparent:
+            palette = np.column_stack([palette, _palette_alpha(image.info["transparency"], len(palette))])
+        return Decoded(container, "palette", np.asarray(image), 8, None, palette, orientation)
+    if mode == "1":
+        return Decoded(container, "grey", np.asarray(image).astype(np.uint8), 1, None, None, orientation)
+    if transparent and mode in ("L", "RGB"):
+        image, mode = image.convert("RGBA"), "RGBA"
+    samples = np.asarray(image)
+    if mode == "L":
+        return Decoded(container, "grey", samples, 8, None, None, orientation)
+    if mode == "LA":
+        return Decoded(container, "grey", samples[..., 0], 8, samples[..., 1], None, orientation)
+    if mode in ("RGB", "CMYK"):
+        return Decoded(container, mode.lower(), samples, 8, None, None, orientation)
+    if mode == "RGBA":
+        return Decoded(container, "rgb", samples[..., :3], 8, samples[..., 3], None, orientation)
+    raise DataError(f"{path}: {container} of the unusual pixel format {mode}; save it as 8-bit RGB")
+
+
+def _palette_alpha(transparency: int | bytes, size: int) -> npt.NDArray[np.uint8]:
+    """Alpha of each palette colour: PNG's tRNS lists those that are not opaque; a single one Pillow gives as index."""
+    alpha = np.full(size, 255, np.uint8)
+    if isinstance(transparency, int):
+        alpha[transparency] = 0
+    else:
+        alpha[: len(transparency)] = np.frombuffer(transparency, np.uint8)[:size]
+    return alpha
+
+
+# -------------------------------------------------------------------------------------------------------------- TIFF
+
+
+def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        if len(tiff.pages) == 0:
+            raise DataError(f"{path}: TIFF without an image")
+        page = tiff.pages[0]
+        _check_single_plane(path, tiff)
+        _check_tiff_page(path, page, data, max_pixels)
+        samples = page.asarray(maxworkers=1)
+        return _from_tiff_page(path, page, samples)
+
+
+def _check_single_plane(path: Path, tiff: Any) -> None:
+    """One plane only: which of several is meant, nobody but the user knows. Reduced copies (pyramids) do not count."""
+    pages = len(tiff.pages)
+    if pages > _MAX_PAGES or not all(tiff.pages[index].is_reduced for index in range(1, pages)):
+        raise DataError(
+            f"{path}: TIFF with {pages} planes (stack, time series or channels); expected one; "
+            "save the plane you want as an image of its own (in Fiji: Image > Duplicate, or Stack to RGB)"
+        )
+    depth = tiff.pages[0].imagedepth
+    if depth != 1:
+        raise DataError(f"{path}: TIFF volume of {depth} slices; expected one plane; save the slice you want")
+
+
+def _check_tiff_page(path: Path, page: Any, data: bytes, max_pixels: int) -> None:
+    """Everything that must hold before decoding: tifffile fills a missing tile with zeros and says nothing."""
+    _check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
+    if page.samplesperpixel > 4:
+        raise DataError(f"{path}: TIFF with {page.samplesperpixel} channels; expected grey, RGB or RGBA")
+    if page.is_tiled:
+        _check_pixels(path, page.tilewidth, page.tilelength, max(max_pixels, 1 << 22))
+    expected = int(np.prod(page.chunked))
+    offsets, counts = page.dataoffsets, page.databytecounts
+    if len(offsets) != expected or len(counts) != expected:
+        raise DataError(
+            f"{path}: damaged TIFF: {len(offsets)} offsets and {len(counts)} sizes for {expected} strips or tiles"
+        )
+    missing = sum(1 for offset, count in zip(offsets, counts, strict=True) if offset == 0 or count == 0)
+    if missing:
+        raise DataError(f"{path}: {missing} of {expected} strips or tiles of the TIFF are missing; save it completely")
+    if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
+        raise DataError(f"{path}: the TIFF is cut short: some of its pixels lie behind the end of the file")
+    if int(page.compression) in _JPEG_IN_TIFF:
+        ends = (
+            data[max(offset, offset + count - 64) : offset + count]
+            for offset, count in zip(offsets, counts, strict=True)
+        )
+        cut = sum(1 for end in ends if _JPEG_END not in end)
+        if cut:
+            raise DataError(f"{path}: {cut} of {expected} JPEG parts of the TIFF are cut short; save it completely")
+
+
+def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any]) -> Decoded:
+    photometric = int(page.photometric)
+    tag = page.tags.get(274)
+    orientation = int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
+    if samples.dtype == np.bool_:
+        samples = samples.astype(np.uint8)
+    count, alpha = int(page.samplesperpixel), None
+    if count > 1 and int(page.planarconfig) == 2:
+        samples = np.moveaxis(samples, 0, -1)
+    colours = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}.get(photometric)
+    if colours is None or count not in (colours, colours + 1) or samples.ndim != (2 if count == 1 else 3):
+        raise DataError(
+            f"{path}: TIFF with {count} channels of colour kind {page.photometric}; expected grey, palette, RGB, RGBA "
+            "or CMYK; save it as RGB"
+        )
+    if photometric == 6 and int(page.compression) not in _JPEG_IN_TIFF:
+        raise DataError(f"{path}: TIFF in YCbCr without JPEG compression; save it as RGB")
+    notes: list[str] = []
+    bits = int(page.bitspersample)
+    if count == colours + 1:
+        alpha, samples = samples[..., -1], samples[..., :-1]
+        samples = samples[..., 0] if colours == 1 else samples
+        if page.extrasamples and int(page.extrasamples[0]) == 0:
+            alpha = None
+            notes.append("a channel of unknown meaning was dropped")
+    if photometric == 0:
+        samples = np.asarray(2**bits - 1 - samples.astype(np.int32)).astype(samples.dtype)
+        notes.append("white is zero in this TIFF; inverted")
+    if photometric == 3:
+        # 16 bit by the standard; writers multiply 8 bit by 256 or 257. Some leave 8 bit (libtiff's own test for it).
+        colours16 = np.asarray(page.colormap).T
+        palette = (colours16 if int(colours16.max()) < 256 else colours16 >> 8).astype(np.uint8)
+        return Decoded("TIFF", "palette", samples, bits, alpha, palette, orientation, tuple(notes))
+    kind = {1: "grey", 3: "rgb", 4: "cmyk"}[colours]
+    return Decoded("TIFF", kind, samples, bits, alpha, None, orientation, tuple(notes))

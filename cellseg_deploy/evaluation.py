@@ -1,0 +1,174 @@
+"""Label images against a folder of masks: the evaluation behind ``cellseg-evaluate``.
+
+    pairs by stem --> labels (read, or made by a Segmenter) --> ImageScore each --> metrics.json, metrics.csv
+
+An evaluation is whole or it is not: one unreadable or mis-sized file stops it, because numbers over the images that
+happened to work cannot be compared with anybody's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy import metrics
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.images import Pair, check_same_size, read_image, read_labels
+from cellseg_deploy.outputs import atomic, label_tiff, tables
+from cellseg_deploy.outputs.names import LABEL_SUFFIX, output_names
+
+if TYPE_CHECKING:
+    from cellseg_deploy.pipeline import Segmenter
+
+Labels = npt.NDArray[np.int32]
+METRICS_JSON, METRICS_CSV, LABELS_FOLDER = "metrics.json", "metrics.csv", "labels"
+PROGRAM = "cellseg-evaluate"
+
+# Per image the count error is one signed number; its means over images are left to metrics.json.
+_CSV_RATIOS = ("dice", "iou", "f1", "precision", "recall", "map", "pq_strict")
+CSV_COLUMNS = ("image", *_CSV_RATIOS, "n_true", "n_predicted", "count_error", "tp", "fp", "fn", "merges", "splits")
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """``name``: the pair's stem. ``labels``: what was judged, int32 (h, w)."""
+
+    name: str
+    score: metrics.ImageScore
+    labels: Labels
+
+
+def score_pairs(
+    pairs: Sequence[Pair], labels_of: Callable[[Pair, tuple[int, int]], Labels], *, min_area_px: int
+) -> Iterator[ScoredImage]:
+    """Score each pair as it is asked for.
+
+    ``labels_of(pair, mask_hw)`` gives the labels to judge; see ``read_predicted`` and ``Predictor``.
+    Raises ``DataError`` naming the file that cannot be used.
+    """
+    for pair in pairs:
+        true = read_labels(pair.mask)
+        predicted = labels_of(pair, (true.shape[0], true.shape[1]))
+        yield ScoredImage(pair.stem, metrics.score_image(true, predicted, min_area_px=min_area_px), predicted)
+
+
+def read_predicted(pair: Pair, mask_hw: tuple[int, int]) -> Labels:
+    """The label image ``pair.image`` that some tool wrote."""
+    labels = read_labels(pair.image)
+    check_same_size(pair, (labels.shape[0], labels.shape[1]), mask_hw)
+    return labels
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Labels of the photograph ``pair.image`` by ``segmenter``; the size is checked before any work is done."""
+
+    segmenter: Segmenter
+    bit_depth: int | None = None
+    max_pixels: int | None = None
+
+    def __call__(self, pair: Pair, mask_hw: tuple[int, int]) -> Labels:
+        """See ``score_pairs``."""
+        limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
+        image_hwc = read_image(pair.image, bit_depth=self.bit_depth, **limit).pixels_hwc
+        check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
+        return self.segmenter(image_hwc).labels
+
+
+def min_area_for(segmenter: Segmenter) -> int:
+    """``metrics.MIN_AREA_PX``, which is in px of the training images, in px of the images ``segmenter`` is set for."""
+    return round(metrics.MIN_AREA_PX * (segmenter.backend.spec.image_scale / segmenter.scale) ** 2)
+
+
+def describe_model(segmenter: Segmenter) -> dict[str, Any]:
+    """What made the labels, for metrics.json."""
+    import msgspec
+
+    backend = segmenter.backend
+    return {
+        "name": backend.spec.name,
+        "variant": backend.spec.variant,
+        "parity": backend.spec.parity,
+        "backend": backend.name,
+        "device": backend.device,
+        "precision": backend.precision,
+        "task": segmenter.task,
+        "operating_point": msgspec.to_builtins(segmenter.params),
+        "scale": segmenter.scale,
+        "halo": segmenter.halo,
+        **backend.describe(),
+    }
+
+
+def check_apart(inputs: Sequence[Path], out: Path) -> None:
+    """Raise ``UsageError`` if ``out`` lies in an input folder, or an input folder in ``out``'s label folder.
+
+    What one evaluation writes would be the input of the next.
+    """
+    folder = out.resolve()
+    for path in inputs:
+        place = path.resolve()
+        if folder.is_relative_to(place) or place.is_relative_to(folder / LABELS_FOLDER):
+            raise UsageError(f"the output folder {out} and the input {path} lie inside each other; choose another one")
+
+
+def csv_rows(scored: Sequence[tuple[str, metrics.ImageScore]]) -> list[list[Any]]:
+    """Rows of metrics.csv under ``CSV_COLUMNS``, one an image."""
+    rows: list[list[Any]] = [list(CSV_COLUMNS)]
+    for name, score in scored:
+        alone = metrics.pool([score])
+        tp = score.matches_at(metrics.F1_THRESHOLD)
+        rows.append(
+            [
+                name,
+                *(alone[key] for key in _CSV_RATIOS),
+                score.n_true,
+                score.n_predicted,
+                score.n_predicted - score.n_true,
+                tp,
+                score.n_predicted - tp,
+                score.n_true - tp,
+                score.merges,
+                score.splits,
+            ]
+        )
+    return rows
+
+
+def write_report(
+    out: Path, scored: Sequence[tuple[str, metrics.ImageScore]], *, min_area_px: int, about: dict[str, Any]
+) -> dict[str, float]:
+    """Write metrics.csv and metrics.json into ``out`` (whole or not at all, earlier ones replaced); give the metrics.
+
+    metrics.json: the pooled metrics at the top level, an undefined one as null, and beside them how they were made.
+    Raises ``OutputError``.
+    """
+    pooled = metrics.pool([score for _, score in scored])
+    record: dict[str, Any] = {key: None if math.isnan(value) else value for key, value in pooled.items()}
+    record |= {"program": PROGRAM, "min_area_px": min_area_px, "iou_thresholds": list(metrics.MAP_THRESHOLDS), **about}
+    atomic.make_folder(out)
+    atomic.write_bytes(out / METRICS_CSV, tables.csv_rows(csv_rows(scored)))
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    atomic.write_bytes(out / METRICS_JSON, text.encode("utf-8", "backslashreplace"))
+    return pooled
+
+
+class LabelWriter:
+    """Writes label images to ``out``/labels/STEM.tif."""
+
+    def __init__(self, out: Path, names: Sequence[str]) -> None:
+        self._folder = out / LABELS_FOLDER
+        self._names = output_names(names)
+
+    def __call__(self, image: ScoredImage) -> None:
+        """Write the labels of ``image``. Raises ``OutputError``."""
+        path = self._folder / f"{self._names[image.name]}{LABEL_SUFFIX}"
+        atomic.make_folder(path.parent)
+        atomic.write_bytes(path, label_tiff.encode(image.labels))

@@ -1,0 +1,179 @@
+"""Which files are images, what they are called in every output, and which mask belongs to which image."""
+
+from __future__ import annotations
+
+import logging
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image file and the name it goes by in every output: its posix path relative to the folder that was given.
+
+    ``problem``: why it must not be read, empty if it may; a run reports it as failed with this reason.
+    """
+
+    path: Path
+    name: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A training or test image and the mask that belongs to it; ``stem`` is the common relative path, no suffix."""
+
+    stem: str
+    image: Path
+    mask: Path
+
+
+def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[FoundImage]:
+    """Image files under ``paths`` (files and folders, folders recursively), sorted by name.
+
+    In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; a file that is named
+    itself is taken as it is. Names are relative to the folder given (for a file: its folder). Where the inputs lie in
+    several folders, each name starts with its folder's name, numbered if two folders have the same one, so no two
+    images share a name. A file that is reached twice by the same path counts once.
+
+    Links out of a given folder are followed only with ``follow_links`` (a folder only once, so loops end); without it
+    a linked file has a ``problem`` and a linked folder is left out with a warning. Raises ``UsageError`` for a path
+    that does not exist.
+    """
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UsageError(f"{path}: no such file or folder; check the path")
+    roots: dict[Path, list[Path]] = {}
+    seen: set[Path] = set()
+    named: set[Path] = set()
+    for path in paths:
+        is_folder = path.is_dir()
+        root = _absolute(path if is_folder else path.parent)
+        files = _walk(root, follow_links) if is_folder else iter([root / path.name])
+        named |= set() if is_folder else {root / path.name}
+        for file in files:
+            if file not in seen:
+                seen.add(file)
+                roots.setdefault(root, []).append(file)
+    prefixes = _unique_folder_names(list(roots)) if len(roots) > 1 else dict.fromkeys(roots, "")
+    found = [
+        FoundImage(
+            file,
+            prefixes[root] + file.relative_to(root).as_posix(),
+            problem="" if follow_links or file in named else _leads_out(file, root),
+        )
+        for root, files in roots.items()
+        for file in files
+    ]
+    return sorted(found, key=lambda image: image.name)
+
+
+def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
+    """Every image of ``images_dir`` with the mask of the same relative path and stem, sorted by stem.
+
+    Raises ``UsageError`` if a folder is none, ``NothingToDoError`` if there is no image, ``DataError`` naming the
+    files if one has no partner or two share a stem.
+    """
+    images, masks = _by_stem(images_dir), _by_stem(masks_dir)
+    if not images:
+        raise NothingToDoError(f"{images_dir}: no image found; expected files ending in {', '.join(SUFFIXES)}")
+    for here, there, what, folder in (
+        (images, masks, "mask", masks_dir),
+        (masks, images, "image", images_dir),
+    ):
+        lonely = [here[stem] for stem in sorted(here.keys() - there.keys())]
+        if lonely:
+            more = f" (and {len(lonely) - 1} more)" if len(lonely) > 1 else ""
+            raise DataError(
+                f"{lonely[0]}{more}: no {what} of the same name in {folder}; "
+                f"expected {_stem(lonely[0].name)} with one of {', '.join(SUFFIXES)}; add it or take the file out"
+            )
+    return [Pair(stem, images[stem], masks[stem]) for stem in sorted(images)]
+
+
+def check_same_size(pair: Pair, image_hw: tuple[int, int], mask_hw: tuple[int, int]) -> None:
+    """Raise ``DataError`` naming both files if image and mask differ in size."""
+    if tuple(image_hw) != tuple(mask_hw):
+        raise DataError(
+            f"{pair.mask} is {mask_hw[1]} x {mask_hw[0]} px (width x height) but its image {pair.image} is "
+            f"{image_hw[1]} x {image_hw[0]}; they must be of one size"
+        )
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links and lose the user's names)
+
+
+def _walk(root: Path, follow_links: bool) -> Iterator[Path]:
+    entered: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_raise_unlistable):
+        real = os.path.realpath(folder)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if not follow_links and Path(folder, name).is_symlink():
+                _log.warning("%s: linked folder not followed", Path(folder, name))
+            elif name.lower().endswith(SUFFIXES):
+                _log.info("%s: a folder, not an image", Path(folder, name))
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _leads_out(file: Path, root: Path) -> str:
+    if not file.is_symlink() or not file.exists() or file.resolve().is_relative_to(root.resolve()):
+        return ""  # a link to nothing is reported when it is read
+    return f"{file}: a link out of the folder {root}; if that is meant, give --follow-links"
+
+
+def _raise_unlistable(error: OSError) -> None:
+    raise UsageError(f"{error.filename}: the folder cannot be listed ({error.strerror}); check its permissions")
+
+
+def _unique_folder_names(folders: list[Path]) -> dict[Path, str]:
+    """A prefix ending in / for each folder: its name, with a number where two are alike (also but for case)."""
+    taken: set[str] = set()
+    prefixes = {}
+    for folder in folders:
+        base = folder.name or "root"
+        name, number = base, 1
+        while unicodedata.normalize("NFC", name).casefold() in taken:
+            number += 1
+            name = f"{base}-{number}"
+        taken.add(unicodedata.normalize("NFC", name).casefold())
+        prefixes[folder] = name + "/"
+    return prefixes
+
+
+def _stem(name: str) -> str:
+    """``name`` without image endings; ``a.png.tif``, the label image of ``a.png``, has the stem ``a`` too."""
+    stem = name
+    while stem.lower().endswith(SUFFIXES) and "." in stem.rpartition("/")[2][1:]:
+        stem = stem.rpartition(".")[0]
+    return stem
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: not a folder; expected one with images")
+    stems: dict[str, Path] = {}
+    for found in find_images([folder], follow_links=True):
+        stem = _stem(found.name)
+        if stem in stems:
+            raise DataError(
+                f"{stems[stem]} and {found.path} share the stem {stem}; images and masks pair by stem: rename one"
+            )
+        stems[stem] = found.path
+    return stems

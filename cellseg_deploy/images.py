@@ -1,0 +1,252 @@
+"""The only place that reads images: PNG, JPEG and TIFF, told apart by content and never by name.
+
+Whatever comes out of here is complete. A file that is cut short, damaged or ambiguous raises ``DataError``; nothing is
+filled in, because a black corner looks exactly like "no cells". What had to be converted is said in
+``LoadedImage.notes``.
+
+What cannot be seen: a flipped byte inside a JPEG or an uncompressed TIFF, or a JPEG that was cut and then given an end
+marker again. Neither format holds a checksum.
+
+The conversions (always the same for the same file format, never dependent on the values of the pixels):
+
+=====================  =========================================================================================
+in the file            becomes
+=====================  =========================================================================================
+grey, 1-bit, palette   RGB
+9 to 16 bit            8 bit by ``value * 255 // (2 ** bits - 1)``; ``bits`` from the file, or ``bit_depth`` if given
+alpha, transparency    composited on white, the colour of an empty field; dropped where it is opaque everywhere
+CMYK                   RGB, without colour profile
+EXIF / TIFF rotation   the upright image; every output has the upright image's size and coordinates
+=====================  =========================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.decoders import Decoded, decode
+from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.image_files import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
+from cellseg_deploy.runs import renumber
+
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "FoundImage",
+    "LoadedImage",
+    "Pair",
+    "check_same_size",
+    "check_settings",
+    "find_images",
+    "pair_by_stem",
+    "read_image",
+    "read_labels",
+]
+
+MAX_PIXELS = 200_000_000
+"""Largest image that is decoded, in pixels; 200 MP need about 600 MB as RGB."""
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """``pixels_hwc``: uint8 RGB (h, w, 3), upright. ``notes``: what was converted or looks odd, one sentence each."""
+
+    pixels_hwc: npt.NDArray[np.uint8]
+    notes: tuple[str, ...]
+
+
+def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, bit_depth: int | None = None) -> LoadedImage:
+    """The image in ``path`` as uint8 RGB, upright.
+
+    ``max_pixels``: larger images are refused before they are decoded. ``bit_depth`` (9..16): bits that the camera
+    really used in a file of 16 bit samples; without it the full range of the file format is scaled to 8 bit.
+
+    Raises ``DataError`` on anything that is not a complete PNG, JPEG or TIFF with one plane of 1 to 16 bit samples.
+    """
+    check_settings(max_pixels, bit_depth)
+    decoded = decode(path, max_pixels)
+    if decoded.samples.dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{path}: samples of type {decoded.samples.dtype}, whose range is not defined; expected 8 or 16 bit; "
+            "scale it yourself (in Fiji: Image > Type > 8-bit) and save it again"
+        )
+    notes = list(decoded.notes)
+    rgb, alpha = _to_rgb8(path, decoded, bit_depth, notes)
+    if alpha is not None:
+        rgb = _on_white(rgb, alpha, notes)
+    if decoded.orientation != 1:
+        rgb = _upright(rgb, decoded.orientation)
+        notes.append(f"turned upright as the file's orientation tag {decoded.orientation} says; outputs match that")
+    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes))
+
+
+def check_settings(max_pixels: int, bit_depth: int | None) -> None:
+    """Raise ``UsageError`` if these settings of ``read_image`` cannot be meant."""
+    if max_pixels < 1:
+        raise UsageError(f"max_pixels must be at least 1, got {max_pixels}")
+    if bit_depth is not None and not 9 <= bit_depth <= 16:
+        raise UsageError(f"bit depth must be 9 to 16, got {bit_depth}; 8-bit images need none")
+
+
+def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.int32]:
+    """The mask or label image in ``path`` as int32 labels (h, w): 0 background, 1..n in raster order of first pixel.
+
+    At most two values (0 and one other) make a binary mask, whose 4-connected components become the labels. More
+    values make a label image, whose regions are kept as they are. A lossy JPEG is read as a binary mask cut at 128,
+    if nearly all of its pixels are nearly black or white.
+
+    Raises ``DataError`` where it is not clear which of the two it is, or the file is damaged.
+    """
+    check_settings(max_pixels, None)
+    decoded = decode(path, max_pixels)
+    values = _label_values(path, decoded)
+    if decoded.orientation != 1:
+        values = _upright(values, decoded.orientation)
+    if decoded.container == "JPEG":
+        values = _cut_jpeg_mask(path, values)
+    present = _distinct(values)
+    if len(present) <= 2:
+        if len(present) == 2 and present[0] != 0:
+            raise DataError(
+                f"{path}: mask with the values {present[0]} and {present[1]} and no 0; expected 0 for the background"
+            )
+        return _components(values != 0)
+    if values.dtype == np.uint8 and _is_smoothed_mask(values):
+        raise DataError(
+            f"{path}: looks like a mask with softened edges ({len(present)} grey values, most of it 255), not like a "
+            "label image; save it with hard edges (0 and 255)"
+        )
+    return renumber(values)
+
+
+# ------------------------------------------------------------------------------------------------------- conversions
+
+
+def _to_rgb8(
+    path: Path, decoded: Decoded, bit_depth: int | None, notes: list[str]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+    """RGB (h, w, 3) and alpha (h, w) or None, both uint8."""
+    if decoded.kind == "palette":
+        assert decoded.palette is not None
+        if int(decoded.samples.max()) >= len(decoded.palette):
+            raise DataError(f"{path}: damaged file: a pixel points behind the end of the colour palette")
+        notes.append("colour palette converted to RGB")
+        colours = decoded.palette[decoded.samples]
+        return colours[..., :3], colours[..., 3] if colours.shape[2] == 4 else None
+    bits = decoded.bits
+    if bits > 8:
+        bits = _effective_bits(path, decoded, bit_depth, notes)
+    samples = _scale_to_8(decoded.samples, bits)
+    alpha = None if decoded.alpha is None else _scale_to_8(decoded.alpha, decoded.bits)
+    if decoded.kind == "cmyk":
+        from PIL import Image
+
+        notes.append("CMYK converted to RGB without colour profile")
+        return np.asarray(Image.fromarray(np.ascontiguousarray(samples), mode="CMYK").convert("RGB")), alpha
+    if decoded.kind == "grey":
+        notes.append("1-bit image converted to RGB" if decoded.bits == 1 else "grey image converted to RGB")
+        return np.repeat(samples[..., None], 3, axis=2), alpha
+    return samples, alpha
+
+
+def _effective_bits(path: Path, decoded: Decoded, bit_depth: int | None, notes: list[str]) -> int:
+    """Bits whose full range is scaled to 8 bit; the values of the pixels only ever decide whether to warn."""
+    brightest = int(decoded.samples.max())
+    bits = decoded.bits if bit_depth is None else bit_depth
+    if brightest >= 2**bits:
+        raise DataError(
+            f"{path}: brightest pixel {brightest} does not fit the bit depth of {bits} bit; give a larger --bit-depth"
+        )
+    notes.append(f"{bits}-bit samples scaled to 8 bit")
+    if brightest < 2**bits // 4:
+        notes.append(
+            f"the brightest pixel is {brightest} of {2**bits - 1}: the image will look very dark to the model; "
+            "if the camera uses fewer bits, give --bit-depth (often 12 or 14)"
+        )
+    return bits
+
+
+def _scale_to_8(samples: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+    """``samples * 255 // (2 ** bits - 1)`` as uint8; for 16 bit that is ``// 257``. A table is faster than division."""
+    if bits == 8:
+        return samples.astype(np.uint8, copy=False)
+    table = (np.arange(2**bits, dtype=np.uint32) * 255 // (2**bits - 1)).astype(np.uint8)
+    scaled: npt.NDArray[np.uint8] = table[samples]
+    return scaled
+
+
+def _on_white(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], notes: list[str]) -> npt.NDArray[np.uint8]:
+    if int(alpha.min()) == 255:
+        notes.append("opaque alpha channel dropped")
+        return rgb
+    notes.append("transparent pixels composited on white")
+    weight = alpha[..., None].astype(np.uint16)
+    return ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+
+
+def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """``pixels`` (h, w, ...) turned as EXIF/TIFF orientation 1..8 asks (TIFF 6.0, tag 274)."""
+    if orientation >= 5:
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+# ------------------------------------------------------------------------------------------------------------ labels
+
+
+def _label_values(path: Path, decoded: Decoded) -> npt.NDArray[Any]:
+    """(h, w) unsigned integers: palette indices and grey values as they are, RGB only where it is grey."""
+    samples = decoded.samples
+    if decoded.alpha is not None and int(decoded.alpha.min()) != 2**decoded.bits - 1:
+        raise DataError(f"{path}: mask with transparent pixels; save it without alpha channel")
+    if decoded.kind in ("rgb", "cmyk"):
+        if decoded.kind == "cmyk" or (samples != samples[..., :1]).any():
+            raise DataError(f"{path}: mask in colour; expected a grey binary mask or a label image (8 to 32 bit grey)")
+        samples = samples[..., 0]
+    if samples.dtype.kind == "u":
+        return samples
+    whole = np.isfinite(samples).all() and (samples >= 0).all() and (samples < 2**31).all()
+    if not whole or (samples != np.floor(samples)).any():
+        raise DataError(
+            f"{path}: {samples.dtype} mask with negative, fractional or too large values; expected labels 0, 1, 2 ..."
+        )
+    return samples.astype(np.uint32)
+
+
+def _cut_jpeg_mask(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    clear = float(np.mean((values < 64) | (values >= 192)))
+    if clear < 0.99:
+        raise DataError(
+            f"{path}: JPEG is lossy and this one is no clear mask ({1 - clear:.1%} of it neither black nor white); "
+            "save masks and label images as PNG or TIFF"
+        )
+    return (values >= 128).astype(np.uint8)
+
+
+def _distinct(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    if values.dtype.itemsize <= 2:
+        return np.flatnonzero(np.bincount(values.ravel()))
+    return np.unique(values).astype(np.int64)
+
+
+def _is_smoothed_mask(values: npt.NDArray[np.uint8]) -> bool:
+    """A soft-edged mask: more than 20 grey values, and 255 alone more than half of the foreground."""
+    histogram = np.bincount(values.ravel(), minlength=256)
+    return bool(np.count_nonzero(histogram) > 20 and histogram[255] * 2 > histogram[1:].sum())
+
+
+def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """4-connected components, numbered in raster order of their first pixel."""
+    import cv2
+
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    return renumber(np.asarray(labels))

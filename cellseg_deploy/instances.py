@@ -1,0 +1,256 @@
+"""Probabilities -> label image: from "how likely is this pixel cell" to "which cell is this".
+
+``threshold``: foreground >= threshold, holes filled, 4-connected components, small ones dropped.
+
+``boundary``: touching cells are one component of the foreground, but where two cells meet the network predicts a
+boundary. With *score* = foreground - boundary_weight * boundary:
+
+1. Foreground components (4-connected) of ``foreground >= foreground_threshold``.
+2. Seeds: 4-connected pieces of ``score >= seed_threshold`` inside the foreground, not below ``min_seed_area_rel``.
+3. A component with one seed is one cell. With several, it is flooded from the seeds (watershed) in the order of
+   falling score. The score, not the distance to the background, is the relief: the network has seen the line between
+   the cells, while distance assumes that cells are convex and of one size; and as the seeds are the relief's own peaks,
+   every basin goes on downhill from its seed and meets its neighbour on the predicted line.
+4. A component without a seed is still one cell if the foreground *alone* passes the test of a seed: at least
+   ``min_seed_area_rel`` of it reaches ``seed_threshold``. Then it was the boundary penalty that hid the seed, as in
+   slivers at the image border and in cells hardly wider than two boundaries; dropping them would lose cells without
+   a word. Where the foreground itself stays doubtful, nothing is counted.
+5. Cells below ``min_area_rel`` are dropped, and cells that touch the image border below ``min_border_area_rel``; after
+   that, holes up to ``max_hole_rel`` that lie inside a single cell are filled (pallor; a dropped fragment inside a
+   cell). A gap between several cells is no hole, however small.
+
+All areas are relative to the disc of the model's median cell diameter. Numbers are 1..n in raster order of each cell's
+first pixel. Everything is deterministic: equal probabilities give equal labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.model_spec import BoundaryParams, InstanceParams, ThresholdParams
+from cellseg_deploy.runs import Labels, largest_pieces, paint, raster_ranks, row_runs
+
+Plane = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+
+def segment(
+    probabilities_khw: npt.NDArray[np.float32],
+    channels: Sequence[str],
+    params: InstanceParams,
+    *,
+    cell_diameter_px: float,
+    out_hw: tuple[int, int] | None = None,
+) -> Labels:
+    """Label image int32 of ``probabilities_khw`` (K, h, w) in [0, 1]; 0 = background, cells 1..n in raster order.
+
+    ``channels``: names of the K channels; the type of ``params`` chooses the method. ``cell_diameter_px``: median cell
+    diameter in px of the probabilities. ``out_hw``: size of the labels, by default (h, w). With another size cells are
+    found at (h, w) and brought to it afterwards, see ``enlarge``.
+
+    Raises ``UsageError`` for shapes, channels or parameters that cannot be meant.
+    """
+    _check(probabilities_khw, channels, params, cell_diameter_px, out_hw)
+    disc_px = math.pi / 4 * cell_diameter_px**2
+    foreground = np.ascontiguousarray(probabilities_khw[list(channels).index("foreground")], np.float32)
+    if isinstance(params, BoundaryParams):
+        boundary = probabilities_khw[list(channels).index("boundary")]
+        labels = label_boundary(foreground, boundary, params, disc_px=disc_px)
+    else:
+        labels = label_threshold(foreground, params)
+    labels = drop_small(labels, params.min_area_rel * disc_px, params.min_border_area_rel * disc_px)
+    labels = fill_holes(labels, params.max_hole_rel * disc_px)
+    if out_hw is not None and out_hw != labels.shape:
+        labels = enlarge(labels, foreground, params.foreground_threshold, out_hw)
+    runs = row_runs(labels)
+    return paint(runs, raster_ranks(runs.label)[runs.label])
+
+
+def label_threshold(foreground: Plane, params: ThresholdParams) -> Labels:
+    """4-connected components of ``foreground`` (h, w) at the threshold, as labels int32 with gaps allowed."""
+    return _components(foreground >= params.foreground_threshold)[0]
+
+
+def label_boundary(foreground: Plane, boundary: Plane, params: BoundaryParams, *, disc_px: float) -> Labels:
+    """Cells of ``foreground`` and ``boundary`` (h, w), parted as the module describes; labels int32, gaps allowed.
+
+    ``disc_px``: area of the disc of the median cell diameter, in px.
+    """
+    score = foreground - np.float32(params.boundary_weight) * boundary
+    inside = foreground >= params.foreground_threshold
+    component, boxes = _components(inside)
+    n_components = len(boxes)
+    min_seed_px = params.min_seed_area_rel * disc_px
+    seeds = drop_small(_components(inside & (score >= params.seed_threshold))[0], min_seed_px)
+
+    component_of_seed = np.zeros(int(seeds.max(initial=0)) + 1, np.int32)
+    component_of_seed[seeds] = component  # every pixel of a seed lies in the same component
+    is_seed = np.zeros(len(component_of_seed), np.bool_)
+    is_seed[seeds] = True
+    is_seed[0] = False
+    n_seeds = np.bincount(component_of_seed[is_seed], minlength=n_components)
+    convinced_px = np.bincount(component[inside & (foreground >= params.seed_threshold)], minlength=n_components)
+    is_cell = (n_seeds == 1) | ((n_seeds == 0) & (convinced_px >= min_seed_px) & (convinced_px > 0))
+    is_cell[0] = False
+
+    labels = np.where(is_cell, np.arange(n_components, dtype=np.int32), np.int32(0))[component]
+    for number in np.flatnonzero(n_seeds[1:] > 1) + 1:
+        left, top, width, height = boxes[number]
+        window = np.s_[top : top + height, left : left + width]
+        here = component[window] == number
+        flooded = flood(score[window], np.where(here, seeds[window], 0), here)
+        np.copyto(labels[window], flooded + np.int32(n_components), where=here)
+    return labels
+
+
+def flood(score: Plane, seeds: Labels, inside: Mask) -> Labels:
+    """Grow ``seeds`` over ``inside`` in the order of falling ``score`` (all (h, w)), 4-connected.
+
+    ``inside`` must be one component that holds every seed; each of its pixels gets the number of a seed.
+    """
+    import cv2
+    from skimage.segmentation import watershed
+
+    # Pixels deep in a seed have nothing to give to their neighbours. Left out of the queue they change no result, and
+    # they are most of the area.
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    deep = cv2.erode((seeds > 0).astype(np.uint8), cross).astype(np.bool_)
+    grown = watershed(-score, np.where(deep, 0, seeds), connectivity=1, mask=inside & ~deep)
+    return np.where(deep, seeds, grown).astype(np.int32, copy=False)
+
+
+def drop_small(labels: Labels, min_px: float, min_border_px: float = 0) -> Labels:
+    """``labels`` without those of fewer than ``min_px`` pixels; numbers are kept.
+
+    Those with a pixel in the outermost row or column need ``min_border_px`` too.
+    """
+    area = np.bincount(labels.reshape(-1))
+    large = area >= min_px
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        large[edge[area[edge] < min_border_px]] = False
+    kept = np.where(large, np.arange(len(area), dtype=np.int32), np.int32(0))
+    return np.take(kept, labels)
+
+
+def fill_holes(labels: Labels, max_px: float) -> Labels:
+    """Give holes of at most ``max_px`` pixels to the cell around them, if it is a single one.
+
+    A hole is an 8-connected piece of background that does not touch the image border. One that borders on several
+    cells is the gap between them and stays.
+    """
+    hole, boxes, area = _components_with_area(labels == 0, connectivity=8)
+    height, width = labels.shape
+    left, top = boxes[:, 0], boxes[:, 1]
+    enclosed = (left > 0) & (top > 0) & (left + boxes[:, 2] < width) & (top + boxes[:, 3] < height)
+    small = enclosed & (area <= max_px)
+    small[0] = False  # component 0 is what is not background
+    at = np.flatnonzero(small[hole])
+    if not len(at):
+        return labels
+    number = hole.reshape(-1)[at]
+    flat = labels.reshape(-1)
+    highest = np.zeros(len(area), np.int32)
+    lowest = np.full(len(area), np.iinfo(np.int32).max, np.int32)
+    for step in (-width, -1, 1, width):  # no pixel of a hole lies at the border, so each step stays inside
+        neighbour = flat[at + step]
+        np.maximum.at(highest, number, neighbour)
+        np.minimum.at(lowest, number, np.where(neighbour > 0, neighbour, np.iinfo(np.int32).max))
+    owned = (highest == lowest)[number]
+    filled = labels.copy()
+    filled.reshape(-1)[at[owned]] = highest[number[owned]]
+    return filled
+
+
+def enlarge(labels: Labels, foreground: Plane, threshold: float, out_hw: tuple[int, int]) -> Labels:
+    """``labels`` (h, w) at size ``out_hw``, rims where the bilinearly enlarged ``foreground`` crosses ``threshold``.
+
+    Labels are repeated (nearest) and cut by the enlarged foreground, so outlines are smooth while the lines between
+    touching cells stay where they were found. Each cell stays one 4-connected piece: its largest. A cell smaller than
+    a pixel of the result can vanish. Numbers may have gaps afterwards.
+    """
+    import cv2
+
+    out_wh = (out_hw[1], out_hw[0])
+    outside = foreground < threshold
+    grown = np.where((labels == 0) & outside, _neighbour(labels), labels)
+    # Filled holes count as certain foreground; anything lower could reopen them where they meet the cell.
+    solid = np.where((labels > 0) & outside, np.float32(1), foreground)
+    big_labels = cv2.resize(grown, out_wh, interpolation=cv2.INTER_NEAREST_EXACT)
+    big_inside = cv2.resize(solid, out_wh, interpolation=cv2.INTER_LINEAR) >= threshold
+    runs = largest_pieces(row_runs(np.multiply(big_labels, big_inside, dtype=np.int32)))
+    return paint(runs, runs.label)
+
+
+def _neighbour(labels: Labels) -> Labels:
+    """Largest label beside each pixel, else the largest diagonal one, else 0.
+
+    Growing by one pixel suffices: bilinear interpolation never looks further.
+    """
+    height, width = labels.shape
+    padded = np.pad(labels, 1)
+
+    def shifted(down: int, right: int) -> Labels:
+        return padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+
+    beside = np.maximum(np.maximum(shifted(-1, 0), shifted(1, 0)), np.maximum(shifted(0, -1), shifted(0, 1)))
+    diagonal = np.maximum(np.maximum(shifted(-1, -1), shifted(-1, 1)), np.maximum(shifted(1, -1), shifted(1, 1)))
+    return np.where(beside > 0, beside, diagonal)
+
+
+def _components(mask: Mask, connectivity: int = 4) -> tuple[Labels, npt.NDArray[np.int32]]:
+    """Component number of each pixel, and left, top, width, height of each component (row 0: the rest)."""
+    numbers, boxes, _ = _components_with_area(mask, connectivity)
+    return numbers, boxes
+
+
+def _components_with_area(mask: Mask, connectivity: int) -> tuple[Labels, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    import cv2
+
+    # CV_32S: sixteen bits overflow at 65,535 components, which noise reaches early.
+    _, numbers, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=connectivity, ltype=cv2.CV_32S
+    )
+    return numbers, stats[:, :4], stats[:, cv2.CC_STAT_AREA]
+
+
+def _check(
+    probabilities_khw: npt.NDArray[Any],
+    channels: Sequence[str],
+    params: InstanceParams,
+    cell_diameter_px: float,
+    out_hw: tuple[int, int] | None,
+) -> None:
+    if probabilities_khw.ndim != 3 or len(probabilities_khw) != len(channels) or 0 in probabilities_khw.shape:
+        raise UsageError(
+            f"probabilities must be (K, h, w) with one plane for each of {tuple(channels)}, "
+            f"got {probabilities_khw.shape}"
+        )
+    needed = ("foreground", "boundary") if isinstance(params, BoundaryParams) else ("foreground",)
+    missing = [name for name in needed if name not in channels]
+    if missing:
+        raise UsageError(
+            f"{type(params).__name__} needs the channel {missing[0]!r}, the network has {tuple(channels)}; "
+            "use ThresholdParams or a model of the boundary variant"
+        )
+    if not (math.isfinite(cell_diameter_px) and cell_diameter_px > 0):
+        raise UsageError(f"cell_diameter_px must be a positive number, got {cell_diameter_px}")
+    if out_hw is not None and min(out_hw) < 1:
+        raise UsageError(f"out_hw must be positive, got {out_hw}")
+    check_params(params)
+
+
+def check_params(params: InstanceParams) -> None:
+    """Raise ``UsageError`` if a threshold is outside (0, 1) or another setting is negative or NaN."""
+    for name in params.__struct_fields__:
+        value = getattr(params, name)
+        if name.endswith("threshold"):
+            if not 0 < value < 1:
+                raise UsageError(f"{name} must lie between 0 and 1 (both excluded), got {value}")
+        elif not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"{name} must be 0 or more, got {value}")

@@ -1,0 +1,176 @@
+"""What a model file says of itself: ``ModelSpec``, as JSON in the ONNX metadata or beside an engine.
+
+Everything downstream of the network (scale, tiling, labelling) is read from here, so that a model file needs no
+companion and a user no magic numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from cellseg_deploy.errors import ModelError, UsageError
+
+SPEC_VERSION = 1
+METADATA_KEY = "cellseg"
+INPUT_NAME = "tiles"
+OUTPUT_NAME = "probabilities"
+
+Variant = Literal["plain", "boundary"]
+Task = Literal["counting", "confluence"]
+TASKS: tuple[Task, ...] = ("counting", "confluence")
+
+
+class ThresholdParams(msgspec.Struct, frozen=True, kw_only=True, tag_field="method", tag="threshold"):
+    """Foreground threshold and 4-connected components: the method of the study this project grew from.
+
+    ``foreground_threshold``: a pixel is cell where the foreground probability is at least this, in (0, 1).
+    ``min_area_rel``, ``max_hole_rel``: components and holes below this share of the area of a disc of the model's
+    median cell diameter are dropped and filled. ``min_border_area_rel``: the same for components that touch the
+    image border; slivers of cells that lie mostly outside the picture are not counted.
+    """
+
+    foreground_threshold: float = 0.5
+    min_area_rel: float = 0.1
+    min_border_area_rel: float = 0.2
+    max_hole_rel: float = 0.1
+
+
+class BoundaryParams(msgspec.Struct, frozen=True, kw_only=True, tag_field="method", tag="boundary"):
+    """Seeds where ``foreground - boundary_weight * boundary >= seed_threshold``, grown back by watershed to
+    ``foreground >= foreground_threshold``.
+
+    So a strict threshold parts touching cells without eating their rims. ``min_seed_area_rel``: seeds below this
+    share of the median cell's area are dropped (a seed is smaller than its cell). Others as in ``ThresholdParams``.
+    """
+
+    foreground_threshold: float = 0.5
+    seed_threshold: float = 0.7
+    boundary_weight: float = 0.5
+    min_seed_area_rel: float = 0.03
+    min_area_rel: float = 0.1
+    min_border_area_rel: float = 0.2
+    max_hole_rel: float = 0.1
+
+
+InstanceParams = ThresholdParams | BoundaryParams
+
+
+class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the numbers in the network come from and what may be done with them."""
+
+    origin: str
+    licence: str
+
+
+class TrainingInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Training data in words, the SHA-256 fingerprint of the split, and what validation measured."""
+
+    data: str = ""
+    split_sha256: str = ""
+    n_train_images: int = 0
+    n_val_images: int = 0
+    epochs: int = 0
+    seed: int = 0
+    val_metrics: dict[str, float] = {}
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Self-description of a deployable network.
+
+    ``channels``: names of the K probability channels in order, the first is ``foreground``.
+    ``tile_size``: height = width of the square input tile in model px. ``halo``: context px on each side of a tile
+    that stitching throws away. ``image_scale``: model px per px of a training image. ``cell_diameter_px``: median
+    cell diameter of the training data in *model* px (diameter of the disc of equal area). ``patch_size``: the ViT's.
+    ``operating_points``: task name -> parameters of the instance step. ``parity``: how the file was checked against
+    the PyTorch network; ``"unverified"`` if too few cells were found to judge.
+    """
+
+    spec_version: int = SPEC_VERSION
+    name: str
+    variant: Variant
+    channels: tuple[str, ...]
+    tile_size: int
+    halo: int
+    image_scale: float
+    cell_diameter_px: float
+    patch_size: int
+    encoder: str
+    weights: WeightsInfo
+    training: TrainingInfo
+    operating_points: dict[str, InstanceParams]
+    parity: str = "unverified"
+
+    def operating_point(self, task: str) -> InstanceParams:
+        """Parameters for ``task``; raises ``UsageError`` naming the tasks this model knows."""
+        try:
+            return self.operating_points[task]
+        except KeyError:
+            known = ", ".join(sorted(self.operating_points))
+            raise UsageError(f"task {task!r} has no operating point in model {self.name!r}; it has: {known}") from None
+
+
+def to_json(spec: ModelSpec) -> str:
+    """JSON text of ``spec``, stable in key order."""
+    return msgspec.json.encode(spec).decode()
+
+
+def from_json(text: str | bytes, *, source: str) -> ModelSpec:
+    """Parse and check a ModelSpec; ``source`` names the file in errors. Raises ``ModelError``."""
+    version = _version_of(text, source)
+    if version != SPEC_VERSION:
+        raise ModelError(
+            f"{source}: model metadata has spec version {version}, this program reads {SPEC_VERSION}; "
+            + ("update cellseg-deploy" if version > SPEC_VERSION else "export the model again")
+        )
+    try:
+        spec = msgspec.json.decode(text, type=ModelSpec)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{source}: model metadata does not fit: {error}; export the model again") from error
+    check(spec, source=source)
+    return spec
+
+
+def check(spec: ModelSpec, *, source: str) -> None:
+    """Raise ``ModelError`` if a value of ``spec`` cannot be meant."""
+    problems = [
+        (spec.tile_size > 0 and spec.patch_size > 0, f"tile_size {spec.tile_size}, patch_size {spec.patch_size}"),
+        (
+            spec.patch_size > 0 and spec.tile_size % spec.patch_size == 0,
+            f"tile_size {spec.tile_size} is no multiple of {spec.patch_size}",
+        ),
+        (0 <= 2 * spec.halo < spec.tile_size, f"halo {spec.halo} does not fit a tile of {spec.tile_size}"),
+        (spec.image_scale > 0, f"image_scale {spec.image_scale} is not positive"),
+        (spec.cell_diameter_px > 0, f"cell_diameter_px {spec.cell_diameter_px} is not positive"),
+        (spec.channels[:1] == ("foreground",), f"first channel must be foreground, got {spec.channels}"),
+        (
+            spec.variant != "boundary" or "boundary" in spec.channels,
+            f"variant boundary without a boundary channel: {spec.channels}",
+        ),
+        (bool(spec.operating_points), "no operating point"),
+    ]
+    wrong = [message for fine, message in problems if not fine]
+    if wrong:
+        raise ModelError(f"{source}: model metadata does not fit: {'; '.join(wrong)}; export the model again")
+
+
+def default_operating_points(variant: Variant) -> dict[str, InstanceParams]:
+    """Starting points for a network nobody has calibrated yet."""
+    if variant == "plain":
+        return {
+            "counting": ThresholdParams(foreground_threshold=0.8),
+            "confluence": ThresholdParams(foreground_threshold=0.5),
+        }
+    return {"counting": BoundaryParams(), "confluence": BoundaryParams()}
+
+
+def _version_of(text: str | bytes, source: str) -> int:
+    try:
+        loose: Any = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ModelError(f"{source}: model metadata is not JSON ({error}); export the model again") from error
+    version = loose.get("spec_version") if isinstance(loose, dict) else None
+    if not isinstance(version, int):
+        raise ModelError(f"{source}: model metadata has no spec_version; is this a model written by cellseg-export?")
+    return version

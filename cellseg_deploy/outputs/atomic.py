@@ -1,0 +1,74 @@
+"""Files that appear whole or not at all.
+
+Write to a temporary file in the same folder, fsync, rename over the final name, fsync the folder. The order is what is
+promised; whether a power cut keeps it is up to the disk. About 16 ms a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from cellseg_deploy.errors import OutputError
+
+TEMPORARY_PREFIX = ".cellseg-"
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write to; it takes the name ``path`` when the block ends, and is gone if the block raises.
+
+    The folder must exist. A link at ``path`` is replaced, never written through. Raises ``OutputError``.
+    """
+    # A short name of its own: the final one may already have the 255 bytes a file system allows.
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    try:
+        # 0o666 and not mkstemp's 0o600, so that the user's umask decides who may read results.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
+                yield file
+                file.flush()
+                os.fsync(descriptor)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); check free space and permissions of the folder"
+        ) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, whole or not at all. Raises ``OutputError``."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def make_folder(path: Path) -> None:
+    """Create ``path`` and its parents where missing. Raises ``OutputError``."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: the folder cannot be made ({error.strerror}); choose another one or check permissions"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # Windows cannot open a folder for this
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,84 @@
+"""The output folder of a run: made, locked, and never taken from somebody else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cellseg_deploy.errors import OutputError
+from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder
+from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
+from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX
+
+LABELS, OVERLAYS, RUN_JSON = "labels", "overlays", "run.json"
+PROGRAM = "cellseg-infer"
+_TABLES = ("cells.csv", "images.csv", RUN_JSON)  # run.json last: without it the rest is not recognised as ours
+
+
+@contextmanager
+def output_folder(out: Path, *, overwrite: bool) -> Iterator[None]:
+    """``out`` existing, empty and held by this process alone.
+
+    With ``overwrite`` the files of an earlier run are removed first: tables, label TIFFs, overlays, and nothing else.
+    Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if it holds other things.
+    """
+    make_folder(out)
+    with exclusive(out):
+        _make_room(out, overwrite)
+        yield
+
+
+def _make_room(out: Path, overwrite: bool) -> None:
+    there = sorted(path.name for path in out.iterdir() if path.name != LOCK_NAME)
+    if not there:
+        return
+    if not _is_our_run(out):
+        raise OutputError(
+            f"{out}: the folder is not empty (it holds {_some(there)}) and no earlier run of {PROGRAM} made it; "
+            "choose an empty or new folder"
+        )
+    if not overwrite:
+        raise OutputError(
+            f"{out}: holds the results of an earlier run; choose another folder, or replace them with --overwrite"
+        )
+    try:
+        _remove_earlier_run(out)
+    except OSError as error:
+        raise OutputError(f"{error.filename}: cannot be removed ({error.strerror}); check permissions") from error
+
+
+def _is_our_run(out: Path) -> bool:
+    try:
+        record = json.loads((out / RUN_JSON).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("program") == PROGRAM
+
+
+def _remove_earlier_run(out: Path) -> None:
+    for name, suffix in ((LABELS, LABEL_SUFFIX), (OVERLAYS, OVERLAY_SUFFIX)):
+        folder = out / name
+        if folder.is_symlink():
+            raise OutputError(f"{folder}: a link out of the output folder; remove it or choose another output folder")
+        for path, _, files in os.walk(folder, topdown=False):  # links to folders are not entered
+            for file in files:
+                if file.endswith(suffix) or _is_temporary(file):
+                    Path(path, file).unlink()
+            if not any(Path(path).iterdir()):
+                Path(path).rmdir()
+    for path_in_out in out.iterdir():
+        if _is_temporary(path_in_out.name):
+            path_in_out.unlink()
+    for name in _TABLES:
+        (out / name).unlink(missing_ok=True)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,72 @@
+"""One writer an output folder. The only module that knows how this operating system locks files.
+
+The lock belongs to the process and ends with it, however it ends; a file with a process number in it would not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cellseg_deploy.errors import OutputError, OutputInUseError
+
+LOCK_NAME = ".cellseg-lock"
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` (which exists) for this process; the lock file is gone afterwards.
+
+    Raises ``OutputInUseError`` if another process holds it, ``OutputError`` if the folder cannot be written.
+    """
+    path = folder / LOCK_NAME
+    descriptor = _acquire(path, folder)
+    try:
+        yield
+    finally:
+        if os.name == "posix":
+            path.unlink(missing_ok=True)  # while still locked; whoever opened it meanwhile notices in _acquire
+            os.close(descriptor)
+        else:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):  # Windows: another process may have opened it by now
+                path.unlink(missing_ok=True)
+
+
+def _acquire(path: Path, folder: Path) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: cannot be written ({error.strerror}); choose another folder or check permissions"
+            ) from error
+        try:
+            _lock(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise OutputInUseError(
+                f"{folder}: another run is writing there; wait for it to end or choose another folder"
+            ) from error
+        # The former owner may have removed the file between our open and our lock: then ours locks nothing.
+        try:
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,46 @@
+"""What the outputs of an image are called: its own name plus an ending, so ``a.png`` and ``a.jpg`` never meet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Sequence
+
+LABEL_SUFFIX = ".tif"
+OVERLAY_SUFFIX = ".jpg"
+_MAX_NAME_BYTES = 255  # of one part of a path, on every common file system
+
+
+def output_names(names: Sequence[str]) -> dict[str, str]:
+    """Image name -> name of its outputs without ending (relative posix path), for all images of a run.
+
+    Mostly the name itself. Names that differ only in case or in Unicode composition would overwrite each other on
+    file systems that ignore that, so all but the first get ``~2``, ``~3``... A last part too long for the ending is
+    cut and gets a hash instead.
+    """
+    taken: set[str] = set()
+    result = {}
+    for name in sorted(names):
+        number, candidate = 1, _shortened(name)
+        while _folded(candidate) in taken:
+            number += 1
+            candidate = _shortened(f"{name}~{number}")
+        taken.add(_folded(candidate))
+        result[name] = candidate
+    return result
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _shortened(name: str) -> str:
+    folder, _, last = name.rpartition("/")
+    limit = _MAX_NAME_BYTES - max(len(LABEL_SUFFIX), len(OVERLAY_SUFFIX))
+    raw = os.fsencode(last)
+    if len(raw) <= limit:
+        return name
+    digest = hashlib.sha256(raw).hexdigest()[:12]
+    cut = raw[: limit - len(digest) - 1].decode("utf-8", "ignore")
+    return f"{folder}/{cut}~{digest}" if folder else f"{cut}~{digest}"

@@ -1,0 +1,102 @@
+"""The picture for the eye: the image, every cell's true outline, and the count in a corner.
+
+JPEG with full colour resolution and quality 90: on a 1600 x 1200 smear 9 ms and 0.4 MB, against 68 ms and 2.7 MB for
+PNG; halved colour resolution would smear the thin outlines.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+OUTLINE_RGB = (0, 255, 80)
+"""A green that neither violet stain, nor red cells, nor a grey field contain."""
+
+_SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
+_LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
+_PLATE_RGB = (16, 16, 16)
+
+
+def encode(image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> bytes:
+    """JPEG file of ``draw(image_hwc, labels)``."""
+    import cv2
+
+    picture = draw(image_hwc, labels)
+    settings = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        90,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
+    written, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), settings)
+    if not written:
+        raise RuntimeError(f"OpenCV could not encode a picture of {picture.shape} as JPEG")
+    return bytes(data)
+
+
+def draw(image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """RGB picture of ``image_hwc`` (h, w, 3) with the outlines of ``labels`` (h, w) and their number.
+
+    Outlines are the cells' own border pixels, so two touching cells have two lines between them. Small images are
+    enlarged by a whole factor and huge ones reduced; a picture too small for the count gets a margin.
+    """
+    if image_hwc.shape[:2] != labels.shape:
+        raise ValueError(f"image {image_hwc.shape[:2]} and labels {labels.shape} must be of one size")
+    count = int(labels.max(initial=0))
+    image_hwc, labels = _to_viewing_size(image_hwc, labels)
+    picture = image_hwc.copy()
+    picture[outlines(labels, thickness=max(1, round(min(labels.shape) / 600)))] = OUTLINE_RGB
+    return _with_count(picture, f"{count} cell" if count == 1 else f"{count} cells")
+
+
+def outlines(labels: npt.NDArray[np.int32], *, thickness: int) -> npt.NDArray[np.bool_]:
+    """Mask (h, w) of the pixels of each label that lie within ``thickness`` px of a pixel of another value."""
+    import cv2
+
+    border = np.zeros(labels.shape, np.uint8)
+    vertical, horizontal = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    border[1:] |= vertical
+    border[:-1] |= vertical
+    border[:, 1:] |= horizontal
+    border[:, :-1] |= horizontal
+    if thickness > 1:
+        side = 2 * thickness - 1
+        border = np.asarray(cv2.dilate(border, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))))
+    return (border > 0) & (labels > 0)
+
+
+def _to_viewing_size(
+    image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    longest = max(labels.shape)
+    if longest > _LONGEST_SIDE:
+        step = -(-longest // _LONGEST_SIDE)
+        return image_hwc[::step, ::step], labels[::step, ::step]
+    factor = min(-(-_SHORTEST_SIDE // min(labels.shape)), max(1, _LONGEST_SIDE // 8 // longest))
+    if factor <= 1:
+        return image_hwc, labels
+    return (
+        image_hwc.repeat(factor, axis=0).repeat(factor, axis=1),
+        labels.repeat(factor, axis=0).repeat(factor, axis=1),
+    )
+
+
+def _with_count(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
+    """``picture`` with ``text`` on a dark plate in the upper left corner; a margin is added where it would not fit."""
+    import cv2
+
+    scale = max(0.6, min(picture.shape[:2]) / 1200)
+    stroke = max(1, round(2 * scale))
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)
+    margin = max(4, round(height * 0.5))
+    plate_h, plate_w = height + below + 2 * margin, width + 2 * margin
+    missing_h, missing_w = max(0, plate_h - picture.shape[0]), max(0, plate_w - picture.shape[1])
+    if missing_h or missing_w:  # below and to the right of a strip of an image: the plate then lies beside the pixels
+        missing_h = plate_h if missing_w else missing_h
+        picture = np.pad(picture, ((missing_h, 0), (0, missing_w), (0, 0)), constant_values=_PLATE_RGB[0])
+    picture = np.ascontiguousarray(picture)
+    plate = picture[:plate_h, :plate_w]
+    plate[:] = plate // 4 + np.array(_PLATE_RGB, np.uint8)  # cells below it stay visible
+    origin = (margin, margin + height)
+    cv2.putText(picture, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), stroke, cv2.LINE_AA)
+    return picture

@@ -1,0 +1,260 @@
+"""One image through everything: scale, tile, predict, stitch, label, measure.
+
+image_hwc --resize--> model scale --pad, cut--> tiles --backend--> probabilities
+    --stitch--> probabilities_khw --segment--> labels (image scale) --measure--> table
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy import tiling
+from cellseg_deploy.backends import open_backend
+from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.errors import DataError, ModelError, UsageError
+from cellseg_deploy.instances import segment
+from cellseg_deploy.measure import CellTable, measure
+from cellseg_deploy.model_spec import InstanceParams
+
+BATCH_SIZE = 8
+_MAX_SCALE = 32.0
+_MAX_MODEL_PIXELS = 400_000_000
+# A sigmoid in half precision may miss 0 and 1 by rounding; logits miss them by far more.
+_PROBABILITY_SLACK = 1e-2
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in one image.
+
+    ``labels``: int32 (h, w) of the image, 0 = background, 1..n in raster order. ``probabilities_khw``: float32
+    (K, h', w') in [0, 1] at model scale, channels as in the ModelSpec. ``table``: a row a cell, in image px.
+    ``scale``: model px per image px. ``seconds``: wall seconds of each stage.
+    """
+
+    labels: npt.NDArray[np.int32]
+    probabilities_khw: npt.NDArray[np.float32]
+    table: CellTable
+    scale: float
+    seconds: dict[str, float]
+
+    @property
+    def count(self) -> int:
+        """Number of cells."""
+        return int(self.labels.max(initial=0))
+
+    @property
+    def confluence(self) -> float:
+        """Share of the image that is covered by cells, 0 to 1."""
+        return float(np.count_nonzero(self.labels) / self.labels.size)
+
+
+class Segmenter:
+    """A network with everything needed to turn an image into labelled cells.
+
+    >>> segmenter = Segmenter.from_file("model.onnx")  # doctest: +SKIP
+    >>> segmenter(image_hwc).count  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        task: str = "counting",
+        scale: float | None = None,
+        cell_diameter_px: float | None = None,
+        batch_size: int = BATCH_SIZE,
+        halo: int | None = None,
+    ) -> None:
+        """Settings for all images that follow; the backend stays the caller's to close.
+
+        ``task``: whose operating point to use. ``scale``: model px per image px; or ``cell_diameter_px``: median
+        cell diameter in the images, from which the scale follows; with neither, images have the scale of the
+        training images. ``batch_size``: tiles a call of the network; results do not depend on it. ``halo``: context
+        px on each side of a tile that are thrown away, None for the model's own.
+
+        Raises ``UsageError`` for a setting outside its range.
+        """
+        spec = backend.spec
+        self.backend = backend
+        self.task = task
+        self.params: InstanceParams = spec.operating_point(task)
+        self.scale = _scale(spec.image_scale, spec.cell_diameter_px, scale, cell_diameter_px)
+        if batch_size < 1:
+            raise UsageError(f"batch size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.halo = spec.halo if halo is None else halo
+        if not 0 <= 2 * self.halo < spec.tile_size:
+            raise UsageError(
+                f"halo {self.halo} does not fit the model's tile of {spec.tile_size} px; "
+                f"expected 0 to {(spec.tile_size - 1) // 2}"
+            )
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path | None = None,
+        *,
+        backend: str = "auto",
+        device: str = "cpu",
+        task: str = "counting",
+        scale: float | None = None,
+        cell_diameter_px: float | None = None,
+        batch_size: int = BATCH_SIZE,
+        halo: int | None = None,
+        threads: int | None = None,
+    ) -> Segmenter:
+        """Open the model file ``path`` (None: the model that ships with the package); settings as ``__init__``.
+
+        Raises what ``open_backend`` raises, and ``UsageError``.
+        """
+        from cellseg_deploy.models import default_model_path
+
+        opened = open_backend(path or default_model_path(), backend=backend, device=device, threads=threads)
+        try:
+            return cls(
+                opened,
+                task=task,
+                scale=scale,
+                cell_diameter_px=cell_diameter_px,
+                batch_size=batch_size,
+                halo=halo,
+            )
+        except BaseException:
+            opened.close()
+            raise
+
+    def __call__(self, image_hwc: npt.NDArray[np.uint8]) -> Segmentation:
+        """Cells of ``image_hwc``, uint8 RGB (h, w, 3) of any size from 1 x 1.
+
+        Raises ``UsageError`` if it is no such array, ``DataError`` if the network's answer for it is unusable.
+        """
+        _check_image(image_hwc)
+        image_hw = image_hwc.shape[0], image_hwc.shape[1]
+        clock = _StageClock()
+        with clock("resize"):
+            scaled = resize(image_hwc, self.scale)
+        probabilities = self._probabilities(scaled, clock)
+        with clock("label"):
+            labels = segment(
+                probabilities,
+                self.backend.spec.channels,
+                self.params,
+                cell_diameter_px=self.backend.spec.cell_diameter_px,
+                out_hw=image_hw,
+            )
+        with clock("measure"):
+            table = measure(labels)
+        return Segmentation(labels, probabilities, table, self.scale, clock.seconds)
+
+    def probabilities(self, image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Probabilities (K, h', w') float32 of ``image_hwc`` at model scale, before any labelling."""
+        _check_image(image_hwc)
+        return self._probabilities(resize(image_hwc, self.scale), _StageClock())
+
+    def close(self) -> None:
+        """Close the backend."""
+        self.backend.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _probabilities(self, scaled_hwc: npt.NDArray[np.uint8], clock: _StageClock) -> npt.NDArray[np.float32]:
+        spec = self.backend.spec
+        with clock("tile"):
+            plan = tiling.plan((scaled_hwc.shape[0], scaled_hwc.shape[1]), spec.tile_size, self.halo)
+            padded = tiling.pad(scaled_hwc, plan)
+            out = np.empty((len(spec.channels), *plan.image_hw), np.float32)
+        for start in range(0, len(plan.tiles), self.batch_size):
+            stop = min(start + self.batch_size, len(plan.tiles))
+            with clock("tile"):
+                tiles = tiling.cut(padded, plan, start, stop)
+            with clock("network"):
+                answer = self.backend.predict(tiles)
+            with clock("tile"):
+                tiling.stitch_into(out, plan, start, answer)
+        with clock("tile"):
+            return _checked_range(out)
+
+
+def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
+    """``image_hwc`` (h, w, 3) at ``scale`` output px per input px, at least 1 x 1: by area down, bilinear up.
+
+    The same interpolation as in training. Raises ``DataError`` if the result would be too large.
+    """
+    import cv2
+
+    if scale == 1:
+        return image_hwc
+    height, width = (max(1, round(side * scale)) for side in image_hwc.shape[:2])
+    if height * width > _MAX_MODEL_PIXELS:
+        raise DataError(
+            f"at scale {scale:g} the image becomes {width} x {height} px, more than {_MAX_MODEL_PIXELS} pixels; "
+            "check --scale or --cell-diameter"
+        )
+    if (height, width) == image_hwc.shape[:2]:
+        return image_hwc
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image_hwc, (width, height), interpolation=method), np.uint8)
+
+
+def _scale(image_scale: float, model_diameter_px: float, scale: float | None, cell_diameter_px: float | None) -> float:
+    """Model px per image px, from what the user gave, else the model's own."""
+    if scale is not None and cell_diameter_px is not None:
+        raise UsageError("scale and cell diameter exclude each other: the scale follows from the diameter; give one")
+    if cell_diameter_px is not None:
+        if not (math.isfinite(cell_diameter_px) and cell_diameter_px > 0):
+            raise UsageError(f"cell diameter must be a positive number of pixels, got {cell_diameter_px}")
+        result = model_diameter_px / cell_diameter_px
+    else:
+        result = image_scale if scale is None else scale
+    if not (math.isfinite(result) and 1 / _MAX_SCALE <= result <= _MAX_SCALE):
+        raise UsageError(
+            f"scale must lie between 1/{_MAX_SCALE:g} and {_MAX_SCALE:g} model px per image px, got {result:g}"
+        )
+    return result
+
+
+def _check_image(image_hwc: npt.NDArray[np.uint8]) -> None:
+    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or image_hwc.size == 0:
+        raise UsageError(
+            f"image must be uint8 RGB (h, w, 3), got {image_hwc.dtype} {image_hwc.shape}; "
+            "cellseg_deploy.images.read_image reads files to that"
+        )
+
+
+def _checked_range(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Clip rounding at 0 and 1 in place; raise ``ModelError`` where it is no rounding."""
+    low, high = float(probabilities.min()), float(probabilities.max())
+    if not (low >= -_PROBABILITY_SLACK and high <= 1 + _PROBABILITY_SLACK):
+        raise ModelError(
+            f"the network answered with values from {low:g} to {high:g} where probabilities were expected; "
+            "was the model exported without its sigmoid? Export it again with cellseg-export"
+        )
+    return np.clip(probabilities, 0, 1, out=probabilities)
+
+
+class _StageClock:
+    """Wall seconds by stage, summed over calls."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,96 @@
+"""Everything a form of a network says of itself, for people and for machines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.model_spec import ModelSpec
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What ``path`` is (an ``.onnx``, a ``.safetensors`` or a run folder), under ``file`` and ``spec``; ready for JSON.
+
+    The file is checked as it would be before it is run. Raises ``ModelError``, or ``UsageError`` for another kind.
+    """
+    if path.suffix.lower() == ".onnx":
+        return _describe_onnx(path)
+    if path.is_dir() or path.suffix.lower() == ".safetensors":
+        return _describe_weights(path)
+    raise UsageError(f"{path}: expected an .onnx file, a model.safetensors or a training run folder")
+
+
+def as_text(description: dict[str, Any]) -> str:
+    """``description`` as aligned lines; nested values are indented."""
+    return "\n".join(_lines(description, indent=0))
+
+
+def _describe_onnx(path: Path) -> dict[str, Any]:
+    from collections import Counter
+
+    import numpy as np
+    import onnx
+
+    from cellseg_deploy.model_file import read_model_file
+
+    checked = read_model_file(path)
+    graph = onnx.load_model_from_string(checked.data).graph
+    operators = Counter(node.op_type for node in graph.node)
+    return {
+        "file": {
+            "path": str(path),
+            "form": "onnx",
+            "precision": checked.precision,
+            "bytes": len(checked.data),
+            "parameters": int(sum(np.prod(t.dims, dtype=np.int64) for t in graph.initializer)),
+            "opset": checked.opset,
+            "nodes": sum(operators.values()),
+            "operators": dict(sorted(operators.items())),
+            "identity": checked.identity,
+            "sha256": checked.file_sha256,
+        },
+        "spec": _builtins(checked.spec),
+    }
+
+
+def _describe_weights(path: Path) -> dict[str, Any]:
+    import hashlib
+
+    from cellseg_train.checkpoint import WEIGHTS_FILE, load_network
+
+    network = load_network(path)
+    file = path / WEIGHTS_FILE if path.is_dir() else path
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        "file": {
+            "path": str(file),
+            "form": "pytorch weights",
+            "precision": "fp32",
+            "bytes": file.stat().st_size,
+            "parameters": sum(parameter.numel() for parameter in network.net.parameters()),
+            "sha256": digest,
+        },
+        "network": asdict(network.config),
+        "spec": _builtins(network.spec),
+    }
+
+
+def _builtins(spec: ModelSpec) -> Any:
+    return msgspec.to_builtins(spec)
+
+
+def _lines(value: dict[str, Any], indent: int) -> list[str]:
+    width = max((len(key) for key in value), default=0)
+    lines = []
+    for key, entry in value.items():
+        if isinstance(entry, dict) and entry:
+            lines += [f"{' ' * indent}{key}", *_lines(entry, indent + 2)]
+        else:
+            shown = ", ".join(map(str, entry)) if isinstance(entry, list | tuple) else str(entry) if entry != {} else ""
+            lines.append(f"{' ' * indent}{key:<{width}}  {shown}".rstrip())
+    return lines

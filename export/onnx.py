@@ -1,0 +1,251 @@
+"""A trained network to the one-file ONNX model, handed over only if it counts the same cells.
+
+network -> graph -> temporary file -> ONNX Runtime against PyTorch on images -> MODEL.onnx
+                                                   |
+                                                   +-> MODEL.parity.json, whatever the verdict
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import secrets
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from cellseg_deploy import model_file
+from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
+from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec, TrainingInfo
+from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, write_bytes
+from cellseg_deploy.parity import ParityPolicy, ParityReport
+from cellseg_export.deploy_module import DeployModule, plain_attention
+from cellseg_export.graph import check_graph, finish_graph
+from cellseg_export.torch_backend import TorchBackend
+from cellseg_export.verify import GateImages, sample_images, verify
+from cellseg_train.checkpoint import LoadedNetwork
+from cellseg_train.loop import halo_of
+from cellseg_train.model import CellSegNet
+
+OPSET = 20
+MAX_OPSET = 22
+"""From 23 on the exporter writes attention as one operator, which TensorRT refuses in fp32."""
+
+# Room that names and nodes may take beside the weights; ViT-L/14 needs 1 MB.
+_GRAPH_BYTES = 16 * 2**20
+
+_log = logging.getLogger("cellseg_deploy.export")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """``path``: the model. ``report``: the gate's, also at ``report_path``. ``spec``: as written."""
+
+    path: Path
+    report: ParityReport
+    report_path: Path
+    spec: ModelSpec
+
+
+def report_path_of(model: Path) -> Path:
+    """Where the gate's report of ``model`` lies: ``MODEL.parity.json`` beside it."""
+    return model.with_suffix(".parity.json")
+
+
+def export_onnx(
+    network: LoadedNetwork,
+    path: Path,
+    *,
+    images: GateImages | None = None,
+    policy: ParityPolicy | None = None,
+    unverified: bool = False,
+    opset: int = OPSET,
+    tile_batch: int = 8,
+    threads: int | None = None,
+    on_image: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write ``network`` to ``path`` (ending in .onnx), whole or not at all, after the gate let it pass.
+
+    ``images``: for the gate, by default sample smears. ``unverified``: write it also if too few cells were found to
+    judge, as long as no probability differs by more than ``policy.tensor_tolerance``. ``tile_batch``: tiles a call.
+    A file that was at ``path`` before stays as it is if the gate refuses the new one.
+
+    Raises ``ParityError`` (the report is written first), ``ModelError`` for a network that cannot be exported,
+    ``BackendUnavailableError`` without an ONNX Runtime, ``OutputError``, ``UsageError``.
+    """
+    if path.suffix.lower() != ".onnx":
+        raise UsageError(f"{path}: the name of the model must end in .onnx")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder; make it, or choose another -o")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.onnx")
+    report_path = report_path_of(path)
+    try:
+        write_graph(network, temporary, opset=opset)
+        reference = TorchBackend(network)
+        with OnnxRuntimeBackend(temporary, threads=threads) as candidate:
+            report = verify(
+                reference,
+                candidate,
+                images or sample_images(network.spec),
+                policy,
+                batch_size=tile_batch,
+                on_image=on_image,
+            )
+        report = _without_temporary(report, path)
+        write_bytes(report_path, report.to_json())
+        spec = msgspec.structs.replace(network.spec, parity=judge(report, path, report_path, unverified=unverified))
+        del candidate
+        model_file.write_spec(temporary, spec)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            temporary.unlink(missing_ok=True)
+    return Exported(path, report, report_path, spec)
+
+
+def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bool) -> str:
+    """The sentence for ``ModelSpec.parity``; raises ``ParityError`` if ``report`` does not let the model pass."""
+    figures = (
+        f"{report.n_cells} cells in {len(report.images)} images ({report.images_from}), largest difference of a "
+        f"probability {report.max_difference:.1e}"
+    )
+    if report.verdict == "passed":
+        return f"verified: counts as {report.reference.backend} does under policy {report.policy.name}; {figures}"
+    if report.verdict == "inconclusive" and unverified and report.tensors_agree:
+        return f"unverified: too few cells to judge by, only tensors were compared; {figures}"
+    why = "\n  - ".join(report.reasons)
+    hint = ""
+    if report.verdict == "inconclusive" and not unverified:
+        hint = "\n--unverified writes it all the same if the tensors agree, and the model will say so"
+    elif report.verdict == "inconclusive":
+        hint = (
+            f"\n--unverified needs tensors that agree to {report.policy.tensor_tolerance:g}; they differ by "
+            f"{report.max_difference:.2e}"
+        )
+    older = "; the older file of that name was left as it is" if path.exists() else ""
+    raise ParityError(f"{path} was not written: parity {report.verdict}{older}; see {report_path}\n  - {why}{hint}")
+
+
+def write_graph(network: LoadedNetwork, path: Path, *, opset: int = OPSET) -> None:
+    """Write the checked ONNX file of ``network``, its ModelSpec marked ``unverified``: nobody has compared it yet.
+
+    Raises ``ModelError`` if it would be over 2 GiB, or is not what was asked for.
+    """
+    import onnx
+
+    if not OPSET <= opset <= MAX_OPSET:
+        raise UsageError(f"opset must be {OPSET} to {MAX_OPSET}, got {opset}")
+    check_size(network.net)
+    model = trace(network, opset)
+    finish_graph(model, name=network.spec.name, version=_version())
+    check_graph(model, opset=opset)
+    model_file.set_spec(model, msgspec.structs.replace(network.spec, parity="unverified"))
+    write_bytes(path, model.SerializeToString(deterministic=True))
+    del model
+    try:
+        onnx.checker.check_model(path, full_check=True)  # of the file: a large model in memory is copied three times
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"the exported graph is not valid ONNX: {error}") from error
+
+
+def check_size(net: torch.nn.Module) -> None:
+    """Raise ``ModelError`` if the weights of ``net`` do not fit into one ONNX file."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
+    if size + _GRAPH_BYTES > model_file.MAX_BYTES:
+        raise ModelError(
+            f"the weights take {size / 2**30:.2f} GiB; an ONNX file with embedded weights ends at 2 GiB (a protobuf "
+            "message cannot be larger), and weights outside of the file are not accepted; take a smaller encoder"
+        )
+
+
+def trace(network: LoadedNetwork, opset: int) -> Any:
+    """The onnx.ModelProto that PyTorch's exporter makes of ``network``, batch norms folded, batch size free."""
+    size = network.config.tile_size
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)  # a batch of 1 would be taken for a constant
+    module = DeployModule(network.net).eval()
+    with _silence(), plain_attention(module), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("n")}},
+            optimize=True,
+            verbose=False,
+        )
+        if program is None:
+            raise ModelError("PyTorch's exporter gave nothing back")
+        model = program.model_proto
+    del program
+    gc.collect()  # the exporter leaves cycles that hold every weight twice
+    return model
+
+
+def with_tile_size(network: LoadedNetwork, tile_size: int) -> LoadedNetwork:
+    """``network`` for tiles of ``tile_size`` px: the position embedding is resampled once, as timm does it.
+
+    The metrics in the ModelSpec are dropped, for they were measured with other tiles. Raises ``UsageError`` for a
+    size that does not fit patch and decoder.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    if tile_size == network.config.tile_size:
+        return network
+    config = dataclasses.replace(network.config, tile_size=tile_size)
+    net = CellSegNet(config)
+    state = network.net.state_dict()
+    embedding = state["encoder.pos_embed"]
+    state["encoder.pos_embed"] = resample_abs_pos_embed(
+        embedding,
+        new_size=[net.grid, net.grid],
+        num_prefix_tokens=embedding.shape[1] - network.net.grid**2,
+    )
+    net.load_state_dict(state)
+    training = msgspec.structs.replace(network.spec.training, val_metrics=TrainingInfo().val_metrics)
+    spec = msgspec.structs.replace(network.spec, tile_size=tile_size, halo=halo_of(tile_size), training=training)
+    return LoadedNetwork(net.eval(), config, spec)
+
+
+def _without_temporary(report: ParityReport, path: Path) -> ParityReport:
+    """``report`` with the name the file will have; its hash is not yet known, its identity is."""
+    details = {key: value for key, value in report.candidate.details.items() if key != "model_file_sha256"}
+    candidate = dataclasses.replace(report.candidate, details=details | {"model_path": str(path)})
+    return dataclasses.replace(report, candidate=candidate)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("cellseg-deploy")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's remarks to those who ask for them with ``-v``; its errors are raised, not logged."""
+    if _log.isEnabledFor(logging.INFO):
+        yield
+        return
+    loud = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loud]
+    for logger in loud:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loud, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,42 @@
+"""PyTorch as a Backend: the reference that every other form is compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cellseg_deploy.backends.base import Backend
+from cellseg_train.checkpoint import LoadedNetwork
+from cellseg_train.model import normalise
+from cellseg_train.optim import choose_device
+
+
+class TorchBackend(Backend):
+    """A trained network as the training itself runs it, in fp32.
+
+    It does not go through ``DeployModule``, so a fault made there shows up as a difference.
+    """
+
+    name = "pytorch"
+    precision = "fp32"
+
+    def __init__(self, network: LoadedNetwork, device: str = "cpu") -> None:
+        """``device`` as PyTorch names it (``cpu``, ``cuda``, ``cuda:1``); raises ``BackendUnavailableError``."""
+        self._torch_device = choose_device(device)
+        network.net.eval().to(self._torch_device)
+        self.network = network
+        self.spec = network.spec
+        self.device = str(self._torch_device)
+
+    @torch.inference_mode()
+    def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        tiles = torch.tensor(tiles_nhwc, device=self._torch_device)
+        logits = self.network.net(normalise(tiles.permute(0, 3, 1, 2).float(), self.network.config))
+        return np.asarray(logits.float().sigmoid().cpu().numpy(), np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """Version of PyTorch and number of CPU threads."""
+        return {"torch": str(torch.__version__), "threads": torch.get_num_threads()}

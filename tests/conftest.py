@@ -1,0 +1,131 @@
+"""What several test files share: the photographs if they are there, a network that needs none, tiny model files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.model_spec import (
+    ModelSpec,
+    TrainingInfo,
+    WeightsInfo,
+    default_operating_points,
+    to_json,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with the photographs: ``$CELLSEG_DATA``, else ``shared/data`` beside the checkout."""
+    folder = Path(os.environ.get("CELLSEG_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "bbbc041seg").is_dir():
+        pytest.skip(f"no photographs in {folder}; set CELLSEG_DATA to their folder")
+    return folder
+
+
+def make_spec(**changes: Any) -> ModelSpec:
+    """ModelSpec of a stub: plain, tiles of 56 px, images at their own scale, cells of 20 px."""
+    variant = changes.get("variant", "plain")
+    values: dict[str, Any] = {
+        "name": "stub",
+        "variant": variant,
+        "channels": ("foreground", "boundary") if variant == "boundary" else ("foreground",),
+        "tile_size": 56,
+        "halo": 8,
+        "image_scale": 1.0,
+        "cell_diameter_px": 20.0,
+        "patch_size": 14,
+        "encoder": "none",
+        "weights": WeightsInfo(origin="made in a test", licence="MIT"),
+        "training": TrainingInfo(),
+        "operating_points": default_operating_points(variant),
+    }
+    return ModelSpec(**(values | changes))
+
+
+class DarknessBackend(Backend):
+    """A network of receptive field 1 x 1: a pixel is cell as far as it is darker than middle grey."""
+
+    name = "stub"
+    device = "cpu"
+    precision = "fp32"
+
+    def __init__(self, spec: ModelSpec | None = None) -> None:
+        self.spec = make_spec() if spec is None else spec
+        self.batches: list[int] = []
+        self.closed = False
+
+    def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        self.batches.append(len(tiles_nhwc))
+        mean = tiles_nhwc.astype(np.float32).mean(axis=3)
+        foreground = 1 / (1 + np.exp((mean - 128) / 8))
+        out = np.zeros((len(tiles_nhwc), len(self.spec.channels), *mean.shape[1:]), np.float32)
+        out[:, 0] = foreground
+        return out
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def stub_backend() -> DarknessBackend:
+    return DarknessBackend()
+
+
+def make_onnx(spec: ModelSpec | None = None, *, contrast: float = 8.0, size: int | None = None) -> Any:
+    """onnx.ModelProto that computes what ``DarknessBackend`` does, for the tile size and channels of ``spec``."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    spec = make_spec() if spec is None else spec
+    k, size = len(spec.channels), spec.tile_size if size is None else size
+    weight = np.zeros((k, 3, 1, 1), np.float32)
+    weight[0] = -1 / (3 * contrast)
+    bias = np.full(k, -20, np.float32)
+    bias[0] = 128 / contrast
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["tiles"], ["as_float"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["as_float"], ["nchw"], perm=[0, 3, 1, 2]),
+            helper.make_node("Conv", ["nchw", "weight", "bias"], ["logits"]),
+            helper.make_node("Sigmoid", ["logits"], ["probabilities"]),
+        ],
+        "darkness",
+        [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["n", size, size, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", k, size, size])],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model.metadata_props.add(key="cellseg", value=to_json(spec))
+    return model
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a tiny model file: ``onnx_file()``, ``onnx_file(make_spec(...))`` or ``onnx_file(model=proto)``."""
+
+    def write(spec: ModelSpec | None = None, *, model: Any = None, name: str = "stub.onnx") -> Path:
+        path = tmp_path / name
+        path.write_bytes((make_onnx(spec) if model is None else model).SerializeToString())
+        return path
+
+    return write
+
+
+def draw_discs(
+    hw: tuple[int, int], centres_xy: list[tuple[float, float]], radius: float = 10, background: int = 230
+) -> npt.NDArray[np.uint8]:
+    """A bright RGB image (h, w, 3) with a dark disc at each centre."""
+    y, x = np.mgrid[: hw[0], : hw[1]]
+    image = np.full((*hw, 3), background, np.uint8)
+    for cx, cy in centres_xy:
+        image[(x - cx) ** 2 + (y - cy) ** 2 <= radius**2] = (120, 40, 90)
+    return image

@@ -1,0 +1,111 @@
+"""Finding and pairing image files: names, order, links, partners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
+from cellseg_deploy.images import check_same_size, find_images, pair_by_stem, read_image, read_labels
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def names(*paths: Path, **settings: Any) -> list[str]:
+    return [image.name for image in find_images(paths, **settings)]
+
+
+def test_folder_is_searched_recursively_in_order(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "a.png", "sub/c.tiff", "sub/d.txt", ".hidden.png", ".git/x.png", "e.png/f.tif"):
+        touch(tmp_path / "in" / name)
+    assert names(tmp_path / "in") == ["a.jpg", "a.png", "b.PNG", "e.png/f.tif", "sub/c.tiff"]
+
+
+def test_names_never_collide(tmp_path: Path) -> None:
+    for name in ("one/images/a.png", "two/images/a.png", "three/a.png"):
+        touch(tmp_path / name)
+    assert names(tmp_path / "one/images", tmp_path / "two/images", tmp_path / "three/a.png") == [
+        "images-2/a.png",
+        "images/a.png",
+        "three/a.png",
+    ]
+    same = [tmp_path / "one/images", tmp_path / "one/images/a.png", tmp_path / "one" / "." / "images"]
+    assert names(*same) == ["a.png"]
+
+
+def test_a_named_file_needs_no_suffix_but_must_exist(tmp_path: Path) -> None:
+    assert names(touch(tmp_path / "image.dat")) == ["image.dat"]
+    with pytest.raises(UsageError, match=r"missing\.png"):
+        find_images([tmp_path / "missing.png"])
+    assert find_images([tmp_path]) == []
+
+
+def test_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert names(Path()) == ["a.png"]
+
+
+def test_links_out_of_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outside = touch(tmp_path / "outside" / "o.png")
+    inside = touch(tmp_path / "in" / "i.png")
+    (tmp_path / "in" / "out.png").symlink_to(outside)
+    (tmp_path / "in" / "same.png").symlink_to(inside)
+    (tmp_path / "in" / "folder").symlink_to(outside.parent)
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    problems = {image.name: bool(image.problem) for image in find_images([tmp_path / "in"])}
+    assert problems == {"i.png": False, "out.png": True, "same.png": False}
+    assert "folder: linked folder not followed" in caplog.text
+    followed = find_images([tmp_path / "in"], follow_links=True)
+    assert [image.name for image in followed] == ["folder/o.png", "i.png", "out.png", "same.png"]
+    assert not any(image.problem for image in followed)
+
+
+def test_pairs(tmp_path: Path) -> None:
+    for name in ("images/a.png", "images/sub/b.jpg", "masks/a.tif", "masks/sub/b.jpg.tif"):
+        touch(tmp_path / name)
+    pairs = pair_by_stem(tmp_path / "images", tmp_path / "masks")
+    assert [(pair.stem, pair.image.name, pair.mask.name) for pair in pairs] == [
+        ("a", "a.png", "a.tif"),
+        ("sub/b", "b.jpg", "b.jpg.tif"),
+    ]
+    check_same_size(pairs[0], (3, 4), (3, 4))
+    with pytest.raises(DataError, match=r"a\.tif is 3 x 4.*a\.png is 4 x 3"):
+        check_same_size(pairs[0], (3, 4), (4, 3))
+
+
+def test_pairs_that_are_none(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    with pytest.raises(UsageError, match="not a folder"):
+        pair_by_stem(images, masks)
+    images.mkdir()
+    masks.mkdir()
+    with pytest.raises(NothingToDoError):
+        pair_by_stem(images, masks)
+    touch(images / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: no mask"):
+        pair_by_stem(images, masks)
+    touch(masks / "a.png")
+    lonely = touch(masks / "b.png")
+    with pytest.raises(DataError, match=r"b\.png: no image"):
+        pair_by_stem(images, masks)
+    lonely.unlink()
+    touch(images / "a.jpg")
+    with pytest.raises(DataError, match="share the stem a"):
+        pair_by_stem(images, masks)
+
+
+@pytest.mark.real
+def test_photographs(real_data: Path) -> None:
+    pairs = pair_by_stem(real_data / "bbbc041seg/val/images", real_data / "bbbc041seg/val/masks")
+    assert len(pairs) == 10
+    image, labels = read_image(pairs[0].image), read_labels(pairs[0].mask)
+    check_same_size(pairs[0], image.pixels_hwc.shape[:2], labels.shape)  # type: ignore[arg-type]
+    assert image.notes == ()
+    assert 0 < labels.max() < 400

@@ -1,0 +1,446 @@
+"""``cellseg-infer`` and the folder run from files to files, with a tiny ONNX model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import ROOT, DarknessBackend, draw_discs, make_spec
+from PIL import Image
+
+from cellseg_deploy.cli import _common
+from cellseg_deploy.cli.infer import command
+from cellseg_deploy.errors import DataError, NothingToDoError, OutputError
+from cellseg_deploy.folder_run import RunOptions, run_folder
+from cellseg_deploy.images import find_images
+from cellseg_deploy.pipeline import Segmenter
+
+Infer = Callable[..., int]
+CENTRES = [(20, 20), (60, 22), (100, 70)]
+
+
+def infer(*arguments: object) -> int:
+    return _common.run(command, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def model(onnx_file: Callable[..., Path]) -> Path:
+    pytest.importorskip("onnxruntime")
+    return onnx_file()
+
+
+@pytest.fixture
+def smears(tmp_path: Path) -> Path:
+    """Four images: 3, 3 and 1 cells, and an empty field."""
+    folder = tmp_path / "smears"
+    (folder / "sub").mkdir(parents=True)
+    three = Image.fromarray(draw_discs((100, 130), CENTRES))
+    three.save(folder / "a.png")
+    three.save(folder / "a.jpg", quality=95)
+    Image.fromarray(draw_discs((30, 40), [(20, 15)])).save(folder / "sub" / "small.tif")
+    Image.fromarray(draw_discs((57, 200), [])).save(folder / "empty.png")
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+# ------------------------------------------------------------------------------------------------------ the main job
+
+
+def test_a_folder_becomes_counts_labels_and_pictures(
+    model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    assert infer(smears, "-o", out, "--model", model, "--threads", 1) == 0
+    names = ["a.jpg", "a.png", "empty.png", "sub/small.tif"]
+    assert files(out) == sorted(
+        ["cells.csv", "images.csv", "run.json"]
+        + [f"labels/{name}.tif" for name in names]
+        + [f"overlays/{name}.jpg" for name in names]
+    )
+    images = rows(out / "images.csv")
+    assert list(images[0]) == ["image", "status", "cells", "confluence", "median_cell_area_px", "warning", "error"]
+    assert [(row["image"], row["status"], row["cells"]) for row in images] == [
+        ("a.jpg", "done", "3"),
+        ("a.png", "done", "3"),
+        ("empty.png", "done", "0"),
+        ("sub/small.tif", "done", "1"),
+    ]
+    labels = tifffile.imread(out / "labels/a.png.tif")
+    assert labels.shape == (100, 130)
+    assert [labels[y, x] for x, y in CENTRES] == [1, 2, 3]
+    assert float(images[1]["confluence"]) == pytest.approx((labels > 0).mean(), abs=1e-4)
+    assert images[2]["confluence"] == "0.0000"
+    assert images[2]["median_cell_area_px"] == ""
+    cells = rows(out / "cells.csv")
+    assert [row["image"] for row in cells] == ["a.jpg"] * 3 + ["a.png"] * 3 + ["sub/small.tif"]
+    assert int(cells[3]["area_px"]) == (labels == 1).sum()
+    assert float(cells[4]["centroid_x_px"]) == pytest.approx(60, abs=0.2)
+    assert np.asarray(Image.open(out / "overlays/sub/small.tif.jpg")).ndim == 3
+    said = capsys.readouterr()
+    assert "images   4" in said.out
+    assert "cells    7" in said.out
+    assert "4/4 images" in said.err
+
+
+def test_run_json_says_what_ran(model: Path, smears: Path, tmp_path: Path) -> None:
+    assert infer(smears, "-o", tmp_path / "out", "--model", model, "--task", "confluence", "--batch-size", 3) == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["totals"] == {"found": 4, "done": 4, "failed": 0, "remaining": 0, "cells": 7}
+    assert record["task"] == "confluence"
+    assert record["operating_point"]["foreground_threshold"] == 0.5
+    assert record["settings"]["batch_size"] == 3
+    assert record["backend"]["name"] == "onnxruntime"
+    assert record["backend"]["device"] == "cpu"
+    assert record["backend"]["precision"] == "fp32"
+    assert len(record["model"]["model_identity"]) == 64
+    assert record["model"]["parity"] == "unverified"
+    assert set(record["stage_seconds"]) == {"read", "resize", "tile", "network", "label", "measure", "write"}
+    assert 0 < sum(record["stage_seconds"].values()) <= record["wall_seconds"]
+
+
+def test_two_runs_give_the_same_bytes_for_any_batch_size_and_order(model: Path, smears: Path, tmp_path: Path) -> None:
+    common = ["--model", model, "-q"]
+    assert infer(smears, "-o", tmp_path / "one", *common, "--batch-size", 1, "--threads", 1) == 0
+    singles = [smears / name for name in ("sub/small.tif", "empty.png", "a.png", "a.jpg")]
+    assert infer(smears, "-o", tmp_path / "two", *common, "--batch-size", 16, "--threads", 2) == 0
+    for name in files(tmp_path / "one"):
+        if name != "run.json":
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert infer(*singles[1:], "-o", tmp_path / "three", *common) == 0
+    assert (tmp_path / "three/labels/a.png.tif").read_bytes() == (tmp_path / "one/labels/a.png.tif").read_bytes()
+
+
+def test_cell_diameter_brings_other_magnifications_to_the_models_scale(
+    model: Path, smears: Path, tmp_path: Path
+) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    Image.open(smears / "a.png").resize((390, 300), Image.Resampling.NEAREST).save(large / "a.png")
+    assert infer(large, "-o", tmp_path / "out", "--model", model, "--cell-diameter", 60, "-q") == 0
+    assert rows(tmp_path / "out/images.csv")[0]["cells"] == "3"
+    assert tifffile.imread(tmp_path / "out/labels/a.png.tif").shape == (300, 390)
+
+
+def test_save_chooses_the_files(model: Path, smears: Path, tmp_path: Path) -> None:
+    for choice, folders in (("labels", {"labels"}), ("overlays", {"overlays"}), ("none", set())):
+        out = tmp_path / choice
+        assert infer(smears / "a.png", "-o", out, "--model", model, "--save", choice, "-q") == 0
+        assert {path.name for path in out.iterdir() if path.is_dir()} == folders
+        assert rows(out / "images.csv")[0]["cells"] == "3"
+
+
+def test_json_summary_is_all_of_stdout(
+    model: Path, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(smears, "-o", tmp_path / "out", "--model", model, "--json") == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["found"], summary["done"], summary["failed"], summary["cells"]) == (4, 4, 0, 7)
+
+
+def test_a_reader_that_went_away_is_no_internal_error(model: Path, smears: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = "from cellseg_deploy.cli.infer import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, smears, "-o", tmp_path / "out", "--model", model, "-v"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
+    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "finished"
+
+
+def test_quiet_says_nothing(model: Path, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q") == 0
+    assert capfd.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------------------------------------------------- failures
+
+
+def test_one_bad_image_never_stops_the_run(
+    model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (smears / "b.png").write_bytes((smears / "a.png").read_bytes()[:-20])
+    (smears / "b.tif").write_bytes(b"")
+    os.mkfifo(smears / "c.png")
+    (smears / "d.png").symlink_to(tmp_path / "nothing")
+    (smears / "=e.png").write_text("<html>")
+    Image.fromarray(draw_discs((40, 40), [(20, 20)])).save(smears / "z.png")
+    out = tmp_path / "out"
+    assert infer(smears, "-o", out, "--model", model) == 3
+    images = {row["image"]: row for row in rows(out / "images.csv")}
+    failed = {name: row["error"] for name, row in images.items() if row["status"] == "failed"}
+    assert set(failed) == {"'=e.png", "b.png", "b.tif", "c.png", "d.png"}
+    assert "cut short" in failed["b.png"]
+    assert str(tmp_path) not in failed["b.png"]
+    assert images["b.png"]["cells"] == images["b.png"]["confluence"] == ""
+    assert images["z.png"]["cells"] == "1"
+    totals = json.loads((out / "run.json").read_text())["totals"]
+    assert (totals["found"], totals["done"], totals["failed"]) == (10, 5, 5)
+    said = capsys.readouterr()
+    assert "failed: b.tif: the file is empty" in said.err
+    assert "failed   5" in said.out
+    assert len(files(out / "labels")) == 5
+
+
+def test_links_out_of_the_folder_need_to_be_meant(model: Path, smears: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "links"
+    folder.mkdir()
+    (folder / "l.png").symlink_to(smears / "a.png")
+    assert infer(folder, "-o", tmp_path / "one", "--model", model, "-q") == 3
+    assert "--follow-links" in rows(tmp_path / "one/images.csv")[0]["error"]
+    assert infer(folder, "-o", tmp_path / "two", "--model", model, "-q", "--follow-links") == 0
+    assert rows(tmp_path / "two/images.csv")[0]["cells"] == "3"
+
+
+def test_notes_become_warnings(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in/dark.tif", np.full((60, 60), 4000, np.uint16))
+    assert infer(tmp_path / "in", "-o", tmp_path / "out", "--model", model, "-q") == 0
+    assert "--bit-depth" in rows(tmp_path / "out/images.csv")[0]["warning"]
+    assert infer(tmp_path / "in", "-o", tmp_path / "out2", "--model", model, "-q", "--bit-depth", 12) == 0
+    assert "give --bit-depth" not in rows(tmp_path / "out2/images.csv")[0]["warning"]
+
+
+class FailingOn(DarknessBackend):
+    """Raises ``error`` at the call number ``call`` of the network."""
+
+    def __init__(self, call: int, error: BaseException) -> None:
+        super().__init__(make_spec(tile_size=224, halo=0))
+        self.call, self.error = call, error
+
+    def _predict(self, tiles_nhwc: np.ndarray) -> np.ndarray:
+        answer = super()._predict(tiles_nhwc)
+        if len(self.batches) == self.call:
+            raise self.error
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "not enough memory.*--batch-size"),
+        (DataError("NaN or infinity"), "^NaN or infinity"),
+        (ZeroDivisionError("oh"), "internal error.*ZeroDivisionError: oh"),
+    ],
+)
+def test_an_error_of_one_image_is_recorded(smears: Path, tmp_path: Path, error: Exception, words: str) -> None:
+    summary = run_folder(Segmenter(FailingOn(2, error)), find_images([smears]), tmp_path / "out")
+    assert (summary.done, summary.failed) == (3, 1)
+    import re
+
+    assert re.search(words, rows(tmp_path / "out/images.csv")[1]["error"])
+
+
+def test_an_error_of_the_run_stops_it_but_keeps_what_is_done(smears: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="disk"):
+        run_folder(Segmenter(FailingOn(3, OutputError("disk full"))), find_images([smears]), tmp_path / "out")
+    check_stopped_after_two(tmp_path / "out")
+
+
+def test_interrupt_keeps_what_is_done(smears: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_folder(Segmenter(FailingOn(3, KeyboardInterrupt())), find_images([smears]), tmp_path / "out")
+    check_stopped_after_two(tmp_path / "out")
+
+
+def check_stopped_after_two(out: Path) -> None:
+    assert [row["image"] for row in rows(out / "images.csv")] == ["a.jpg", "a.png"]
+    assert len(rows(out / "cells.csv")) == 6
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "stopped"
+    assert record["totals"]["remaining"] == 2
+    assert files(out / "labels") == ["a.jpg.tif", "a.png.tif"]
+    assert not [name for name in files(out) if ".cellseg" in name]
+
+
+def test_failed_overlay_takes_its_label_file_along(
+    smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cellseg_deploy.outputs import overlay
+
+    def fail(*_: Any) -> bytes:
+        raise RuntimeError("no encoder")
+
+    monkeypatch.setattr(overlay, "encode", fail)
+    summary = run_folder(Segmenter(DarknessBackend()), find_images([smears]), tmp_path / "out")
+    assert summary.failed == 4
+    assert files(tmp_path / "out") == ["cells.csv", "images.csv", "run.json"]
+
+
+# -------------------------------------------------------------------------------------------------------- exit codes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--batch-size", 0], 2, "batch size"),
+        (["--scale", 1, "--cell-diameter", 5], 2, "exclude"),
+        (["--scale", "nan"], 2, "scale"),
+        (["--task", "magic"], 2, "magic"),
+        (["--halo", 28], 2, "halo"),
+        (["--save", "everything"], 2, "everything"),
+        (["--threads", 0], 2, "threads"),
+        (["--device", "gpu"], 2, "unknown device"),
+        (["--max-pixels", 0], 2, "max"),
+        (["--bit-depth", 8], 2, "bit depth"),
+        (["--nonsense"], 2, "nonsense"),
+        (["--model", "missing.onnx"], 5, "missing.onnx"),
+        (["--device", "cuda"], 8, "cellseg-deploy\\[gpu\\]"),
+    ],
+)
+def test_exit_codes(
+    model: Path,
+    smears: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[object],
+    code: int,
+    words: str,
+) -> None:
+    import re
+
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    settings = arguments if "--model" in arguments else ["--model", model, *arguments]
+    assert infer(smears, "-o", tmp_path / "out", *settings) == code
+    assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_do(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert infer(tmp_path / "empty", "-o", tmp_path / "out", "--model", model) == 4
+    assert "no image found" in capsys.readouterr().err
+    assert infer(tmp_path / "nowhere", "-o", tmp_path / "out", "--model", model) == 2
+    with pytest.raises(NothingToDoError):
+        run_folder(Segmenter(DarknessBackend()), [], tmp_path / "out")
+
+
+def test_output_folder_of_somebody_else(model: Path, smears: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").touch()
+    assert infer(smears, "-o", out, "--model", model, "--overwrite") == 6
+    (tmp_path / "file").touch()
+    assert infer(smears, "-o", tmp_path / "file", "--model", model) == 6
+
+
+def test_earlier_results_are_replaced_only_when_asked(model: Path, smears: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert infer(smears, "-o", out, "--model", model, "-q") == 0
+    (smears / "a.jpg").unlink()
+    assert infer(smears, "-o", out, "--model", model, "-q") == 6
+    assert len(rows(out / "images.csv")) == 4
+    assert infer(smears, "-o", out, "--model", model, "-q", "--overwrite") == 0
+    assert len(rows(out / "images.csv")) == 3
+    assert "labels/a.jpg.tif" not in files(out)
+
+
+def test_output_in_use(model: Path, smears: Path, tmp_path: Path) -> None:
+    from cellseg_deploy.outputs.lock import exclusive
+
+    (tmp_path / "out").mkdir()
+    with exclusive(tmp_path / "out"):
+        assert infer(smears, "-o", tmp_path / "out", "--model", model) == 7
+    assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q") == 0
+
+
+def test_output_and_input_inside_each_other(model: Path, smears: Path, tmp_path: Path) -> None:
+    assert infer(smears, "-o", smears / "out", "--model", model) == 2
+    assert infer(smears / "sub", "-o", smears, "--model", model) == 2
+    assert infer(smears / "a.png", "-o", smears, "--model", model) == 2
+    assert infer(smears / "a.png", "-o", smears / "out", "--model", model, "-q") == 0
+
+
+def test_read_only_output(model: Path, smears: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    (tmp_path / "out").mkdir(mode=0o555)
+    assert infer(smears, "-o", tmp_path / "out", "--model", model) == 6
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_the_run_and_keep_what_is_done(model: Path, tmp_path: Path, number: int, code: int) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    Image.fromarray(draw_discs((1200, 1600), CENTRES)).save(folder / "0000.png")
+    for index in range(1, 200):
+        os.link(folder / "0000.png", folder / f"{index:04}.png")
+    out = tmp_path / "out"
+    program = "from cellseg_deploy.cli.infer import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, folder, "-o", out, "--model", model, "--threads", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("labels/*.tif"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    done = [row["image"] for row in rows(out / "images.csv")]
+    assert 1 <= len(done) < 200
+    assert files(out / "labels") == [f"{name}.tif" for name in done]
+    assert json.loads((out / "run.json").read_text())["status"] == "stopped"
+    assert not [name for name in files(out) if ".cellseg" in name]
+
+
+# ------------------------------------------------------------------------------------------------------- light start
+
+
+def test_help_is_light_and_shows_examples() -> None:
+    program = (
+        "import sys\nfrom cellseg_deploy.cli.infer import main\nsys.argv = ['cellseg-infer', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "heavy = {'numpy', 'onnxruntime', 'onnx', 'skimage', 'cv2', 'torch', 'rich', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cellseg-infer smears/ -o counts/" in done.stdout
+
+
+def test_package_import_is_light() -> None:
+    program = "import sys, cellseg_deploy\nassert not {'numpy', 'onnxruntime', 'onnx', 'skimage'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_options_default_to_those_of_the_library() -> None:
+    from cellseg_deploy.pipeline import BATCH_SIZE
+
+    defaults = command.make_context("cellseg-infer", ["in", "-o", "out"]).params
+    assert defaults["batch_size"] == BATCH_SIZE
+    assert (defaults["overwrite"], defaults["save"]) == (RunOptions().overwrite, "labels,overlays")

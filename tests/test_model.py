@@ -1,0 +1,101 @@
+"""The network's shapes, its settings, and what it refuses to be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cellseg_deploy.errors import UsageError
+from cellseg_train.config import ModelConfig
+from cellseg_train.model import CellSegNet, enliven_layer_scale, normalise
+
+SMALL = {"tiny_width": 48, "tiny_depth": 2, "decoder_channels": (16, 16, 8), "image_skip": (8, 8, 8)}
+
+
+def run(config: ModelConfig) -> torch.Tensor:
+    with torch.inference_mode():
+        return CellSegNet(config).eval()(torch.randn(2, 3, config.tile_size, config.tile_size))
+
+
+@pytest.mark.parametrize(("variant", "channels"), [("plain", 1), ("boundary", 2)])
+def test_logits_cover_the_tile_and_are_no_probabilities(variant, channels):
+    logits = run(ModelConfig(variant=variant, tile_size=112, **SMALL))
+    assert logits.shape == (2, channels, 112, 112)
+    assert logits.min() < 0
+
+
+def test_without_image_skip_the_network_never_sees_the_image_at_full_size():
+    config = ModelConfig(tile_size=112, **(SMALL | {"image_skip": ()}))
+    assert CellSegNet(config).branch is None
+    assert run(config).shape == (2, 2, 112, 112)
+
+
+def test_timm_encoder_with_other_patch_and_extra_tokens():
+    pytest.importorskip("timm")
+    config = ModelConfig(
+        encoder="vit_tiny_patch16_224", tile_size=64, decoder_channels=(16, 16, 8), image_skip=(8, 8, 8)
+    )
+    assert run(config).shape == (2, 2, 64, 64)
+
+
+def test_register_tokens_are_not_part_of_the_map():
+    config = ModelConfig(encoder="vit_small_patch14_reg4_dinov2", tile_size=56, decoder_channels=(16, 16, 8))
+    net = CellSegNet(config)
+    assert net.encoder.num_prefix_tokens == 5
+    assert net(torch.randn(1, 3, 56, 56)).shape == (1, 2, 56, 56)
+
+
+def test_aliases_name_dinov2():
+    names = {alias: ModelConfig(encoder=alias).encoder_name for alias in ("small", "base", "large", "tiny")}
+    assert names == {
+        "small": "vit_small_patch14_dinov2",
+        "base": "vit_base_patch14_dinov2",
+        "large": "vit_large_patch14_dinov2",
+        "tiny": "tiny",
+    }
+
+
+def test_the_position_embedding_is_made_for_the_tile():
+    config = ModelConfig(encoder="small", tile_size=112, decoder_channels=(16, 16, 8))
+    assert CellSegNet(config).encoder.pos_embed.shape[1] == 8 * 8 + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tile_size": 120}, "no multiple of the 14 px patch.*112 or 126"),
+        ({"tile_size": 126}, "multiple of 8"),
+        ({"encoder": "vit_huge_patch99_nowhere"}, "not known to timm"),
+        ({"encoder": "resnet18"}, "ResNet, expected a plain vision transformer|cannot be built"),
+        ({"decoder_channels": (64, 32)}, "three positive numbers"),
+        ({"image_skip": (1, 2)}, "three positive numbers"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_with_a_way_out(settings, message):
+    with pytest.raises(UsageError, match=message):
+        CellSegNet(ModelConfig(**settings))
+
+
+def test_layer_scale_is_enlivened_so_that_blocks_matter():
+    net = CellSegNet(ModelConfig(encoder="small", tile_size=56, decoder_channels=(16, 16, 8))).eval()
+    image = torch.randn(1, 3, 56, 56)
+
+    def effect_of_last_block() -> float:
+        with torch.inference_mode():
+            before = net(image)
+            kept = net.encoder.blocks[11].mlp.fc2.weight.clone()
+            net.encoder.blocks[11].mlp.fc2.weight.mul_(-3)
+            after = net(image)
+            net.encoder.blocks[11].mlp.fc2.weight.copy_(kept)
+        return float((after - before).abs().max())
+
+    asleep = effect_of_last_block()
+    assert enliven_layer_scale(net, 0.5) == 24
+    assert effect_of_last_block() > 100 * asleep
+
+
+def test_normalise_centres_on_the_mean_colour():
+    config = ModelConfig()
+    mean_colour = torch.tensor(config.mean).view(1, 3, 1, 1) * 255
+    assert normalise(mean_colour, config).abs().max() < 1e-6
+    assert normalise(torch.full((1, 3, 1, 1), 255.0), config)[0, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229)

@@ -1,0 +1,309 @@
+"""Guards of the house: who may import whom, what loads when, what the wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points, packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {  # folder -> name it is imported by, and what it may import of the others
+    "cellseg_deploy": ("cellseg_deploy", set[str]()),
+    "train": ("cellseg_train", {"cellseg_deploy"}),
+    "export": ("cellseg_export", {"cellseg_deploy", "cellseg_train"}),
+    "benchmarks": ("cellseg_benchmarks", {"cellseg_deploy", "cellseg_train", "cellseg_export"}),
+}
+OUR_NAMES = {name for name, _ in ROOMS.values()}
+FOLDER_NAMES = set(ROOMS) - OUR_NAMES
+TORCH = {"torch", "torchvision", "timm", "safetensors"}
+# Engine -> the only module that may import it.
+ENGINES = {
+    "onnxruntime": "cellseg_deploy/backends/onnxruntime.py",
+    "openvino": "cellseg_deploy/backends/openvino.py",
+    "tensorrt": "cellseg_deploy/backends/tensorrt.py",
+    "tensorrt_rtx": "cellseg_deploy/backends/tensorrt.py",
+}
+HEAVY = sorted(
+    {*TORCH, *ENGINES, "cv2", "imagecodecs", "matplotlib", "numpy", "onnx", "PIL", "scipy", "skimage", "tifffile"}
+)
+MAX_LINES = 500
+
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+RUNTIME = [path for path in SOURCES if path.is_relative_to(ROOT / "cellseg_deploy")]
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import: full module name, line, and whether it stands in a function or under ``if TYPE_CHECKING``."""
+
+    module: str
+    line: int
+    in_function: bool
+    for_types: bool
+
+    @property
+    def top(self) -> str:
+        return self.module.partition(".")[0]
+
+
+def imports(source: str) -> list[Import]:
+    """Every import in ``source``: statements, and ``import_module("...")`` or ``__import__("...")`` with a literal."""
+    return list(_walk(ast.parse(source), in_function=False, for_types=False))
+
+
+def _walk(node: ast.AST, *, in_function: bool, for_types: bool) -> Iterator[Import]:
+    match node:
+        case ast.Import(names=names):
+            for name in names:
+                yield Import(name.name, node.lineno, in_function, for_types)
+        case ast.ImportFrom(module=module, level=level):
+            yield Import("." * level + (module or ""), node.lineno, in_function, for_types)
+        case ast.Call(
+            func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+            args=[ast.Constant(value=str(module)), *_],
+        ):
+            yield Import(module, node.lineno, in_function, for_types)
+        case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body, orelse=orelse):
+            for statement in body:
+                yield from _walk(statement, in_function=in_function, for_types=True)
+            for statement in orelse:
+                yield from _walk(statement, in_function=in_function, for_types=for_types)
+            return
+    inner = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(child, in_function=inner, for_types=for_types)
+
+
+@cache
+def imports_of(path: Path) -> list[Import]:
+    return imports(path.read_text(encoding="utf-8"))
+
+
+def wrong_imports(path: Path, found: list[Import]) -> list[str]:
+    """What is wrong with the imports of the file ``path`` (relative to the root): one sentence each."""
+    name, allowed = ROOMS.get(path.parts[0], ("", OUR_NAMES))
+    problems = []
+    for item in found:
+        if item.top in FOLDER_NAMES:
+            problems.append(f"{path}:{item.line}: import {item.module}: use the installed name cellseg_{item.top}")
+        if item.module.startswith("."):
+            problems.append(f"{path}:{item.line}: relative import; write the full name")
+        if item.top in OUR_NAMES - allowed - {name}:
+            problems.append(f"{path}:{item.line}: {name} must not import {item.top}")
+        if name == "cellseg_deploy" and item.top in TORCH:
+            problems.append(f"{path}:{item.line}: the runtime must not import {item.top}")
+        if name == "cellseg_deploy" and item.top in ENGINES:
+            if path.as_posix() != ENGINES[item.top]:
+                problems.append(f"{path}:{item.line}: only {ENGINES[item.top]} may import {item.top}")
+            elif not (item.in_function or item.for_types):
+                problems.append(f"{path}:{item.line}: import {item.top} in the function that opens it")
+    return problems
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def requirement_names(requirements: list[str]) -> set[str]:
+    """Names of the distributions, normalised, without versions and extras."""
+    return {re.split(r"[\s\[<>=!~;]", item, maxsplit=1)[0].lower().replace("_", "-") for item in requirements}
+
+
+# --- the guards guard -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "complaint"),
+    [
+        ("cellseg_deploy/a.py", "import torch", "must not import torch"),
+        ("cellseg_deploy/a.py", "def f():\n    from torch import nn", "must not import torch"),
+        ("cellseg_deploy/a.py", "import importlib\nimportlib.import_module('timm.models')", "must not import timm"),
+        ("cellseg_deploy/a.py", "from cellseg_train.model import CellSegNet", "must not import cellseg_train"),
+        ("cellseg_deploy/a.py", "def f():\n    import onnxruntime", "only cellseg_deploy/backends/onnxruntime.py"),
+        ("cellseg_deploy/backends/onnxruntime.py", "import onnxruntime", "in the function"),
+        ("train/a.py", "import cellseg_export", "must not import cellseg_export"),
+        ("export/a.py", "import cellseg_benchmarks.timer", "must not import cellseg_benchmarks"),
+        ("benchmarks/a.py", "from train import model", "use the installed name cellseg_train"),
+        ("tests/a.py", "import export.onnx", "use the installed name cellseg_export"),
+        ("train/a.py", "from . import model", "relative import"),
+    ],
+)
+def test_a_forbidden_import_is_found(path: str, source: str, complaint: str) -> None:
+    assert any(complaint in problem for problem in wrong_imports(Path(path), imports(source)))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("cellseg_deploy/backends/onnxruntime.py", "def f():\n    import onnxruntime"),
+        ("train/a.py", "import torch\nfrom cellseg_deploy.errors import DataError\nfrom cellseg_train import model"),
+        ("benchmarks/a.py", "import cellseg_export, cellseg_train, cellseg_deploy"),
+        ("tests/a.py", "import cellseg_export\nfrom benchmark import x"),
+    ],
+)
+def test_an_allowed_import_is_not(path: str, source: str) -> None:
+    assert wrong_imports(Path(path), imports(source)) == []
+
+
+# --- source -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_go_one_way(path: Path) -> None:
+    problems = wrong_imports(path.relative_to(ROOT), imports_of(path))
+    assert not problems, "\n".join(problems)
+
+
+def test_third_party_imports_of_the_runtime_are_declared() -> None:
+    declared = requirement_names(project()["project"]["dependencies"]) | {"protobuf"}  # a dependency of onnx itself
+    homes = packages_distributions()
+    undeclared = []
+    for path in RUNTIME:
+        for item in imports_of(path):
+            if item.top in sys.stdlib_module_names or item.top in OUR_NAMES or item.top in ENGINES:
+                continue
+            installed_as = {name.lower().replace("_", "-") for name in homes.get(item.top, [])}
+            if not installed_as & declared:
+                undeclared.append(
+                    f"{path.relative_to(ROOT)}:{item.line}: {item.module} ({installed_as or 'not installed'})"
+                )
+    assert not undeclared, "\n".join(undeclared)
+
+
+def test_files_are_small_enough_to_read() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in [*SOURCES, *TESTS]}
+    long = [f"{path.relative_to(ROOT)}: {lines} lines" for path, lines in lengths.items() if lines > MAX_LINES]
+    assert not long, f"longer than {MAX_LINES} lines, split them: {long}"
+
+
+# --- what loads when --------------------------------------------------------------------------------------------------
+
+BLOCK = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} was imported, but must not be")
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_block_blocks() -> None:
+    result = run_python(BLOCK.format(blocked=["colorsys"]) + "import colorsys")
+    assert result.returncode != 0
+    assert "colorsys was imported" in result.stderr
+
+
+@pytest.mark.parametrize("module", ["infer", "evaluate"])
+def test_help_of_runtime_commands_loads_nothing_heavy(module: str) -> None:
+    code = BLOCK.format(blocked=HEAVY) + f"from cellseg_deploy.cli.{module} import main\nsys.exit(main())"
+    result = run_python(code, "--help")
+    assert result.returncode == 0, result.stderr
+    assert "Usage:" in result.stdout
+
+
+def test_every_runtime_module_imports_without_torch_or_an_engine() -> None:
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in RUNTIME if path.name != "__main__.py"]
+    code = BLOCK.format(blocked=sorted({*TORCH, *ENGINES}))
+    code += "from importlib import import_module\n" + "\n".join(f"import_module({name!r})" for name in modules)
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+# --- installation -----------------------------------------------------------------------------------------------------
+
+
+def test_every_folder_with_source_is_listed_as_a_package() -> None:
+    listed = set(project()["tool"]["setuptools"]["packages"])
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES}
+    there = {".".join((ROOMS[folder.parts[0]][0], *folder.parts[1:])) for folder in folders}
+    assert there == listed
+    for folder in folders:
+        assert (ROOT / folder / "__init__.py").is_file(), f"{folder} has no __init__.py"
+
+
+@pytest.mark.parametrize("command", sorted(project()["project"]["scripts"]))
+def test_commands_are_installed_and_explain_themselves(command: str) -> None:
+    installed = {point.name: point.value for point in entry_points(group="console_scripts")}
+    assert installed.get(command) == project()["project"]["scripts"][command], "pip install -e . again"
+    program = Path(sys.executable).with_name(command)
+    result = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize("command", sorted(project()["project"]["scripts"]))
+def test_commands_are_documented(command: str) -> None:
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_base_brings_no_engine_and_no_torch() -> None:
+    base = requirement_names(project()["project"]["dependencies"])
+    unwanted = {name for name in base if name.startswith(("torch", "onnxruntime", "openvino", "tensorrt", "timm"))}
+    assert not unwanted
+    extras = {name: requirement_names(items) for name, items in project()["project"]["optional-dependencies"].items()}
+    assert "onnxruntime" in extras["cpu"]
+    assert "onnxruntime-gpu" in extras["gpu"]
+    for name, items in extras.items():  # the two builds of ONNX Runtime overwrite each other's files
+        assert not {"onnxruntime", "onnxruntime-gpu"} <= items, name
+    assert not extras["export"] & {"onnxruntime", "onnxruntime-gpu"}
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names in the wheel, built from a copy of the source, so that nothing an earlier build left gets in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "source"
+    copy.mkdir()
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    code = "import sys\nfrom setuptools.build_meta import build_wheel\nbuild_wheel(sys.argv[1])"
+    result = subprocess.run(
+        [sys.executable, "-c", code, os.fspath(folder)],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_holds_all_source_under_our_names(wheel_names: set[str]) -> None:
+    expected = {Path(ROOMS[path.relative_to(ROOT).parts[0]][0], *path.relative_to(ROOT).parts[1:]) for path in SOURCES}
+    assert {path.as_posix() for path in expected} == {name for name in wheel_names if name.endswith(".py")}
+    tops = {name.partition("/")[0] for name in wheel_names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == OUR_NAMES
+
+
+def test_the_wheel_holds_models_type_markers_and_licence(wheel_names: set[str]) -> None:
+    shipped = ("*.onnx", "*.safetensors", "*.md", "*.json")
+    models = [path for pattern in shipped for path in (ROOT / "cellseg_deploy" / "models").glob(pattern)]
+    expected = {path.relative_to(ROOT).as_posix() for path in models} | {f"{name}/py.typed" for name in OUR_NAMES}
+    assert expected <= wheel_names
+    assert any(re.search(r"\.dist-info/.*LICENSE$", name) for name in wheel_names)

@@ -1,0 +1,154 @@
+"""cellseg-train from its command line: both variants learn, a killed run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from click.testing import CliRunner
+
+from cellseg_deploy.cli import _common
+from cellseg_deploy.samples import write_samples
+from cellseg_train.checkpoint import load_network
+from cellseg_train.cli import command
+
+FAST = [
+    "--tile-size", "112", "--tiny-width", "48", "--tiny-depth", "2", "--decoder-channels", "32,24,16",
+    "--image-skip", "16,16,16", "--batch-size", "8", "--patches-per-image", "8", "--image-scale", "0.4",
+    "--lr", "3e-3", "--device", "cpu", "--threads", "1", "--ema-decay", "0.9",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("smears")
+    write_samples(folder, 4, 5, (300, 400))
+    return folder
+
+
+def train(*arguments: object) -> int:
+    return _common.run(command, [str(a) for a in arguments])
+
+
+def inputs(smears: Path) -> list[str]:
+    return ["--images", str(smears / "images"), "--masks", str(smears / "masks")]
+
+
+def log_of(run: Path) -> list[dict[str, str]]:
+    with (run / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("variant", ["plain", "boundary"])
+def test_a_variant_learns_and_leaves_a_whole_run(smears, tmp_path, variant):
+    run = tmp_path / "run"
+    assert train(*inputs(smears), "-o", run, "--variant", variant, "--epochs", 8, "--validate-every", 4, *FAST) == 0
+    log = log_of(run)
+    assert [int(row["epoch"]) for row in log] == list(range(1, 9))
+    assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
+    assert float(log[-1]["val_dice"]) > 0.6
+    assert (("boundary" in log[0]) and float(log[0]["boundary"]) > 0) == (variant == "boundary")
+    loaded = load_network(run)
+    assert loaded.spec.variant == variant
+    assert loaded.spec.operating_points.keys() == {"counting", "confluence"}
+    assert (loaded.spec.training.n_train_images, loaded.spec.training.n_val_images) == (3, 1)
+    split = json.loads((run / "split.json").read_text())
+    assert len(split["train"]) == 3
+    assert split["sha256"] == loaded.spec.training.split_sha256
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch_0004.jpg", "epoch_0008.jpg"]
+    assert list((run / "tensorboard").iterdir())
+
+
+def spawn(arguments: list[str]) -> subprocess.Popen[bytes]:
+    code = "import sys; from cellseg_train.cli import main; sys.argv[0] = 'cellseg-train'; main()"
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def test_killed_and_resumed_equals_uninterrupted(smears, tmp_path):
+    arguments = [*inputs(smears), "--epochs", "5", "--validate-every", "2", "--drop-path", "0.2", *FAST]
+    assert train(*arguments, "-o", tmp_path / "whole") == 0
+    run = tmp_path / "killed"
+    process = spawn([*arguments, "-o", str(run)])
+    deadline = time.monotonic() + 120
+    while not (run / "log.csv").exists() or len(log_of(run)) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert len(log_of(run)) < 5
+    assert train("--resume", run) == 0
+    assert (run / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+    whole, resumed = (
+        safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert not list(run.glob(".cellseg-*"))
+
+
+def test_same_seed_same_losses_other_seed_others(smears, tmp_path):
+    def losses(name: str, seed: int) -> list[str]:
+        assert train(*inputs(smears), "-o", tmp_path / name, "--epochs", 1, "--seed", seed, *FAST) == 0
+        return [row["loss"] for row in log_of(tmp_path / name)]
+
+    assert losses("a", 1) == losses("b", 1) != losses("c", 2)
+
+
+def test_resume_refuses_other_images(smears, tmp_path):
+    folder = tmp_path / "data"
+    write_samples(folder, 2, 5, (150, 150))
+    run = tmp_path / "run"
+    assert train(*inputs(folder), "-o", run, "--epochs", 1, *FAST) == 0
+    for kind in ("images", "masks"):
+        path = next(iter(sorted((folder / kind).iterdir())))
+        path.rename(path.with_stem("renamed"))
+    assert train("--resume", run) == 5
+
+
+def test_freeze_leaves_the_encoder_as_it_was(smears, tmp_path):
+    settings = [*inputs(smears), "--epochs", "1", *FAST]
+    assert train(*settings, "-o", tmp_path / "free") == 0
+    start = tmp_path / "free" / "model.safetensors"
+    assert train(*settings, "-o", tmp_path / "frozen", "--freeze", "--weights", start) == 0
+    before, after = (
+        safetensors.torch.load_file(path / "model.safetensors") for path in (start.parent, tmp_path / "frozen")
+    )
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("encoder."))
+    assert not torch.equal(before["decoder.head.weight"], after["decoder.head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "give --images DIR"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{images}"], 6, "not an empty folder"),
+        (["--resume", "{images}"], 2, "is no training run"),
+        (["--resume", "{images}", "-o", "x"], 2, "give neither folders nor -o"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--tile-size", "100"], 2, "multiple of 8"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--weights", "none.pth"], 2, "no such file"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--encoder", "what"], 2, "not known to timm"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--image-skip", "a,b"], 2, "list of numbers"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--device", "cuda:9"], 8, "not available"),
+        (["--images", "{images}", "--masks", "nowhere", "-o", "{new}"], 2, "nowhere"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_ends_with_its_code_and_no_run(smears, tmp_path, capsys, arguments, code, message):
+    places = {"images": smears / "images", "masks": smears / "masks", "new": tmp_path / "new"}
+    assert train(*[argument.format(**places) for argument in arguments]) == code
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_names_every_setting():
+    text = CliRunner().invoke(command, ["--help"]).output
+    for option in ("--variant", "--encoder", "--weights", "--freeze", "--layer-decay", "--image-scale", "--resume"):
+        assert option in text

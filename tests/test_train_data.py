@@ -1,0 +1,153 @@
+"""From folders to batches: pairing, splits, and tiles that depend on nothing but their index."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cellseg_deploy.errors import CellsegError, DataError, UsageError
+from cellseg_deploy.images import Pair
+from cellseg_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from cellseg_train.data import (
+    ExampleStore,
+    TileDataset,
+    TileLoader,
+    find_pairs,
+    read_pair,
+    split_by_image,
+)
+
+CONFIG = TrainConfig(
+    model=ModelConfig(tile_size=56),
+    data=DataConfig(image_scale=1.0, patches_per_image=3, min_object_px=20),
+    optim=OptimConfig(batch_size=4),
+)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Four images with two discs each and their label images."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for i in range(4):
+        labels = np.zeros((80, 100), np.uint16)
+        cv2.circle(labels, (30, 40), 15, 1, -1)
+        cv2.circle(labels, (70, 40), 20, 2, -1)
+        image = np.where(labels[..., None] > 0, (120, 40, 90), (230, 230, 230)) + rng.integers(-5, 5, (80, 100, 3))
+        cv2.imwrite(str(tmp_path / f"images/{i}.png"), image.astype(np.uint8)[..., ::-1])
+        cv2.imwrite(str(tmp_path / f"masks/{i}.png"), labels)
+    return tmp_path / "images", tmp_path / "masks"
+
+
+@pytest.fixture
+def dataset(folders) -> TileDataset:
+    store = ExampleStore(find_pairs([folders[0]], [folders[1]]), CONFIG)
+    store.check_and_fill()
+    return TileDataset(store, CONFIG)
+
+
+def test_an_image_without_mask_is_named(folders):
+    (folders[1] / "2.png").unlink()
+    with pytest.raises(CellsegError, match=r"2\.png"):
+        find_pairs([folders[0]], [folders[1]])
+
+
+def test_a_mask_without_image_is_named(folders):
+    (folders[0] / "3.png").unlink()
+    with pytest.raises(CellsegError, match=r"3\.png"):
+        find_pairs([folders[0]], [folders[1]])
+
+
+def test_a_mask_of_another_size_is_named_before_training(folders):
+    cv2.imwrite(str(folders[1] / "1.png"), np.zeros((80, 99), np.uint16))
+    store = ExampleStore(find_pairs([folders[0]], [folders[1]]), CONFIG)
+    with pytest.raises(DataError, match=r"1\.png"):
+        store.check_and_fill()
+
+
+def test_masks_without_any_cell_are_no_masks(folders):
+    for path in folders[1].iterdir():
+        cv2.imwrite(str(path), np.zeros((80, 100), np.uint16))
+    with pytest.raises(DataError, match="hold no object"):
+        ExampleStore(find_pairs([folders[0]], [folders[1]]), CONFIG).check_and_fill()
+
+
+def test_folders_come_in_pairs(folders):
+    with pytest.raises(UsageError, match="2 image folders and 1 mask"):
+        find_pairs([folders[0], folders[0]], [folders[1]])
+
+
+def test_median_diameter_is_that_of_the_discs(dataset):
+    # Discs of radius 15 and 20 px in equal number: the median lies between 31 and 41 px.
+    assert ExampleStore(dataset.store.pairs, CONFIG).check_and_fill() == pytest.approx(36, abs=1)
+
+
+def test_specks_are_dropped_and_cells_kept(folders):
+    labels = cv2.imread(str(folders[1] / "0.png"), cv2.IMREAD_UNCHANGED)
+    labels[0:2, 0:2] = 3
+    cv2.imwrite(str(folders[1] / "0.png"), labels)
+    _, kept = read_pair(find_pairs([folders[0]], [folders[1]])[0], min_object_px=20)
+    assert kept[0, 0] == 0
+    assert len(np.unique(kept)) == 3
+
+
+def pairs_of(n: int) -> list[Pair]:
+    return [Pair(str(i), Path(f"{i}.png"), Path(f"{i}.tif")) for i in range(n)]
+
+
+def test_split_holds_out_a_quarter_of_the_images_by_seed():
+    split = split_by_image(pairs_of(20), 0.25, seed=1)
+    assert (len(split.train), len(split.val)) == (15, 5)
+    assert not {p.stem for p in split.train} & {p.stem for p in split.val}
+    assert split == split_by_image(pairs_of(20), 0.25, seed=1)
+    assert split.sha256 != split_by_image(pairs_of(20), 0.25, seed=2).sha256
+    assert len(split_by_image(pairs_of(2), 0.01, seed=0).val) == 1
+    with pytest.raises(UsageError, match="two are needed"):
+        split_by_image(pairs_of(1), 0.25, seed=0)
+
+
+def test_a_tile_depends_on_its_index_alone(dataset):
+    first = dataset[(5, 1, 2)]
+    dataset[(0, 3, 0)]
+    again = dataset[(5, 1, 2)]
+    for name in ("image", "targets", "gap"):
+        assert torch.equal(first[name], again[name])
+    others = (dataset[index]["image"] for index in ((6, 1, 2), (5, 2, 2), (5, 1, 1)))
+    assert not any(torch.equal(first["image"], other) for other in others)
+    reseeded = TileDataset(dataset.store, replace(CONFIG, seed=1))
+    assert not torch.equal(first["image"], reseeded[(5, 1, 2)]["image"])
+
+
+def test_tile_has_the_shapes_and_types_it_promises(dataset):
+    tile = dataset[(0, 0, 0)]
+    assert (tile["image"].shape, tile["image"].dtype) == ((3, 56, 56), torch.uint8)
+    assert (tile["targets"].shape, tile["targets"].dtype) == ((2, 56, 56), torch.uint8)
+    assert (tile["gap"].shape, tile["gap"].dtype) == ((56, 56), torch.float32)
+    assert set(tile["targets"].unique().tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("cache_gb", [4.0, 0.0])
+def test_batches_are_the_same_for_any_number_of_threads_and_cache(folders, cache_gb):
+    def batches(workers: int, cache: float) -> list[torch.Tensor]:
+        config = replace(CONFIG, workers=workers, data=replace(CONFIG.data, cache_gb=cache))
+        store = ExampleStore(find_pairs([folders[0]], [folders[1]]), config)
+        store.check_and_fill()
+        return [batch["image"] for batch in TileLoader(TileDataset(store, config)).epoch(3)]
+
+    expected, got = batches(0, 4.0), batches(3, cache_gb)
+    assert [len(batch) for batch in expected] == [4, 4, 4]
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_each_epoch_visits_every_image_in_another_order(dataset):
+    loader = TileLoader(dataset)
+    first, second = loader.order(0), loader.order(1)
+    assert sorted((i, p) for _, i, p in first) == [(i, p) for i in range(4) for p in range(3)]
+    assert [index[1:] for index in first] != [index[1:] for index in second]
+    assert len(loader) == 3

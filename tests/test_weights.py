@@ -1,0 +1,148 @@
+"""Checkpoints of the outside world: those that fit, those that fit in part, and those that are something else."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from cellseg_deploy.errors import ModelError, UsageError
+from cellseg_train import weights
+from cellseg_train.checkpoint import save_network
+from cellseg_train.config import ModelConfig
+from cellseg_train.model import CellSegNet
+from tests.conftest import make_spec
+
+SMALL = ModelConfig(encoder="small", tile_size=56, decoder_channels=(16, 16, 8), image_skip=())
+TINY = ModelConfig(
+    tile_size=56, tiny_width=48, tiny_depth=1, decoder_channels=(16, 16, 8), image_skip=(), variant="plain"
+)
+
+
+@pytest.fixture(scope="module")
+def donor() -> dict[str, torch.Tensor]:
+    """A DINOv2 ViT-S/14 as timm keeps it: made for 518 px, with 37 x 37 positions."""
+    torch.manual_seed(1)
+    return timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0).state_dict()
+
+
+def official(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights as the official DINOv2 release has them: timm's names, and a mask token besides."""
+    return state | {"mask_token": torch.zeros(1, 384)}
+
+
+def test_a_timm_checkpoint_is_loaded_and_its_positions_resampled(donor, tmp_path):
+    path = tmp_path / "vit.safetensors"
+    safetensors.torch.save_file(donor, path)
+    net = CellSegNet(SMALL)
+    info = weights.load_initial_weights(net, str(path))
+    assert torch.equal(net.encoder.blocks[3].mlp.fc1.weight, donor["blocks.3.mlp.fc1.weight"])
+    assert net.encoder.pos_embed.shape[1] == 17
+    assert "vit.safetensors" in info.origin
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "teacher"])
+def test_an_official_dinov2_checkpoint_is_loaded(donor, tmp_path, wrapper):
+    state = official(donor)
+    if wrapper == "teacher":
+        state = {f"backbone.{key}": value for key, value in state.items()}
+    path = tmp_path / "dinov2_vits14.pth"
+    torch.save(state if wrapper is None else {wrapper: state}, path)
+    net = CellSegNet(SMALL)
+    weights.load_initial_weights(net, str(path))
+    assert torch.equal(net.encoder.blocks[11].attn.qkv.weight, donor["blocks.11.attn.qkv.weight"])
+
+
+def test_a_partial_match_is_an_error_that_lists_the_keys(donor, tmp_path):
+    state = {key: value for key, value in donor.items() if not key.startswith("blocks.7.")} | {"extra": torch.ones(1)}
+    path = tmp_path / "part.safetensors"
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(ModelError, match=r"missing: blocks\.7\..*unexpected: extra"):
+        weights.load_initial_weights(CellSegNet(SMALL), str(path))
+
+
+def test_weights_of_another_width_are_an_error(donor, tmp_path):
+    path = tmp_path / "small.safetensors"
+    safetensors.torch.save_file(donor, path)
+    base = CellSegNet(ModelConfig(encoder="base", tile_size=56, decoder_channels=(16, 16, 8), image_skip=()))
+    with pytest.raises(ModelError, match="size mismatch"):
+        weights.load_initial_weights(base, str(path))
+
+
+class Trap:
+    """Unpickling this would run code."""
+
+    def __reduce__(self):
+        return (print, ("this must never be printed",))
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
+    path = tmp_path / "trap.pth"
+    torch.save({"model": Trap()}, path)
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        weights.load_initial_weights(CellSegNet(SMALL), str(path))
+    plain = tmp_path / "trap.pkl"
+    plain.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        weights.load_initial_weights(CellSegNet(SMALL), str(plain))
+    assert "never" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "source", "message"),
+    [
+        (TINY, "hub", "tiny encoder has no published weights"),
+        (TINY, "nowhere.pth", "no such file"),
+        (SMALL, "/", "no such file"),
+    ],
+)
+def test_sources_that_cannot_be_meant(config, source, message):
+    with pytest.raises(UsageError, match=message):
+        weights.load_initial_weights(CellSegNet(config), source)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_damaged_files_are_one_clear_error(tmp_path, content, suffix):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="damaged"):
+        weights.load_initial_weights(CellSegNet(SMALL), str(path))
+
+
+def save_own(path: Path, config: ModelConfig) -> CellSegNet:
+    net = CellSegNet(config)
+    save_network(path, net.state_dict(), config, make_spec(tile_size=56, name="mother"))
+    return net
+
+
+def test_a_network_of_our_own_is_fine_tuned_whole(tmp_path):
+    path = tmp_path / "model.safetensors"
+    mother = save_own(path, TINY)
+    child = CellSegNet(TINY)
+    info = weights.load_initial_weights(child, str(path))
+    assert torch.equal(child.decoder.head.weight, mother.decoder.head.weight)
+    assert "fine-tuned from mother" in info.origin
+
+
+def test_a_network_of_our_own_with_another_decoder_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_own(path, TINY)
+    other = CellSegNet(ModelConfig(**{**TINY.__dict__, "image_skip": (8, 8, 8)}))
+    with pytest.raises(ModelError, match=r"branch\.|size mismatch"):
+        weights.load_initial_weights(other, str(path))
+
+
+def test_the_hub_out_of_reach_says_what_to_do_instead(monkeypatch):
+    def unreachable(*_: object, **options: object) -> None:
+        assert options["pretrained"]
+        raise OSError("no network")
+
+    net = CellSegNet(SMALL)
+    monkeypatch.setattr(weights.timm, "create_model", unreachable)
+    with pytest.raises(UsageError, match="--weights FILE"):
+        weights.load_initial_weights(net, "hub")

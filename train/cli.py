@@ -1,0 +1,173 @@
+"""``cellseg-train``: words to settings, settings to ``loop.train``. PyTorch is imported once a training starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cellseg_deploy.cli._common import run
+from cellseg_deploy.errors import OutputError, UsageError
+from cellseg_train.config import (
+    AugmentConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "augment": AugmentConfig,
+    "loss": LossConfig,
+    "optim": OptimConfig,
+}
+
+
+def _numbers(kind: type) -> Any:
+    """A callback that reads ``96,64,32`` (or ``none``) as a tuple of ``kind``."""
+
+    def parse(_: click.Context, __: click.Parameter, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return () if value == "none" else tuple(kind(part) for part in value.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r} is no list of numbers such as 96,64,32") from error
+
+    return parse
+
+
+def _setting(
+    section: str, name: str, flag: str | None = None, *, numbers: type | None = None, **more: Any
+) -> Callable[[F], F]:
+    """An option whose default, and whose place in ``TrainConfig``, is the dataclass field ``section.name``."""
+    default: Any = next(f.default for f in dataclasses.fields(_SECTIONS[section]) if f.name == name)
+    if numbers is not None:
+        more["callback"] = _numbers(numbers)
+        default = ",".join(map(str, default)) if default else "none"
+    flag = flag or "--" + name.replace("_", "-")
+    option: Callable[[F], F] = click.option(flag, f"{section}__{name}", default=default, show_default=True, **more)
+    return option
+
+
+@click.command("cellseg-train", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--images", multiple=True, type=_FOLDER, help="Folder of training images (PNG, JPEG, TIFF). Repeatable.")
+@click.option("--masks", multiple=True, type=_FOLDER, help="Its masks, by stem: binary, or label images.")
+@click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images; without it some of --images.")
+@click.option("--val-masks", multiple=True, type=_FOLDER, help="Masks of --val-images.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Run folder to make; it must not exist.")
+@click.option(
+    "--resume", type=_FOLDER, help="Go on with this run folder, with the settings and data it was started with."
+)
+@click.option("--name", default="cellseg", show_default=True, help="Name written into the model.")
+@click.option(
+    "--data-note", default="", help="The training data and its licence in words, for the model's description."
+)
+@_setting("model", "variant", type=click.Choice(["plain", "boundary"]), help="Channels to learn.")
+@_setting("model", "encoder", help="tiny, small, base, large (DINOv2 ViT/14), or any timm ViT.")
+@click.option("--weights", default="none", show_default=True, help="Encoder's start: hub, none, or a checkpoint file.")
+@_setting("model", "tile_size", help="Side of the network's input in px, a multiple of the ViT's patch.")
+@_setting("model", "decoder_channels", numbers=int, help="Decoder width at 1/8, 1/4, 1/2 of the tile.")
+@_setting(
+    "model", "image_skip", numbers=int, help="Channels of the image branch at 1/8, 1/4, 1/2; none to leave it out."
+)
+@_setting("model", "tiny_width", help="Width of the tiny encoder, a multiple of --tiny-heads.")
+@_setting("model", "tiny_depth", help="Blocks of the tiny encoder.")
+@_setting("model", "tiny_heads", help="Attention heads of the tiny encoder.")
+@_setting("model", "drop_path", help="Stochastic depth of the encoder.")
+@_setting("data", "image_scale", help="Model px per image px.")
+@_setting("data", "val_fraction", help="Share of images held out when no --val-images is given.")
+@_setting("data", "patches_per_image", help="Random tiles from each image in an epoch.")
+@_setting("data", "boundary_width_px", "--boundary-width", help="Width of the boundary band in model px.")
+@_setting("data", "min_object_px", "--min-object", help="Smaller objects in the masks are specks, in image px.")
+@_setting("data", "cache_gb", help="Memory for decoded images in GB.")
+@_setting("augment", "scale", "--scale-jitter", numbers=float, help="Lowest and highest random zoom.")
+@_setting("augment", "stain", "--stain-jitter", help="Relative spread of each stain's strength.")
+@_setting("loss", "dice_weight", help="Weight of the Dice loss.")
+@_setting("loss", "boundary_weight", help="Weight of the boundary channel's loss.")
+@_setting("loss", "gap_weight", help="Extra weight of background in thin gaps between cells.")
+@_setting("optim", "epochs", help="Passes over the images.")
+@_setting("optim", "batch_size", help="Tiles an update.")
+@_setting("optim", "lr", help="Peak learning rate.")
+@_setting("optim", "encoder_lr_ratio", help="Learning rate of the encoder relative to the rest.")
+@_setting("optim", "layer_decay", help="Learning rate factor from each encoder block to the one below.")
+@_setting("optim", "freeze", "--freeze/--no-freeze", help="Train the decoder only.")
+@_setting("optim", "weight_decay", help="AdamW's.")
+@_setting("optim", "warmup_fraction", help="Share of all updates with rising learning rate.")
+@_setting("optim", "clip_norm", help="Largest gradient norm.")
+@_setting("optim", "ema_decay", help="Decay of the averaged weights that are validated and saved; 0 for none.")
+@_setting("optim", "amp", type=click.Choice(["auto", "off", "bf16", "fp16"]), help="Autocast precision.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of split, tiles and weights.")
+@click.option(
+    "--validate-every", default=1, show_default=True, type=click.IntRange(1), help="Epochs between validations."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--threads", default=0, show_default=True, type=click.IntRange(0), help="CPU threads; 0 leaves it to PyTorch."
+)
+@click.option(
+    "--workers",
+    default=TrainConfig.workers,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Threads that cut tiles ahead of their use.",
+)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(**options: Any) -> None:
+    """Train a cell-segmentation network on images and masks.
+
+    \b
+    cellseg-train --images smears/ --masks masks/ -o runs/first --image-scale 0.5 --epochs 200
+    cellseg-train --resume runs/first
+
+    The run folder keeps settings, split, log, pictures, the last checkpoint, and in model.safetensors the best network,
+    which cellseg-export turns into a file that cellseg-infer runs.
+    """
+    quiet, resume, out = options.pop("quiet"), options.pop("resume"), options.pop("out")
+    if resume is not None:
+        given = [name for name in ("images", "masks", "val_images", "val_masks") if options[name]]
+        if out is not None or given:
+            raise UsageError("--resume goes on with a run as it was started: give neither folders nor -o with it")
+        _resume(resume, quiet)
+        return
+    if not options["images"] or not options["masks"] or out is None:
+        raise UsageError(
+            "give --images DIR, --masks DIR and -o RUN to start a training, or --resume RUN to go on with one"
+        )
+    _start(out, options, quiet)
+
+
+def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
+    from cellseg_train import checkpoint, start
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} exists and is not an empty folder; choose another -o, or --resume {out}")
+    sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for key in [key for key in options if "__" in key]:
+        section, name = key.split("__")
+        sections[section][name] = options.pop(key)
+    folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
+    note = options.pop("data_note")
+    config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
+    inputs = checkpoint.RunInputs(**{name: tuple(str(p.absolute()) for p in paths) for name, paths in folders.items()})
+    start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet)
+
+
+def _resume(run_folder: Path, quiet: bool) -> None:
+    from cellseg_train import start
+
+    start.resume(run_folder, quiet=quiet)
+
+
+def main() -> None:
+    """Entry point of ``cellseg-train``."""
+    sys.exit(run(command))

@@ -1,0 +1,196 @@
+"""Every setting of a training, as frozen dataclasses. The commands' defaults come from here, and the whole tree is
+saved with each run, so a run can be rebuilt from its folder alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.model_spec import Variant
+
+# Short names for the encoders people ask for; any other name goes to timm as it is.
+ENCODER_ALIASES = {
+    "small": "vit_small_patch14_dinov2",
+    "base": "vit_base_patch14_dinov2",
+    "large": "vit_large_patch14_dinov2",
+}
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. Enough to rebuild it before loading weights.
+
+    ``encoder``: ``tiny`` (a small ViT/14 of our own), an alias of ``ENCODER_ALIASES`` or any timm ViT name.
+    ``tile_size``: side of the square input in px. ``decoder_channels``: width of the decoder at 1/8, 1/4 and 1/2 of
+    the tile. ``image_skip``: channels of a shallow convolutional branch from the image itself at 1/8, 1/4 and 1/2
+    of the tile, which the decoder sees beside the upsampled tokens; empty for none. ``mean``, ``std``: colour
+    normalisation of RGB in [0, 1].
+    """
+
+    encoder: str = TINY
+    variant: Variant = "boundary"
+    tile_size: int = 224
+    decoder_channels: tuple[int, ...] = (96, 64, 32)
+    image_skip: tuple[int, ...] = (48, 32, 24)
+    tiny_width: int = 192
+    tiny_depth: int = 6
+    tiny_heads: int = 3
+    drop_path: float = 0.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the output channels, in order."""
+        return ("foreground",) if self.variant == "plain" else ("foreground", "boundary")
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder's name with aliases resolved."""
+        return ENCODER_ALIASES.get(self.encoder, self.encoder)
+
+    def __post_init__(self) -> None:
+        levels = 3
+        if len(self.decoder_channels) != levels or min(self.decoder_channels) < 1:
+            raise UsageError(f"decoder_channels must be three positive numbers, got {self.decoder_channels}")
+        if self.image_skip and (len(self.image_skip) != levels or min(self.image_skip) < 1):
+            raise UsageError(f"image_skip must be empty or three positive numbers, got {self.image_skip}")
+        if self.tile_size < 8 or self.tile_size % 8:
+            raise UsageError(
+                f"tile_size must be a multiple of 8 (the decoder doubles three times), got {self.tile_size}"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is cut from the training images.
+
+    ``image_scale``: model px per image px. ``val_fraction``: share of *images* held out when no validation folder is
+    given. ``patches_per_image``: random tiles from each image in an epoch. ``boundary_width_px``: width of the
+    boundary band in model px, half on each side of the cell's edge. ``min_object_px``: smaller objects (in image px
+    at full size) are specks, not cells. ``cache_gb``: memory for decoded images; the rest is read again each epoch.
+    """
+
+    image_scale: float = 0.5
+    val_fraction: float = 0.25
+    patches_per_image: int = 1
+    boundary_width_px: int = 4
+    min_object_px: int = 200
+    cache_gb: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.image_scale <= 4, "image_scale must be in (0, 4]", self.image_scale)
+        _require(0 < self.val_fraction < 1, "val_fraction must be in (0, 1)", self.val_fraction)
+        _require(self.patches_per_image >= 1, "patches_per_image must be at least 1", self.patches_per_image)
+        _require(
+            self.boundary_width_px >= 2 and self.boundary_width_px % 2 == 0,
+            "boundary_width_px must be even and at least 2 (half on each side of the edge)",
+            self.boundary_width_px,
+        )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training tiles. Ranges are drawn uniformly (scale: log-uniformly); ``*_p`` are probabilities.
+
+    ``stain``: relative spread of each stain's strength in haematoxylin-eosin-residual space (Tellez et al. 2018).
+    ``hue``: largest turn of the colour wheel in degrees. ``brightness``, ``contrast``, ``gamma``, ``saturation``:
+    largest relative change. ``illumination``: largest relative drop of light towards one side or the corners.
+    """
+
+    scale: tuple[float, float] = (0.65, 1.6)
+    stain: float = 0.3
+    hue: float = 18.0
+    saturation: float = 0.5
+    brightness: float = 0.25
+    contrast: float = 0.3
+    gamma: float = 0.3
+    grey_p: float = 0.05
+    blur_p: float = 0.3
+    blur_sigma_px: float = 1.5
+    sharpen_p: float = 0.1
+    noise_p: float = 0.3
+    noise_sigma: float = 8.0
+    jpeg_p: float = 0.2
+    illumination: float = 0.3
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        _require(0 < low <= high, "augmentation scale must be two positive numbers, low first", self.scale)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """``bce + dice_weight * dice`` on the foreground, plus ``boundary_weight * bce`` on the boundary channel.
+
+    ``gap_weight``: extra weight of background pixels in thin gaps between two cells, after Ronneberger et al. 2015
+    (U-Net, eq. 2) with ``gap_sigma_px`` in model px; 0 switches it off. ``boundary_positive_weight``: weight of
+    boundary pixels against the rest, since they are few.
+    """
+
+    dice_weight: float = 1.0
+    boundary_weight: float = 1.0
+    boundary_positive_weight: float = 2.0
+    gap_weight: float = 6.0
+    gap_sigma_px: float = 3.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay to ``min_lr_ratio * lr``, stepped once an update.
+
+    ``encoder_lr_ratio``: learning rate of the encoder relative to the decoder's. ``layer_decay``: factor from each
+    transformer block to the one below it (Bao et al. 2022, BEiT); 1 for none. ``freeze``: train the decoder only.
+    ``ema_decay``: of the moving average of the weights that is validated and saved; 0 for none.
+    ``amp``: autocast precision; ``auto`` takes bf16 where the device has hardware for it, else fp32.
+    """
+
+    epochs: int = 100
+    batch_size: int = 16
+    lr: float = 1e-3
+    encoder_lr_ratio: float = 1.0
+    layer_decay: float = 1.0
+    freeze: bool = False
+    weight_decay: float = 0.05
+    warmup_fraction: float = 0.05
+    min_lr_ratio: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs must be at least 1", self.epochs)
+        _require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        _require(self.lr > 0, "lr must be positive", self.lr)
+        _require(0 <= self.warmup_fraction < 1, "warmup_fraction must be in [0, 1)", self.warmup_fraction)
+        _require(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
+        _require(0 < self.layer_decay <= 1, "layer_decay must be in (0, 1]", self.layer_decay)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One whole training: everything but the folders it reads and writes.
+
+    ``weights``: the encoder's start, see ``weights.py``. ``validate_every``: epochs between validations.
+    ``threads``: CPU threads of PyTorch, 0 for its own choice. ``workers``: threads that cut tiles ahead of their use.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    seed: int = 0
+    weights: str = "none"
+    validate_every: int = 1
+    device: str = "auto"
+    threads: int = 0
+    workers: int = 1
+    name: str = "cellseg"
+
+
+def _require(condition: bool, expected: str, received: object) -> None:
+    if not condition:
+        raise UsageError(f"{expected}, got {received}")

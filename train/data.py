@@ -1,0 +1,217 @@
+"""Image and mask pairs on disk to batches of tiles with targets.
+
+A tile depends on (seed, epoch, image, patch) only: not on the number of workers, not on what was drawn before. So a
+resumed training sees the tiles it would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.images import Pair, check_same_size, pair_by_stem, read_image, read_labels
+from cellseg_deploy.pipeline import resize
+from cellseg_train import augment, targets
+from cellseg_train.config import TrainConfig
+
+BATCHES_AHEAD = 2
+
+TileIndex = tuple[int, int, int]  # epoch, image, patch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training image in memory: RGB at the model's scale, labels at full size, uint16 where they fit."""
+
+    image_hwc: npt.NDArray[np.uint8]
+    labels_hw: npt.NDArray[np.uint16] | npt.NDArray[np.int32]
+    labels_scale: float
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which pairs train and which validate. The fingerprint is a SHA-256 over both lists of stems."""
+
+    train: tuple[Pair, ...]
+    val: tuple[Pair, ...]
+
+    @property
+    def sha256(self) -> str:
+        lines = [f"{side}:{pair.stem}" for side, pairs in (("train", self.train), ("val", self.val)) for pair in pairs]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def find_pairs(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Pair, ...]:
+    """Pairs of the folders ``images[i]`` and ``masks[i]``, in order. Raises ``UsageError`` where none are found."""
+    if len(images) != len(masks):
+        raise UsageError(f"got {len(images)} image folders and {len(masks)} mask folders; give them in pairs")
+    pairs: list[Pair] = []
+    for image_dir, mask_dir in zip(images, masks, strict=True):
+        pairs += pair_by_stem(image_dir, mask_dir)
+    if not pairs:
+        raise UsageError(f"no image found in {', '.join(map(str, images))}")
+    return tuple(pairs)
+
+
+def split_by_image(pairs: Sequence[Pair], val_fraction: float, seed: int) -> Split:
+    """Hold out ``val_fraction`` of the images, drawn by ``seed``, at least one. ``UsageError`` for a single image."""
+    if len(pairs) < 2:
+        raise UsageError(f"got {len(pairs)} image; two are needed to train and to validate, or give --val-images")
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    n_val = min(max(1, round(val_fraction * len(pairs))), len(pairs) - 1)
+    held_out = set(order[:n_val].tolist())
+    return Split(
+        train=tuple(pair for i, pair in enumerate(pairs) if i not in held_out),
+        val=tuple(pair for i, pair in enumerate(pairs) if i in held_out),
+    )
+
+
+def read_pair(pair: Pair, min_object_px: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """RGB (H, W, 3) uint8 and label image (H, W) int32 without specks. Raises ``DataError`` naming the file."""
+    image = read_image(pair.image).pixels_hwc
+    labels = read_labels(pair.mask)
+    check_same_size(pair, image.shape[:2], labels.shape)
+    area = np.bincount(labels.ravel())
+    area[0] = min_object_px  # the background stays what it is
+    return image, np.where(area[labels] < min_object_px, 0, labels).astype(np.int32)
+
+
+def load_example(pair: Pair, image_scale: float, min_object_px: int) -> Example:
+    """Read one pair for training."""
+    image, labels = read_pair(pair, min_object_px)
+    small = resize(image, image_scale)
+    compact = labels.astype(np.uint16) if labels.max() < 2**16 else labels
+    return Example(small, compact, labels.shape[1] / small.shape[1])
+
+
+class ExampleStore:
+    """Decoded images up to ``cache_gb``, the rest read again when asked for."""
+
+    def __init__(self, pairs: Sequence[Pair], config: TrainConfig) -> None:
+        self.pairs = tuple(pairs)
+        self._data = config.data
+        self._kept: dict[int, Example] = {}
+        self._free_bytes = config.data.cache_gb * 2**30
+
+    def __getitem__(self, index: int) -> Example:
+        kept = self._kept.get(index)
+        return kept or load_example(self.pairs[index], self._data.image_scale, self._data.min_object_px)
+
+    def check_and_fill(self, report: Callable[[int], None] = lambda _: None) -> float:
+        """Read every pair once, so that a bad file is named before the training starts; keep what fits.
+
+        Returns the median cell diameter in *image* px (disc of equal area) over all cells. Raises ``DataError`` if
+        there is no cell at all.
+        """
+        diameters = []
+        for index in range(len(self.pairs)):
+            example = self[index]
+            areas = np.bincount(example.labels_hw.ravel())[1:]
+            diameters.append(np.sqrt(4 / np.pi * areas[areas > 0]))
+            size = example.image_hwc.nbytes + example.labels_hw.nbytes
+            if size <= self._free_bytes:
+                self._kept[index] = example
+                self._free_bytes -= size
+            report(index + 1)
+        everyone = np.concatenate(diameters)
+        if not len(everyone):
+            raise DataError(
+                f"the masks of {len(self.pairs)} images hold no object of {self._data.min_object_px} px or more; "
+                "are they masks (0 = background)?"
+            )
+        return float(np.median(everyone))
+
+
+@dataclass
+class TileDataset(Dataset[dict[str, Tensor]]):
+    """Tiles by (epoch, image, patch): ``image`` uint8 (3, S, S), ``targets`` uint8 (K, S, S), ``gap`` float (S, S)."""
+
+    store: ExampleStore
+    config: TrainConfig
+    augmented: bool = field(default=True)
+
+    def __len__(self) -> int:
+        return len(self.store.pairs) * self.config.data.patches_per_image
+
+    def __getitem__(self, index: TileIndex) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.config.seed, *index))
+        example = self.store[index[1]]
+        size, hw = self.config.model.tile_size, example.image_hwc.shape[:2]
+        if self.augmented:
+            matrix = augment.random_affine(rng, hw, size, self.config.augment.scale)
+        else:
+            matrix = augment.plain_crop(rng, hw, size)
+        tile, labels = augment.cut(example.image_hwc, example.labels_hw, example.labels_scale, matrix, size)
+        if self.augmented:
+            tile = augment.recolour(rng, tile, self.config.augment)
+        planes, gap = make_targets(labels, self.config)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1))),
+            "targets": torch.from_numpy(planes),
+            "gap": torch.from_numpy(gap),
+        }
+
+
+def make_targets(
+    labels_hw: npt.NDArray[np.int32], config: TrainConfig
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Target planes (K, H, W) uint8 in the order of the model's channels, and the gap weight (H, W)."""
+    foreground = targets.foreground_target(labels_hw)
+    planes = [foreground]
+    if "boundary" in config.model.channels:
+        planes.append(targets.boundary_target(labels_hw, config.data.boundary_width_px))
+    gap = targets.gap_weights(foreground, labels_hw, config.loss.gap_weight, config.loss.gap_sigma_px)
+    return np.stack(planes), gap
+
+
+class TileLoader:
+    """Batches of one epoch after the other, cut by ``config.workers`` threads ahead of their use.
+
+    Threads and not processes: the work is OpenCV's and numpy's, which let go of the interpreter's lock; the decoded
+    images are shared; and a process forked after OpenCV has used its threads can hang for ever (seen).
+    """
+
+    def __init__(self, dataset: TileDataset) -> None:
+        self._dataset = dataset
+        self._images = len(dataset.store.pairs)
+        self._patches = dataset.config.data.patches_per_image
+        self._batch = dataset.config.optim.batch_size
+        self._workers = dataset.config.workers
+
+    def __len__(self) -> int:
+        """Batches in an epoch; the last one may be smaller."""
+        return math.ceil(self._images * self._patches / self._batch)
+
+    def order(self, epoch: int) -> list[TileIndex]:
+        """All (image, patch) of ``epoch`` in an order that the seed and ``epoch`` alone decide."""
+        seed = (self._dataset.config.seed, epoch, 2**31)
+        order = np.random.default_rng(seed).permutation(self._images * self._patches)
+        return [(epoch, int(i) // self._patches, int(i) % self._patches) for i in order]
+
+    def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of ``epoch``, from 0."""
+        order = self.order(epoch)
+        batches = [order[start : start + self._batch] for start in range(0, len(order), self._batch)]
+        if self._workers == 0:
+            yield from (default_collate([self._dataset[index] for index in batch]) for batch in batches)
+            return
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="tiles") as pool:
+            waiting: deque[list[Future[dict[str, Tensor]]]] = deque()
+            for batch in batches:
+                waiting.append([pool.submit(self._dataset.__getitem__, index) for index in batch])
+                if len(waiting) > BATCHES_AHEAD:
+                    yield default_collate([future.result() for future in waiting.popleft()])
+            while waiting:
+                yield default_collate([future.result() for future in waiting.popleft()])

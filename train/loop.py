@@ -1,0 +1,277 @@
+"""The training loop, read from top to bottom.
+
+Everything random depends on (seed, epoch) and nothing on what happened before, so a run that was killed and resumed
+at an epoch boundary gives the losses of one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from cellseg_deploy.errors import CellsegError
+from cellseg_deploy.metrics import pool
+from cellseg_deploy.model_spec import (
+    ModelSpec,
+    TrainingInfo,
+    WeightsInfo,
+    default_operating_points,
+)
+from cellseg_train import checkpoint, pictures, validate
+from cellseg_train.config import TrainConfig
+from cellseg_train.data import ExampleStore, Split, TileDataset, TileLoader
+from cellseg_train.logs import TrainingLog
+from cellseg_train.losses import is_finite, segmentation_loss
+from cellseg_train.model import CellSegNet, normalise
+from cellseg_train.optim import choose_amp, choose_device, make_optimizer, make_schedule
+from cellseg_train.weights import check_source, load_initial_weights
+
+HALO_SHARE = 1 / 7  # of the tile, on each side: 32 px of 224
+PICTURES = 3  # validation images drawn at each validation
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDivergedError(CellsegError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop tells a progress bar after each update."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    tiles_per_second: float
+
+
+def train(
+    run: Path,
+    config: TrainConfig,
+    split: Split,
+    *,
+    data_note: str,
+    report: Callable[[Progress], None] = lambda _: None,
+    announce: Callable[[str], None] = logger.info,
+) -> ModelSpec:
+    """Train into folder ``run`` (which exists and holds ``config.json``), from its last checkpoint if there is one.
+
+    ``data_note``: the training data in words, for the model's description. ``report``: called after each update,
+    ``announce``: with one line for each event worth reading. Returns the spec of the best network.
+    Raises ``TrainingDivergedError`` when the loss is no longer finite; the last checkpoint stays.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.backends.cudnn.benchmark = False  # it may pick other kernels, and so other losses, in another run
+    device = choose_device(config.device)
+    amp = choose_amp(config.optim.amp, device)
+    announce(f"device {device}, {'fp32' if amp is None else str(amp).removeprefix('torch.') + ' autocast'}")
+
+    store = ExampleStore(split.train, config)
+    cell_diameter = store.check_and_fill() * config.data.image_scale
+    loader = TileLoader(TileDataset(store, config))
+    steps = config.optim.epochs * len(loader)
+
+    torch.manual_seed(config.seed)
+    net = CellSegNet(config.model)
+    weights = load_initial_weights(net, config.weights)
+    net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(net, config.optim)
+    schedule = make_schedule(optimizer, config.optim, steps)
+    ema = ModelEmaV3(net, decay=config.optim.ema_decay, use_warmup=True) if config.optim.ema_decay else None
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+    describe = _SpecMaker(config, split, weights, data_note, cell_diameter, net.patch_size)
+
+    state = checkpoint.load_checkpoint(run)
+    first_epoch, step, best = 0, 0, -1.0
+    if state is not None:
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        if ema is not None:
+            ema.module.load_state_dict(state["ema"])
+        first_epoch, step, best = state["epoch"], state["step"], state["best"]
+        announce(f"resuming after epoch {first_epoch} of {config.optim.epochs}")
+    log = TrainingLog(run, keep_epochs=first_epoch)
+
+    for epoch in range(first_epoch, config.optim.epochs):
+        torch.manual_seed(config.seed + 1 + epoch)  # drop path
+        net.train()
+        if config.optim.freeze:
+            net.encoder.eval()
+        sums: dict[str, float] = {}
+        started, tiles = time.perf_counter(), 0
+        for batch in loader.epoch(epoch):
+            schedule.step_update(step)
+            with _autocast(device, amp):
+                logits = net(_images(batch, config, device))
+            total, parts = segmentation_loss(
+                logits.float(),
+                batch["targets"].to(device).float(),
+                batch["gap"].to(device),
+                config.model.channels,
+                config.loss,
+            )
+            if not is_finite(total):
+                raise TrainingDivergedError(
+                    f"the loss is {total.item()} in epoch {epoch + 1}, update {step}; "
+                    "lower --lr, lengthen --warmup-fraction or switch --amp off, then --resume"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), config.optim.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            step += 1
+            if ema is not None:
+                ema.update(net, step=step)
+            for name, value in {"loss": total.detach(), **parts}.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+            tiles += len(batch["image"])
+            rate = tiles / (time.perf_counter() - started)
+            report(Progress(epoch + 1, step, steps, total.item(), optimizer.param_groups[-1]["lr"], rate))
+
+        row: dict[str, Any] = {"epoch": epoch + 1, "step": step, "lr": optimizer.param_groups[-1]["lr"]}
+        row |= {name: value / len(loader) for name, value in sums.items()}
+        averaged = net if ema is None else ema.module
+        if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.optim.epochs:
+            metrics = _validate(averaged, describe, device, run / "samples" / f"epoch_{epoch + 1:04d}.jpg")
+            row |= {f"val_{name}": metrics[name] for name in ("dice", "f1", "map", "count_mae", "count_bias")}
+            announce(
+                f"epoch {epoch + 1}: loss {row['loss']:.4f}, val Dice {metrics['dice']:.4f}, F1 {metrics['f1']:.4f}, "
+                f"count error {metrics['count_mae']:.1f} cells an image"
+            )
+            if metrics["f1"] + metrics["dice"] > best:
+                best = metrics["f1"] + metrics["dice"]
+                spec = describe(epoch + 1, metrics)
+                checkpoint.save_network(run / checkpoint.WEIGHTS_FILE, averaged.state_dict(), config.model, spec)
+        log.add(row)
+        checkpoint.save_checkpoint(
+            run,
+            {
+                "net": net.state_dict(),
+                "ema": {} if ema is None else ema.module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+                "epoch": epoch + 1,
+                "step": step,
+                "best": best,
+            },
+        )
+    log.close()
+    return _calibrate(run, split, config, device, announce)
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Raise what ``train`` would raise for a network, weights or device that cannot be had, without their cost."""
+    choose_device(config.device)
+    with torch.device("meta"):  # shapes without memory
+        CellSegNet(config.model)
+    check_source(config.model, config.weights)
+
+
+@dataclass(frozen=True)
+class _SpecMaker:
+    """Writes the ModelSpec of a network at some epoch of this run."""
+
+    config: TrainConfig
+    split: Split
+    weights: WeightsInfo
+    data_note: str
+    cell_diameter_px: float
+    patch_size: int
+
+    def __call__(self, epoch: int, metrics: dict[str, float]) -> ModelSpec:
+        model, data = self.config.model, self.config.data
+        return ModelSpec(
+            name=self.config.name,
+            variant=model.variant,
+            channels=model.channels,
+            tile_size=model.tile_size,
+            halo=halo_of(model.tile_size),
+            image_scale=data.image_scale,
+            cell_diameter_px=round(self.cell_diameter_px, 2),
+            patch_size=self.patch_size,
+            encoder=model.encoder_name,
+            weights=self.weights,
+            training=TrainingInfo(
+                data=self.data_note,
+                split_sha256=self.split.sha256,
+                n_train_images=len(self.split.train),
+                n_val_images=len(self.split.val),
+                epochs=epoch,
+                seed=self.config.seed,
+                val_metrics={name: round(float(value), 5) for name, value in metrics.items()},
+            ),
+            operating_points=default_operating_points(model.variant),
+        )
+
+
+def halo_of(tile_size: int) -> int:
+    """Context on each side of a tile that stitching throws away, in px."""
+    return int(tile_size * HALO_SHARE)
+
+
+def _images(batch: dict[str, Tensor], config: TrainConfig, device: torch.device) -> Tensor:
+    images = batch["image"].to(device, non_blocking=True).float()
+    return normalise(images, config.model).contiguous(memory_format=torch.channels_last)
+
+
+def _autocast(device: torch.device, amp: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if amp is None else torch.autocast(device.type, amp)
+
+
+def _validate(net: torch.nn.Module, describe: _SpecMaker, device: torch.device, samples: Path) -> dict[str, float]:
+    """Metrics at the uncalibrated counting point, and pictures of the first images."""
+    if not isinstance(net, CellSegNet):
+        raise TypeError(f"expected a CellSegNet, got {type(net).__name__}")
+    net.eval()
+    config, split = describe.config, describe.split
+    params = default_operating_points(config.model.variant)["counting"]
+    labelling = validate.Labelling(config.model.channels, describe.cell_diameter_px, config.data.min_object_px)
+    scores, drawn = [], list[validate.Prediction]()
+    for item in validate.predict_pairs(net, split.val, config, halo_of(config.model.tile_size), device):
+        scores.append(labelling.score(item, params))
+        if len(drawn) < PICTURES:
+            drawn.append(item)
+    pictures.save_samples(samples, drawn)
+    return pool(scores)
+
+
+def _calibrate(
+    run: Path, split: Split, config: TrainConfig, device: torch.device, announce: Callable[[str], None]
+) -> ModelSpec:
+    """Choose the operating points of the best network on the validation images and write them into its file."""
+    loaded = checkpoint.load_network(run)
+    net, spec = loaded.net.to(device), loaded.spec
+    predictions = list(validate.predict_pairs(net, split.val, config, spec.halo, device))
+    labelling = validate.Labelling(spec.channels, spec.cell_diameter_px, config.data.min_object_px)
+    chosen = validate.calibrate(predictions, spec.variant, labelling)
+    metrics = chosen["counting"][1]
+    spec = msgspec.structs.replace(
+        spec,
+        operating_points={task: params for task, (params, _) in chosen.items()},
+        training=msgspec.structs.replace(
+            spec.training, val_metrics={name: round(float(value), 5) for name, value in metrics.items()}
+        ),
+    )
+    checkpoint.save_network(run / checkpoint.WEIGHTS_FILE, loaded.net.state_dict(), config.model, spec)
+    announce(
+        f"best network: epoch {spec.training.epochs}; at its counting point Dice {metrics['dice']:.4f}, "
+        f"F1 {metrics['f1']:.4f}, count error {metrics['count_mae']:.1f} cells an image"
+    )
+    return spec

@@ -1,0 +1,173 @@
+"""The network: a ViT encoder, a stepwise up-sampling decoder, one logit map a channel.
+
+    image (N, 3, S, S) --> ViT --> tokens (S/p x S/p) --> S/8 --> S/4 --> S/2 --> logits (N, K, S, S)
+            |                                              ^       ^       ^
+            +--> image branch (optional) ------------------+-------+-------+
+
+Each step doubles the map (the first goes from the patch grid to S/8), joins it with the image branch and convolves.
+The last doubling is a sub-pixel convolution (Shi et al. 2016): full-resolution 3x3 convolutions on few channels
+cost more time than the whole small encoder and gain nothing. Token maps know *what* is a cell, the image branch
+knows *where* its edge is; gaps of one or two pixels between cells are lost without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cellseg_deploy.errors import UsageError
+from cellseg_train.config import TINY, ModelConfig
+
+
+def build_encoder(config: ModelConfig) -> VisionTransformer:
+    """The ViT of ``config`` with random weights, for a fixed ``tile_size``.
+
+    The position embedding is made for this size, so an export holds no resize of it. Raises ``UsageError`` for a
+    name timm does not know, a model that is not a plain ViT, or a tile size that is no multiple of its patch.
+    """
+    if config.encoder_name == TINY:
+        encoder = VisionTransformer(
+            img_size=_checked_tile(config.tile_size, 14, TINY),
+            patch_size=14,
+            embed_dim=config.tiny_width,
+            depth=config.tiny_depth,
+            num_heads=config.tiny_heads,
+            drop_path_rate=config.drop_path,
+            num_classes=0,
+            global_pool="",
+            class_token=False,
+        )
+        return cast(VisionTransformer, encoder)
+    if not timm.is_model(config.encoder_name):
+        near = ", ".join(timm.list_models(f"*{config.encoder_name.split('_')[0]}*patch14*")[:5])
+        raise UsageError(
+            f"encoder {config.encoder!r} is not known to timm; near: {near}; or one of tiny, small, base, large"
+        )
+    arguments: dict[str, Any] = {"num_classes": 0, "global_pool": "", "drop_path_rate": config.drop_path}
+    try:
+        encoder = timm.create_model(config.encoder_name, pretrained=False, img_size=config.tile_size, **arguments)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"encoder {config.encoder!r} cannot be built for tiles of {config.tile_size} px: {error}"
+        ) from error
+    if not hasattr(encoder, "patch_embed") or not hasattr(encoder, "blocks"):
+        raise UsageError(
+            f"encoder {config.encoder!r} is a {type(encoder).__name__}, expected a plain vision transformer"
+        )
+    _checked_tile(config.tile_size, encoder.patch_embed.patch_size[0], config.encoder)
+    return cast(VisionTransformer, encoder)
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution without bias, batch norm and ReLU: engines fold all three into one kernel."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ImageBranch(nn.Module):
+    """Shallow features of the image itself at 1/2, 1/4 and 1/8, for edges that tokens of 14 px cannot place."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        eighth, quarter, half = channels
+        # A 4x4 kernel with stride 2 sees each full-resolution pixel; with 3x3 every other one weighs less.
+        self.to_half = nn.Sequential(ConvNormAct(3, half, kernel=4, stride=2), ConvNormAct(half, half))
+        self.to_quarter = nn.Sequential(ConvNormAct(half, quarter, stride=2), ConvNormAct(quarter, quarter))
+        self.to_eighth = nn.Sequential(ConvNormAct(quarter, eighth, stride=2), ConvNormAct(eighth, eighth))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps from coarse to fine: 1/8, 1/4, 1/2."""
+        half = self.to_half(images)
+        quarter = self.to_quarter(half)
+        return [self.to_eighth(quarter), quarter, half]
+
+
+class Decoder(nn.Module):
+    """Tokens (and the image branch) to logits, one doubling a step."""
+
+    def __init__(self, embed_dim: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.sizes = tuple(config.tile_size // factor for factor in (8, 4, 2))
+        widths = config.decoder_channels
+        skips = config.image_skip or (0,) * len(widths)
+        self.project = ConvNormAct(embed_dim, widths[0], kernel=1)
+        inputs = (widths[0], *widths[:-1])
+        self.steps = nn.ModuleList(
+            nn.Sequential(ConvNormAct(before + skip, width), ConvNormAct(width, width))
+            for before, skip, width in zip(inputs, skips, widths, strict=True)
+        )
+        self.head = nn.Conv2d(widths[-1], 4 * len(config.channels), 3, padding=1)
+
+    def forward(self, tokens_nchw: Tensor, skips: list[Tensor]) -> Tensor:
+        x = self.project(tokens_nchw)
+        for i, step in enumerate(self.steps):
+            x = F.interpolate(x, size=(self.sizes[i], self.sizes[i]), mode="bilinear", align_corners=False)
+            x = step(torch.cat([x, skips[i]], dim=1) if skips else x)
+        return F.pixel_shuffle(self.head(x), 2)
+
+
+class CellSegNet(nn.Module):
+    """Normalised RGB (N, 3, S, S) float to logits (N, K, S, S), K the channels of ``config``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config)
+        self.patch_size = int(self.encoder.patch_embed.patch_size[0])
+        self.grid = config.tile_size // self.patch_size
+        self.branch = ImageBranch(config.image_skip) if config.image_skip else None
+        self.decoder = Decoder(int(self.encoder.embed_dim), config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # forward_features ends in the encoder's final norm; class and register tokens come first.
+        tokens = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]
+        tokens_nchw = tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        skips = self.branch(images) if self.branch is not None else []
+        return cast(Tensor, self.decoder(tokens_nchw, skips))
+
+    def decoder_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters outside the encoder."""
+        return ((name, p) for name, p in self.named_parameters() if not name.startswith("encoder."))
+
+
+def normalise(images_nchw: Tensor, config: ModelConfig) -> Tensor:
+    """RGB in 0..255 (N, 3, H, W) to the network's input. The exported graph does the same in its first nodes."""
+    mean = images_nchw.new_tensor(config.mean).mul(255).view(1, 3, 1, 1)
+    std = images_nchw.new_tensor(config.std).mul(255).view(1, 3, 1, 1)
+    return (images_nchw - mean) / std
+
+
+def enliven_layer_scale(net: nn.Module, value: float = 0.5) -> int:
+    """Set every LayerScale ``gamma`` of a ViT to ``value``; returns how many there were.
+
+    DINOv2 models start with 1e-5: with random weights their blocks add nothing, and any change of precision looks
+    perfect. Comparisons on random weights must call this first.
+    """
+    count = 0
+    for name, parameter in net.named_parameters():
+        if name.endswith((".ls1.gamma", ".ls2.gamma")):
+            with torch.no_grad():
+                parameter.fill_(value)
+            count += 1
+    return count
+
+
+def _checked_tile(tile_size: int, patch: int, encoder: str) -> int:
+    if tile_size % patch:
+        lower = tile_size // patch * patch
+        raise UsageError(
+            f"tile_size {tile_size} is no multiple of the {patch} px patch of encoder {encoder!r}; "
+            f"use {lower or patch} or {lower + patch}"
+        )
+    return tile_size

@@ -1,0 +1,135 @@
+"""Starting weights: none, from timm's hub, from a checkpoint file, or from a network of our own.
+
+A checkpoint that fits in part would train from half-random weights and nobody would know; it is an error that lists
+the keys.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
+
+from cellseg_deploy.errors import ModelError, UsageError
+from cellseg_deploy.model_spec import WeightsInfo
+from cellseg_train.checkpoint import MODEL_CONFIG_KEY, describe_mismatch, read_description
+from cellseg_train.config import TINY, ModelConfig
+from cellseg_train.model import CellSegNet
+
+# Parts of published ViT checkpoints that a segmentation encoder has no place for: classifiers, and DINOv2's mask token.
+_NOT_ENCODER = ("head.", "head_dist.", "fc_norm.", "mask_token", "dino_head.", "ibot_head.")
+_WRAPPERS = ("model", "state_dict", "teacher")
+_PREFIXES = ("module.", "backbone.")
+
+
+def load_initial_weights(net: CellSegNet, weights: str) -> WeightsInfo:
+    """Fill ``net`` as ``weights`` says (``none``, ``hub`` or a path) and say where they came from.
+
+    Raises ``UsageError`` for a source that does not fit the encoder and ``ModelError`` for a file that cannot be read
+    or whose keys do not fit.
+    """
+    check_source(net.config, weights)
+    if weights == "none":
+        return WeightsInfo(origin="random initialisation", licence="as the training data allows")
+    if weights == "hub":
+        return _from_hub(net)
+    path = Path(weights)
+    if _is_own(path):
+        return _from_own(net, path)
+    state = _encoder_state(path)
+    fitted = checkpoint_filter_fn(state, net.encoder)
+    _load_encoder(net, {k: v for k, v in fitted.items() if not k.startswith(_NOT_ENCODER)}, str(path))
+    return WeightsInfo(origin=f"encoder from {path.name}", licence="see the source of the checkpoint")
+
+
+def check_source(config: ModelConfig, weights: str) -> None:
+    """Raise ``UsageError`` if ``weights`` cannot be meant for this network; reads nothing."""
+    if weights == "hub":
+        if config.encoder_name == TINY:
+            raise UsageError("the tiny encoder has no published weights; use --weights none or a file")
+        source = timm.get_pretrained_cfg(config.encoder_name)
+        if source is None or not source.has_weights:
+            raise UsageError(f"timm has no weights for {config.encoder_name!r}; use --weights none or a file")
+    elif weights != "none" and not Path(weights).is_file():
+        raise UsageError(f"weights {weights!r}: no such file; give a checkpoint file, 'hub' or 'none'")
+
+
+def _from_hub(net: CellSegNet) -> WeightsInfo:
+    name = net.config.encoder_name
+    source = timm.get_pretrained_cfg(name)
+    try:
+        donor = timm.create_model(name, pretrained=True, num_classes=0, global_pool="", img_size=net.config.tile_size)
+    except Exception as error:  # the hub's client raises its own zoo of network errors
+        raise UsageError(
+            f"weights of {name!r} could not be fetched from the hub ({type(error).__name__}: {error}); "
+            "download the checkpoint elsewhere and give it as --weights FILE"
+        ) from error
+    _load_encoder(net, donor.state_dict(), f"hub {source.hf_hub_id or source.url}")
+    return WeightsInfo(origin=f"encoder from {source.hf_hub_id or source.url}", licence=source.license or "unknown")
+
+
+def _is_own(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return MODEL_CONFIG_KEY in (handle.metadata() or {})
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _from_own(net: CellSegNet, path: Path) -> WeightsInfo:
+    config, spec = read_description(path)
+    missing, unexpected = _try_load(net, safetensors.torch.load_file(path), str(path))
+    if missing or unexpected:
+        raise ModelError(
+            f"{path} holds a {config.encoder}/{config.variant} network that does not fit this one "
+            f"({net.config.encoder}/{net.config.variant}); {describe_mismatch(missing, unexpected)}"
+        )
+    return WeightsInfo(origin=f"fine-tuned from {spec.name}: {spec.weights.origin}", licence=spec.weights.licence)
+
+
+def _encoder_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler's errors are of any kind
+        raise ModelError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {error}); "
+            "files with other objects than tensors are refused, convert them to safetensors"
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{path} holds no table of named tensors; expected a timm or DINOv2 checkpoint")
+    for prefix in _PREFIXES:
+        if content and all(key.startswith(prefix) for key in content):
+            content = {key[len(prefix) :]: value for key, value in content.items()}
+    state: dict[str, Tensor] = content
+    return state
+
+
+def _load_encoder(net: CellSegNet, state: dict[str, Tensor], source: str) -> None:
+    missing, unexpected = _try_load(net.encoder, state, source)
+    if missing or unexpected:
+        raise ModelError(
+            f"{source} does not fit encoder {net.config.encoder!r}; {describe_mismatch(missing, unexpected)}; "
+            "choose the --encoder it was made for"
+        )
+
+
+def _try_load(module: torch.nn.Module, state: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:
+    try:
+        result = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes differ
+        raise ModelError(f"{source}: {error}") from error
+    return list(result.missing_keys), list(result.unexpected_keys)
