@@ -79,7 +79,8 @@ class Side:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Result of ``parity.compare``. ``images_from``: where the images came from. ``hints``: what the fault may be."""
+    """Result of ``parity.compare``. ``images_from``: where the images came from. ``hints``: what the fault may be.
+    ``parts_at``: from which part of the network on the two differ, where someone looked inside; empty if nowhere."""
 
     reference: Side
     candidate: Side
@@ -87,6 +88,7 @@ class ParityReport:
     images_from: str
     images: tuple[ImageComparison, ...]
     hints: tuple[str, ...] = ()
+    parts_at: str = ""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -129,7 +131,7 @@ class ParityReport:
         reasons += [complaint for task in self.tasks for complaint in self._complaints(task)]
         if len(reasons) > (self.verdict == "inconclusive"):
             reasons += [self._where(channel) for channel in self.images[0].tensors if self._differs(channel)]
-        return (*reasons, *self.hints)
+        return (*reasons, *self.hints, *([self.parts_at] if self.parts_at else []))
 
     def summary(self, task: str) -> dict[str, Any]:
         """Figures of ``task`` over all images; keys as in the report's JSON."""

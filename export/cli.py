@@ -140,20 +140,25 @@ def verify_command(
 
     from cellseg_deploy.errors import ParityError
     from cellseg_deploy.outputs.atomic import write_bytes
-    from cellseg_export.verify import open_form, sample_images, verify
+    from cellseg_export.verify import look_inside, open_form, sample_images, verify
 
     _set_threads(threads)
     with (
         open_form(reference, device=device, threads=threads) as first,
         open_form(candidate, device=device, threads=threads) as second,
     ):
+        compared_on = _gate_images(images) or sample_images(first.spec)
         result = verify(
             first,
             second,
-            _gate_images(images) or sample_images(first.spec),
+            compared_on,
             batch_size=tile_batch,
             on_image=lambda name: None if quiet else click.echo(f"compared {_common.printable(name)}", err=True),
         )
+    if first.name == "pytorch" and candidate.suffix.lower() == ".onnx":
+        from cellseg_train.checkpoint import load_network
+
+        result = look_inside(result, load_network(reference), candidate, compared_on)
     if report is not None:
         write_bytes(report, result.to_json())
     if not quiet:

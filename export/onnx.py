@@ -27,10 +27,10 @@ from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageErr
 from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec, TrainingInfo
 from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, write_bytes
 from cellseg_deploy.parity import ParityPolicy, ParityReport
-from cellseg_export.deploy_module import DeployModule, plain_attention
+from cellseg_export.deploy_module import DeployModule, exportable
 from cellseg_export.graph import check_graph, finish_graph
 from cellseg_export.torch_backend import TorchBackend
-from cellseg_export.verify import GateImages, sample_images, verify
+from cellseg_export.verify import GateImages, look_inside, sample_images, verify
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.loop import halo_of
 from cellseg_train.model import CellSegNet
@@ -75,8 +75,8 @@ def export_onnx(
     """Write ``network`` to ``path`` (ending in .onnx), whole or not at all, after the gate let it pass.
 
     ``images``: for the gate, by default sample smears. ``unverified``: write it also if too few cells were found to
-    judge, as long as no probability differs by more than ``policy.tensor_tolerance``. ``tile_batch``: tiles a call.
-    A file that was at ``path`` before stays as it is if the gate refuses the new one.
+    judge, as long as probabilities agree to ``policy.tensor_tolerance``, and the modules within the network, too.
+    ``tile_batch``: tiles a call. A file that was at ``path`` before stays as it is if the gate refuses the new one.
 
     Raises ``ParityError`` (the report is written first), ``ModelError`` for a network that cannot be exported,
     ``BackendUnavailableError`` without an ONNX Runtime, ``OutputError``, ``UsageError``.
@@ -85,24 +85,17 @@ def export_onnx(
         raise UsageError(f"{path}: the name of the model must end in .onnx")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; make it, or choose another -o")
+    images = images or sample_images(network.spec)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.onnx")
     report_path = report_path_of(path)
     try:
         write_graph(network, temporary, opset=opset)
-        reference = TorchBackend(network)
         with OnnxRuntimeBackend(temporary, threads=threads) as candidate:
-            report = verify(
-                reference,
-                candidate,
-                images or sample_images(network.spec),
-                policy,
-                batch_size=tile_batch,
-                on_image=on_image,
-            )
-        report = _without_temporary(report, path)
+            report = verify(TorchBackend(network), candidate, images, policy, batch_size=tile_batch, on_image=on_image)
+        del candidate
+        report = _without_temporary(look_inside(report, network, temporary, images), path)
         write_bytes(report_path, report.to_json())
         spec = msgspec.structs.replace(network.spec, parity=judge(report, path, report_path, unverified=unverified))
-        del candidate
         model_file.write_spec(temporary, spec)
         try:
             temporary.replace(path)
@@ -122,7 +115,9 @@ def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bo
     )
     if report.verdict == "passed":
         return f"verified: counts as {report.reference.backend} does under policy {report.policy.name}; {figures}"
-    if report.verdict == "inconclusive" and unverified and report.tensors_agree:
+    # Where nothing is found all probabilities are near 0, and so are their differences: look inside, too.
+    tensors_agree = report.tensors_agree and not report.parts_at
+    if report.verdict == "inconclusive" and unverified and tensors_agree:
         return f"unverified: too few cells to judge by, only tensors were compared; {figures}"
     why = "\n  - ".join(report.reasons)
     hint = ""
@@ -130,8 +125,8 @@ def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bo
         hint = "\n--unverified writes it all the same if the tensors agree, and the model will say so"
     elif report.verdict == "inconclusive":
         hint = (
-            f"\n--unverified needs tensors that agree to {report.policy.tensor_tolerance:g}; they differ by "
-            f"{report.max_difference:.2e}"
+            f"\n--unverified needs probabilities that agree to {report.policy.tensor_tolerance:g} (they differ by "
+            f"{report.max_difference:.1e}), and modules that agree within"
         )
     older = "; the older file of that name was left as it is" if path.exists() else ""
     raise ParityError(f"{path} was not written: parity {report.verdict}{older}; see {report_path}\n  - {why}{hint}")
@@ -174,7 +169,7 @@ def trace(network: LoadedNetwork, opset: int) -> Any:
     size = network.config.tile_size
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)  # a batch of 1 would be taken for a constant
     module = DeployModule(network.net).eval()
-    with _silence(), plain_attention(module), torch.no_grad():
+    with _silence(), exportable(network.net), torch.no_grad():
         program = torch.onnx.export(
             module,
             (example,),

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 from cellseg_deploy.images import find_images, read_image
 from cellseg_deploy.model_spec import ModelSpec
 from cellseg_deploy.parity import NamedImage, ParityPolicy, ParityReport, compare, middle_tile
 from cellseg_deploy.samples import SmearParams, make_smear, random_params
+
+if TYPE_CHECKING:
+    from cellseg_train.checkpoint import LoadedNetwork
 
 SAMPLE_SEED = 20261
 N_SAMPLES = 4
@@ -90,11 +93,8 @@ def verify(
     batch_size: int = 8,
     on_image: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
-    """``parity.compare`` on ``images``; the report names their source.
-
-    Where tensors disagree and the two are a PyTorch network and an ONNX file, it also names the module they part at.
-    """
-    report = compare(
+    """``parity.compare`` on ``images``; the report names their source."""
+    return compare(
         reference,
         candidate,
         images.load(),
@@ -103,15 +103,16 @@ def verify(
         batch_size=batch_size,
         on_image=on_image,
     )
-    if report.verdict == "passed" or report.tensors_agree:
-        return report
-    if reference.name != "pytorch" or not isinstance(candidate, OnnxRuntimeBackend):  # before PyTorch is imported
-        return report
-    from cellseg_export.locate import locate_fault
-    from cellseg_export.torch_backend import TorchBackend
 
-    if not isinstance(reference, TorchBackend):
+
+def look_inside(report: ParityReport, network: LoadedNetwork, path: Path, images: GateImages) -> ParityReport:
+    """``report``, which compared ``network`` with the ``.onnx`` file ``path``, with the module at which the two part.
+
+    Unchanged if it passed. Close the candidate first: a large model would be in memory twice.
+    """
+    from cellseg_export.locate import locate_fault
+
+    if report.verdict == "passed":
         return report
     _, image_hwc = next(images.load())
-    fault = locate_fault(reference.network, candidate.model_file.path, middle_tile(reference, image_hwc))
-    return replace(report, hints=(*report.hints, fault)) if fault else report
+    return replace(report, parts_at=locate_fault(network, path, middle_tile(network.spec, image_hwc)))

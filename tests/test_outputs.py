@@ -212,6 +212,14 @@ def test_after_a_failure_the_old_file_stays_and_no_temporary_one(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
 
+def test_an_os_error_of_the_block_is_not_taken_for_one_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), atomic.atomic_file(tmp_path / "a"):
+        raise BrokenPipeError(32, "Broken pipe")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OutputError, match="b: cannot be written"), atomic.writing(tmp_path / "b"):
+        raise OSError(28, "No space left on device")
+
+
 def test_a_link_is_replaced_and_never_written_through(tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"old")
     (tmp_path / "a").symlink_to(tmp_path / "precious")

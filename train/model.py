@@ -12,7 +12,6 @@ knows *where* its edge is; gaps of one or two pixels between cells are lost with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import timm
@@ -135,10 +134,6 @@ class CellSegNet(nn.Module):
         tokens_nchw = tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         skips = self.branch(images) if self.branch is not None else []
         return cast(Tensor, self.decoder(tokens_nchw, skips))
-
-    def decoder_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters outside the encoder."""
-        return ((name, p) for name, p in self.named_parameters() if not name.startswith("encoder."))
 
 
 def normalise(images_nchw: Tensor, config: ModelConfig) -> Tensor:
