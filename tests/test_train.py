@@ -59,6 +59,9 @@ def test_a_variant_learns_and_leaves_a_whole_run(smears, tmp_path, variant):
     assert [int(row["epoch"]) for row in log] == list(range(1, 9))
     assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
     assert float(log[-1]["val_dice"]) > 0.6
+    rates = [float(row["lr"]) for row in log]
+    assert rates == sorted(rates, reverse=True)  # the warm-up is over within the first epoch
+    assert rates[-1] < 0.1 * rates[0]
     assert (("boundary" in log[0]) and float(log[0]["boundary"]) > 0) == (variant == "boundary")
     loaded = load_network(run)
     assert loaded.spec.variant == variant
