@@ -212,8 +212,10 @@ def train(
             },
         )
     log.close()
-    last = LoadedNetwork(averaged, config.model, describe(config.optim.epochs, {}))
-    return _finish(run, [checkpoint.load_network(run), last], split, config, device, reporter)
+    networks = [checkpoint.load_network(run)]
+    if networks[0].spec.training.epochs < config.optim.epochs:
+        networks.append(LoadedNetwork(averaged, config.model, describe(config.optim.epochs, {})))
+    return _finish(run, networks, split, config, device, reporter)
 
 
 def check_settings(config: TrainConfig) -> None:

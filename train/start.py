@@ -113,7 +113,9 @@ class LineReporter(loop.Reporter):
         click.echo(line, err=True)
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """Print the loss of an epoch."""
+        """Print the loss of an epoch that was not validated; of the others the loop says more."""
+        if "val_f1" in row:
+            return
         click.echo(f"epoch {row['epoch']}: loss {row['loss']:.4f}, lr {row['lr']:.1e}", err=True)
 
 
