@@ -28,6 +28,7 @@ from cellseg_deploy.measure import COLUMNS as CELL_COLUMNS
 from cellseg_deploy.outputs import label_tiff, overlay, tables
 from cellseg_deploy.outputs.atomic import atomic_file, make_folder, write_bytes, writing
 from cellseg_deploy.outputs.folder import LABELS, OVERLAYS, RUN_JSON, check_apart, output_folder
+from cellseg_deploy.outputs.interrupts import deferred_signals
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX, output_names
 from cellseg_deploy.pipeline import Segmentation, Segmenter
 
@@ -138,8 +139,6 @@ class _Run:
             cells = stack.enter_context(self._tables_at_end())
             for image in self.images:
                 result = self._one_image(image, cells)
-                self.results.append(result)
-                self.summary.add(result)
                 if on_result is not None:
                     on_result(result)
         if self.summary.remaining or len(self.results) != self.summary.found:
@@ -177,7 +176,14 @@ class _Run:
             # Ours to mend, but the other ten thousand images of the night must not pay for it: recorded, never hidden.
             _log.exception("%s: internal error", image.name)
             reason = f"internal error, please report it: {type(error).__name__}: {error}"
-        return ImageResult(image.name, "failed", error=_one_line(reason.removeprefix(f"{image.path}: ")))
+        return self._record_result(
+            ImageResult(image.name, "failed", error=_one_line(reason.removeprefix(f"{image.path}: ")))
+        )
+
+    def _record_result(self, result: ImageResult) -> ImageResult:
+        self.results.append(result)
+        self.summary.add(result)
+        return result
 
     def _process(self, image: FoundImage, cells: BinaryIO) -> ImageResult:
         if image.problem:
@@ -187,19 +193,22 @@ class _Run:
         read = time.perf_counter()
         segmentation = self.segmenter(loaded.pixels_hwc)
         segmented = time.perf_counter()
-        self._write_outputs(image, loaded, segmentation)
-        self._append(cells, image.name, segmentation)
-        seconds = {"read": read - start, **segmentation.seconds, "write": time.perf_counter() - segmented}
-        areas = segmentation.table.columns["area_px"]
-        return ImageResult(
-            image=image.name,
-            status="done",
-            cells=segmentation.count,
-            confluence=segmentation.confluence,
-            median_cell_area_px=float(np.median(areas)) if len(areas) else None,
-            warning="; ".join(_one_line(note) for note in loaded.notes),
-            seconds=seconds,
-        )
+        with deferred_signals():  # files, rows and record of an image all, or none
+            self._write_outputs(image, loaded, segmentation)
+            self._append(cells, image.name, segmentation)
+            seconds = {"read": read - start, **segmentation.seconds, "write": time.perf_counter() - segmented}
+            areas = segmentation.table.columns["area_px"]
+            return self._record_result(
+                ImageResult(
+                    image=image.name,
+                    status="done",
+                    cells=segmentation.count,
+                    confluence=segmentation.confluence,
+                    median_cell_area_px=float(np.median(areas)) if len(areas) else None,
+                    warning="; ".join(_one_line(note) for note in loaded.notes),
+                    seconds=seconds,
+                )
+            )
 
     def _append(self, cells: BinaryIO, name: str, segmentation: Segmentation) -> None:
         with writing(self.out / CELLS_CSV):  # a full disk concerns the run, not the image

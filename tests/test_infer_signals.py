@@ -116,3 +116,15 @@ def test_a_terminal_that_goes_away_stops_nothing(monkeypatch: pytest.MonkeyPatch
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_a_signal_between_the_files_and_the_record_of_an_image_waits() -> None:
+    from cellseg_deploy.outputs.interrupts import deferred_signals
+
+    reached = []
+    with pytest.raises(KeyboardInterrupt), deferred_signals():  # noqa: PT012  (that the block goes on is the point)
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the signal")
+    assert reached == ["after the signal"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)  # and the former handler is back
