@@ -77,7 +77,7 @@ def onnx_command(
     MODEL.parity.json, also when the model is refused.
     """
     _common.set_up_logging(verbose)
-    _require_packages("torch", "timm", "safetensors", "onnxscript")
+    _common.require_packages("export", "torch", "timm", "safetensors", "onnxscript")
     _require_runtime()
 
     from cellseg_export.onnx import export_onnx, with_tile_size
@@ -136,7 +136,7 @@ def verify_command(
     _common.set_up_logging(verbose)
     for path in (reference, candidate):
         if path.suffix.lower() != ".onnx":
-            _require_packages("torch", "timm", "safetensors")
+            _common.require_packages("export", "torch", "timm", "safetensors")
 
     from cellseg_deploy.errors import ParityError
     from cellseg_deploy.outputs.atomic import write_bytes
@@ -175,7 +175,7 @@ def info_command(file: Path, as_json: bool, quiet: bool, verbose: int) -> None:
     del quiet
     _common.set_up_logging(verbose)
     if file.suffix.lower() != ".onnx":
-        _require_packages("torch", "timm", "safetensors")
+        _common.require_packages("export", "torch", "timm", "safetensors")
 
     from cellseg_export.info import as_text, describe
 
@@ -202,14 +202,6 @@ def _set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _require_packages(*names: str) -> None:
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(
-            f"{', '.join(missing)} not installed, which this needs; run: pip install 'cellseg-deploy[export]'"
-        )
 
 
 def _require_runtime() -> None:

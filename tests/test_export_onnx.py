@@ -170,7 +170,7 @@ def test_other_networks_export_and_agree(config: ModelConfig, tmp_path: Path) ->
     # The export leaves the network as it was: weights, mode, and the fused attention that the reference runs with.
     assert all(torch.equal(before[name], value) for name, value in network.net.state_dict().items())
     assert [getattr(module, "fused_attn", None) for module in network.net.modules()] == fused
-    assert True in fused
+    assert any(fused)  # or there was nothing to leave as it was
     assert not network.net.training
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from cellseg_deploy.cli._common import say
 from cellseg_deploy.errors import ModelError
 from cellseg_deploy.outputs.atomic import make_folder, remove_stale
 from cellseg_deploy.outputs.lock import exclusive
@@ -110,13 +111,13 @@ class LineReporter(loop.Reporter):
 
     def say(self, line: str) -> None:
         """Print ``line``."""
-        click.echo(line, err=True)
+        say(line)
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """Print the loss of an epoch that was not validated; of the others the loop says more."""
         if "val_f1" in row:
             return
-        click.echo(f"epoch {row['epoch']}: loss {row['loss']:.4f}, lr {row['lr']:.1e}", err=True)
+        say(f"epoch {row['epoch']}: loss {row['loss']:.4f}, lr {row['lr']:.1e}")
 
 
 class BarReporter(loop.Reporter):
