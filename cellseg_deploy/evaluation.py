@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy import metrics
+from cellseg_deploy.counting import CountRule
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.images import Pair, check_same_size, read_image, read_labels
 from cellseg_deploy.outputs import atomic, label_tiff, tables
@@ -37,20 +38,37 @@ PROGRAM = "cellseg-evaluate"
 
 # Per image the count error is one signed number; its means over images are left to metrics.json.
 _CSV_RATIOS = ("dice", "iou", "f1", "precision", "recall", "map", "pq_strict")
-CSV_COLUMNS = ("image", *_CSV_RATIOS, "n_true", "n_predicted", "count_error", "tp", "fp", "fn", "merges", "splits")
+_CSV_APART = (
+    "f1_apart",
+    "n_true_apart",
+    "n_predicted_apart",
+    "count_error_apart",
+    "n_clumps",
+    "counted_true",
+    "counted_predicted",
+)
+CSV_COLUMNS = (
+    *("image", *_CSV_RATIOS, "n_true", "n_predicted", "count_error", "tp", "fp", "fn", "merges", "splits"),
+    *_CSV_APART,
+)
 
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """``name``: the pair's stem. ``labels``: what was judged, int32 (h, w)."""
+    """``name``: the pair's stem. ``labels``: what was judged, ``true_labels``: by what; int32 (h, w)."""
 
     name: str
     score: metrics.ImageScore
     labels: Labels
+    true_labels: Labels
 
 
 def score_pairs(
-    pairs: Sequence[Pair], labels_of: Callable[[Pair, tuple[int, int]], Labels], *, min_area_px: int
+    pairs: Sequence[Pair],
+    labels_of: Callable[[Pair, tuple[int, int]], Labels],
+    *,
+    min_area_px: int,
+    count_rule: CountRule = "all",
 ) -> Iterator[ScoredImage]:
     """Score each pair as it is asked for.
 
@@ -60,7 +78,8 @@ def score_pairs(
     for pair in pairs:
         true = read_labels(pair.mask)
         predicted = labels_of(pair, (true.shape[0], true.shape[1]))
-        yield ScoredImage(pair.stem, metrics.score_image(true, predicted, min_area_px=min_area_px), predicted)
+        score = metrics.score_image(true, predicted, min_area_px=min_area_px, count_rule=count_rule)
+        yield ScoredImage(pair.stem, score, predicted, true)
 
 
 def read_predicted(pair: Pair, mask_hw: tuple[int, int]) -> Labels:
@@ -72,18 +91,25 @@ def read_predicted(pair: Pair, mask_hw: tuple[int, int]) -> Labels:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Labels of the photograph ``pair.image`` by ``segmenter``; the size is checked before any work is done."""
+    """Labels of the photograph ``pair.image`` by ``segmenter``; the size is checked before any work is done.
+
+    ``on_probabilities`` is handed what the network said of each, float32 (K, h', w') at the model's scale.
+    """
 
     segmenter: Segmenter
     bit_depth: int | None = None
     max_pixels: int | None = None
+    on_probabilities: Callable[[npt.NDArray[np.float32]], None] | None = None
 
     def __call__(self, pair: Pair, mask_hw: tuple[int, int]) -> Labels:
         """See ``score_pairs``."""
         limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
         image_hwc = read_image(pair.image, bit_depth=self.bit_depth, **limit).pixels_hwc
         check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
-        return self.segmenter(image_hwc).labels
+        found = self.segmenter(image_hwc)
+        if self.on_probabilities is not None:
+            self.on_probabilities(found.probabilities_khw)
+        return found.labels
 
 
 def describe_model(segmenter: Segmenter) -> dict[str, Any]:
@@ -100,23 +126,24 @@ def describe_model(segmenter: Segmenter) -> dict[str, Any]:
         "precision": backend.precision,
         "task": segmenter.task,
         "operating_point": msgspec.to_builtins(segmenter.params),
-        "scale": segmenter.scale,
+        "scale": "auto" if segmenter.auto_scale else segmenter.scale,
         "halo": segmenter.halo,
         **backend.describe(),
     }
 
 
 @contextmanager
-def report_folder(out: Path) -> Iterator[None]:
+def report_folder(out: Path, names: Sequence[str] = (METRICS_JSON, METRICS_CSV)) -> Iterator[None]:
     """``out`` existing, writable and held by this process: found out before hours of work, not after.
 
-    Raises ``OutputError`` if it cannot be written or holds metrics that no evaluation of ours wrote,
+    ``names``: files to write, first the JSON that says who wrote it. Raises ``OutputError`` if the folder cannot be
+    written or holds such files that no evaluation of ours wrote,
     ``OutputInUseError`` if another process writes there.
     """
     atomic.make_folder(out)
     with exclusive(out):
-        there = [name for name in (METRICS_JSON, METRICS_CSV) if os.path.lexists(out / name)]
-        if there and not was_written_by(PROGRAM, out / METRICS_JSON):
+        there = [name for name in names if os.path.lexists(out / name)]
+        if there and not was_written_by(PROGRAM, out / names[0]):
             raise OutputError(
                 f"{out / there[0]}: not written by {PROGRAM}, so it is not replaced; choose another output folder"
             )
@@ -135,12 +162,18 @@ def csv_rows(scored: Sequence[tuple[str, metrics.ImageScore]]) -> list[list[Any]
                 *(alone[key] for key in _CSV_RATIOS),
                 score.n_true,
                 score.n_predicted,
-                score.n_predicted - score.n_true,
+                score.counted[1] - score.counted[0],
                 tp,
                 score.n_predicted - tp,
                 score.n_true - tp,
                 score.merges,
                 score.splits,
+                alone["f1_apart"],
+                score.n_true_apart,
+                score.n_predicted_apart,
+                score.counted_apart[1] - score.counted_apart[0],
+                alone["n_clumps"],
+                *score.counted,
             ]
         )
     return rows

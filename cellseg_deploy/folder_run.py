@@ -21,7 +21,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
+from cellseg_deploy.counting import CountRule, check_rule, counted
 from cellseg_deploy.errors import CellsegError, DataError, NothingToDoError
 from cellseg_deploy.images import MAX_PIXELS, FoundImage, LoadedImage, check_settings, read_image
 from cellseg_deploy.measure import COLUMNS as CELL_COLUMNS
@@ -33,7 +35,18 @@ from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX, output_na
 from cellseg_deploy.pipeline import Segmentation, Segmenter
 
 CELLS_CSV, IMAGES_CSV = "cells.csv", "images.csv"
-IMAGE_COLUMNS = ("image", "status", "cells", "confluence", "median_cell_area_px", "warning", "error")
+COUNTED = "counted"
+IMAGE_COLUMNS = (
+    "image",
+    "status",
+    "cells",
+    "counted",
+    "confluence",
+    "median_cell_area_px",
+    "scale",
+    "warning",
+    "error",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -47,20 +60,27 @@ class RunOptions:
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
     bit_depth: int | None = None
+    count_rule: CountRule = "all"
 
     def __post_init__(self) -> None:
+        check_rule(self.count_rule)
         check_settings(self.max_pixels, self.bit_depth)
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers."""
+    """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers.
+
+    ``cells``: all that were found; ``counted``: those that the count rule lets in.
+    """
 
     image: str
     status: str
     cells: int | None = None
+    counted: int | None = None
     confluence: float | None = None
     median_cell_area_px: float | None = None
+    scale: float | None = None
     warning: str = ""
     error: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -75,6 +95,7 @@ class RunSummary:
     done: int = 0
     failed: int = 0
     cells: int = 0
+    counted: int = 0
     wall_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -88,6 +109,7 @@ class RunSummary:
         if result.status == "done":
             self.done += 1
             self.cells += result.cells or 0
+            self.counted += result.counted or 0
         else:
             self.failed += 1
         for stage, seconds in result.seconds.items():
@@ -151,7 +173,7 @@ class _Run:
         stopped: BaseException | None = None
         with atomic_file(self.out / CELLS_CSV) as cells:
             with writing(self.out / CELLS_CSV):
-                cells.write(tables.csv_rows([["image", *CELL_COLUMNS]]))
+                cells.write(tables.csv_rows([["image", *CELL_COLUMNS, COUNTED]]))
             try:
                 yield cells
             except BaseException as error:  # of any kind: hours of counting must not go with it; raised again below
@@ -195,7 +217,8 @@ class _Run:
         segmented = time.perf_counter()
         with deferred_signals():  # files, rows and record of an image all, or none
             self._write_outputs(image, loaded, segmentation)
-            self._append(cells, image.name, segmentation)
+            counts = counted(segmentation.table.boxes, segmentation.labels.shape, self.options.count_rule)
+            self._append(cells, image.name, segmentation, counts)
             seconds = {"read": read - start, **segmentation.seconds, "write": time.perf_counter() - segmented}
             areas = segmentation.table.columns["area_px"]
             return self._record_result(
@@ -203,16 +226,18 @@ class _Run:
                     image=image.name,
                     status="done",
                     cells=segmentation.count,
+                    counted=int(counts.sum()),
                     confluence=segmentation.confluence,
                     median_cell_area_px=float(np.median(areas)) if len(areas) else None,
-                    warning="; ".join(_one_line(note) for note in loaded.notes),
+                    scale=segmentation.scale,
+                    warning="; ".join(_one_line(note) for note in (*loaded.notes, *segmentation.notes)),
                     seconds=seconds,
                 )
             )
 
-    def _append(self, cells: BinaryIO, name: str, segmentation: Segmentation) -> None:
+    def _append(self, cells: BinaryIO, name: str, segmentation: Segmentation, counts: npt.NDArray[np.bool_]) -> None:
         with writing(self.out / CELLS_CSV):  # a full disk concerns the run, not the image
-            cells.write(tables.csv_rows(tables.cell_rows(name, segmentation.table.columns)))
+            cells.write(tables.csv_rows(tables.cell_rows(name, {**segmentation.table.columns, COUNTED: counts})))
 
     def _write_outputs(self, image: FoundImage, loaded: LoadedImage, segmentation: Segmentation) -> None:
         """Both files of an image or none, so that what lies in the folder is what images.csv calls done."""
@@ -259,7 +284,7 @@ class _Run:
             "task": self.segmenter.task,
             "operating_point": msgspec.to_builtins(self.segmenter.params),
             "settings": {
-                "scale": self.segmenter.scale,
+                "scale": "auto" if self.segmenter.auto_scale else self.segmenter.scale,
                 "tile_size": spec.tile_size,
                 "halo": self.segmenter.halo,
                 "batch_size": self.segmenter.batch_size,
@@ -282,6 +307,7 @@ class _Run:
                 "failed": summary.failed,
                 "remaining": summary.remaining,
                 "cells": summary.cells,
+                "counted": summary.counted,
             },
         }
 

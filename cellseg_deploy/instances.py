@@ -15,13 +15,21 @@ boundary. With *score* = foreground - boundary_weight * boundary:
    ``min_seed_area_rel`` of it reaches ``seed_threshold``. Then it was the boundary penalty that hid the seed, as in
    slivers at the image border and in cells hardly wider than two boundaries; dropping them would lose cells without
    a word. Where the foreground itself stays doubtful, nothing is counted.
-5. Cells below ``min_area_rel`` are dropped, and cells that touch the image border below ``min_border_area_rel``; after
-   that, holes up to ``max_hole_rel`` that lie inside a single cell are filled (pallor; a dropped fragment inside a
-   cell). A gap between several cells is no hole, however small.
+5. Cells below ``min_area_rel`` are fragments. One that touches a cell (the lens between two overlapping cells, which
+   boundaries on all sides made a seed of its own) goes to the neighbour with the longest common border, so that no
+   hole is left in the foreground; one that stands alone is a speck and is dropped, and so is one at the image border:
+   the end of a cell that lies outside. Cells that touch the image border are dropped below ``min_border_area_rel``.
+6. Holes up to ``max_hole_rel`` that lie inside a single cell are filled (pallor). A gap between several cells is no
+   hole, however small.
 
-Areas are relative to the disc of the model's median cell diameter; in step 5 to the typical cell of the image itself
-where that is smaller, so that a picture at a lower magnification does not lose its cells as specks. Numbers are 1..n in
-raster order of each cell's first pixel. Everything is deterministic: equal probabilities give equal labels.
+``distance``: the same with score = distance, the share of the way from a cell's edge (0) to its middle (1). In step 4
+a component without a seed is always one cell: the channel says where the middle of a cell is, not whether there is
+one; that is the foreground's part.
+
+Areas are relative to the disc of the model's median cell diameter; the limits of step 5 to the typical cell of the
+image itself where that is smaller, so that a picture at a lower magnification does not lose its cells as specks.
+Numbers are 1..n in raster order of each cell's first pixel. Everything is deterministic: equal probabilities give equal
+labels.
 """
 
 from __future__ import annotations
@@ -34,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.model_spec import BoundaryParams, InstanceParams, ThresholdParams
+from cellseg_deploy.model_spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams
 from cellseg_deploy.runs import Labels, largest_pieces, paint, raster_ranks, row_runs
 
 Plane = npt.NDArray[np.float32]
@@ -65,9 +73,13 @@ def segment(
     if isinstance(params, BoundaryParams):
         boundary = probabilities_khw[list(channels).index("boundary")]
         labels = label_boundary(foreground, boundary, params, disc_px=disc_px)
+    elif isinstance(params, DistanceParams):
+        distance = probabilities_khw[list(channels).index("distance")]
+        labels = label_distance(foreground, distance, params, disc_px=disc_px)
     else:
         labels = label_threshold(foreground, params)
     typical_px = typical_area(labels, disc_px)
+    labels = join_fragments(labels, params.min_area_rel * typical_px)
     labels = drop_small(labels, params.min_area_rel * typical_px, params.min_border_area_rel * typical_px)
     labels = fill_holes(labels, params.max_hole_rel * disc_px)
     if out_hw is not None and out_hw != labels.shape:
@@ -88,9 +100,22 @@ def label_boundary(foreground: Plane, boundary: Plane, params: BoundaryParams, *
     """
     score = foreground - np.float32(params.boundary_weight) * boundary
     inside = foreground >= params.foreground_threshold
+    convinced = inside & (foreground >= params.seed_threshold)
+    return _label_seeded(score, inside, convinced, params, params.min_seed_area_rel * disc_px)
+
+
+def label_distance(foreground: Plane, distance: Plane, params: DistanceParams, *, disc_px: float) -> Labels:
+    """Cells of ``foreground`` and ``distance`` (h, w), parted as the module describes; labels int32, gaps allowed."""
+    inside = foreground >= params.foreground_threshold
+    return _label_seeded(distance, inside, inside, params, params.min_seed_area_rel * disc_px)
+
+
+def _label_seeded(
+    score: Plane, inside: Mask, convinced: Mask, params: BoundaryParams | DistanceParams, min_seed_px: float
+) -> Labels:
+    """Steps 1 to 4 of the module, all planes (h, w). ``convinced``: what counts in a component without a seed."""
     component, boxes = _components(inside)
     n_components = len(boxes)
-    min_seed_px = params.min_seed_area_rel * disc_px
     seeds = drop_small(_components(inside & (score >= params.seed_threshold))[0], min_seed_px)
 
     component_of_seed = np.zeros(int(seeds.max(initial=0)) + 1, np.int32)
@@ -99,7 +124,7 @@ def label_boundary(foreground: Plane, boundary: Plane, params: BoundaryParams, *
     is_seed[seeds] = True
     is_seed[0] = False
     n_seeds = np.bincount(component_of_seed[is_seed], minlength=n_components)
-    convinced_px = np.bincount(component[inside & (foreground >= params.seed_threshold)], minlength=n_components)
+    convinced_px = np.bincount(component[convinced], minlength=n_components)
     is_cell = (n_seeds == 1) | ((n_seeds == 0) & (convinced_px >= min_seed_px) & (convinced_px > 0))
     is_cell[0] = False
 
@@ -156,6 +181,43 @@ def drop_small(labels: Labels, min_px: float, min_border_px: float = 0) -> Label
         large[edge[area[edge] < min_border_px]] = False
     kept = np.where(large, np.arange(len(area), dtype=np.int32), np.int32(0))
     return np.take(kept, labels)
+
+
+def join_fragments(labels: Labels, min_px: float) -> Labels:
+    """``labels`` with each one below ``min_px`` pixels given to the large neighbour of the longest common border.
+
+    Border length: pairs of 4-neighbours; of equal ones the smaller number. A fragment that only touches fragments waits
+    until one of them was given away; one that touches nothing stays, with its number. So does one at the image border:
+    it is more likely the end of a cell of its own, most of which lies outside the picture.
+    """
+    area = np.bincount(labels.reshape(-1))
+    is_cell = area >= min_px
+    is_fragment = (area > 0) & ~is_cell
+    for numbers in (0, labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        is_fragment[numbers] = False
+    is_cell[0] = False
+    if not is_fragment.any():
+        return labels
+    pairs = [
+        np.column_stack((one[meet], other[meet]))
+        for a, b in ((labels[:-1], labels[1:]), (labels[:, :-1], labels[:, 1:]))
+        for meet in [(a != b) & (a > 0) & (b > 0) & (is_fragment[a] | is_fragment[b])]
+        for one, other in ((a, b), (b, a))
+    ]
+    pair, border = np.unique(np.concatenate(pairs), axis=0, return_counts=True)
+    owner = np.arange(len(area), dtype=np.int32)
+    while True:
+        fragment, neighbour = pair[:, 0], owner[pair[:, 1]]
+        fits = is_fragment[fragment] & is_cell[neighbour]
+        if not fits.any():
+            return np.take(owner, labels)
+        fragment, neighbour = fragment[fits], neighbour[fits]
+        both, where = np.unique(np.column_stack((fragment, neighbour)), axis=0, return_inverse=True)
+        length = np.bincount(where.reshape(-1), weights=border[fits])
+        order = np.lexsort((both[:, 1], -length, both[:, 0]))
+        given, first = np.unique(both[order, 0], return_index=True)
+        owner[given] = both[order[first], 1]
+        is_fragment[given] = False
 
 
 def fill_holes(labels: Labels, max_px: float) -> Labels:
@@ -251,12 +313,13 @@ def _check(
             f"probabilities must be (K, h, w) with one plane for each of {tuple(channels)}, "
             f"got {probabilities_khw.shape}"
         )
-    needed = ("foreground", "boundary") if isinstance(params, BoundaryParams) else ("foreground",)
+    second = {BoundaryParams: ("boundary",), DistanceParams: ("distance",)}.get(type(params), ())
+    needed = ("foreground", *second)
     missing = [name for name in needed if name not in channels]
     if missing:
         raise UsageError(
             f"{type(params).__name__} needs the channel {missing[0]!r}, the network has {tuple(channels)}; "
-            "use ThresholdParams or a model of the boundary variant"
+            f"use ThresholdParams or a model of the {missing[0]} variant"
         )
     if not (math.isfinite(cell_diameter_px) and cell_diameter_px > 0):
         raise UsageError(f"cell_diameter_px must be a positive number, got {cell_diameter_px}")

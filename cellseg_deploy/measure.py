@@ -57,6 +57,11 @@ class CellTable:
     def __len__(self) -> int:
         return len(self.columns["label"])
 
+    @property
+    def boxes(self) -> Ints:
+        """Left, top, width, height of each cell in px, int64 (n, 4)."""
+        return np.stack([self.columns[f"bbox_{side}_px"] for side in ("left", "top", "width", "height")], axis=1)
+
 
 def measure(labels: npt.NDArray[np.integer[Any]]) -> CellTable:
     """Measure every label > 0 of ``labels`` (h, w), any integer type; numbers may have gaps.
@@ -96,6 +101,33 @@ def measure(labels: npt.NDArray[np.integer[Any]]) -> CellTable:
         "touches_border": (left == 0) | (top == 0) | (right == width) | (bottom == height),
     }
     return CellTable(columns)
+
+
+def solidities(labels: npt.NDArray[np.integer[Any]], numbers: npt.NDArray[np.integer[Any]]) -> Floats:
+    """Solidity of the labels ``numbers`` (ascending, all present in ``labels``) alone, float64 (n,); see the module.
+
+    Raises ``UsageError`` for anything that is not a label image.
+    """
+    if not len(numbers):
+        return np.zeros(0)
+    runs = row_runs(labels)
+    wanted = np.isin(runs.label, numbers)
+    runs = Runs(runs.label[wanted], runs.row[wanted], runs.start[wanted], runs.stop[wanted], runs.image_hw)
+    runs = _sorted_by_label(runs)
+    first_run = np.flatnonzero(np.diff(runs.label, prepend=0))
+    area = np.add.reduceat(runs.length, first_run)
+    return np.asarray(area / _convex_areas(runs, first_run), np.float64)
+
+
+def boxes(labels: npt.NDArray[np.integer[Any]], numbers: Ints) -> Ints:
+    """Left, top, width, height in px of the labels ``numbers`` (ascending, all of ``labels``), int64 (n, 4)."""
+    runs = row_runs(labels)
+    at = np.searchsorted(numbers, runs.label)
+    low = np.full((len(numbers), 2), np.iinfo(np.int64).max)
+    high = np.zeros((len(numbers), 2), np.int64)
+    np.minimum.at(low, at, np.stack([runs.start, runs.row], axis=1))
+    np.maximum.at(high, at, np.stack([runs.stop, runs.row + 1], axis=1))
+    return np.concatenate([low, high - low], axis=1)
 
 
 def _dtype(column: str) -> type:

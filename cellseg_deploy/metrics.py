@@ -11,8 +11,18 @@ Definitions
     ``merges``: predicted cells that hold more than half the area of each of two or more true cells; ``splits``: true
     cells that hold more than half of each of two or more predicted ones.
     ``dice``, ``iou``: of the two foreground masks over all pixels, specks included.
-    ``count_bias``: mean of predicted - true cells an image; ``count_mae``: of its absolute value; ``count_mape``:
-    mean of |predicted - true| / true as a fraction, over the images that have a true cell (NaN if none has).
+    ``count_bias``: mean of predicted - true cells an image, those at the border as the count rule says;
+    ``count_mae``: of its absolute value; ``count_mape``: mean of |predicted - true| / true as a fraction, over
+    the images that have a true cell (NaN if none has).
+
+Masks that hold no instances merge overlapping cells into one component; who parts them rightly would be punished.
+So the same numbers are also given with such components left out, under names that end in ``_apart``:
+    A true component *looks like several cells* if its area is above ``CLUMP_AREA`` = 1.3 times the median of the
+    image's true components (specks not among them) and its solidity (see ``measure``) below ``CLUMP_SOLIDITY`` = 0.93.
+    They count neither way, and neither do predicted cells more than half of whose area lies in one of them.
+    ``f1_apart``, ``precision_apart``, ``recall_apart``, ``count_*_apart``: as above, of the cells that are left,
+    matched among themselves. ``n_clumps``: true components left out. The rule looks at the truth alone, so it is the
+    same for every model; where the truth has instances, it leaves out the few large cells of odd shape.
 
 Pooling: pixels, TP, FP and FN are summed over images before a ratio is formed, as stardist's
 ``matching_dataset(by_image=False)`` does; the count errors are means over images.
@@ -31,11 +41,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.counting import CountRule, counted
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.measure import boxes, solidities
 from cellseg_deploy.runs import Ints, check_labels
 
 MAP_THRESHOLDS: tuple[float, ...] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 F1_THRESHOLD = 0.5
+CLUMP_AREA, CLUMP_SOLIDITY = 1.3, 0.93
 MIN_AREA_PX = 200
 """Objects below this area, in px of the mask as it is, are specks: neither true nor predicted cells."""
 
@@ -45,7 +58,9 @@ class ImageScore:
     """Sums of one image from which every metric follows, alone or pooled.
 
     ``true_positives[i]``: matches at IoU >= ``thresholds[i]``. ``strict_matches``, ``strict_iou``: number and summed
-    IoU of the pairs with IoU > 0.5. ``*_px``: foreground pixels of truth, prediction and both.
+    IoU of the pairs with IoU > 0.5. ``*_px``: foreground pixels of truth, prediction and both. ``n_true_apart``,
+    ``n_predicted_apart``, ``true_positives_apart``: without true components that look like several cells and what was
+    predicted in them. ``counted``, ``counted_apart``: true and predicted cells that the count rule lets in.
     """
 
     n_true: int
@@ -59,10 +74,16 @@ class ImageScore:
     true_px: int
     predicted_px: int
     common_px: int
+    n_true_apart: int
+    n_predicted_apart: int
+    true_positives_apart: tuple[int, ...]
+    counted: tuple[int, int]
+    counted_apart: tuple[int, int]
 
-    def matches_at(self, threshold: float) -> int:
+    def matches_at(self, threshold: float, *, apart: bool = False) -> int:
         """True positives at ``threshold``; raises ``UsageError`` if the image was not scored there."""
-        for known, matches in zip(self.thresholds, self.true_positives, strict=True):
+        positives = self.true_positives_apart if apart else self.true_positives
+        for known, matches in zip(self.thresholds, positives, strict=True):
             if abs(known - threshold) < 1e-9:
                 return matches
         raise UsageError(f"not scored at IoU {threshold:g}, only at {', '.join(f'{t:g}' for t in self.thresholds)}")
@@ -78,11 +99,13 @@ def score_image(
     *,
     min_area_px: int = MIN_AREA_PX,
     thresholds: Sequence[float] = MAP_THRESHOLDS,
+    count_rule: CountRule = "all",
 ) -> ImageScore:
     """Compare two label images (h, w) of any integer type; numbers may have gaps.
 
     ``min_area_px``: smaller objects count as background on either side, except in ``dice`` and ``iou``.
-    ``thresholds``: IoU levels in (0, 1]. Raises ``UsageError`` if shapes differ or a value cannot be meant.
+    ``thresholds``: IoU levels in (0, 1]. ``count_rule``: which cells at the image border enter the count errors (and
+    nothing else), see ``counting``. Raises ``UsageError`` if shapes differ or a value cannot be meant.
     """
     _check(true, predicted, min_area_px, thresholds)
     overlap = overlap_table(true, predicted)
@@ -94,6 +117,16 @@ def score_image(
     true_area, predicted_area = overlap.true_area[true_index], overlap.predicted_area[predicted_index]
     union = true_area + predicted_area - common
 
+    clumps = kept_true & looks_like_several(true, overlap, kept_true)
+    swallowed = in_clumps(overlap, clumps)
+    apart = ~clumps[true_index] & ~swallowed[predicted_index]
+
+    count_true, count_predicted = kept_true, kept_predicted
+    if count_rule != "all":
+        image_hw = (true.shape[0], true.shape[1])
+        count_true = kept_true & counted(boxes(true, overlap.true_number), image_hw, count_rule)
+        count_predicted = kept_predicted & counted(boxes(predicted, overlap.predicted_number), image_hw, count_rule)
+    nearby = [at_least(common, union, float(t)) for t in thresholds]
     strict = 2 * common > union
     holds_true = predicted_index[2 * common > true_area]
     holds_predicted = true_index[2 * common > predicted_area]
@@ -101,9 +134,7 @@ def score_image(
         n_true=int(kept_true.sum()),
         n_predicted=int(kept_predicted.sum()),
         thresholds=tuple(float(t) for t in thresholds),
-        true_positives=tuple(
-            _count_matches(true_index, predicted_index, _at_least(common, union, float(t))) for t in thresholds
-        ),
+        true_positives=tuple(len(match(true_index, predicted_index, near)) for near in nearby),
         strict_matches=int(strict.sum()),
         strict_iou=float((common[strict] / union[strict]).sum()),
         merges=int((np.bincount(holds_true) >= 2).sum()),
@@ -111,7 +142,37 @@ def score_image(
         true_px=int(overlap.true_area.sum()),
         predicted_px=int(overlap.predicted_area.sum()),
         common_px=int(overlap.common_px.sum()),
+        n_true_apart=int((kept_true & ~clumps).sum()),
+        n_predicted_apart=int((kept_predicted & ~swallowed).sum()),
+        true_positives_apart=tuple(len(match(true_index, predicted_index, near & apart)) for near in nearby),
+        counted=(int(count_true.sum()), int(count_predicted.sum())),
+        counted_apart=(int((count_true & ~clumps).sum()), int((count_predicted & ~swallowed).sum())),
     )
+
+
+def looks_like_several(
+    true: npt.NDArray[np.integer[Any]], overlap: OverlapTable, kept: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Which objects of ``true`` look like several cells, bool (n_true,) in the order of ``overlap``.
+
+    ``kept``: which of them are cells and no specks; they make the median, and only they are looked at.
+    """
+    result = np.zeros(len(kept), np.bool_)
+    if kept.any():
+        large = np.flatnonzero(kept & (overlap.true_area > CLUMP_AREA * np.median(overlap.true_area[kept])))
+        result[large] = solidities(true, overlap.true_number[large]) < CLUMP_SOLIDITY
+    return result
+
+
+def in_clumps(overlap: OverlapTable, clumps: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which predicted objects have more than half of their area in one true object of ``clumps``, bool (n_predicted,).
+
+    ``clumps``: bool (n_true,).
+    """
+    result = np.zeros(len(overlap.predicted_area), np.bool_)
+    mostly = 2 * overlap.common_px > overlap.predicted_area[overlap.predicted_index]
+    result[overlap.predicted_index[mostly & clumps[overlap.true_index]]] = True
+    return result
 
 
 def pool(scores: Sequence[ImageScore]) -> dict[str, float]:
@@ -127,31 +188,49 @@ def pool(scores: Sequence[ImageScore]) -> dict[str, float]:
         raise UsageError("images were scored at different IoU thresholds; score them all alike")
     n_true = sum(score.n_true for score in scores)
     n_predicted = sum(score.n_predicted for score in scores)
-    matches = sum(score.matches_at(F1_THRESHOLD) for score in scores)
     matches_by_threshold = [sum(level) for level in zip(*(score.true_positives for score in scores), strict=True)]
     strict_iou = sum(score.strict_iou for score in scores)
     common_px = sum(score.common_px for score in scores)
     both_px = sum(score.true_px + score.predicted_px for score in scores)
-    error = np.array([score.n_predicted - score.n_true for score in scores], np.float64)
-    cells = np.array([score.n_true for score in scores], np.float64)
-    has_cells = cells > 0
     return {
         "dice": _ratio(2 * common_px, both_px),
         "iou": _ratio(common_px, both_px - common_px),
-        "f1": _ratio(2 * matches, n_true + n_predicted),
-        "precision": _share(matches, n_predicted, n_true),
-        "recall": _share(matches, n_true, n_predicted),
+        **_found(scores, apart=False),
         "map": float(np.mean([_ratio(tp, n_true + n_predicted - tp) for tp in matches_by_threshold])),
         # TP + FP/2 + FN/2 = (true + predicted) / 2, whatever the number of matches.
         "pq_strict": _ratio(2 * strict_iou, n_true + n_predicted),
-        "count_mae": float(np.abs(error).mean()),
-        "count_bias": float(error.mean()),
-        "count_mape": float((np.abs(error[has_cells]) / cells[has_cells]).mean()) if has_cells.any() else float("nan"),
+        **_count_errors([score.counted for score in scores]),
+        **{f"{name}_apart": value for name, value in _found(scores, apart=True).items()},
+        **{f"{name}_apart": value for name, value in _count_errors([score.counted_apart for score in scores]).items()},
         "merges": sum(score.merges for score in scores),
         "splits": sum(score.splits for score in scores),
         "n_images": len(scores),
         "n_true": n_true,
         "n_predicted": n_predicted,
+        "n_clumps": n_true - sum(score.n_true_apart for score in scores),
+    }
+
+
+def _found(scores: Sequence[ImageScore], *, apart: bool) -> dict[str, float]:
+    """F1, precision and recall of all cells, or of those ``apart`` from clumps."""
+    n_true = sum(score.n_true_apart if apart else score.n_true for score in scores)
+    n_predicted = sum(score.n_predicted_apart if apart else score.n_predicted for score in scores)
+    matches = sum(score.matches_at(F1_THRESHOLD, apart=apart) for score in scores)
+    return {
+        "f1": _ratio(2 * matches, n_true + n_predicted),
+        "precision": _share(matches, n_predicted, n_true),
+        "recall": _share(matches, n_true, n_predicted),
+    }
+
+
+def _count_errors(counts: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """Mean count errors over images of (true, predicted) cells each."""
+    cells, found = np.array(counts, np.float64).T
+    error, has_cells = found - cells, cells > 0
+    return {
+        "count_mae": float(np.abs(error).mean()),
+        "count_bias": float(error.mean()),
+        "count_mape": float((np.abs(error[has_cells]) / cells[has_cells]).mean()) if has_cells.any() else float("nan"),
     }
 
 
@@ -159,10 +238,13 @@ def pool(scores: Sequence[ImageScore]) -> dict[str, float]:
 class OverlapTable:
     """Which true and predicted objects share pixels: the contingency table without its zeros.
 
-    ``true_area``, ``predicted_area``: int64, px of each object, by index (order of its number). Entry i: objects
+    ``true_area``, ``predicted_area``: int64, px of each object, by index (order of its number, which ``true_number``
+    and ``predicted_number`` hold). Entry i: objects
     ``true_index[i]`` and ``predicted_index[i]`` have ``common_px[i]`` > 0 pixels in common.
     """
 
+    true_number: Ints
+    predicted_number: Ints
     true_area: Ints
     predicted_area: Ints
     true_index: Ints
@@ -190,6 +272,8 @@ def overlap_table(true: npt.NDArray[np.integer[Any]], predicted: npt.NDArray[np.
     no_true, no_predicted = int(0 in true_label[:1]), int(0 in predicted_label[:1])
     objects = (true_index >= no_true) & (predicted_index >= no_predicted)
     return OverlapTable(
+        true_number=true_label[no_true:].astype(np.int64),
+        predicted_number=predicted_label[no_predicted:].astype(np.int64),
         true_area=_sum_by(true_at, length, len(true_label))[no_true:],
         predicted_area=_sum_by(predicted_at, length, len(predicted_label))[no_predicted:],
         true_index=true_index[objects] - no_true,
@@ -203,7 +287,7 @@ def _sum_by(index: Ints, amount: Ints, n: int) -> Ints:
     return np.bincount(index, weights=amount, minlength=n).astype(np.int64)
 
 
-def _at_least(common: Ints, union: Ints, threshold: float) -> npt.NDArray[np.bool_]:
+def at_least(common: Ints, union: Ints, threshold: float) -> npt.NDArray[np.bool_]:
     """IoU >= ``threshold``, compared as whole numbers so that 3/5 passes 0.6, which 0.6 * 5 <= 3 in floats may not.
 
     The decimal that was meant is the fraction of small denominator next to the float.
@@ -213,8 +297,8 @@ def _at_least(common: Ints, union: Ints, threshold: float) -> npt.NDArray[np.boo
     return passes
 
 
-def _count_matches(true_index: Ints, predicted_index: Ints, may_match: npt.NDArray[np.bool_]) -> int:
-    """Size of the largest one-to-one matching among the allowed pairs.
+def match(true_index: Ints, predicted_index: Ints, may_match: npt.NDArray[np.bool_]) -> Ints:
+    """A largest one-to-one matching among the pairs that ``may_match``: positions in the three arrays, ascending.
 
     Above IoU 0.5 a cell has at most one partner. At 0.5 two halves of a cell can both qualify, below it anything can:
     a real maximum matching (Hopcroft-Karp) is needed, and it is cheap.
@@ -222,11 +306,13 @@ def _count_matches(true_index: Ints, predicted_index: Ints, may_match: npt.NDArr
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    rows, columns = true_index[may_match], predicted_index[may_match]
+    allowed = np.flatnonzero(may_match)
+    rows, columns = true_index[allowed], predicted_index[allowed]
     if not len(rows):
-        return 0
+        return allowed
     graph = coo_matrix((np.ones(len(rows), np.bool_), (rows, columns))).tocsr()
-    return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
+    partner = maximum_bipartite_matching(graph, perm_type="column")
+    return np.asarray(allowed[partner[rows] == columns], np.int64)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -92,6 +92,14 @@ def write_spec(path: Path, spec: ModelSpec) -> None:
     write_bytes(path, model.SerializeToString(deterministic=True))
 
 
+def rewritten(model: ModelFile, spec: ModelSpec) -> bytes:
+    """The bytes of ``model`` with ``spec`` in place of its own; graph, weights and so the identity stay."""
+    proto = _parse(model.path, model.data)
+    set_spec(proto, spec)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
 def model_identity(model: Any) -> str:
     """SHA-256 (hex) of what ``model`` (onnx.ModelProto) computes: opsets, functions, nodes, inputs, outputs, weights.
 

@@ -17,7 +17,7 @@ METADATA_KEY = "cellseg"
 INPUT_NAME = "tiles"
 OUTPUT_NAME = "probabilities"
 
-Variant = Literal["plain", "boundary"]
+Variant = Literal["plain", "boundary", "distance"]
 Task = Literal["counting", "confluence"]
 TASKS: tuple[Task, ...] = ("counting", "confluence")
 
@@ -54,7 +54,22 @@ class BoundaryParams(msgspec.Struct, frozen=True, kw_only=True, tag_field="metho
     max_hole_rel: float = 0.1
 
 
-InstanceParams = ThresholdParams | BoundaryParams
+class DistanceParams(msgspec.Struct, frozen=True, kw_only=True, tag_field="method", tag="distance"):
+    """Seeds where ``distance >= seed_threshold``, grown back by watershed to ``foreground >= foreground_threshold``.
+
+    The ``distance`` channel rises from 0 at a cell's edge to 1 in its middle, so ``seed_threshold`` in (0, 1) is how
+    deep inside a cell its seed begins, as a share of the way. Others as in ``BoundaryParams``.
+    """
+
+    foreground_threshold: float = 0.5
+    seed_threshold: float = 0.5
+    min_seed_area_rel: float = 0.01
+    min_area_rel: float = 0.1
+    min_border_area_rel: float = 0.2
+    max_hole_rel: float = 0.1
+
+
+InstanceParams = ThresholdParams | BoundaryParams | DistanceParams
 
 
 class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,8 +160,8 @@ def check(spec: ModelSpec, *, source: str) -> None:
         (spec.cell_diameter_px > 0, f"cell_diameter_px {spec.cell_diameter_px} is not positive"),
         (spec.channels[:1] == ("foreground",), f"first channel must be foreground, got {spec.channels}"),
         (
-            spec.variant != "boundary" or "boundary" in spec.channels,
-            f"variant boundary without a boundary channel: {spec.channels}",
+            spec.variant == "plain" or spec.variant in spec.channels,
+            f"variant {spec.variant} without a {spec.variant} channel: {spec.channels}",
         ),
         (bool(spec.operating_points), "no operating point"),
     ]
@@ -162,6 +177,8 @@ def default_operating_points(variant: Variant) -> dict[str, InstanceParams]:
             "counting": ThresholdParams(foreground_threshold=0.8),
             "confluence": ThresholdParams(foreground_threshold=0.5),
         }
+    if variant == "distance":
+        return {"counting": DistanceParams(), "confluence": DistanceParams()}
     return {"counting": BoundaryParams(), "confluence": BoundaryParams()}
 
 

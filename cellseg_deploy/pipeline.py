@@ -6,7 +6,6 @@ image_hwc --resize--> model scale --pad, cut--> tiles --backend--> probabilities
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +18,13 @@ import numpy.typing as npt
 from cellseg_deploy import tiling
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, scale_from_cells
 from cellseg_deploy.errors import DataError, ModelError, UsageError
 from cellseg_deploy.instances import segment
 from cellseg_deploy.measure import CellTable, measure
 from cellseg_deploy.model_spec import InstanceParams
 
 BATCH_SIZE = 8
-_MAX_SCALE = 32.0
 _MAX_MODEL_PIXELS = 400_000_000
 # A sigmoid in half precision may miss 0 and 1 by rounding; logits miss them by far more.
 _PROBABILITY_SLACK = 1e-2
@@ -37,7 +36,7 @@ class Segmentation:
 
     ``labels``: int32 (h, w) of the image, 0 = background, 1..n in raster order. ``probabilities_khw``: float32
     (K, h', w') in [0, 1] at model scale, channels as in the ModelSpec. ``table``: a row a cell, in image px.
-    ``scale``: model px per image px. ``seconds``: wall seconds of each stage.
+    ``scale``: model px per image px. ``seconds``: wall seconds of each stage. ``notes``: what the user should know.
     """
 
     labels: npt.NDArray[np.int32]
@@ -45,6 +44,7 @@ class Segmentation:
     table: CellTable
     scale: float
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -70,7 +70,7 @@ class Segmenter:
         *,
         task: str = "counting",
         scale: float | None = None,
-        cell_diameter_px: float | None = None,
+        cell_diameter_px: CellDiameter = None,
         batch_size: int = BATCH_SIZE,
         halo: int | None = None,
     ) -> None:
@@ -87,7 +87,10 @@ class Segmenter:
         self.backend = backend
         self.task = task
         self.params: InstanceParams = spec.operating_point(task)
-        self.scale = _scale(spec.image_scale, spec.cell_diameter_px, scale, cell_diameter_px)
+        self.scale = fixed_scale(
+            spec.image_scale, spec.cell_diameter_px, scale=scale, cell_diameter_px=cell_diameter_px
+        )
+        self.auto_scale = cell_diameter_px == "auto"
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
@@ -107,7 +110,7 @@ class Segmenter:
         device: str = "cpu",
         task: str = "counting",
         scale: float | None = None,
-        cell_diameter_px: float | None = None,
+        cell_diameter_px: CellDiameter = None,
         batch_size: int = BATCH_SIZE,
         halo: int | None = None,
         threads: int | None = None,
@@ -138,10 +141,25 @@ class Segmenter:
         Raises ``UsageError`` if it is no such array, ``DataError`` if the network's answer for it is unusable.
         """
         _check_image(image_hwc)
-        image_hw = image_hwc.shape[0], image_hwc.shape[1]
         clock = _StageClock()
+        probabilities, labels = self._labels(image_hwc, self.scale, clock)
+        scale, notes = self.scale, list[str]()
+        if self.auto_scale:
+            choice = scale_from_cells(labels, self.backend.spec.cell_diameter_px, scale)
+            notes += [choice.note] if choice.note else []
+            if choice.scale != scale:
+                scale = choice.scale
+                probabilities, labels = self._labels(image_hwc, scale, clock)
+        with clock("measure"):
+            table = measure(labels)
+        return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes))
+
+    def _labels(
+        self, image_hwc: npt.NDArray[np.uint8], scale: float, clock: _StageClock
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """Probabilities at ``scale`` and labels at the image's own size."""
         with clock("resize"):
-            scaled = resize(image_hwc, self.scale)
+            scaled = resize(image_hwc, scale)
         probabilities = self._probabilities(scaled, clock)
         with clock("label"):
             labels = segment(
@@ -149,11 +167,9 @@ class Segmenter:
                 self.backend.spec.channels,
                 self.params,
                 cell_diameter_px=self.backend.spec.cell_diameter_px,
-                out_hw=image_hw,
+                out_hw=(image_hwc.shape[0], image_hwc.shape[1]),
             )
-        with clock("measure"):
-            table = measure(labels)
-        return Segmentation(labels, probabilities, table, self.scale, clock.seconds)
+        return probabilities, labels
 
     def probabilities(self, image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (K, h', w') float32 of ``image_hwc`` at model scale, before any labelling."""
@@ -207,23 +223,6 @@ def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uin
         return image_hwc
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image_hwc, (width, height), interpolation=method), np.uint8)
-
-
-def _scale(image_scale: float, model_diameter_px: float, scale: float | None, cell_diameter_px: float | None) -> float:
-    """Model px per image px, from what the user gave, else the model's own."""
-    if scale is not None and cell_diameter_px is not None:
-        raise UsageError("scale and cell diameter exclude each other: the scale follows from the diameter; give one")
-    if cell_diameter_px is not None:
-        if not (math.isfinite(cell_diameter_px) and cell_diameter_px > 0):
-            raise UsageError(f"cell diameter must be a positive number of pixels, got {cell_diameter_px}")
-        result = model_diameter_px / cell_diameter_px
-    else:
-        result = image_scale if scale is None else scale
-    if not (math.isfinite(result) and 1 / _MAX_SCALE <= result <= _MAX_SCALE):
-        raise UsageError(
-            f"scale must lie between 1/{_MAX_SCALE:g} and {_MAX_SCALE:g} model px per image px, got {result:g}"
-        )
-    return result
 
 
 def _check_image(image_hwc: npt.NDArray[np.uint8]) -> None:

@@ -64,10 +64,10 @@ def smear_tiles(n: int, size: int, *, seed: int = 0) -> tuple[torch.Tensor, torc
         smear = smears[k % len(smears)]
         y, x = rng.integers(0, 400 - size, 2)
         window = np.s_[y : y + size, x : x + size]
-        planes, gap = make_targets(np.ascontiguousarray(smear.labels_hw[window]), config)
+        made = make_targets(np.ascontiguousarray(smear.labels_hw[window]), config)
         images.append(smear.image_hwc[window].transpose(2, 0, 1).copy())
-        targets.append(planes)
-        gaps.append(gap)
+        targets.append(made["targets"])
+        gaps.append(made["gap"])
     return torch.tensor(np.stack(images)), torch.tensor(np.stack(targets)), torch.tensor(np.stack(gaps))
 
 

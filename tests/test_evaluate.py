@@ -23,7 +23,9 @@ from cellseg_deploy.evaluation import CSV_COLUMNS
 
 METRICS = [
     *("dice", "iou", "f1", "precision", "recall", "map", "pq_strict"),
-    *("count_mae", "count_bias", "count_mape", "merges", "splits", "n_images", "n_true", "n_predicted"),
+    *("count_mae", "count_bias", "count_mape"),
+    *("f1_apart", "precision_apart", "recall_apart", "count_mae_apart", "count_bias_apart", "count_mape_apart"),
+    *("merges", "splits", "n_images", "n_true", "n_predicted", "n_clumps"),
 ]
 CENTRES: dict[str, list[tuple[float, float]]] = {"a": [(20, 20), (60, 30), (40, 60)], "b": [(30, 40)], "empty": []}
 

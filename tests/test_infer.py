@@ -75,7 +75,17 @@ def test_a_folder_becomes_counts_labels_and_pictures(
         + [f"overlays/{name}.jpg" for name in names]
     )
     images = rows(out / "images.csv")
-    assert list(images[0]) == ["image", "status", "cells", "confluence", "median_cell_area_px", "warning", "error"]
+    assert list(images[0]) == [
+        "image",
+        "status",
+        "cells",
+        "counted",
+        "confluence",
+        "median_cell_area_px",
+        "scale",
+        "warning",
+        "error",
+    ]
     assert [(row["image"], row["status"], row["cells"]) for row in images] == [
         ("a.jpg", "done", "3"),
         ("a.png", "done", "3"),
@@ -103,7 +113,7 @@ def test_run_json_says_what_ran(model: Path, smears: Path, tmp_path: Path) -> No
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "--task", "confluence", "--batch-size", 3) == 0
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["status"] == "finished"
-    assert record["totals"] == {"found": 4, "done": 4, "failed": 0, "remaining": 0, "cells": 7}
+    assert record["totals"] == {"found": 4, "done": 4, "failed": 0, "remaining": 0, "cells": 7, "counted": 7}
     assert record["task"] == "confluence"
     assert record["operating_point"]["foreground_threshold"] == 0.5
     assert record["settings"]["batch_size"] == 3
@@ -462,3 +472,19 @@ def test_options_default_to_those_of_the_library() -> None:
     defaults = command.make_context("cellseg-infer", ["in", "-o", "out"]).params
     assert defaults["batch_size"] == BATCH_SIZE
     assert (defaults["overwrite"], defaults["save"]) == (RunOptions().overwrite, "labels,overlays")
+
+
+@pytest.mark.parametrize(("rule", "number"), [("all", 7), ("exclude-border", 6), ("frame", 6)])
+def test_cells_cut_by_the_border_count_as_the_rule_says(
+    rule: str, number: int, model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All cells are labelled and measured under every rule; the column ``counted`` says which count."""
+    Image.fromarray(draw_discs((60, 60), [(2, 30)])).save(smears / "sub" / "small.tif")
+    assert infer(smears, "-o", tmp_path / "out", "--model", model, "--count-rule", rule) == 0
+    images, cells = rows(tmp_path / "out/images.csv"), rows(tmp_path / "out/cells.csv")
+    assert [row["cells"] for row in images] == ["3", "3", "0", "1"]
+    assert sum(int(row["counted"]) for row in images) == number == sum(row["counted"] == "true" for row in cells)
+    assert cells[-1]["counted"] == ("true" if rule == "all" else "false")
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert (record["settings"]["count_rule"], record["totals"]["counted"]) == (rule, number)
+    assert (f"{number} counted" in capsys.readouterr().out) == (rule != "all")

@@ -1,4 +1,4 @@
-"""Probabilities to label images: each rule of the two methods on a drawing of its own."""
+"""Probabilities to label images: each rule of the methods on a drawing of its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from skimage.measure import label as skimage_label
 from skimage.segmentation import watershed
 
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.instances import drop_small, enlarge, fill_holes, flood, segment
+from cellseg_deploy.instances import drop_small, enlarge, fill_holes, flood, join_fragments, segment
 from cellseg_deploy.metrics import score_image
-from cellseg_deploy.model_spec import BoundaryParams, InstanceParams, ThresholdParams
+from cellseg_deploy.model_spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams
 
 Plane = npt.NDArray[np.float32]
 DIAMETER = 20.0
@@ -274,6 +274,7 @@ def test_drop_small_keeps_numbers() -> None:
         ((2, 10, 10), ("foreground",), ThresholdParams(), 20, None, "one plane for each"),
         ((2, 0, 10), BOTH, BoundaryParams(), 20, None, "one plane for each"),
         ((1, 10, 10), ("foreground",), BoundaryParams(), 20, None, "needs the channel 'boundary'"),
+        ((2, 10, 10), BOTH, DistanceParams(), 20, None, "needs the channel 'distance'.*model of the distance variant"),
         ((2, 10, 10), BOTH, BoundaryParams(), math.nan, None, "cell_diameter_px"),
         ((2, 10, 10), BOTH, BoundaryParams(), 20, (0, 10), "out_hw"),
         ((2, 10, 10), BOTH, BoundaryParams(seed_threshold=1.0), 20, None, "seed_threshold must lie between 0 and 1"),
@@ -322,3 +323,95 @@ def test_limits_for_small_cells_follow_the_image_where_its_cells_are_smaller():
     few[:, :, 100:] = 0
     few[:, 40:] = 0  # four cells tell nothing of the picture's scale
     assert segment(few, ("foreground",), params, cell_diameter_px=20).max() == 0
+
+
+def test_a_fragment_goes_to_the_neighbour_of_the_longest_border() -> None:
+    """The lens 3 has three neighbours in either cell; 4 is alone, 5 lies at the image border."""
+    labels = np.array(
+        [
+            [0, 0, 0, 0, 0, 0, 0, 5],
+            [0, 1, 1, 1, 2, 2, 2, 2],
+            [0, 1, 1, 3, 3, 2, 2, 2],
+            [0, 1, 1, 1, 2, 2, 2, 2],
+            [0, 0, 0, 0, 0, 0, 0, 0],
+            [0, 4, 0, 0, 0, 0, 0, 0],
+        ],
+        np.int32,
+    )
+    expected = labels.copy()
+    expected[2, 3:5] = 1  # three and three: the smaller number
+    np.testing.assert_array_equal(join_fragments(labels, 3), expected)
+    longer = labels.copy()
+    longer[1, 3] = 2
+    expected = longer.copy()
+    expected[2, 3:5] = 2
+    np.testing.assert_array_equal(join_fragments(longer, 3), expected)
+    np.testing.assert_array_equal(join_fragments(labels, 1), labels)
+
+
+def test_fragments_follow_one_another_and_specks_that_only_touch_specks_stay_specks() -> None:
+    labels = np.zeros((5, 12), np.int32)
+    labels[1:4, 1:4] = 7
+    labels[2, 4:8] = [3, 3, 2, 2]  # 2 reaches the cell through 3
+    labels[2, 9:11] = [5, 6]
+    expected = labels.copy()
+    expected[2, 4:8] = 7
+    np.testing.assert_array_equal(join_fragments(labels, 3), expected)
+
+
+def test_the_lens_of_two_overlapping_cells_is_no_hole() -> None:
+    """Boundaries drawn around the overlap make it a seed; dropped, it would leave a hole between both cells."""
+    probabilities = planes((30, 28, 12), (30, 44, 12))
+    inner = inside_disc((60, 80), 30, 28, 12) & inside_disc((60, 80), 30, 44, 12)
+    rim = cv2.dilate(inner.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    probabilities[1] = np.where(rim & ~inner, 0.9, 0)
+    assert boundary_labels(probabilities, min_area_rel=0.0).max() == 3
+    labels = boundary_labels(probabilities, min_area_rel=0.4)
+    assert labels.max() == 2
+    np.testing.assert_array_equal(labels > 0, probabilities[0] > 0.5)
+
+
+def distance_planes(*discs: tuple[float, float, float], hw: tuple[int, int] = (60, 80)) -> npt.NDArray[np.float32]:
+    """Foreground as ``planes`` and the distance to each disc's rim over its radius."""
+    rows, columns = np.ogrid[: hw[0], : hw[1]]
+    depth = [1 - np.hypot(rows - y, columns - x) / radius for y, x, radius in discs]
+    return np.stack([planes(*discs, hw=hw)[0], np.clip(np.max(depth, axis=0), 0, 1)]).astype(np.float32)
+
+
+def distance_labels(probabilities: npt.NDArray[np.float32], **settings: float) -> npt.NDArray[np.int32]:
+    return segment(probabilities, ("foreground", "distance"), DistanceParams(**settings), cell_diameter_px=DIAMETER)
+
+
+def test_middles_part_touching_discs_of_any_size() -> None:
+    discs = ((30, 25, 10), (30, 44, 10), (30, 59, 6))
+    probabilities = distance_planes(*discs)
+    assert threshold_labels(probabilities[0]).max() == 1
+    labels = distance_labels(probabilities)
+    assert labels.max() == 3
+    np.testing.assert_array_equal(labels > 0, probabilities[0] > 0.5)
+    owner = np.array([labels[round(y), round(x)] for y, x, _ in discs])
+    nearest = np.argmax([1 - np.hypot(*np.ogrid[-y : 60 - y, -x : 80 - x]) / r for y, x, r in discs], axis=0)
+    inside = labels > 0
+    assert (labels[inside] == owner[nearest[inside]]).mean() > 0.98  # they meet where both are equally deep
+
+
+def test_overlap_is_parted_only_below_its_own_depth() -> None:
+    """Between discs 14 px apart with radius 10 the ridge lies at 0.3 of the way."""
+    probabilities = distance_planes((30, 25, 10), (30, 39, 10))
+    assert distance_labels(probabilities, seed_threshold=0.35).max() == 2
+    assert distance_labels(probabilities, seed_threshold=0.25).max() == 1
+
+
+def test_without_a_middle_the_foreground_decides() -> None:
+    probabilities = planes((30, 30, 10))
+    probabilities[1] = 0.2
+    labels = distance_labels(probabilities)
+    np.testing.assert_array_equal(labels > 0, probabilities[0] > 0.5)
+    assert labels.max() == 1
+
+
+def test_specks_of_middle_are_no_seeds() -> None:
+    probabilities = distance_planes((30, 30, 10))
+    probabilities[1, 30, 21:23] = 0.9  # 2 px, less than 1 % of 314
+    assert distance_labels(probabilities).max() == 1
+    assert distance_labels(probabilities, min_seed_area_rel=0.0, min_area_rel=0.0).max() == 2

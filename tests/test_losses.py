@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cellseg_train.config import LossConfig
-from cellseg_train.losses import is_finite, segmentation_loss, soft_dice_loss
+from cellseg_train.losses import is_finite, segmentation_loss, soft_dice_loss, soft_target_loss, surface_loss
 
 BOTH = ("foreground", "boundary")
 
@@ -67,3 +67,45 @@ def test_not_finite_is_noticed():
     assert is_finite(torch.tensor(1.0))
     assert not is_finite(torch.tensor(math.nan))
     assert not is_finite(torch.tensor(math.inf))
+
+
+def test_surface_loss_by_hand_is_least_where_the_target_is():
+    distance = torch.tensor([[[-0.5, -0.5, 0.5, 1.0]]])
+    assert surface_loss(torch.zeros(1, 1, 4), distance).item() == pytest.approx(0.5 * 0.5 / 4)
+    sure = torch.tensor([[[20.0, 20.0, -20.0, -20.0]]])
+    assert surface_loss(sure, distance).item() == pytest.approx(-0.25)
+    far = surface_loss(torch.tensor([[[20.0, 20.0, -20.0, 20.0]]]), distance)
+    near = surface_loss(torch.tensor([[[20.0, 20.0, 20.0, -20.0]]]), distance)
+    assert far > near
+
+
+def test_surface_loss_is_of_the_boundary_channel_with_its_weight():
+    logits, targets, gap = torch.randn(2, 2, 8, 8), torch.rand(2, 2, 8, 8).round(), torch.zeros(2, 8, 8)
+    distance = torch.rand(2, 8, 8) - 0.5
+    plain, _ = segmentation_loss(logits, targets, gap, BOTH, LossConfig(), distance)
+    total, parts = segmentation_loss(logits, targets, gap, BOTH, LossConfig(surface_weight=3.0), distance)
+    assert parts["surface"].item() == pytest.approx(surface_loss(logits[:, 1], distance).item())
+    assert total.item() == pytest.approx(plain.item() + 3 * parts["surface"].item(), rel=1e-5)
+    with pytest.raises(ValueError, match="no signed distances"):
+        segmentation_loss(logits, targets, gap, BOTH, LossConfig(surface_weight=3.0))
+
+
+def test_soft_targets_are_met_at_zero_loss():
+    target = torch.tensor([[[0.0, 0.2, 0.5, 1.0]]])
+    met = torch.logit(target.double(), eps=1e-9).float()
+    assert soft_target_loss(met, target).item() == pytest.approx(0, abs=1e-6)
+    # Undecided: log 2 less the entropies 0, 0.5004, log 2, 0.
+    expected = (3 * math.log(2) - 0.500402) / 4
+    assert soft_target_loss(torch.zeros(1, 1, 4), target).item() == pytest.approx(expected, rel=1e-4)
+    logits = torch.randn(1, 1, 4, requires_grad=True)
+    soft_target_loss(logits, target).backward()
+    assert torch.allclose(logits.grad, (logits.detach().sigmoid() - target) / 4, atol=1e-6)
+
+
+def test_distance_channel_has_its_own_part():
+    logits, targets, gap = torch.randn(2, 2, 8, 8), torch.rand(2, 2, 8, 8), torch.zeros(2, 8, 8)
+    config = LossConfig(distance_weight=2.0)
+    total, parts = segmentation_loss(logits, targets, gap, ("foreground", "distance"), config)
+    assert set(parts) == {"bce", "dice_loss", "distance"}
+    assert parts["distance"].item() == pytest.approx(soft_target_loss(logits[:, 1], targets[:, 1]).item())
+    assert total.item() == pytest.approx(sum(p.item() for p in parts.values()) + parts["distance"].item(), rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_encoders import shrink_encoders
 
 from cellseg_deploy.errors import UsageError
 from cellseg_train.config import ModelConfig
@@ -104,3 +105,31 @@ def test_normalise_centres_on_the_mean_colour():
     mean_colour = torch.tensor(config.mean).view(1, 3, 1, 1) * 255
     assert normalise(mean_colour, config).abs().max() < 1e-6
     assert normalise(torch.full((1, 3, 1, 1), 255.0), config)[0, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229)
+
+
+@pytest.mark.parametrize(("encoder", "prefix"), [("vit_small_patch16_dinov3", 5), ("uni", 1)])
+def test_patches_of_16_give_their_own_grid(monkeypatch, encoder, prefix):
+    shrink_encoders(monkeypatch, depth=2, embed_dim=48, num_heads=3)
+    config = ModelConfig(encoder=encoder, tile_size=64, decoder_channels=(16, 16, 8), image_skip=(8, 8, 8))
+    net = CellSegNet(config)
+    assert (net.patch_size, net.grid, net.encoder.num_prefix_tokens) == (16, 4, prefix)
+    assert not net.encoder.dynamic_img_size  # positions are constants of an exported graph
+    assert run(config).shape == (2, 2, 64, 64)
+    assert enliven_layer_scale(net, 0.5) == 4
+    with pytest.raises(UsageError, match=r"no multiple of the 16 px patch.*use 112 or 128|cannot be built for tiles"):
+        CellSegNet(ModelConfig(encoder=encoder, tile_size=120, decoder_channels=(16, 16, 8)))
+
+
+def test_uni_is_the_large_vit_16_with_layer_scale():
+    with torch.device("meta"):
+        encoder = CellSegNet(ModelConfig(encoder="uni", tile_size=224)).encoder
+    assert (encoder.embed_dim, len(encoder.blocks), encoder.patch_embed.num_patches) == (1024, 24, 14 * 14)
+    names = dict(encoder.named_parameters())
+    assert "blocks.23.ls1.gamma" in names
+    assert "cls_token" in names
+    assert "head.weight" not in names
+
+
+def test_an_unknown_dinov3_names_its_neighbours_and_the_version():
+    with pytest.raises(UsageError, match=r"not known to timm .*vit_small_patch16_dinov3.*timm 1\.0\.20"):
+        CellSegNet(ModelConfig(encoder="vit_smal_patch16_dinov3", tile_size=64))

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from cellseg_deploy.errors import UsageError
-from cellseg_train.targets import boundary_target, foreground_target, gap_weights
+from cellseg_train.targets import (
+    boundary_target,
+    distance_target,
+    foreground_target,
+    gap_weights,
+    surface_distance,
+)
 
 
 def labels(text: str) -> np.ndarray:
@@ -89,3 +95,37 @@ def test_gap_weight_of_empty_full_and_switched_off():
     for instances in (nothing, everything):
         assert not gap_weights(foreground_target(instances), instances, 6.0, 3.0).any()
     assert not gap_weights(foreground_target(two_cells(3)), two_cells(3), 0.0, 3.0).any()
+
+
+def test_distance_rises_from_the_edge_to_one_in_the_middle_of_each_cell():
+    two = np.zeros((15, 30), np.int32)
+    two[3:12, 2:11] = 5  # 9 px wide: the middle pixel is 5 px from the outside
+    two[5:10, 15:20] = 9  # 5 px wide: 3 px
+    depth = distance_target(foreground_target(two), two)
+    np.testing.assert_allclose(depth[7, 1:12], np.array([0, 1, 2, 3, 4, 5, 4, 3, 2, 1, 0]) / 5, rtol=1e-6)
+    np.testing.assert_allclose(depth[7, 14:21], np.array([0, 1, 2, 3, 2, 1, 0]) / 3, rtol=1e-6)
+    assert (depth[two == 0] == 0).all()
+
+
+def test_touching_cells_have_a_valley_between_their_middles():
+    two = np.ones((11, 22), np.int32)
+    two[:, 11:] = 2
+    depth = distance_target(foreground_target(two), two)
+    assert depth[5, 10] == depth[5, 11] == 0
+    assert depth[5, 0] == depth[5, 21] == 1  # the tile's border is no edge
+
+
+def test_distance_of_nothing_and_of_one_cell_that_fills_the_tile():
+    nothing, everything = np.zeros((4, 5), np.int32), np.ones((4, 5), np.int32)
+    assert not distance_target(foreground_target(nothing), nothing).any()
+    assert (distance_target(foreground_target(everything), everything) == 1).all()
+
+
+def test_surface_distance_is_signed_clipped_and_symmetric_about_the_edge():
+    mask = np.zeros((5, 20), np.uint8)
+    mask[:, 8:12] = 1
+    row = surface_distance(mask, 4.0)[2]
+    np.testing.assert_allclose(row[8:12], [-0.125, -0.375, -0.375, -0.125])
+    np.testing.assert_allclose(row[3:8], [1, 0.875, 0.625, 0.375, 0.125])
+    assert (surface_distance(np.zeros((3, 3), np.uint8), 4.0) == 1).all()
+    assert (surface_distance(np.ones((3, 3), np.uint8), 4.0) == -1).all()

@@ -17,10 +17,13 @@ import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
+from small_encoders import shrink_encoders
 
 from cellseg_deploy.cli import _common
+from cellseg_deploy.model_spec import default_operating_points
 from cellseg_deploy.outputs.lock import exclusive
 from cellseg_deploy.samples import write_samples
+from cellseg_train import validate
 from cellseg_train.checkpoint import load_network
 from cellseg_train.cli import command
 
@@ -51,7 +54,7 @@ def log_of(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("variant", ["plain", "boundary"])
+@pytest.mark.parametrize("variant", ["plain", "boundary", "distance"])
 def test_a_variant_learns_and_leaves_a_whole_run(smears, tmp_path, variant):
     run = tmp_path / "run"
     assert train(*inputs(smears), "-o", run, "--variant", variant, "--epochs", 8, "--validate-every", 4, *FAST) == 0
@@ -62,7 +65,10 @@ def test_a_variant_learns_and_leaves_a_whole_run(smears, tmp_path, variant):
     rates = [float(row["lr"]) for row in log]
     assert rates == sorted(rates, reverse=True)  # the warm-up is over within the first epoch
     assert rates[-1] < 0.1 * rates[0]
-    assert (("boundary" in log[0]) and float(log[0]["boundary"]) > 0) == (variant == "boundary")
+    for channel in ("boundary", "distance"):
+        assert (channel in log[0]) == (variant == channel)
+    if variant != "plain":
+        assert float(log[-1][variant]) < 0.8 * float(log[0][variant])
     loaded = load_network(run)
     assert loaded.spec.variant == variant
     assert loaded.spec.operating_points.keys() == {"counting", "confluence"}
@@ -72,6 +78,32 @@ def test_a_variant_learns_and_leaves_a_whole_run(smears, tmp_path, variant):
     assert split["sha256"] == loaded.spec.training.split_sha256
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch_0004.jpg", "epoch_0008.jpg"]
     assert list((run / "tensorboard").iterdir())
+
+
+def test_the_surface_loss_falls_and_an_uncalibrated_run_keeps_its_last_network(smears, tmp_path, monkeypatch):
+    monkeypatch.setattr(validate, "calibrate", None)  # would fail if it were called
+    run = tmp_path / "run"
+    settings = ["--surface-weight", 1, "--no-calibrate", "--epochs", 6, "--validate-every", 2, *FAST]
+    assert train(*inputs(smears), "-o", run, *settings) == 0
+    surface = [float(row["surface"]) for row in log_of(run)]
+    assert surface[-1] < surface[0] - 0.2
+    spec = load_network(run).spec
+    assert spec.training.epochs == 6
+    assert spec.operating_points == default_operating_points("boundary")
+    last = torch.load(run / "checkpoint.pt", weights_only=True)["ema"]
+    assert torch.equal(last["decoder.head.weight"], load_network(run).net.decoder.head.weight)
+
+
+def test_dinov3_learns_with_its_patch_of_16_and_slower_lower_blocks(smears, tmp_path, monkeypatch):
+    """The real class with rotary positions and register tokens, made small."""
+    shrink_encoders(monkeypatch, depth=2, embed_dim=48, num_heads=3)
+    run = tmp_path / "run"
+    settings = ["--encoder", "vit_small_patch16_dinov3", "--tile-size", "128", "--layer-decay", "0.7", "--epochs", "6"]
+    assert train(*inputs(smears), "-o", run, *FAST, *settings, "--validate-every", "3") == 0
+    log = log_of(run)
+    assert float(log[-1]["loss"]) < 0.8 * float(log[0]["loss"])
+    assert float(log[-1]["val_dice"]) > 0.5
+    assert load_network(run).spec.patch_size == 16
 
 
 def spawn(arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -211,6 +243,12 @@ def test_what_cannot_be_meant_ends_with_its_code_and_no_run(smears, tmp_path, ca
     assert train(*[argument.format(**places) for argument in arguments]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_surface_loss_needs_the_boundary_channel(smears, tmp_path, capsys):
+    arguments = [*inputs(smears), "-o", tmp_path / "run", "--variant", "distance", "--surface-weight", "1"]
+    assert train(*arguments) == 2
+    assert "which variant 'distance' does not have" in capsys.readouterr().err
 
 
 def test_help_names_every_setting():

@@ -146,9 +146,21 @@ def test_a_tile_depends_on_its_index_alone(dataset):
 def test_tile_has_the_shapes_and_types_it_promises(dataset):
     tile = dataset[(0, 0, 0)]
     assert (tile["image"].shape, tile["image"].dtype) == ((3, 56, 56), torch.uint8)
-    assert (tile["targets"].shape, tile["targets"].dtype) == ((2, 56, 56), torch.uint8)
+    assert (tile["targets"].shape, tile["targets"].dtype) == ((2, 56, 56), torch.float32)
     assert (tile["gap"].shape, tile["gap"].dtype) == ((56, 56), torch.float32)
     assert set(tile["targets"].unique().tolist()) <= {0, 1}
+    assert "surface" not in tile
+
+
+def test_other_variants_and_losses_bring_their_planes(dataset):
+    config = replace(CONFIG, model=replace(CONFIG.model, variant="distance"))
+    depth = TileDataset(dataset.store, config)[(0, 0, 0)]["targets"][1]
+    assert depth.max() == 1
+    assert len(depth.unique()) > 5
+    config = replace(CONFIG, loss=replace(CONFIG.loss, surface_weight=1.0))
+    tile = TileDataset(dataset.store, config)[(0, 0, 0)]
+    assert (tile["surface"].shape, tile["surface"].dtype) == ((56, 56), torch.float32)
+    assert torch.equal(tile["surface"] < 0, tile["targets"][1] > 0)
 
 
 @pytest.mark.parametrize("cache_gb", [4.0, 0.0])

@@ -10,6 +10,7 @@ import safetensors.torch
 import timm
 import torch
 from conftest import make_spec
+from small_encoders import shrink_encoders
 
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_train import weights
@@ -98,6 +99,8 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
         (TINY, "hub", "tiny encoder has no published weights"),
         (TINY, "nowhere.pth", "no such file"),
         (SMALL, "/", "no such file"),
+        (TINY, "hf-hub:timm/vit", "tiny encoder has no published weights"),
+        (SMALL, "hf-hub:uni", "expected hf-hub:OWNER/NAME"),
     ],
 )
 def test_sources_that_cannot_be_meant(config, source, message):
@@ -146,3 +149,72 @@ def test_the_hub_out_of_reach_says_what_to_do_instead(monkeypatch):
     monkeypatch.setattr(weights.timm, "create_model", unreachable)
     with pytest.raises(UsageError, match="--weights FILE"):
         weights.load_initial_weights(net, "hub")
+
+
+DINOV3 = ModelConfig(encoder="vit_small_patch16_dinov3", tile_size=64, decoder_channels=(16, 16, 8), image_skip=())
+UNI = ModelConfig(encoder="uni", tile_size=64, decoder_channels=(16, 16, 8), image_skip=())
+
+
+def test_a_uni_checkpoint_is_loaded_and_its_positions_resampled(tmp_path, monkeypatch):
+    shrink_encoders(monkeypatch, depth=2, embed_dim=48, num_heads=3)
+    state = timm.create_model("vit_large_patch16_224", init_values=1e-5, num_classes=0).state_dict()
+    assert state["pos_embed"].shape[1] == 14 * 14 + 1
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(state, path)
+    net = CellSegNet(UNI)
+    weights.load_initial_weights(net, str(path))
+    assert torch.equal(net.encoder.blocks[1].ls2.gamma, state["blocks.1.ls2.gamma"])
+    assert torch.equal(net.encoder.blocks[1].attn.qkv.weight, state["blocks.1.attn.qkv.weight"])
+    assert net.encoder.pos_embed.shape[1] == 4 * 4 + 1
+
+
+def test_a_plain_vit_without_layer_scale_is_not_uni(tmp_path, monkeypatch):
+    shrink_encoders(monkeypatch, depth=2, embed_dim=48, num_heads=3)
+    path = tmp_path / "vit.bin"
+    torch.save(timm.create_model("vit_large_patch16_224", num_classes=0).state_dict(), path)
+    with pytest.raises(ModelError, match=r"missing: blocks\.0\.ls1\.gamma"):
+        weights.load_initial_weights(CellSegNet(UNI), str(path))
+
+
+def as_official_dinov3(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights under the names of Meta's release, with what belongs to its training only."""
+    renamed = {
+        key.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma").replace("reg_token", "storage_tokens"): v
+        for key, v in state.items()
+    }
+    return renamed | {"mask_token": torch.zeros(1, 48), "rope_embed.periods": torch.ones(4)}
+
+
+@pytest.mark.parametrize("names", [lambda state: state, as_official_dinov3], ids=["timm", "meta"])
+def test_a_dinov3_checkpoint_is_loaded(tmp_path, monkeypatch, names):
+    shrink_encoders(monkeypatch, depth=2, embed_dim=48, num_heads=3)
+    torch.manual_seed(5)
+    state = timm.create_model("vit_small_patch16_dinov3", num_classes=0).state_dict()
+    path = tmp_path / "dinov3.pth"
+    torch.save(names(state), path)
+    net = CellSegNet(DINOV3)
+    assert not torch.equal(net.encoder.blocks[1].attn.qkv.weight, state["blocks.1.attn.qkv.weight"])
+    weights.load_initial_weights(net, str(path))
+    for name in ("blocks.1.attn.qkv.weight", "blocks.0.gamma_1", "reg_token", "cls_token", "norm.weight"):
+        assert torch.equal(net.encoder.get_parameter(name), state[name])
+
+
+def test_hub_repositories_are_asked_for_by_their_name(monkeypatch):
+    shrink_encoders(monkeypatch, depth=2, embed_dim=48, num_heads=3)
+    donor = timm.create_model("vit_large_patch16_224", init_values=1e-5, num_classes=0).state_dict()
+    asked = []
+
+    def fetch(name: str) -> dict[str, torch.Tensor]:
+        asked.append(name)
+        return donor
+
+    monkeypatch.setattr(weights, "load_state_dict_from_hf", fetch)
+    for source in ("hub", "hf-hub:lab/other-uni"):
+        net = CellSegNet(UNI)
+        info = weights.load_initial_weights(net, source)
+        assert torch.equal(net.encoder.blocks[0].mlp.fc1.weight, donor["blocks.0.mlp.fc1.weight"])
+        assert asked[-1] in info.origin
+    assert asked == ["MahmoodLab/UNI", "lab/other-uni"]
+    monkeypatch.setattr(weights, "load_state_dict_from_hf", lambda _: 1 / 0)
+    with pytest.raises(UsageError, match=r"MahmoodLab/UNI.*--weights FILE"):
+        weights.load_initial_weights(CellSegNet(UNI), "hub")

@@ -13,6 +13,7 @@ import click
 from cellseg_deploy.cli._common import require_packages, run
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_train.config import (
+    HUB_PREFIX,
     AugmentConfig,
     DataConfig,
     LossConfig,
@@ -35,6 +36,12 @@ _SECTIONS = {
     "loss": LossConfig,
     "optim": OptimConfig,
 }
+
+
+def absolute_source(weights: str) -> str:
+    """``weights`` with a file's path made absolute: a later --resume may come from another folder."""
+    is_file = weights not in ("hub", "none") and not weights.startswith(HUB_PREFIX)
+    return str(Path(weights).absolute()) if is_file else weights
 
 
 def _numbers(kind: type) -> Any:
@@ -79,9 +86,14 @@ def _setting(
 @click.option(
     "--data-note", default="", help="The training data and its licence in words, for the model's description."
 )
-@_setting("model", "variant", type=click.Choice(["plain", "boundary"]), help="Channels to learn.")
-@_setting("model", "encoder", help="tiny, small, base, large (DINOv2 ViT/14), or any timm ViT.")
-@click.option("--weights", default="none", show_default=True, help="Encoder's start: hub, none, or a checkpoint file.")
+@_setting("model", "variant", type=click.Choice(["plain", "boundary", "distance"]), help="Channels to learn.")
+@_setting("model", "encoder", help="tiny; small, base, large (DINOv2 ViT/14); uni (ViT-L/16); or any timm ViT.")
+@click.option(
+    "--weights",
+    default="none",
+    show_default=True,
+    help="Encoder's start: none, hub (timm's own; for uni MahmoodLab/UNI), hf-hub:OWNER/NAME, or a checkpoint file.",
+)
 @_setting("model", "tile_size", help="Side of the network's input in px, a multiple of the ViT's patch.")
 @_setting("model", "decoder_channels", numbers=int, help="Decoder width at 1/8, 1/4, 1/2 of the tile.")
 @_setting(
@@ -102,6 +114,8 @@ def _setting(
 @_setting("loss", "dice_weight", help="Weight of the Dice loss.")
 @_setting("loss", "boundary_weight", help="Weight of the boundary channel's loss.")
 @_setting("loss", "gap_weight", help="Extra weight of background in thin gaps between cells.")
+@_setting("loss", "surface_weight", help="Weight of the boundary channel's surface loss; 0 for none.")
+@_setting("loss", "distance_weight", help="Weight of the distance channel's loss.")
 @_setting("optim", "epochs", help="Passes over the images.")
 @_setting("optim", "batch_size", help="Tiles an update.")
 @_setting("optim", "lr", help="Peak learning rate.")
@@ -116,6 +130,12 @@ def _setting(
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of split, tiles and weights.")
 @click.option(
     "--validate-every", default=1, show_default=True, type=click.IntRange(1), help="Epochs between validations."
+)
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=TrainConfig.calibrate,
+    show_default=True,
+    help="Search the operating points on the validation images at the end; else the last network is kept as it is.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
@@ -145,12 +165,14 @@ def command(**options: Any) -> None:
         if out is not None or given:
             raise UsageError("--resume goes on with a run as it was started: give neither folders nor -o with it")
         _resume(resume, quiet)
+        _say_next(resume)
         return
     if not options["images"] or not options["masks"] or out is None:
         raise UsageError(
             "give --images DIR, --masks DIR and -o RUN to start a training, or --resume RUN to go on with one"
         )
     _start(out, options, quiet)
+    _say_next(out)
 
 
 def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
@@ -165,8 +187,7 @@ def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
         sections[section][name] = options.pop(key)
     folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
     note = options.pop("data_note")
-    if options["weights"] not in ("hub", "none"):  # a later --resume may come from another folder
-        options["weights"] = str(Path(options["weights"]).absolute())
+    options["weights"] = absolute_source(options["weights"])
     config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
     inputs = checkpoint.RunInputs(**{name: tuple(str(p.absolute()) for p in paths) for name, paths in folders.items()})
     start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet)
@@ -177,6 +198,13 @@ def _resume(run_folder: Path, quiet: bool) -> None:
     from cellseg_train import start
 
     start.resume(run_folder, quiet=quiet)
+
+
+def _say_next(run_folder: Path) -> None:
+    from cellseg_train.checkpoint import WEIGHTS_FILE
+
+    click.echo(f"network: {run_folder / WEIGHTS_FILE}")
+    click.echo(f"next:    cellseg-export onnx {run_folder} -o model.onnx")
 
 
 def main() -> None:

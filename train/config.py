@@ -10,13 +10,23 @@ from typing import Literal
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.model_spec import Variant
 
-# Short names for the encoders people ask for; any other name goes to timm as it is.
+# Short names for the encoders people ask for; any other name goes to timm as it is. UNI (Chen et al. 2024) is DINOv2's
+# ViT-L/16 of pathology slides; timm has its architecture, the Mahmood lab its weights (see ``weights.py``).
 ENCODER_ALIASES = {
     "small": "vit_small_patch14_dinov2",
     "base": "vit_base_patch14_dinov2",
     "large": "vit_large_patch14_dinov2",
+    "uni": "vit_large_patch16_224",
+}
+# What the published weights of an alias need beyond timm's defaults: UNI was trained with LayerScale.
+ENCODER_ARGUMENTS: dict[str, dict[str, float]] = {"uni": {"init_values": 1e-5}}
+VARIANT_CHANNELS: dict[Variant, tuple[str, ...]] = {
+    "plain": ("foreground",),
+    "boundary": ("foreground", "boundary"),
+    "distance": ("foreground", "distance"),
 }
 TINY = "tiny"
+HUB_PREFIX = "hf-hub:"
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class ModelConfig:
     @property
     def channels(self) -> tuple[str, ...]:
         """Names of the output channels, in order."""
-        return ("foreground",) if self.variant == "plain" else ("foreground", "boundary")
+        return VARIANT_CHANNELS[self.variant]
 
     @property
     def encoder_name(self) -> str:
@@ -133,7 +143,11 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """``bce + dice_weight * dice`` on the foreground, plus ``boundary_weight * bce`` on the boundary channel.
+    """``bce + dice_weight * dice`` on the foreground, plus what the variant's second channel is taught with.
+
+    Boundary channel: ``boundary_weight * bce + surface_weight * surface``, the latter the boundary loss of Kervadec et
+    al. 2019; 0 switches it off. ``surface_clip_px``: where its distances end, in model px. Distance channel:
+    ``distance_weight * bce`` with soft targets.
 
     ``gap_weight``: extra weight of background pixels in thin gaps between two cells, after Ronneberger et al. 2015
     (U-Net, eq. 2) with ``gap_sigma_px`` in model px; 0 switches it off. ``boundary_positive_weight``: weight of
@@ -145,11 +159,15 @@ class LossConfig:
     boundary_positive_weight: float = 2.0
     gap_weight: float = 6.0
     gap_sigma_px: float = 3.0
+    surface_weight: float = 0.0
+    surface_clip_px: float = 8.0
+    distance_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             _require(0 <= value < math.inf, f"{name} must be 0 or more", value)
         _require(self.gap_sigma_px > 0, "gap_sigma_px must be positive", self.gap_sigma_px)
+        _require(self.surface_clip_px > 0, "surface_clip_px must be positive", self.surface_clip_px)
 
 
 @dataclass(frozen=True)
@@ -192,6 +210,8 @@ class TrainConfig:
     """One whole training: everything but the folders it reads and writes.
 
     ``weights``: the encoder's start, see ``weights.py``. ``validate_every``: epochs between validations.
+    ``calibrate``: search the operating points on the validation images at the end, else keep the defaults; the last
+    network is then the one that is saved, so that nothing at all was chosen by these images.
     ``threads``: CPU threads of PyTorch, 0 for its own choice. ``workers``: threads that cut tiles ahead of their use.
     """
 
@@ -203,10 +223,18 @@ class TrainConfig:
     seed: int = 0
     weights: str = "none"
     validate_every: int = 1
+    calibrate: bool = True
     device: str = "auto"
     threads: int = 0
     workers: int = 1
     name: str = "cellseg"
+
+    def __post_init__(self) -> None:
+        if self.loss.surface_weight and "boundary" not in self.model.channels:
+            raise UsageError(
+                f"surface_weight is for the boundary channel, which variant {self.model.variant!r} does not have; "
+                "use --variant boundary or --surface-weight 0"
+            )
 
 
 def _require(condition: bool, expected: str, received: object) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -165,7 +166,7 @@ class ExampleStore:
 
 @dataclass
 class TileDataset(Dataset[dict[str, Tensor]]):
-    """Tiles by (epoch, image, patch): ``image`` uint8 (3, S, S), ``targets`` uint8 (K, S, S), ``gap`` float (S, S)."""
+    """Tiles by (epoch, image, patch): ``image`` uint8 (3, S, S), and what ``make_targets`` gives."""
 
     store: ExampleStore
     config: TrainConfig
@@ -185,24 +186,30 @@ class TileDataset(Dataset[dict[str, Tensor]]):
         tile, labels = augment.cut(example.image_hwc, example.labels_hw, example.labels_scale, matrix, size)
         if self.augmented:
             tile = augment.recolour(rng, tile, self.config.augment)
-        planes, gap = make_targets(labels, self.config)
+        made = make_targets(labels, self.config)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1))),
-            "targets": torch.from_numpy(planes),
-            "gap": torch.from_numpy(gap),
+            **{name: torch.from_numpy(plane) for name, plane in made.items()},
         }
 
 
-def make_targets(
-    labels_hw: npt.NDArray[np.int32], config: TrainConfig
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Target planes (K, H, W) uint8 in the order of the model's channels, and the gap weight (H, W)."""
+def make_targets(labels_hw: npt.NDArray[np.int32], config: TrainConfig) -> dict[str, npt.NDArray[np.float32]]:
+    """What the loss compares with, float32: ``targets`` (K, H, W) in [0, 1] in the order of the model's channels,
+    ``gap`` weights (H, W), and for a surface loss the signed distances ``surface`` (H, W) of the boundary channel."""
+    channels, loss = config.model.channels, config.loss
     foreground = targets.foreground_target(labels_hw)
-    planes = [foreground]
-    if "boundary" in config.model.channels:
-        planes.append(targets.boundary_target(labels_hw, config.data.boundary_width_px))
-    gap = targets.gap_weights(foreground, labels_hw, config.loss.gap_weight, config.loss.gap_sigma_px)
-    return np.stack(planes), gap
+    planes: dict[str, npt.NDArray[Any]] = {"foreground": foreground}
+    if "boundary" in channels:
+        planes["boundary"] = targets.boundary_target(labels_hw, config.data.boundary_width_px)
+    if "distance" in channels:
+        planes["distance"] = targets.distance_target(foreground, labels_hw)
+    made = {
+        "targets": np.stack([planes[name] for name in channels]).astype(np.float32),
+        "gap": targets.gap_weights(foreground, labels_hw, loss.gap_weight, loss.gap_sigma_px),
+    }
+    if loss.surface_weight:
+        made["surface"] = targets.surface_distance(planes["boundary"], loss.surface_clip_px)
+    return made
 
 
 class TileLoader:

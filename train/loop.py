@@ -158,10 +158,11 @@ def train(
                 logits = net(_images(batch, config, device))
             total, parts = segmentation_loss(
                 logits.float(),
-                batch["targets"].to(device).float(),
+                batch["targets"].to(device),
                 batch["gap"].to(device),
                 config.model.channels,
                 config.loss,
+                batch["surface"].to(device) if "surface" in batch else None,
             )
             if not is_finite(total):
                 raise TrainingDivergedError(
@@ -212,6 +213,10 @@ def train(
             },
         )
     log.close()
+    if not config.calibrate:
+        spec = describe(config.optim.epochs, {})
+        checkpoint.save_network(run / checkpoint.WEIGHTS_FILE, averaged.state_dict(), config.model, spec)
+        return spec
     networks = [checkpoint.load_network(run)]
     if networks[0].spec.training.epochs < config.optim.epochs:
         networks.append(LoadedNetwork(averaged, config.model, describe(config.optim.epochs, {})))

@@ -21,14 +21,40 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * common + 1) / (probability.sum() + target.sum() + 1)
 
 
+def surface_loss(logits: Tensor, signed_distance: Tensor) -> Tensor:
+    """Mean of sigmoid(``logits``) times ``signed_distance`` of the target, both (N, H, W); Kervadec et al. 2019, eq. 5.
+
+    A false pixel costs more the further it lies from the target's edge; cross-entropy asks only whether it is false.
+    Negative where the target is found.
+    """
+    return (logits.sigmoid() * signed_distance).mean()
+
+
+def soft_target_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean binary cross-entropy of ``logits`` with ``target`` in [0, 1], less its least possible value, the target's
+    entropy: the Kullback-Leibler divergence, 0 where sigmoid(``logits``) is ``target``. Same gradient as the former.
+
+    Cross-entropy rather than a squared error as StarDist does (Schmidt et al. 2018): through a sigmoid the latter has
+    next to no gradient where the network is surely wrong.
+    """
+    entropy = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target))
+    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy).mean()
+
+
 def segmentation_loss(
-    logits: Tensor, targets: Tensor, gap_weight: Tensor, channels: Sequence[str], config: LossConfig
+    logits: Tensor,
+    targets: Tensor,
+    gap_weight: Tensor,
+    channels: Sequence[str],
+    config: LossConfig,
+    surface: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss and its named parts (detached), for ``logits`` and ``targets`` (N, K, H, W), ``gap_weight`` (N, H, W).
 
     Foreground: weighted binary cross-entropy + soft Dice. Boundary, if it is among ``channels``: binary
-    cross-entropy with its few pixels weighted up. The weighted means divide by the sum of weights, so that a tile
-    with many gaps does not raise the learning rate.
+    cross-entropy with its few pixels weighted up, and ``surface_loss`` with the signed distances ``surface`` (N, H, W)
+    where ``config.surface_weight`` asks for it. Distance, if it is among them: ``soft_target_loss``. The weighted means
+    divide by the sum of weights, so that a tile with many gaps does not raise the learning rate.
     """
     foreground, target = logits[:, 0], targets[:, 0]
     pixel_weight = 1 + gap_weight
@@ -45,6 +71,17 @@ def segmentation_loss(
         edge = edge / band_weight.sum()
         total = total + config.boundary_weight * edge
         parts["boundary"] = edge.detach()
+        if config.surface_weight:
+            if surface is None:
+                raise ValueError("surface_weight is set, but no signed distances were given")
+            shape = surface_loss(logits[:, k], surface)
+            total = total + config.surface_weight * shape
+            parts["surface"] = shape.detach()
+    if "distance" in channels:
+        k = list(channels).index("distance")
+        depth = soft_target_loss(logits[:, k], targets[:, k])
+        total = total + config.distance_weight * depth
+        parts["distance"] = depth.detach()
     return total, parts
 
 

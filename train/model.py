@@ -12,16 +12,18 @@ knows *where* its edge is; gaps of one or two pixels between cells are lost with
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, cast
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cellseg_deploy.errors import UsageError
-from cellseg_train.config import TINY, ModelConfig
+from cellseg_train.config import ENCODER_ALIASES, ENCODER_ARGUMENTS, TINY, ModelConfig
 
 
 def build_encoder(config: ModelConfig) -> VisionTransformer:
@@ -44,18 +46,22 @@ def build_encoder(config: ModelConfig) -> VisionTransformer:
         )
         return cast(VisionTransformer, encoder)
     if not timm.is_model(config.encoder_name):
-        near = ", ".join(timm.list_models(f"*{config.encoder_name.split('_')[0]}*patch14*")[:5])
+        near = difflib.get_close_matches(config.encoder_name, timm.list_models("vit_*"), n=5)
         raise UsageError(
-            f"encoder {config.encoder!r} is not known to timm; near: {near}; or one of tiny, small, base, large"
+            f"encoder {config.encoder!r} is not known to timm {timm.__version__}; near: {', '.join(near) or 'none'}; "
+            f"or one of {TINY}, {', '.join(ENCODER_ALIASES)}. DINOv3 needs timm 1.0.20 or newer"
         )
     arguments: dict[str, Any] = {"num_classes": 0, "global_pool": "", "drop_path_rate": config.drop_path}
+    arguments |= ENCODER_ARGUMENTS.get(config.encoder, {})
+    # DINOv3 in timm takes any size by default; only for a fixed one are its rotary positions constants of the graph.
+    arguments["dynamic_img_size"] = False
     try:
         encoder = timm.create_model(config.encoder_name, pretrained=False, img_size=config.tile_size, **arguments)
     except (AssertionError, TypeError, ValueError) as error:
         raise UsageError(
             f"encoder {config.encoder!r} cannot be built for tiles of {config.tile_size} px: {error}"
         ) from error
-    if not hasattr(encoder, "patch_embed") or not hasattr(encoder, "blocks"):
+    if not isinstance(encoder, (VisionTransformer, Eva)):
         raise UsageError(
             f"encoder {config.encoder!r} is a {type(encoder).__name__}, expected a plain vision transformer"
         )
@@ -146,12 +152,12 @@ def normalise(images_nchw: Tensor, config: ModelConfig) -> Tensor:
 def enliven_layer_scale(net: nn.Module, value: float = 0.5) -> int:
     """Set every LayerScale ``gamma`` of a ViT to ``value``; returns how many there were.
 
-    DINOv2 models start with 1e-5: with random weights their blocks add nothing, and any change of precision looks
-    perfect. Comparisons on random weights must call this first.
+    DINOv2 and DINOv3 models start with 1e-5: with random weights their blocks add nothing, and any change of precision
+    looks perfect. Comparisons on random weights must call this first.
     """
     count = 0
     for name, parameter in net.named_parameters():
-        if name.endswith((".ls1.gamma", ".ls2.gamma")):
+        if name.endswith((".ls1.gamma", ".ls2.gamma", ".gamma_1", ".gamma_2")):  # timm's ViT; its Eva (DINOv3)
             with torch.no_grad():
                 parameter.fill_(value)
             count += 1

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
-
 from cellseg_deploy.cli._common import say
 from cellseg_deploy.errors import ModelError
 from cellseg_deploy.outputs.atomic import make_folder, remove_stale
@@ -85,8 +83,6 @@ def _train(
     loop.train(
         run, record.config, split, store, cell_diameter_px=diameter, data_note=record.data_note, reporter=reporter
     )
-    click.echo(f"network: {run / checkpoint.WEIGHTS_FILE}")
-    click.echo(f"next:    cellseg-export onnx {run} -o model.onnx")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From a label image to what the network is taught: foreground, boundary band, and the weight of thin gaps.
+"""From a label image to what the network is taught: foreground, boundary band or distance to the edge, and weights.
 
 Everything is derived from the *instances* of one tile, after it was cut and warped, so that widths in pixels mean
 the same at every scale the augmentation draws.
@@ -63,6 +63,45 @@ def gap_weights(foreground_hw: npt.NDArray[np.uint8], labels_hw: Labels, weight:
     peak = np.where(middle, np.exp(-((2 * half_gap) ** 2) / (2 * sigma_px**2)), 0).astype(np.float32)
     spread = cv2.dilate(peak, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
     return np.asarray(weight * spread * background, np.float32)
+
+
+def distance_target(foreground_hw: npt.NDArray[np.uint8], labels_hw: Labels) -> FloatMap:
+    """Distance of each cell pixel to the edge of its cell over the largest such distance in it; float32 (H, W) in
+    [0, 1], 0 in the background.
+
+    Each cell's own maximum is the measure, as for StarDist's object probability (Schmidt et al. 2018): one seed
+    threshold then means the same share of a small and of a large cell, at any magnification. ``foreground_hw`` is
+    ``foreground_target(labels_hw)``, whose cells are parted, so one transform serves them all. The tile's border is
+    no edge: a cell that is cut by it goes on outside.
+    """
+    if not foreground_hw.any():
+        return np.zeros(labels_hw.shape, np.float32)
+    if foreground_hw.all():  # no edge in sight: OpenCV would give a number without meaning
+        return np.ones(labels_hw.shape, np.float32)
+    distance = cv2.distanceTransform(foreground_hw, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    inside = foreground_hw > 0
+    owner = labels_hw[inside]
+    largest = np.zeros(int(owner.max()) + 1, np.float32)
+    np.maximum.at(largest, owner, distance[inside])
+    out = np.zeros(labels_hw.shape, np.float32)
+    out[inside] = distance[inside] / largest[owner]
+    return out
+
+
+def surface_distance(mask_hw: npt.NDArray[np.uint8], clip_px: float) -> FloatMap:
+    """Signed distance to the edge of ``mask_hw``: negative inside, positive outside, in units of ``clip_px``.
+
+    Float32 (H, W) in [-1, 1]; phi_G of Kervadec et al. 2019 (boundary loss, eq. 5), measured from the line between
+    pixels, and clipped. A band of four pixels has 2 px of inside but a whole tile of outside: without the clip the far
+    background would be all that the loss speaks of. A mask that is empty (full) is +1 (-1) everywhere.
+    """
+    inside = mask_hw > 0
+    if inside.all() or not inside.any():
+        return np.full(mask_hw.shape, -1 if inside.all() else 1, np.float32)
+    within = inside.astype(np.uint8)
+    away = cv2.distanceTransform(1 - within, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) - np.float32(0.5)
+    deep = cv2.distanceTransform(within, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) - np.float32(0.5)
+    return np.asarray(np.clip(np.where(inside, -deep, away) / np.float32(clip_px), -1, 1), np.float32)
 
 
 def _as_float(labels_hw: Labels) -> FloatMap:

@@ -114,6 +114,9 @@ def search_axes(variant: Variant) -> list[dict[str, list[float]]]:
     areas: dict[str, list[float]] = {"min_area_rel": [0.1, 0.15, 0.2], "min_border_area_rel": [0.1, 0.2, 0.3, 0.4]}
     if variant == "plain":
         return [{"foreground_threshold": [*foreground, 0.7, 0.8, 0.9, 0.95]}, areas]
+    if variant == "distance":
+        depth = {"seed_threshold": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "min_seed_area_rel": [0.005, 0.01, 0.02, 0.04]}
+        return [depth, {"foreground_threshold": foreground}, areas]
     parting = {"seed_threshold": [0.6, 0.7, 0.8, 0.9], "boundary_weight": [0.25, 0.5, 1.0, 1.5]}
     return [parting, {"foreground_threshold": foreground}, areas]
 

@@ -1,4 +1,7 @@
-"""Starting weights: none, from timm's hub, from a checkpoint file, or from a network of our own.
+"""Starting weights: none, from a hub, from a checkpoint file, or from a network of our own.
+
+``hub`` is what timm knows for the encoder; ``hf-hub:OWNER/NAME`` any repository of the Hugging Face hub that holds a
+checkpoint of it (some, such as MahmoodLab/UNI, want an account that was granted access).
 
 A checkpoint that fits in part would train from half-random weights and nobody would know; it is an error that lists
 the keys.
@@ -13,19 +16,21 @@ import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import eva, load_state_dict_from_hf, vision_transformer
 from torch import Tensor
 
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.model_spec import WeightsInfo
 from cellseg_train.checkpoint import MODEL_CONFIG_KEY, describe_mismatch, read_description
-from cellseg_train.config import TINY, ModelConfig
+from cellseg_train.config import HUB_PREFIX, TINY, ModelConfig
 from cellseg_train.model import CellSegNet
 
 # Parts of published ViT checkpoints that a segmentation encoder has no place for: classifiers, and DINOv2's mask token.
 _NOT_ENCODER = ("head.", "head_dist.", "fc_norm.", "mask_token", "dino_head.", "ibot_head.")
 _WRAPPERS = ("model", "state_dict", "teacher")
 _PREFIXES = ("module.", "backbone.")
+# Aliases whose weights are not those that timm has for the architecture: repository and licence.
+_HUB_OF_ALIAS = {"uni": ("MahmoodLab/UNI", "CC BY-NC-ND 4.0, research only, gated (MahmoodLab/UNI)")}
 
 
 def load_initial_weights(net: CellSegNet, weights: str) -> WeightsInfo:
@@ -37,22 +42,41 @@ def load_initial_weights(net: CellSegNet, weights: str) -> WeightsInfo:
     check_source(net.config, weights)
     if weights == "none":
         return WeightsInfo(origin="random initialisation", licence="as the training data allows")
+    if weights == "hub" and net.config.encoder in _HUB_OF_ALIAS:
+        repository, licence = _HUB_OF_ALIAS[net.config.encoder]
+        return _from_repository(net, repository, licence)
     if weights == "hub":
         return _from_hub(net)
+    if weights.startswith(HUB_PREFIX):
+        return _from_repository(net, weights.removeprefix(HUB_PREFIX), "see the model's page on the hub")
     path = Path(weights)
     if _is_own(path):
         return _from_own(net, path)
-    state = _encoder_state(path)
-    fitted = checkpoint_filter_fn(state, net.encoder)
-    _load_encoder(net, {k: v for k, v in fitted.items() if not k.startswith(_NOT_ENCODER)}, str(path))
+    _load_encoder(net, _fitted(net, _encoder_state(path), str(path)), str(path))
     return WeightsInfo(origin=f"encoder from {path.name}", licence="see the source of the checkpoint")
+
+
+def _fitted(net: CellSegNet, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """``state`` under timm's names, positions resampled to the tile, without what belongs to no encoder."""
+    module = eva if isinstance(net.encoder, eva.Eva) else vision_transformer
+    try:
+        fitted: dict[str, Tensor] = module.checkpoint_filter_fn(state, net.encoder)
+    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
+        raise ModelError(f"{source} does not fit encoder {net.config.encoder!r}: {error}") from error
+    return {key: value for key, value in fitted.items() if not key.startswith(_NOT_ENCODER)}
 
 
 def check_source(config: ModelConfig, weights: str) -> None:
     """Raise ``UsageError`` if ``weights`` cannot be meant for this network; reads nothing."""
-    if weights == "hub":
-        if config.encoder_name == TINY:
-            raise UsageError("the tiny encoder has no published weights; use --weights none or a file")
+    if config.encoder_name == TINY and (weights == "hub" or weights.startswith(HUB_PREFIX)):
+        raise UsageError("the tiny encoder has no published weights; use --weights none or a file")
+    if weights.startswith(HUB_PREFIX):
+        owner, _, name = weights.removeprefix(HUB_PREFIX).partition("/")
+        if not owner or not name or "/" in name:
+            raise UsageError(f"weights {weights!r}: expected {HUB_PREFIX}OWNER/NAME, as in {HUB_PREFIX}MahmoodLab/UNI")
+    elif weights == "hub":
+        if config.encoder in _HUB_OF_ALIAS:
+            return
         source = timm.get_pretrained_cfg(config.encoder_name)
         if source is None or not source.has_weights:
             raise UsageError(f"timm has no weights for {config.encoder_name!r}; use --weights none or a file")
@@ -72,6 +96,19 @@ def _from_hub(net: CellSegNet) -> WeightsInfo:
         ) from error
     _load_encoder(net, donor.state_dict(), f"hub {source.hf_hub_id or source.url}")
     return WeightsInfo(origin=f"encoder from {source.hf_hub_id or source.url}", licence=source.license or "unknown")
+
+
+def _from_repository(net: CellSegNet, repository: str, licence: str) -> WeightsInfo:
+    """Encoder from the ``model.safetensors`` or ``pytorch_model.bin`` of a repository of the Hugging Face hub."""
+    try:
+        state = load_state_dict_from_hf(repository)
+    except Exception as error:  # the hub's client raises its own zoo of network errors
+        raise UsageError(
+            f"weights of {repository!r} could not be fetched from the hub ({type(error).__name__}: {error}); "
+            "log in if it wants an account, or download the checkpoint elsewhere and give it as --weights FILE"
+        ) from error
+    _load_encoder(net, _fitted(net, _unwrapped(state, f"hub {repository}"), f"hub {repository}"), f"hub {repository}")
+    return WeightsInfo(origin=f"encoder from {repository}", licence=licence)
 
 
 def _is_own(path: Path) -> bool:
@@ -106,11 +143,16 @@ def _encoder_state(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights ({type(error).__name__}: {error}); "
             "files with other objects than tensors are refused, convert them to safetensors"
         ) from error
+    return _unwrapped(content, str(path))
+
+
+def _unwrapped(content: Any, source: str) -> dict[str, Tensor]:
+    """The named tensors inside whatever a training script put around them."""
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{path} holds no table of named tensors; expected a timm or DINOv2 checkpoint")
+        raise ModelError(f"{source} holds no table of named tensors; expected a timm, DINOv2 or DINOv3 checkpoint")
     for prefix in _PREFIXES:
         if content and all(key.startswith(prefix) for key in content):
             content = {key[len(prefix) :]: value for key, value in content.items()}

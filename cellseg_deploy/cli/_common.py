@@ -95,6 +95,21 @@ def require_packages(extra: str, *names: str) -> None:
         )
 
 
+class CellDiameterType(click.ParamType):
+    """A number of pixels, or ``auto``."""
+
+    name = "diameter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """``value`` as float, or ``auto``; click's own error otherwise."""
+        if value == "auto" or isinstance(value, float):
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number of pixels nor auto", param, ctx)
+
+
 def model_options(function: F) -> F:
     """Options of every command that runs a model: which one, on what, with which settings."""
     options = [
@@ -117,9 +132,10 @@ def model_options(function: F) -> F:
         ),
         click.option(
             "--cell-diameter",
-            type=float,
-            metavar="PX",
-            help="Typical cell diameter in the images in px; the scale follows from it. Not with --scale.",
+            type=CellDiameterType(),
+            metavar="PX|auto",
+            help="Typical cell diameter in the images in px, from which the scale follows, or auto: measured in a "
+            "first pass over each image. Not with --scale.",
         ),
         click.option("--batch-size", type=int, default=8, show_default=True, help="Tiles a call of the network."),
         click.option(
@@ -156,6 +172,18 @@ def reading_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def count_options(function: F) -> F:
+    """Which cells count, in every command that counts."""
+    return click.option(
+        "--count-rule",
+        type=click.Choice(["all", "exclude-border", "frame"]),
+        default="all",
+        show_default=True,
+        help="Cells cut by the image border: all count, none, or those at the top and right side (the unbiased frame: "
+        "out at the left and bottom).",
+    )(function)
 
 
 def log_options(function: F) -> F:

@@ -21,11 +21,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """``advance`` is called after each image: a bar where stderr is a terminal, else a line every ten seconds.
 
-    ``total``: images in the run.
+    ``total``: images in the run, or of what ``unit`` says.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, unit: str = "images") -> None:
         self.total = total
+        self.unit = unit
         self.seen = 0
         self._last_line = time.monotonic()
         self._bar: Any = _rich_bar() if sys.stderr is not None and sys.stderr.isatty() else None
@@ -48,7 +49,7 @@ class Progress:
             self._on_bar(lambda: self._bar.update(self._task, advance=1, note=note))
         elif self.seen == self.total or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            say(f"{self.seen}/{self.total} images{', ' if note else ''}{note}")
+            say(f"{self.seen}/{self.total} {self.unit}{', ' if note else ''}{note}")
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar if there is one."""

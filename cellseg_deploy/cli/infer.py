@@ -7,13 +7,14 @@ import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from cellseg_deploy.cli import _common
 
 if TYPE_CHECKING:
+    from cellseg_deploy.counting import CountRule
     from cellseg_deploy.folder_run import RunSummary
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ terminated or terminal closed (what is done is kept).
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="Output folder.")
 @_common.model_options
 @_common.reading_options
+@_common.count_options
 @click.option(
     "--save",
     default="labels,overlays",
@@ -60,7 +62,7 @@ def command(
     model: Path | None,
     task: str,
     scale: float | None,
-    cell_diameter: float | None,
+    cell_diameter: float | Literal["auto"] | None,
     batch_size: int,
     device: str,
     backend: str,
@@ -68,6 +70,7 @@ def command(
     halo: int | None,
     max_pixels: int | None,
     bit_depth: int | None,
+    count_rule: CountRule,
     save: str,
     overwrite: bool,
     follow_links: bool,
@@ -91,6 +94,7 @@ def command(
         overwrite=overwrite,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         bit_depth=bit_depth,
+        count_rule=count_rule,
     )
     check_apart(paths, output)
     images = find_images(paths, follow_links=follow_links)
@@ -146,6 +150,7 @@ def _for_machines(summary: RunSummary) -> dict[str, Any]:
         "done": summary.done,
         "failed": summary.failed,
         "cells": summary.cells,
+        "counted": summary.counted,
         "wall_seconds": round(summary.wall_seconds, 3),
         "output": str(summary.output),
     }
@@ -156,7 +161,10 @@ def _print_table(summary: RunSummary) -> None:
     rate = f", {summary.found / seconds:.2f} images/s" if seconds > 0 else ""
     rows = [
         ("images", f"{summary.done} of {summary.found}" if summary.failed else str(summary.done)),
-        ("cells", str(summary.cells)),
+        (
+            "cells",
+            f"{summary.cells}, {summary.counted} counted" if summary.counted != summary.cells else str(summary.cells),
+        ),
         ("failed", f"{summary.failed} (named in images.csv)" if summary.failed else "0"),
         ("time", f"{seconds:.1f} s{rate}"),
         ("results", _common.printable(summary.output)),

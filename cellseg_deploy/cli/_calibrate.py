@@ -1,0 +1,182 @@
+"""``cellseg-evaluate --calibrate``: choose the operating points on images with masks, write them into a model file.
+
+MODEL.onnx                      the same graph and weights (so the same identity) with the chosen operating points
+MODEL.calibration.json          what was chosen, how good it is on images it was not chosen on, what else was tried
+MODEL.calibration.png           reliability of the probabilities
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from cellseg_deploy import calibration, evaluation
+from cellseg_deploy.cli import _common
+from cellseg_deploy.cli._extras import measure_reliability, reliability_record
+from cellseg_deploy.errors import ModelError, OutputError
+from cellseg_deploy.images import check_same_size, pair_by_stem, read_image, read_labels
+from cellseg_deploy.kept import KeptImages, kept_images
+from cellseg_deploy.model_file import ModelFile, read_model_file, rewritten
+from cellseg_deploy.models import default_model_path
+from cellseg_deploy.outputs import atomic, plots
+
+if TYPE_CHECKING:
+    from cellseg_deploy.calibration import TaskCalibration
+    from cellseg_deploy.cli.evaluate import Options
+    from cellseg_deploy.images import Pair
+    from cellseg_deploy.model_spec import InstanceParams, Task
+    from cellseg_deploy.pipeline import Segmenter
+
+SUFFIX = ".onnx"
+_SECONDS_BETWEEN_LINES = 10.0
+_MAIN = {"counting": "f1_apart", "confluence": "dice"}
+
+
+def run(options: Options, folder: Path) -> int:
+    """Calibrate on the images in ``folder`` as ``options`` say; gives the exit code."""
+    out = options.output
+    model = read_model_file(options.model or default_model_path())
+    check_target(out, model)
+    pairs = pair_by_stem(folder, options.given_masks)
+    calibration.deal(len(pairs))  # too few images are refused before any work
+    atomic.make_folder(out.parent)
+    with kept_images() as kept:
+        with options.open_segmenter() as segmenter:
+            _predict(segmenter, pairs, kept, options)
+        spec = model.spec
+        labelling = calibration.Labelling(spec.channels, spec.cell_diameter_px, options.min_area_px)
+        scorer = calibration.Scorer(kept, labelling, workers=os.cpu_count() or 1)
+        scorer.on_trial = None if options.quiet else _Ticker(scorer)
+        found = calibration.calibrate(scorer, spec.operating_points, spec.variant)
+        reliability = measure_reliability(kept)
+        n_tried = scorer.n_tried
+    points: dict[str, InstanceParams] = {**spec.operating_points, **{task: one.chosen for task, one in found.items()}}
+    record = {
+        "program": evaluation.PROGRAM,
+        "model": {"path": str(model.path), "name": spec.name, "model_identity": model.identity},
+        "data": {"images": str(folder), "masks": str(options.masks), "n_images": len(pairs)},
+        "min_area_px": options.min_area_px,
+        "settings_tried": n_tried,
+        "how": {
+            "held_out": f"images scored with settings chosen without them, {min(calibration.FOLDS, len(pairs))} folds",
+            "interval": f"95 % percentile bootstrap over images, {calibration.BOOTSTRAPS} repeats",
+            "chosen": "on all images: what is written into the model; its figures on these images flatter",
+        },
+        "tasks": {task: _task_record(task, one) for task, one in found.items()},
+        "reliability": reliability_record(reliability),
+    }
+    atomic.write_bytes(out.with_suffix(".calibration.json"), _json(record))
+    title = f"{spec.name}: {len(pairs)} images"
+    atomic.write_bytes(out.with_suffix(".calibration.png"), plots.reliability_png(reliability, title=title))
+    atomic.write_bytes(out, rewritten(model, msgspec.structs.replace(spec, operating_points=points)))
+    if not options.quiet:
+        _print(found, len(pairs), reliability.ece, out)
+    return _common.EXIT_OK
+
+
+def check_target(out: Path, model: ModelFile) -> None:
+    """Raise ``UsageError`` if ``out`` is no name of a model file, ``OutputError`` if it holds another network."""
+    if out.suffix.lower() != SUFFIX:
+        raise click.UsageError(f"with --calibrate OUT is the model file to write, ending in {SUFFIX}; got {out}")
+    if not os.path.lexists(out):
+        return
+    try:
+        identity = read_model_file(out).identity
+    except ModelError as error:
+        raise OutputError(f"{out}: not replaced, it is no model file of ours ({error}); choose another name") from error
+    if identity != model.identity:
+        raise OutputError(f"{out}: holds another network than {model.path}, so it is not replaced; choose another name")
+
+
+def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, options: Options) -> None:
+    """Run the network once over each photograph and keep what it says with the truth."""
+    from cellseg_deploy.cli.evaluate import with_progress
+
+    limit = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
+    for pair in with_progress(pairs, len(pairs), options.quiet):
+        true = read_labels(pair.mask)
+        image_hwc = read_image(pair.image, bit_depth=options.bit_depth, **limit).pixels_hwc
+        check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), (true.shape[0], true.shape[1]))
+        kept.add(pair.stem, segmenter(image_hwc).probabilities_khw, true)
+
+
+class _Ticker:
+    """A line every ten seconds: how many settings were tried is not known beforehand."""
+
+    def __init__(self, scorer: calibration.Scorer) -> None:
+        self._scorer = scorer
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            _common.say(f"{self._scorer.n_tried} settings tried")
+
+
+def _task_record(task: Task, one: TaskCalibration) -> dict[str, Any]:
+    main = _MAIN[task]
+    return {
+        "chosen": msgspec.to_builtins(one.chosen),
+        "before": msgspec.to_builtins(one.before),
+        "held_out": _finite(one.fit_figures),
+        "held_out_intervals": {name: [_or_none(low), _or_none(high)] for name, (low, high) in one.intervals.items()},
+        "chosen_on_these_images": _finite(one.chosen_figures),
+        "before_on_these_images": None if one.before_figures is None else _finite(one.before_figures),
+        "chosen_by_fold": [msgspec.to_builtins(choice) for choice in one.fit.choices],
+        "matters": {
+            name: {"metric": main, "lowest": low, "highest": high} for name, (low, high) in matters(task, one).items()
+        },
+        "one_setting_moved": [
+            {"parameter": s.parameter, "value": s.value, **{n: _or_none(s.figures[n]) for n in calibration.REPORTED}}
+            for s in one.steps
+        ],
+    }
+
+
+def matters(task: Task, one: TaskCalibration) -> dict[str, tuple[float, float]]:
+    """Lowest and highest value of the task's first figure as each setting is moved alone."""
+    values: dict[str, list[float]] = {}
+    for step in one.steps:
+        values.setdefault(step.parameter, []).append(step.figures[_MAIN[task]])
+    return {name: (min(found), max(found)) for name, found in values.items()}
+
+
+def _print(found: dict[Task, TaskCalibration], n_images: int, ece: float, out: Path) -> None:
+    click.echo(f"{n_images} images; every figure is of images on which its settings were not chosen, with the 95 %")
+    click.echo("interval of a bootstrap over images; 'before' is the model's own point on the same images")
+    for task, one in found.items():
+        click.echo(f"\n{task}: {_words(one.chosen)}")
+        for name in calibration.REPORTED[:4]:
+            low, high = one.intervals[name]
+            before = "" if one.before_figures is None else f"   before {one.before_figures[name]:.4f}"
+            click.echo(f"  {name:<17} {one.fit_figures[name]:.4f}  [{low:.4f}, {high:.4f}]{before}")
+        agreeing = sum(choice == one.chosen for choice in one.fit.choices)
+        click.echo(f"  the same choice in {agreeing} of {len(one.fit.choices)} folds")
+        for name, (low, high) in matters(task, one).items():
+            click.echo(f"  {name:<21} moved alone: {_MAIN[task]} {low:.4f} to {high:.4f}")
+    click.echo(f"\nece      {ece:.4f}")
+    click.echo(f"results  {_common.printable(out)}")
+
+
+def _words(params: InstanceParams) -> str:
+    values = msgspec.to_builtins(params)
+    return f"{values.pop('method')}, " + ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: _or_none(value) for name, value in figures.items()}
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _json(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, indent=2, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")

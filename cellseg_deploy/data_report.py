@@ -1,0 +1,211 @@
+"""What a set of images is like, and whether a model has seen its like: size, magnification, cells, crowding.
+
+Cells are those of the masks where there are any, else those that the model finds. Magnification is not written in a
+photograph; the clues are the cells' own size, a scale bar, and the resolution that some cameras write into the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.measure import boxes
+from cellseg_deploy.model_spec import ModelSpec
+
+NEIGHBOUR_PX = 10
+SIZE_RANGE = (0.7, 1.3)
+"""Median diameters between these multiples of the model's own are what it is made for without being told."""
+_FEW_CELLS = 20
+_BAR_MIN_WIDTH, _BAR_MAX_HEIGHT, _BAR_MIN_ASPECT, _BAR_MIN_FILL = 0.04, 0.03, 5.0, 0.95
+_BAR_CONTRAST = 10  # grey levels around pure black or white that a drawn bar keeps to, JPEG included
+
+Image = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """One image. ``areas_px``: its cells, those at the border left out (their size is unknown).
+
+    ``crowded``: cells of which another is within ``NEIGHBOUR_PX``; ``n_cells``: all. ``scale_bar``: left, top, width,
+    height in px, None if none is seen. ``brightness``: mean grey of the background or of all, ``contrast``: that minus
+    the cells' mean grey; NaN without cells.
+    """
+
+    name: str
+    width_px: int
+    height_px: int
+    n_cells: int
+    crowded: int
+    areas_px: npt.NDArray[np.float64]
+    covered: float
+    scale_bar: tuple[int, int, int, int] | None
+    brightness: float
+    contrast: float
+
+    @property
+    def diameters_px(self) -> npt.NDArray[np.float64]:
+        """Diameter of the disc of each cell's area."""
+        return np.sqrt(4 * self.areas_px / math.pi)
+
+    @property
+    def median_diameter_px(self) -> float | None:
+        """None without a whole cell."""
+        return float(np.median(self.diameters_px)) if len(self.areas_px) else None
+
+
+def look_at(name: str, image_hwc: Image, labels: Labels, *, min_area_px: int) -> ImageFacts:
+    """Facts of one photograph, uint8 RGB (h, w, 3), with the cells ``labels`` (h, w); smaller ones are specks."""
+    area = np.bincount(labels.reshape(-1))
+    area[0] = 0
+    numbers = np.flatnonzero(area >= min_area_px)
+    kept = np.where(np.isin(labels, numbers), labels, 0)
+    cell_boxes = boxes(kept, numbers)
+    left, top, width, height = cell_boxes.T
+    whole = (left > 0) & (top > 0) & (left + width < labels.shape[1]) & (top + height < labels.shape[0])
+    inside = kept > 0
+    grey = image_hwc.mean(axis=2)
+    field = float(grey[~inside].mean()) if (~inside).any() else float("nan")
+    return ImageFacts(
+        name=name,
+        width_px=labels.shape[1],
+        height_px=labels.shape[0],
+        n_cells=len(numbers),
+        crowded=int(near_another(kept, numbers, cell_boxes, NEIGHBOUR_PX).sum()),
+        areas_px=area[numbers[whole]].astype(np.float64),
+        covered=float(inside.mean()),
+        scale_bar=find_scale_bar(image_hwc),
+        brightness=field,
+        contrast=field - float(grey[inside].mean()) if inside.any() else float("nan"),
+    )
+
+
+def near_another(
+    labels: Labels, numbers: npt.NDArray[np.int64], cell_boxes: npt.NDArray[np.int64], distance_px: int
+) -> npt.NDArray[np.bool_]:
+    """Whether a pixel of another cell lies within ``distance_px`` (centre to centre) of each cell, bool (n,)."""
+    import cv2
+
+    y, x = np.mgrid[-distance_px : distance_px + 1, -distance_px : distance_px + 1]
+    disc = (x * x + y * y <= distance_px * distance_px).astype(np.uint8)
+    result = np.zeros(len(numbers), np.bool_)
+    for index, (number, (left, top, width, height)) in enumerate(zip(numbers, cell_boxes, strict=True)):
+        window = labels[
+            max(top - distance_px, 0) : top + height + distance_px,
+            max(left - distance_px, 0) : left + width + distance_px,
+        ]
+        around = cv2.dilate((window == number).astype(np.uint8), disc) > 0
+        result[index] = bool((around & (window > 0) & (window != number)).any())
+    return result
+
+
+def find_scale_bar(image_hwc: Image) -> tuple[int, int, int, int] | None:
+    """Left, top, width, height of a drawn bar: an almost black or white, solid, flat rectangle; None if none is seen.
+
+    A clue and no proof: it reads no number. The widest one is given.
+    """
+    import cv2
+
+    height, width = image_hwc.shape[:2]
+    best: tuple[int, int, int, int] | None = None
+    for drawn in (image_hwc.max(axis=2) <= _BAR_CONTRAST, image_hwc.min(axis=2) >= 255 - _BAR_CONTRAST):
+        _, _, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=4)
+        for left, top, w, h, area in stats[1:].tolist():
+            flat = w >= _BAR_MIN_WIDTH * width and 2 <= h <= _BAR_MAX_HEIGHT * height and w >= _BAR_MIN_ASPECT * h
+            # A saturated edge row of the camera spans the picture; a bar stands in it.
+            apart = left > 0 and left + w < width and top > 0 and top + h < height
+            if flat and apart and area >= _BAR_MIN_FILL * w * h and (best is None or w > best[2]):
+                best = (left, top, w, h)
+    return best
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """All images together; lengths in px of the images, None where nothing could be measured."""
+
+    n_images: int
+    n_cells: int
+    sizes: dict[str, int]
+    cells_per_image: float
+    covered: float
+    area_quantiles_px: dict[str, float] | None
+    median_diameter_px: float | None
+    diameter_iqr_px: tuple[float, float] | None
+    crowded_share: float | None
+    scale_bars: int
+
+
+def summarise(images: Sequence[ImageFacts]) -> DataFacts:
+    """Pool the facts of images: cells of all images are one population. ``images`` must not be empty."""
+    areas = np.concatenate([image.areas_px for image in images])
+    diameters = np.sqrt(4 * areas / math.pi)
+    n_cells = sum(image.n_cells for image in images)
+    sizes: dict[str, int] = {}
+    for image in images:
+        key = f"{image.width_px}x{image.height_px}"
+        sizes[key] = sizes.get(key, 0) + 1
+    pixels = np.array([image.width_px * image.height_px for image in images])
+    return DataFacts(
+        n_images=len(images),
+        n_cells=n_cells,
+        sizes=sizes,
+        cells_per_image=n_cells / len(images),
+        covered=float(np.average([image.covered for image in images], weights=pixels)),
+        area_quantiles_px={str(q): float(np.quantile(areas, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
+        if len(areas)
+        else None,
+        median_diameter_px=float(np.median(diameters)) if len(areas) else None,
+        diameter_iqr_px=(float(np.quantile(diameters, 0.25)), float(np.quantile(diameters, 0.75)))
+        if len(areas)
+        else None,
+        crowded_share=sum(image.crowded for image in images) / n_cells if n_cells else None,
+        scale_bars=sum(image.scale_bar is not None for image in images),
+    )
+
+
+def training_diameter_px(spec: ModelSpec) -> float:
+    """Median cell diameter of the model's training images in their own px."""
+    return spec.cell_diameter_px / spec.image_scale
+
+
+def warnings(images: Sequence[ImageFacts], facts: DataFacts, spec: ModelSpec) -> list[str]:
+    """How these images differ from what ``spec`` records of the model's training data, a sentence each.
+
+    A ModelSpec records the cells' size; stain, light and crowding of the training images are not in it.
+    """
+    expected = training_diameter_px(spec)
+    found: list[str] = []
+    low, high = SIZE_RANGE
+    median = facts.median_diameter_px
+    if median is None:
+        found.append("no whole cell was seen, so nothing can be said of magnification")
+        return found
+    if sum(len(image.areas_px) for image in images) < _FEW_CELLS:
+        found.append(f"fewer than {_FEW_CELLS} whole cells were seen: every figure here is uncertain")
+    if not low <= median / expected <= high:
+        found.append(
+            f"cells are {median:.0f} px wide (median), {median / expected:.2f} times those of the training images "
+            f"({expected:.0f} px): give --cell-diameter {median:.0f}, or auto"
+        )
+    odd = [
+        image.name
+        for image in images
+        if image.median_diameter_px is not None and not low <= image.median_diameter_px / median <= high
+    ]
+    if odd:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        found.append(
+            f"cells of {', '.join(odd[:3])}{more} differ in size from the others' ({low:g} to {high:g} times their "
+            "median): several magnifications in one folder? Use --cell-diameter auto, or a folder for each"
+        )
+    if facts.scale_bars:
+        found.append(
+            f"a scale bar seems to be drawn into {facts.scale_bars} of {facts.n_images} images: it may be counted as a "
+            "cell; and it says the magnification"
+        )
+    return found

@@ -1,0 +1,124 @@
+"""Figures of an evaluation, as PNG. The only module that knows matplotlib, which the extra ``plots`` brings.
+
+Drawn with the object interface and no display: no global state, no window.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from cellseg_deploy.reliability import Reliability
+    from cellseg_deploy.sweep import Point
+
+PACKAGES = ("matplotlib",)
+DPI = 110
+# Okabe and Ito's colours: told apart by the colour-blind too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_PANELS: tuple[tuple[str, str], ...] = (
+    ("dice", "Dice"),
+    ("iou", "IoU"),
+    ("map", "mean AP, IoU 0.50 to 0.95"),
+    ("f1", "F1, all components"),
+    ("f1_apart", "F1 apart from clumps"),
+    ("count_mape_apart", "count error apart from clumps, %"),
+)
+
+
+def sweep_png(points: Sequence[Point], *, title: str) -> bytes:
+    """Each metric against the threshold, a line for each curve of ``points``; the best of a line is marked."""
+    figure, axes = _figure(2, 3, (13, 7.4))
+    curves = list(dict.fromkeys(point.curve for point in points))
+    for axis, (metric, label) in zip(axes, _PANELS, strict=True):
+        is_error = metric.startswith("count")
+        for colour, curve in zip(_colours(len(curves)), curves, strict=True):
+            on_curve = [point for point in points if point.curve == curve]
+            x = np.array([point.threshold for point in on_curve])
+            y = np.array([point.figures[metric] for point in on_curve]) * (100 if is_error else 1)
+            axis.plot(x, y, marker=".", color=colour, label=curve)
+            if np.isfinite(y).any():
+                best = int(np.nanargmin(y) if is_error else np.nanargmax(y))
+                axis.plot(x[best], y[best], marker="o", markersize=9, fillstyle="none", color=colour)
+        if is_error:
+            axis.set_ylim(0, min(axis.get_ylim()[1], 40))  # the far ends of a threshold lose every cell
+        else:
+            axis.set_ylim(max(axis.get_ylim()[0], 0.3), None)
+        axis.set_xlim(0, 1)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("threshold")
+    axes[0].legend(fontsize=8, loc="lower center")
+    figure.suptitle(title, fontsize=11)
+    return _png(figure)
+
+
+def reliability_png(found: Reliability, *, title: str) -> bytes:
+    """Reliability curve with the diagonal it should lie on, and below it how many pixels each bin has."""
+    figure, (curve, counts) = _figure(2, 1, (5.2, 6.4), height_ratios=(3, 1), sharex=True)
+    probability, share = found.curve
+    curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="true probabilities")
+    curve.plot(probability, share, marker="o", color=COLOURS[0], label=f"foreground, ECE {found.ece:.4f}")
+    curve.set_ylabel("share of pixels that are cell")
+    curve.set_ylim(0, 1)
+    curve.legend(fontsize=9, loc="upper left")
+    bins = len(found.pixels)
+    counts.bar((np.arange(bins) + 0.5) / bins, np.maximum(found.pixels, 0.5), width=0.9 / bins, color="0.6")
+    counts.set_yscale("log")
+    counts.set_ylabel("pixels")
+    counts.set_xlabel("probability of cell that the network gave")
+    counts.set_xlim(0, 1)
+    figure.suptitle(title, fontsize=11)
+    return _png(figure)
+
+
+def histograms_png(panels: Sequence[tuple[str, npt.NDArray[np.float64], float | None, str]], *, title: str) -> bytes:
+    """A histogram for each of ``panels``: axis label, values, a value to mark (None: none) and what it is."""
+    columns = min(3, len(panels))
+    n_rows = -(-len(panels) // columns)
+    figure, axes = _figure(n_rows, columns, (4.3 * columns, 3.4 * n_rows))
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (label, values, mark, what) in zip(axes, panels, strict=False):
+        if len(values):
+            axis.hist(values, bins=min(40, max(5, round(len(values) ** 0.5))), color=COLOURS[0], alpha=0.8)
+            axis.axvline(float(np.median(values)), color="0.2", label=f"median {np.median(values):.4g}")
+        if mark is not None:
+            axis.axvline(mark, color=COLOURS[1], linestyle="--", label=f"{what} {mark:.4g}")
+        axis.set_xlabel(label)
+        axis.locator_params(axis="x", nbins=6)
+        if len(values) or mark is not None:
+            axis.legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return _png(figure)
+
+
+def _figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    share = {"sharex": grid.pop("sharex", False)}
+    axes = figure.subplots(n_rows, n_columns, squeeze=False, gridspec_kw=grid or None, **share)
+    flat: list[Axes] = list(axes.reshape(-1))
+    for axis in flat:
+        axis.grid(visible=True, color="0.9")
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, flat
+
+
+def _colours(n: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(n)]
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # No "Software" entry: the same numbers give the same bytes with the same matplotlib.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

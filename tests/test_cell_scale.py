@@ -1,0 +1,77 @@
+"""``--cell-diameter auto``: the size of the cells is measured in a first pass, and the second one is at its scale."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from cellseg_deploy import Segmenter
+from cellseg_deploy.cell_scale import MIN_CELLS, fixed_scale, scale_from_cells
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.metrics import score_image
+from cellseg_deploy.samples import SmearParams, make_smear
+
+
+def discs(n: int, diameter: int, *, cut: int = 0) -> np.ndarray:
+    """Label image with ``n`` discs in a row apart from the border, and ``cut`` half discs twice as wide at its top."""
+    pitch = 2 * diameter + 4
+    labels = np.zeros((3 * diameter, pitch * max(n, cut) + 4), np.int32)
+    for k in range(cut):
+        cv2.circle(labels, (pitch // 2 + k * pitch, 0), diameter, n + k + 1, -1)
+    for k in range(n):
+        cv2.circle(labels, (pitch // 2 + k * pitch, 2 * diameter), diameter // 2, k + 1, -1)
+    return labels
+
+
+def test_the_scale_follows_from_the_median_cell() -> None:
+    choice = scale_from_cells(discs(12, 60), 45.0, 0.5)
+    assert choice.note == ""
+    assert choice.scale == pytest.approx(45 / 61, rel=0.03)
+
+
+def test_cells_at_the_border_do_not_count() -> None:
+    assert scale_from_cells(discs(12, 60, cut=20), 45.0, 0.5) == scale_from_cells(discs(12, 60), 45.0, 0.5)
+
+
+@pytest.mark.parametrize(("times", "again"), [(0.84, True), (0.9, False), (1.1, False), (1.2, True)])
+def test_a_second_pass_only_where_sizes_differ(times: float, again: bool) -> None:
+    labels = discs(12, 60)
+    diameter = math.sqrt(4 / math.pi * np.count_nonzero(labels) / 12)
+    first = 45.0 / diameter * times
+    assert (scale_from_cells(labels, 45.0, first).scale != first) is again
+
+
+def test_too_few_cells_keep_the_scale_and_say_so() -> None:
+    choice = scale_from_cells(discs(MIN_CELLS - 1, 60, cut=3), 45.0, 0.5)
+    assert choice.scale == 0.5
+    assert f"only {MIN_CELLS - 1} whole cells" in choice.note
+    assert scale_from_cells(discs(MIN_CELLS, 60), 45.0, 0.5).note == ""
+    assert scale_from_cells(np.zeros((4, 4), np.int32), 45.0, 0.5).scale == 0.5
+
+
+def test_settings() -> None:
+    assert fixed_scale(0.5, 45.0, scale=None, cell_diameter_px="auto") == 0.5
+    assert fixed_scale(0.5, 45.0, scale=None, cell_diameter_px=90.0) == 0.5
+    with pytest.raises(UsageError, match="exclude each other"):
+        fixed_scale(0.5, 45.0, scale=1.0, cell_diameter_px="auto")
+    with pytest.raises(UsageError, match="a number of pixels or 'auto'"):
+        fixed_scale(0.5, 45.0, scale=None, cell_diameter_px="large")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("diameter", [45, 170])
+def test_a_smear_at_another_magnification(diameter: int) -> None:
+    """Half and nearly twice the size of the training cells: no worse than before, and the result says the scale."""
+    zoom = diameter / 90
+    params = SmearParams(size_hw=(round(900 * zoom), round(1200 * zoom)), cell_diameter_px=diameter, n_cells=50)
+    smear = make_smear(params, 3)
+    with Segmenter.from_file(cell_diameter_px="auto") as auto, Segmenter.from_file() as plain:
+        found, without = auto(smear.image_hwc), plain(smear.image_hwc)
+    score, before = (score_image(smear.labels_hw, result.labels, min_area_px=0) for result in (found, without))
+    assert found.scale == pytest.approx(0.5 / zoom, rel=0.15)
+    assert found.notes == ()
+    assert score.n_predicted == pytest.approx(score.n_true, rel=0.12)
+    f1, f1_before = (2 * s.matches_at(0.5) / (s.n_true + s.n_predicted) for s in (score, before))
+    assert f1 >= f1_before
