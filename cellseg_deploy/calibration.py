@@ -307,7 +307,8 @@ class TaskCalibration:
     """Everything said about one task. ``before``: the point that was in the model, None if none was.
 
     ``chosen``: on all images. ``fit`` scores images with choices made without them; ``intervals`` are its own.
-    ``*_figures``: as ``figures``; those of ``before`` need no cross-fitting, those of ``chosen`` flatter.
+    ``*_figures``: as ``figures``; those of ``chosen`` flatter, and those of ``before``
+    too if it was once chosen on these images (as in a training that validated on them).
     """
 
     before: InstanceParams | None

@@ -107,3 +107,10 @@ def test_only_our_own_pages_are_removed(tmp_path: Path) -> None:
         (folder / name).write_bytes(b"")
     contact_sheet.remove_earlier(tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == ["holiday.jpg", "merge-plan.jpg"]
+
+
+def test_a_crop_beyond_the_edge_keeps_its_place() -> None:
+    array = np.arange(1, 7, dtype=np.int32).reshape(2, 3)
+    crop = contact_sheet._window(array, -1, -1, 3, fill=0)
+    assert crop.tolist() == [[0, 0, 0], [0, 1, 2], [0, 4, 5]]
+    assert contact_sheet._window(array, 1, 1, 3, fill=9).tolist() == [[5, 6, 9], [9, 9, 9], [9, 9, 9]]

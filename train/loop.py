@@ -19,6 +19,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from cellseg_deploy.calibration import Labelling
 from cellseg_deploy.errors import CellsegError, ModelError
 from cellseg_deploy.metrics import pool
 from cellseg_deploy.model_spec import (
@@ -287,7 +288,7 @@ def _validate(net: CellSegNet, describe: _SpecMaker, device: torch.device, sampl
     net.eval()
     config, split = describe.config, describe.split
     params = default_operating_points(config.model.variant)["counting"]
-    labelling = validate.Labelling(config.model.channels, describe.cell_diameter_px, config.data.min_object_px)
+    labelling = Labelling(config.model.channels, describe.cell_diameter_px, config.data.min_object_px)
     scores, drawn = [], list[validate.Prediction]()
     for item in validate.predict_pairs(net, split.val, config, halo_of(config.model.tile_size), device):
         scores.append(labelling.score(item, params))
@@ -309,7 +310,7 @@ def _finish(
 
     The best network was picked at settings that nobody had tuned; the last one has the whole schedule behind it.
     """
-    labelling = validate.Labelling(config.model.channels, networks[0].spec.cell_diameter_px, config.data.min_object_px)
+    labelling = Labelling(config.model.channels, networks[0].spec.cell_diameter_px, config.data.min_object_px)
     finished: list[tuple[float, LoadedNetwork]] = []
     for loaded in networks:
         spec = loaded.spec

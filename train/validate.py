@@ -6,19 +6,17 @@ settings is scored on them for each task.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from cellseg_deploy import tiling
+from cellseg_deploy.calibration import Labelling, Scorer, search
 from cellseg_deploy.images import Pair
-from cellseg_deploy.instances import segment
-from cellseg_deploy.metrics import ImageScore, pool, score_image
+from cellseg_deploy.metrics import pool
 from cellseg_deploy.model_spec import TASKS, InstanceParams, Task, Variant, default_operating_points
 from cellseg_deploy.pipeline import resize
 from cellseg_train.config import TrainConfig
@@ -26,7 +24,6 @@ from cellseg_train.data import read_pair
 from cellseg_train.model import CellSegNet, normalise
 
 TILE_BATCH = 8
-ROUNDS = 2  # of calibration through all groups of settings; a later group may make another choice best in an earlier
 
 
 @dataclass(frozen=True)
@@ -63,83 +60,22 @@ def predict_pairs(
         yield Prediction(small, predict_image(net, small, halo, device).astype(np.float16), labels)
 
 
-@dataclass(frozen=True)
-class Labelling:
-    """What turns probabilities into scored labels, besides the operating point."""
-
-    channels: tuple[str, ...]
-    cell_diameter_px: float
-    min_object_px: int
-
-    def score(self, item: Prediction, params: InstanceParams) -> ImageScore:
-        """Metrics of one image at its full size."""
-        labels = segment(
-            item.probabilities_khw.astype(np.float32),
-            self.channels,
-            params,
-            cell_diameter_px=self.cell_diameter_px,
-            out_hw=(item.true_labels.shape[0], item.true_labels.shape[1]),
-        )
-        return score_image(item.true_labels, labels, min_area_px=self.min_object_px)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    params: InstanceParams
-    metrics: dict[str, float]
-    area_error: float
-
-    def rank(self, task: Task) -> tuple[float, ...]:
-        """Higher is better. ``counting``: ``merit``; ``confluence``: Dice, then error of the covered area.
-
-        Differences of Dice below 0.0005 are within what a few cells more or less would do.
-        """
-        if task == "counting":
-            return (merit(self.metrics),)
-        return (round(self.metrics["dice"] / 0.0005), -self.area_error, self.metrics["dice"])
-
-
 def merit(metrics: Mapping[str, float]) -> float:
     """What one network has to be better in than another: F1 + Dice, less half the relative count error."""
     mean_true = max(metrics["n_true"] / metrics["n_images"], 1)
     return metrics["f1"] + metrics["dice"] - 0.5 * metrics["count_mae"] / mean_true
 
 
-def search_axes(variant: Variant) -> list[dict[str, list[float]]]:
-    """Settings that calibration varies together, one group after the other from the best of the group before.
-
-    ``min_area_rel`` ends at 0.2: images of another magnification may hold cells of half the model's cell area.
-    """
-    foreground = [0.4, 0.45, 0.5, 0.55, 0.6]
-    areas: dict[str, list[float]] = {"min_area_rel": [0.1, 0.15, 0.2], "min_border_area_rel": [0.1, 0.2, 0.3, 0.4]}
-    if variant == "plain":
-        return [{"foreground_threshold": [*foreground, 0.7, 0.8, 0.9, 0.95]}, areas]
-    if variant == "distance":
-        depth = {"seed_threshold": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "min_seed_area_rel": [0.005, 0.01, 0.02, 0.04]}
-        return [depth, {"foreground_threshold": foreground}, areas]
-    parting = {"seed_threshold": [0.6, 0.7, 0.8, 0.9], "boundary_weight": [0.25, 0.5, 1.0, 1.5]}
-    return [parting, {"foreground_threshold": foreground}, areas]
-
-
 def calibrate(
     predictions: Sequence[Prediction], variant: Variant, labelling: Labelling
 ) -> dict[Task, tuple[InstanceParams, dict[str, float]]]:
-    """Best settings and their metrics for each task, by ``_Trial.rank``, on the images of ``predictions``."""
-    tried: dict[InstanceParams, _Trial] = {}
+    """Best settings and their metrics for each task, as ``cellseg_deploy.calibration`` searches and ranks them.
 
-    def trial(params: InstanceParams) -> _Trial:
-        if params not in tried:
-            scores = [labelling.score(item, params) for item in predictions]
-            covered = sum(s.predicted_px for s in scores) / max(sum(s.true_px for s in scores), 1)
-            tried[params] = _Trial(params, pool(scores), abs(covered - 1))
-        return tried[params]
-
+    Only the variant's own method is tried: a training compares networks, not methods.
+    """
+    scorer = Scorer(predictions, labelling)
     chosen: dict[Task, tuple[InstanceParams, dict[str, float]]] = {}
     for task in TASKS:
-        best = trial(default_operating_points(variant)[task])
-        for axes in search_axes(variant) * ROUNDS:
-            for values in itertools.product(*axes.values()):
-                candidate = trial(msgspec.structs.replace(best.params, **dict(zip(axes, values, strict=True))))
-                best = max(best, candidate, key=lambda entry: entry.rank(task))
-        chosen[task] = (best.params, best.metrics)
+        params = search(scorer, [default_operating_points(variant)[task]], task)
+        chosen[task] = (params, pool(scorer.full_scores(params, range(len(predictions)))))
     return chosen

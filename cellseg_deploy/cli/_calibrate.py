@@ -150,7 +150,8 @@ def matters(task: Task, one: TaskCalibration) -> dict[str, tuple[float, float]]:
 
 def _print(found: dict[Task, TaskCalibration], n_images: int, ece: float, out: Path) -> None:
     click.echo(f"{n_images} images; every figure is of images on which its settings were not chosen, with the 95 %")
-    click.echo("interval of a bootstrap over images; 'before' is the model's own point on the same images")
+    click.echo("interval of a bootstrap over images; 'before' is the model's own point, which")
+    click.echo("flatters if it was once chosen on these very images")
     for task, one in found.items():
         click.echo(f"\n{task}: {_words(one.chosen)}")
         for name in calibration.REPORTED[:4]:

@@ -95,19 +95,14 @@ def require_packages(extra: str, *names: str) -> None:
         )
 
 
-class CellDiameterType(click.ParamType):
+def _cell_diameter(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | str | None:
     """A number of pixels, or ``auto``."""
-
-    name = "diameter"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """``value`` as float, or ``auto``; click's own error otherwise."""
-        if value == "auto" or isinstance(value, float):
-            return value
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number of pixels nor auto", param, ctx)
+    if value is None or value == "auto":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number of pixels nor auto") from None
 
 
 def model_options(function: F) -> F:
@@ -132,7 +127,7 @@ def model_options(function: F) -> F:
         ),
         click.option(
             "--cell-diameter",
-            type=CellDiameterType(),
+            callback=_cell_diameter,
             metavar="PX|auto",
             help="Typical cell diameter in the images in px, from which the scale follows, or auto: measured in a "
             "first pass over each image. Not with --scale.",
