@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import onnx
 import pytest
 import torch
 from export_networks import TINY, random_network, trained_network
-from onnx import numpy_helper
+from tampering import FAULTS, Tamper, perturb_one_block, swap_mean_and_std, tampered
 
 from cellseg_deploy import model_file
 from cellseg_deploy.backends import open_backend
@@ -29,8 +28,6 @@ from cellseg_export.torch_backend import TorchBackend
 from cellseg_export.verify import sample_images
 from cellseg_train.checkpoint import LoadedNetwork, save_network
 from cellseg_train.config import ModelConfig
-
-Tamper = Callable[[onnx.ModelProto], None]
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +63,6 @@ def call(*arguments: object) -> int:
 
 def random_tiles(n: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), np.uint8)
-
-
-def tampered(path: Path, out: Path, tamper: Tamper) -> Path:
-    model = onnx.load(path)
-    tamper(model)
-    onnx.save(model, out)
-    return out
-
-
-def weights_of(model: onnx.ModelProto, name: str) -> np.ndarray:
-    return numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
-
-
-def set_weights(model: onnx.ModelProto, name: str, array: np.ndarray) -> None:
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(array, name))
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
@@ -175,53 +156,6 @@ def test_verify_passes_the_export(run: Path, exported: Path, pictures: Path, tmp
     assert "verdict    passed" in capsys.readouterr().out
 
 
-def perturb_one_block(model: onnx.ModelProto) -> None:
-    name = "encoder.blocks.1.mlp.fc1.weight"
-    weight = weights_of(model, name)
-    noise = np.random.default_rng(0).normal(0, weight.std(), weight.shape)
-    set_weights(model, name, (weight + noise).astype(np.float32))
-
-
-def swap_mean_and_std(model: onnx.ModelProto) -> None:
-    names = [next(n for n in model.graph.node if n.name == f"normalise/{op}").input[1] for op in ("Sub", "Div")]
-    mean, std = (weights_of(model, name) for name in names)
-    set_weights(model, names[0], std)
-    set_weights(model, names[1], mean)
-
-
-def zero_the_boundary_head(model: onnx.ModelProto) -> None:
-    head = next(node for node in model.graph.node if node.name == "decoder.head/Conv")
-    for name in head.input[1:]:
-        weight = weights_of(model, name).copy()
-        weight[len(weight) // 2 :] = 0  # the sub-pixel convolution has four planes a channel
-        set_weights(model, name, weight)
-
-
-def flip_output_channels(model: onnx.ModelProto) -> None:
-    head = next(node for node in model.graph.node if node.name == "decoder.head/Conv")
-    for name in head.input[1:]:
-        weight = weights_of(model, name)
-        set_weights(model, name, np.roll(weight, len(weight) // 2, axis=0))
-
-
-def flip_colours(model: onnx.ModelProto) -> None:
-    """BGR: first convolutions and normalisation with their input channels reversed."""
-    for node in model.graph.node:
-        if node.name in {"normalise/Sub", "normalise/Div"}:
-            set_weights(model, node.input[1], weights_of(model, node.input[1])[:, ::-1].copy())
-        if node.op_type == "Conv" and weights_of(model, node.input[1]).shape[1] == 3:
-            set_weights(model, node.input[1], weights_of(model, node.input[1])[:, ::-1].copy())
-
-
-FAULTS: dict[str, tuple[Tamper, str]] = {
-    "one block's weights": (perturb_one_block, r"part at encoder\.blocks\.1:"),
-    "mean and std": (swap_mean_and_std, r"part at normalise:"),
-    "boundary head": (zero_the_boundary_head, r"channel boundary: .* says 0\.5000 everywhere"),
-    "output channels": (flip_output_channels, r"channel boundary is the reference's foreground"),
-    "colours": (flip_colours, r"BGR"),
-}
-
-
 @pytest.mark.parametrize(("tamper", "reason"), FAULTS.values(), ids=FAULTS)
 def test_a_form_that_was_tampered_with_is_refused_with_the_reason(
     tamper: Tamper, reason: str, run: Path, exported: Path, pictures: Path, tmp_path: Path, capsys: Any
@@ -248,7 +182,7 @@ def test_a_faulty_exporter_leaves_no_model_but_the_report(
     error = capsys.readouterr().err
     assert "was not written: parity failed" in error
     assert "encoder.blocks.1" in error
-    assert [p.name for p in tmp_path.iterdir()] == ["model.parity.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.parity.jpg", "model.parity.json"]
     assert json.loads(export.report_path_of(path).read_bytes())["verdict"] == "failed"
     # Nor does --unverified help: it is for too few cells, not for wrong ones.
     assert call("onnx", run, "-o", path, "--images", pictures, "-q", "--unverified") == 5

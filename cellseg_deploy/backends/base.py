@@ -20,13 +20,15 @@ class Backend(ABC):
     """One opened network on one device.
 
     ``name``: engine name as in ``--backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
-    ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``bf16``, ``int8``).
+    ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``).
     """
 
     name: str
     device: str
     precision: str
     spec: ModelSpec
+    verified: bool = False
+    choice: str = ""
 
     def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 in [0, 1] of ``tiles_nhwc`` (N, H, W, 3) uint8 RGB.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LINES = 10.0
 _ONLY_WITH_A_MODEL = (
-    *("model", "task", "scale", "cell_diameter", "batch_size", "device", "backend", "threads", "halo"),
-    *("max_pixels", "bit_depth", "save_labels"),
+    *("model", "task", "scale", "cell_diameter", "batch_size", "device", "backend", "precision"),
+    *("ort_provider", "rebuild", "threads", "streams", "halo", "max_pixels", "bit_depth", "save_labels"),
 )
 
 _EPILOG = """\b
@@ -72,9 +72,13 @@ def command(
     scale: float | None,
     cell_diameter: float | None,
     batch_size: int,
-    device: str,
+    device: str | None,
     backend: str,
+    ort_provider: str | None,
+    rebuild: bool,
+    precision: str | None,
     threads: int | None,
+    streams: int | None,
     halo: int | None,
     max_pixels: int | None,
     bit_depth: int | None,
@@ -110,6 +114,10 @@ def command(
                     batch_size=batch_size,
                     halo=halo,
                     threads=threads,
+                    rebuild=rebuild,
+                    ort_provider=ort_provider,
+                    precision=precision,
+                    streams=streams,
                 )
             )
             labels_of = evaluation.Predictor(segmenter, bit_depth=bit_depth, max_pixels=max_pixels)

@@ -1,0 +1,146 @@
+"""INT8: made from real tiles, kept only while F1 against the truth holds; otherwise refused, with the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import draw_discs, make_spec
+
+from cellseg_deploy.errors import BackendUnavailableError, ParityError, UsageError
+from cellseg_deploy.parity_records import read_records, records_path
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'cellseg-deploy[int8]'")
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+from cellseg_deploy.backends.openvino import OpenVinoBackend
+from cellseg_export import int8
+from cellseg_export.int8 import Int8Options, calibration_tiles, export_int8
+from cellseg_export.verify import GateImages
+
+OnnxFile = Callable[..., Path]
+pytestmark = pytest.mark.filterwarnings("default:::nncf", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def discs(n: int = 3, with_truth: bool = True) -> GateImages:
+    """``n`` images of 80 discs of 20 px each, with the discs as truth."""
+    from scipy import ndimage
+
+    centres = [(24.0 * i + 20, 24.0 * j + 20) for i in range(10) for j in range(8)]
+    images = {f"discs-{k}": draw_discs((210, 260), [(x + k, y) for x, y in centres]) for k in range(n)}
+    truth = {name: ndimage.label(image[..., 0] < 200)[0].astype(np.int32) for name, image in images.items()}
+
+    def load() -> Iterator[tuple[str, Any]]:
+        yield from images.items()
+
+    return GateImages("discs", load, truth.__getitem__ if with_truth else None)
+
+
+def test_it_is_int8_and_finds_the_cells(onnx_file: OnnxFile, tmp_path: Path) -> None:
+    source, path = onnx_file(), tmp_path / "stub.int8.xml"
+    exported = export_int8(source, path, images=discs(), options=Int8Options(n_tiles=16), threads=1)
+    assert exported.report.verdict == "passed"
+    assert exported.facts.floating == ()
+    rows = json.loads(exported.report_path.read_bytes())["truth"]["counting"]
+    assert rows["reference"]["f1"] - rows["candidate"]["f1"] <= 0.01
+    assert rows["reference"]["n_true"] == 240
+    with OpenVinoBackend(path, threads=1) as backend:
+        assert (backend.precision, backend.inference_precision) == ("int8", "fp32")
+        assert backend.spec.parity.startswith("verified: counts as onnxruntime does under policy int8")
+    (record,) = read_records(records_path(source))  # beside the model it was made from, where auto looks
+    assert (record.file, record.precision, record.passed) == ("stub.int8.xml", "int8", True)
+    assert record.timing is not None
+    assert record.reference_timing is not None
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".cellseg")]
+
+
+def broken(nncf: Any, model: Any, tiles: Any) -> Any:
+    """A quantiser that loses the cells: the network's answer shifted by a hundred logits."""
+    for op in model.get_ops():
+        if op.get_type_name() == "Sigmoid":
+            import openvino.opset13 as ops
+
+            shifted = ops.subtract(op.input_value(0), np.float32(100))
+            op.input(0).replace_source_output(shifted.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def test_too_large_a_drop_is_refused_and_only_the_report_stays(
+    onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "quantise", broken)
+    out = tmp_path / "out"
+    out.mkdir()
+    options = Int8Options(n_tiles=8, back_off=False)
+    with pytest.raises(ParityError, match=r"F1 against the truth falls from .* allowed 0\.01"):
+        export_int8(onnx_file(), out / "m.xml", images=discs(), options=options, threads=1)
+    assert {p.suffix for p in out.iterdir()} <= {".json", ".jpg"}
+    assert json.loads((out / "m.xml.parity.json").read_bytes())["verdict"] == "failed"
+
+
+def test_it_backs_off_and_says_what_stayed_in_floating_point(
+    onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(int8, "quantise", broken)
+    monkeypatch.setattr(int8, "quantised_operations", lambda model: {"conv"} if not seen.count("half") else set())
+
+    def within(*arguments: Any, **settings: Any) -> Any:
+        seen.append("half")
+        return arguments[1]  # the floating-point network
+
+    monkeypatch.setattr(int8, "quantise_within", within)
+    exported = export_int8(
+        onnx_file(),
+        tmp_path / "m.xml",
+        images=discs(),
+        options=Int8Options(n_tiles=8),
+        threads=1,
+        on_step=seen.append,
+    )
+    assert exported.facts.floating == ("conv",)
+    assert any("1 of 1 operations stay in floating point: conv" in text for text in seen)
+
+
+def test_accuracy_control_finds_nothing_to_put_back_where_nothing_is_lost(onnx_file: OnnxFile) -> None:
+    import nncf
+    import openvino as ov
+
+    from cellseg_export.openvino import open_origin, read_network
+
+    options, images = Int8Options(n_tiles=8), discs(1)
+    with open_origin(onnx_file(), 1) as origin:
+        tiles = calibration_tiles(origin.file.spec, images, 8)
+        plain = int8.quantise(nncf, read_network(ov, origin.file), tiles)
+        kept = int8.quantise_within(nncf, read_network(ov, origin.file), tiles, origin, images, options)
+    assert int8.quantised_operations(plain) == int8.quantised_operations(kept) != set()
+
+
+def test_calibration_tiles_are_the_runtimes_own() -> None:
+    spec = make_spec()
+    tiles = calibration_tiles(spec, discs(3), 10)
+    assert (tiles.dtype, tiles.shape) == (np.uint8, (10, 56, 56, 3))
+    assert np.array_equal(tiles, calibration_tiles(spec, discs(3), 10))
+    assert not np.array_equal(tiles, calibration_tiles(spec, discs(3), 10, seed=1))
+
+
+def test_what_it_cannot_be_made_from(onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="without masks"):
+        export_int8(onnx_file(), tmp_path / "m.xml", images=discs(1, with_truth=False))
+    with pytest.raises(UsageError, match=r"must end in \.xml"):
+        export_int8(onnx_file(), tmp_path / "m.onnx")
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'cellseg-deploy\[int8\]'"):
+        export_int8(onnx_file(), tmp_path / "m.xml", images=discs(1))
