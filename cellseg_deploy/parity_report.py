@@ -126,7 +126,7 @@ class ParityReport:
 
     @property
     def verdict(self) -> Verdict:
-        """``failed`` on a fault; ``inconclusive`` with too few cells, whatever they show: there is nothing to judge by."""
+        """``failed`` on a fault; ``inconclusive`` with too few cells, for there is nothing to judge by."""
         if self.faults:
             return "failed"
         if self._too_few():
@@ -301,8 +301,9 @@ class ParityReport:
         expected, got = s["reference_cells"], s["candidate_cells"]
         if policy.max_total_difference is not None and abs(got - expected) > policy.max_total_difference * expected:
             complaints.append(
-                f"{task}: {got} cells in all, {expected} in the reference: {abs(got - expected) / max(expected, 1):.2%} "
-                f"apart, allowed {policy.max_total_difference:.2%}; most in {s['worst_image']}"
+                f"{task}: {got} cells in all, {expected} in the reference: "
+                f"{abs(got - expected) / max(expected, 1):.2%} apart, allowed {policy.max_total_difference:.2%}; "
+                f"most in {s['worst_image']}"
             )
         f1 = s[f"f1_at_{policy.f1_iou:g}"]
         if policy.min_f1 is not None and f1 < policy.min_f1:
@@ -319,7 +320,8 @@ class ParityReport:
                     f"{task}: F1 against the truth falls from {before:.4f} to {after:.4f}, by {before - after:.4f}; "
                     f"allowed {policy.max_f1_drop:g}"
                 )
-        if policy.max_differing_share is not None and s["differing_share"] > policy.max_differing_share:
+        most = policy.max_differing_share
+        if most is not None and s["differing_share"] > most:
             worst = max(self.images, key=lambda image: image.tasks[task].differing_px)
             complaints.append(
                 f"{task}: {s['differing_share']:.2e} of the pixels differ, allowed {policy.max_differing_share:g}; "

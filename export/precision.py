@@ -125,7 +125,7 @@ def to_half(model: Any, keep: Collection[str] = ()) -> Any:
             "--precision mixed keeps such parts in FP32"
         )
     part_of = dict(zip((node.name for node in model.graph.node), node_parts(model), strict=True))
-    types = _types(onnx.shape_inference.infer_shapes(model, strict_mode=True))
+    types = _types(_inferred(model))
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]  # they are inferred again at the end
@@ -155,7 +155,7 @@ def to_half(model: Any, keep: Collection[str] = ()) -> Any:
     made = ir.to_proto(graph_model)
     del made.graph.value_info[:]
     _rename_halves(made)
-    return onnx.shape_inference.infer_shapes(made, strict_mode=True)
+    return _inferred(made)
 
 
 def check_types(model: Any, keep: Collection[str] = ()) -> TypeSummary:
@@ -171,10 +171,7 @@ def check_types(model: Any, keep: Collection[str] = ()) -> TypeSummary:
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]
-    try:
-        types = _types(onnx.shape_inference.infer_shapes(bare, strict_mode=True))
-    except onnx.shape_inference.InferenceError as error:
-        raise ModelError(f"the half-precision graph contradicts itself: {error}") from error
+    types = _types(_inferred(bare))
     graph = bare.graph
     problems = []
     if [value.type.tensor_type.elem_type for value in graph.input] != [TensorProto.UINT8]:
@@ -273,6 +270,16 @@ def _rename_halves(model: Any) -> None:
         for i, value in enumerate(node.input):
             if value in renamed:
                 node.input[i] = renamed[value]
+
+
+def _inferred(model: Any) -> Any:
+    """``model`` with the type of every tensor; ``ModelError`` where two nodes contradict each other."""
+    import onnx
+
+    try:
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"the types in this graph contradict each other: {error}; export it again") from error
 
 
 def _types(model: Any) -> dict[str, int]:

@@ -188,7 +188,8 @@ def test_the_worst_image_is_drawn() -> None:
     def at(y: int, x: int) -> tuple[int, ...]:
         return tuple(int(v) for v in picture[y * factor + factor // 2, x * factor + factor // 2])
 
-    y, x = (int(v) for v in np.argwhere(worst.differing)[len(np.argwhere(worst.differing)) // 2])  # inside the lost cell
+    places = np.argwhere(worst.differing)
+    y, x = (int(v) for v in places[len(places) // 2])  # inside the lost cell
     assert at(y, x) not in ((120, 40, 90), parity_picture.BOTH_RGB)  # orange over the cell's own colour
     colours = {tuple(int(v) for v in pixel) for pixel in np.unique(picture.reshape(-1, 3), axis=0)}
     assert {parity_picture.REFERENCE_RGB, parity_picture.BOTH_RGB, parity_picture.DIFFERENCE_RGB} <= colours
