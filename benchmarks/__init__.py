@@ -1,1 +1,1 @@
-"""Benchmarks: time, memory and accuracy of every form, with the machine they ran on. Imported as ``cellseg_benchmarks``."""
+"""The place of benchmarks: time, memory and accuracy of every form. Imported as ``cellseg_benchmarks``."""

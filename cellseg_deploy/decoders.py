@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import stat
 import struct
 import threading
@@ -32,7 +33,9 @@ _decoder_lock = threading.Lock()  # warnings.catch_warnings and logging handlers
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
-_JPEG_END = b"\xff\xd9"
+# A JPEG marker that ends pixel data or starts a segment: FF 00 is a pixel byte FF, FF D0..D7 are restarts within it.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _JPEG_IN_TIFF = (6, 7)  # values of TIFF's tag Compression
 _MAX_PAGES = 64  # an image and its reduced copies
 
@@ -211,12 +214,30 @@ def _decode_png16(data: bytes, colour: int) -> Decoded:
 def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
     from PIL import JpegImagePlugin
 
-    if _JPEG_END not in data[-65536:]:
-        # All rows may be there, but nobody can tell: libjpeg fills what is missing with grey.
-        raise DataError(f"{path}: the JPEG is cut short: its end marker is missing")
+    _check_jpeg(path, data)
     with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
         _check_pixels(path, image.width, image.height, max_pixels)
         return _from_pillow(path, "JPEG", image)
+
+
+def _check_jpeg(path: Path, data: bytes) -> None:
+    """Walk all segments and scans to the end marker; what comes behind it (a phone's film or depth map) is no matter.
+
+    Looking for the two bytes of the end marker anywhere would find that of an embedded preview. Without an end marker
+    all rows may be there, but nobody can tell: libjpeg fills what is missing with grey.
+    """
+    position, has_scan = 2, False
+    while (marker := _JPEG_MARKER.search(data, position)) is not None:
+        kind, position = marker[0], marker.end()
+        if kind == _JPEG_END:
+            if has_scan:
+                return
+            break
+        if position + 2 > len(data):
+            break
+        position += max(2, struct.unpack_from(">H", data, position)[0])
+        has_scan = has_scan or kind == _JPEG_SCAN
+    raise DataError(f"{path}: the JPEG is cut short: its end marker is missing")
 
 
 def _from_pillow(path: Path, container: str, image: Any) -> Decoded:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy import metrics
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import OutputError
 from cellseg_deploy.images import Pair, check_same_size, read_image, read_labels
 from cellseg_deploy.outputs import atomic, label_tiff, tables
+from cellseg_deploy.outputs.folder import was_written_by
+from cellseg_deploy.outputs.lock import exclusive
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, output_names
 
 if TYPE_CHECKING:
@@ -82,11 +86,6 @@ class Predictor:
         return self.segmenter(image_hwc).labels
 
 
-def min_area_for(segmenter: Segmenter) -> int:
-    """``metrics.MIN_AREA_PX``, which is in px of the training images, in px of the images ``segmenter`` is set for."""
-    return round(metrics.MIN_AREA_PX * (segmenter.backend.spec.image_scale / segmenter.scale) ** 2)
-
-
 def describe_model(segmenter: Segmenter) -> dict[str, Any]:
     """What made the labels, for metrics.json."""
     import msgspec
@@ -107,16 +106,21 @@ def describe_model(segmenter: Segmenter) -> dict[str, Any]:
     }
 
 
-def check_apart(inputs: Sequence[Path], out: Path) -> None:
-    """Raise ``UsageError`` if ``out`` lies in an input folder, or an input folder in ``out``'s label folder.
+@contextmanager
+def report_folder(out: Path) -> Iterator[None]:
+    """``out`` existing, writable and held by this process: found out before hours of work, not after.
 
-    What one evaluation writes would be the input of the next.
+    Raises ``OutputError`` if it cannot be written or holds metrics that no evaluation of ours wrote,
+    ``OutputInUseError`` if another process writes there.
     """
-    folder = out.resolve()
-    for path in inputs:
-        place = path.resolve()
-        if folder.is_relative_to(place) or place.is_relative_to(folder / LABELS_FOLDER):
-            raise UsageError(f"the output folder {out} and the input {path} lie inside each other; choose another one")
+    atomic.make_folder(out)
+    with exclusive(out):
+        there = [name for name in (METRICS_JSON, METRICS_CSV) if os.path.lexists(out / name)]
+        if there and not was_written_by(PROGRAM, out / METRICS_JSON):
+            raise OutputError(
+                f"{out / there[0]}: not written by {PROGRAM}, so it is not replaced; choose another output folder"
+            )
+        yield
 
 
 def csv_rows(scored: Sequence[tuple[str, metrics.ImageScore]]) -> list[list[Any]]:

@@ -22,12 +22,13 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from cellseg_deploy.errors import CellsegError, DataError, NothingToDoError, OutputError, UsageError
+from cellseg_deploy.errors import CellsegError, DataError, NothingToDoError
 from cellseg_deploy.images import MAX_PIXELS, FoundImage, LoadedImage, check_settings, read_image
 from cellseg_deploy.measure import COLUMNS as CELL_COLUMNS
 from cellseg_deploy.outputs import label_tiff, overlay, tables
-from cellseg_deploy.outputs.atomic import atomic_file, make_folder, write_bytes
-from cellseg_deploy.outputs.folder import LABELS, OVERLAYS, RUN_JSON, output_folder
+from cellseg_deploy.outputs.atomic import atomic_file, make_folder, write_bytes, writing
+from cellseg_deploy.outputs.folder import LABELS, OVERLAYS, RUN_JSON, check_apart, output_folder
+from cellseg_deploy.outputs.interrupts import deferred_signals
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX, output_names
 from cellseg_deploy.pipeline import Segmentation, Segmenter
 
@@ -104,8 +105,8 @@ def run_folder(
     """Segment ``images`` in order into the folder ``out``; ``on_result`` is told of each image.
 
     An image that cannot be read, or fails in any way of its own, is recorded and the run goes on. Interrupted
-    (KeyboardInterrupt), or stopped by an error that concerns the whole run, the tables of what is done are still
-    written before the exception goes on.
+    (KeyboardInterrupt), or stopped by an error that concerns the whole run or by one of ``on_result``, the tables of
+    what is done are still written before the exception goes on.
 
     Raises ``NothingToDoError`` without an image, ``OutputError`` / ``OutputInUseError`` for the folder, ``UsageError``
     if ``out`` lies inside the input or the other way round.
@@ -116,20 +117,6 @@ def run_folder(
     check_apart([image.path for image in images], out)
     with output_folder(out, overwrite=options.overwrite):
         return _Run(segmenter, images, out, options).run(on_result)
-
-
-def check_apart(inputs: Sequence[Path], out: Path) -> None:
-    """Raise ``UsageError`` if ``out`` and an input (file or folder) contain each other.
-
-    The outputs of one run would be the input of the next, and replacing the outputs could remove the input.
-    """
-    folder = out.resolve()
-    for path in inputs:
-        place = path.resolve() if path.is_dir() else path.parent.resolve()
-        if place.is_relative_to(folder) or (path.is_dir() and folder.is_relative_to(place)):
-            raise UsageError(
-                f"the output folder {out} and the input {path} lie inside each other; choose a folder beside"
-            )
 
 
 class _Run:
@@ -152,8 +139,6 @@ class _Run:
             cells = stack.enter_context(self._tables_at_end())
             for image in self.images:
                 result = self._one_image(image, cells)
-                self.results.append(result)
-                self.summary.add(result)
                 if on_result is not None:
                     on_result(result)
         if self.summary.remaining or len(self.results) != self.summary.found:
@@ -165,10 +150,11 @@ class _Run:
         """The open cells.csv; all tables take their place whether the run ends well, is interrupted or breaks."""
         stopped: BaseException | None = None
         with atomic_file(self.out / CELLS_CSV) as cells:
-            cells.write(tables.csv_rows([["image", *CELL_COLUMNS]]))
+            with writing(self.out / CELLS_CSV):
+                cells.write(tables.csv_rows([["image", *CELL_COLUMNS]]))
             try:
                 yield cells
-            except (KeyboardInterrupt, CellsegError) as error:
+            except BaseException as error:  # of any kind: hours of counting must not go with it; raised again below
                 stopped = error
         rows = [[getattr(result, column) for column in IMAGE_COLUMNS] for result in self.results]
         write_bytes(self.out / IMAGES_CSV, tables.csv_rows([IMAGE_COLUMNS, *rows]))
@@ -190,7 +176,14 @@ class _Run:
             # Ours to mend, but the other ten thousand images of the night must not pay for it: recorded, never hidden.
             _log.exception("%s: internal error", image.name)
             reason = f"internal error, please report it: {type(error).__name__}: {error}"
-        return ImageResult(image.name, "failed", error=_one_line(reason.removeprefix(f"{image.path}: ")))
+        return self._record_result(
+            ImageResult(image.name, "failed", error=_one_line(reason.removeprefix(f"{image.path}: ")))
+        )
+
+    def _record_result(self, result: ImageResult) -> ImageResult:
+        self.results.append(result)
+        self.summary.add(result)
+        return result
 
     def _process(self, image: FoundImage, cells: BinaryIO) -> ImageResult:
         if image.problem:
@@ -200,27 +193,26 @@ class _Run:
         read = time.perf_counter()
         segmentation = self.segmenter(loaded.pixels_hwc)
         segmented = time.perf_counter()
-        self._write_outputs(image, loaded, segmentation)
-        self._append(cells, image.name, segmentation)
-        seconds = {"read": read - start, **segmentation.seconds, "write": time.perf_counter() - segmented}
-        areas = segmentation.table.columns["area_px"]
-        return ImageResult(
-            image=image.name,
-            status="done",
-            cells=segmentation.count,
-            confluence=segmentation.confluence,
-            median_cell_area_px=float(np.median(areas)) if len(areas) else None,
-            warning="; ".join(_one_line(note) for note in loaded.notes),
-            seconds=seconds,
-        )
+        with deferred_signals():  # files, rows and record of an image all, or none
+            self._write_outputs(image, loaded, segmentation)
+            self._append(cells, image.name, segmentation)
+            seconds = {"read": read - start, **segmentation.seconds, "write": time.perf_counter() - segmented}
+            areas = segmentation.table.columns["area_px"]
+            return self._record_result(
+                ImageResult(
+                    image=image.name,
+                    status="done",
+                    cells=segmentation.count,
+                    confluence=segmentation.confluence,
+                    median_cell_area_px=float(np.median(areas)) if len(areas) else None,
+                    warning="; ".join(_one_line(note) for note in loaded.notes),
+                    seconds=seconds,
+                )
+            )
 
     def _append(self, cells: BinaryIO, name: str, segmentation: Segmentation) -> None:
-        try:
+        with writing(self.out / CELLS_CSV):  # a full disk concerns the run, not the image
             cells.write(tables.csv_rows(tables.cell_rows(name, segmentation.table.columns)))
-        except OSError as error:  # a full disk concerns the run, not the image
-            raise OutputError(
-                f"{self.out / CELLS_CSV}: cannot be written ({error.strerror}); check free space"
-            ) from error
 
     def _write_outputs(self, image: FoundImage, loaded: LoadedImage, segmentation: Segmentation) -> None:
         """Both files of an image or none, so that what lies in the folder is what images.csv calls done."""

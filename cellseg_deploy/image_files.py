@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,13 @@ from pathlib import Path
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_OTHER_FORMATS = (
+    *(".bmp", ".dib", ".gif", ".webp", ".heic", ".heif", ".avif", ".jp2", ".jpx", ".jxl", ".jxr", ".psd", ".pnm"),
+    *(".ppm", ".pgm", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".dcm"),  # photographs, cameras' raw files
+    *(".czi", ".lif", ".lsm", ".nd2", ".oib", ".oif", ".vsi", ".zvi", ".ims", ".stk", ".dm3", ".dm4"),  # microscopes
+    *(".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".isyntax"),  # slide scanners
+)
+"""Images too, but not read: a folder of them must not look like one without images."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +48,11 @@ class Pair:
 def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[FoundImage]:
     """Image files under ``paths`` (files and folders, folders recursively), sorted by name.
 
-    In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; a file that is named
-    itself is taken as it is. Names are relative to the folder given (for a file: its folder). Where the inputs lie in
-    several folders, each name starts with its folder's name, numbered if two folders have the same one, so no two
-    images share a name. A file that is reached twice by the same path counts once.
+    In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; images of other formats
+    are left out with one warning that counts them. A file that is named itself is taken as it is. Names are relative
+    to the folder given (for a file: its folder). Where the inputs lie in several folders, each name starts with its
+    folder's name, numbered if two folders have the same one, so no two images share a name. A file that is reached
+    twice by the same path counts once.
 
     Links out of a given folder are followed only with ``follow_links`` (a folder only once, so loops end); without it
     a linked file has a ``problem`` and a linked folder is left out with a warning. Raises ``UsageError`` for a path
@@ -55,15 +64,17 @@ def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[Fo
     roots: dict[Path, list[Path]] = {}
     seen: set[Path] = set()
     named: set[Path] = set()
+    others: set[Path] = set()
     for path in paths:
         is_folder = path.is_dir()
         root = _absolute(path if is_folder else path.parent)
-        files = _walk(root, follow_links) if is_folder else iter([root / path.name])
+        files = _walk(root, follow_links, others) if is_folder else iter([root / path.name])
         named |= set() if is_folder else {root / path.name}
         for file in files:
             if file not in seen:
                 seen.add(file)
                 roots.setdefault(root, []).append(file)
+    _warn_of_other_formats(others - seen)
     prefixes = _unique_folder_names(list(roots)) if len(roots) > 1 else dict.fromkeys(roots, "")
     found = [
         FoundImage(
@@ -113,7 +124,8 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links and lose the user's names)
 
 
-def _walk(root: Path, follow_links: bool) -> Iterator[Path]:
+def _walk(root: Path, follow_links: bool, others: set[Path]) -> Iterator[Path]:
+    """Image files under ``root``; those of other formats are added to ``others``."""
     entered: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_raise_unlistable):
         real = os.path.realpath(folder)
@@ -128,8 +140,23 @@ def _walk(root: Path, follow_links: bool) -> Iterator[Path]:
             elif name.lower().endswith(SUFFIXES):
                 _log.info("%s: a folder, not an image", Path(folder, name))
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(SUFFIXES):
                 yield Path(folder, name)
+            elif name.lower().endswith(_OTHER_FORMATS):
+                others.add(Path(folder, name))
+
+
+def _warn_of_other_formats(files: set[Path]) -> None:
+    if files:
+        counts = sorted(Counter(file.suffix.lower() for file in files).items())
+        _log.warning(
+            "%d file%s of formats that are not read (%s): convert to PNG or TIFF",
+            len(files),
+            "" if len(files) == 1 else "s",
+            ", ".join(f"{suffix} {count}" for suffix, count in counts),
+        )
 
 
 def _leads_out(file: Path, root: Path) -> str:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from cellseg_deploy.decoders import Decoded, decode
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.image_files import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
-from cellseg_deploy.runs import renumber
+from cellseg_deploy.runs import pieces, renumber, row_runs
 
 __all__ = [
     "MAX_PIXELS",
@@ -50,6 +50,9 @@ __all__ = [
 
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded, in pixels; 200 MP need about 600 MB as RGB."""
+
+_OBJECT_PX = 20
+"""Smaller pieces say nothing about whether a file is a label image: annotation tools leave crumbs."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,9 @@ def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.i
     """The mask or label image in ``path`` as int32 labels (h, w): 0 background, 1..n in raster order of first pixel.
 
     At most two values (0 and one other) make a binary mask, whose 4-connected components become the labels. More
-    values make a label image, whose regions are kept as they are. A lossy JPEG is read as a binary mask cut at 128,
-    if nearly all of its pixels are nearly black or white.
+    values make a label image, whose regions are kept as they are; a label may be in several pieces, but if most are,
+    the values are no labels. A lossy JPEG is read as a binary mask cut at 128, if nearly all of its pixels are nearly
+    black or white.
 
     Raises ``DataError`` where it is not clear which of the two it is, or the file is damaged.
     """
@@ -121,7 +125,9 @@ def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.i
             f"{path}: looks like a mask with softened edges ({len(present)} grey values, most of it 255), not like a "
             "label image; save it with hard edges (0 and 255)"
         )
-    return renumber(values)
+    labels = renumber(values)
+    _check_a_value_a_cell(path, labels, len(present))
+    return labels
 
 
 # ------------------------------------------------------------------------------------------------------- conversions
@@ -242,6 +248,23 @@ def _is_smoothed_mask(values: npt.NDArray[np.uint8]) -> bool:
     """A soft-edged mask: more than 20 grey values, and 255 alone more than half of the foreground."""
     histogram = np.bincount(values.ravel(), minlength=256)
     return bool(np.count_nonzero(histogram) > 20 and histogram[255] * 2 > histogram[1:].sum())
+
+
+def _check_a_value_a_cell(path: Path, labels: npt.NDArray[np.int32], n_values: int) -> None:
+    """Raise ``DataError`` where a few values cover many separate objects: a class mask, a softened or a stained one.
+
+    Counted are pieces of ``_OBJECT_PX`` and more, and the labels that have one.
+    """
+    runs = row_runs(labels)
+    piece = pieces(runs)
+    is_object = np.bincount(piece, weights=runs.length) >= _OBJECT_PX
+    n_objects = int(is_object.sum())
+    n_labels = len(np.unique(runs.label[is_object[piece]]))
+    if n_objects > 1.5 * n_labels and n_objects - n_labels >= 3:
+        raise DataError(
+            f"{path}: {n_values} values but {n_objects} separate objects: a class mask or a softened mask? Save it as "
+            "0 and 255, or as a label image with one value a cell"
+        )
 
 
 def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:

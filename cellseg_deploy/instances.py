@@ -19,8 +19,9 @@ boundary. With *score* = foreground - boundary_weight * boundary:
    that, holes up to ``max_hole_rel`` that lie inside a single cell are filled (pallor; a dropped fragment inside a
    cell). A gap between several cells is no hole, however small.
 
-All areas are relative to the disc of the model's median cell diameter. Numbers are 1..n in raster order of each cell's
-first pixel. Everything is deterministic: equal probabilities give equal labels.
+Areas are relative to the disc of the model's median cell diameter; in step 5 to the typical cell of the image itself
+where that is smaller, so that a picture at a lower magnification does not lose its cells as specks. Numbers are 1..n in
+raster order of each cell's first pixel. Everything is deterministic: equal probabilities give equal labels.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from cellseg_deploy.runs import Labels, largest_pieces, paint, raster_ranks, row
 
 Plane = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+
+_FEW_CELLS = 8
 
 
 def segment(
@@ -64,7 +67,8 @@ def segment(
         labels = label_boundary(foreground, boundary, params, disc_px=disc_px)
     else:
         labels = label_threshold(foreground, params)
-    labels = drop_small(labels, params.min_area_rel * disc_px, params.min_border_area_rel * disc_px)
+    typical_px = typical_area(labels, disc_px)
+    labels = drop_small(labels, params.min_area_rel * typical_px, params.min_border_area_rel * typical_px)
     labels = fill_holes(labels, params.max_hole_rel * disc_px)
     if out_hw is not None and out_hw != labels.shape:
         labels = enlarge(labels, foreground, params.foreground_threshold, out_hw)
@@ -123,6 +127,22 @@ def flood(score: Plane, seeds: Labels, inside: Mask) -> Labels:
     deep = cv2.erode((seeds > 0).astype(np.uint8), cross).astype(np.bool_)
     grown = watershed(-score, np.where(deep, 0, seeds), connectivity=1, mask=inside & ~deep)
     return np.where(deep, seeds, grown).astype(np.int32, copy=False)
+
+
+def typical_area(labels: Labels, disc_px: float) -> float:
+    """Area in px that the limits for small cells refer to: ``disc_px``, or the image's own median cell if smaller.
+
+    The median is over labels that do not touch the image border and have a twentieth of ``disc_px``; with fewer than
+    ``_FEW_CELLS`` of them it says nothing. Never below a quarter of ``disc_px``, half the model's cell diameter.
+    """
+    area = np.bincount(labels.reshape(-1))
+    area[0] = 0
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        area[edge] = 0
+    cells = area[area >= 0.05 * disc_px]
+    if len(cells) < _FEW_CELLS:
+        return disc_px
+    return float(np.clip(np.median(cells), 0.25 * disc_px, disc_px))
 
 
 def drop_small(labels: Labels, min_px: float, min_border_px: float = 0) -> Labels:

@@ -18,7 +18,6 @@ Area, centroid, box, axes, eccentricity and perimeter are those of ``skimage.mea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,17 +56,6 @@ class CellTable:
 
     def __len__(self) -> int:
         return len(self.columns["label"])
-
-    @property
-    def n_rows(self) -> int:
-        """Number of cells."""
-        return len(self)
-
-    def rows(self) -> Iterator[dict[str, int | float | bool]]:
-        """Each cell as name -> Python number, ready for a CSV or JSON writer."""
-        values = [column.tolist() for column in self.columns.values()]
-        for row in zip(*values, strict=True):
-            yield dict(zip(self.columns, row, strict=True))
 
 
 def measure(labels: npt.NDArray[np.integer[Any]]) -> CellTable:

@@ -37,7 +37,7 @@ from cellseg_deploy.runs import Ints, check_labels
 MAP_THRESHOLDS: tuple[float, ...] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 F1_THRESHOLD = 0.5
 MIN_AREA_PX = 200
-"""Objects below this area, in px of the training images, are specks: neither true nor predicted cells."""
+"""Objects below this area, in px of the mask as it is, are specks: neither true nor predicted cells."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def read_model_file(path: Path) -> ModelFile:
         raise ModelError(f"{path}: the model has no node; the file is empty or cut short; copy or export it again")
     spec = read_spec(model, source=str(path))
     _check_embedded(path, model)
-    _check_well_formed(path, model)
+    _check_well_formed(path, data)
     _check_input_and_output(path, model, spec)
     _check_finite(path, model)
     return ModelFile(
@@ -171,11 +171,11 @@ def _check_embedded(path: Path, model: Any) -> None:
             )
 
 
-def _check_well_formed(path: Path, model: Any) -> None:
+def _check_well_formed(path: Path, data: bytes) -> None:
     import onnx
 
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(data)  # the bytes: of the model it would make another copy
     except (onnx.checker.ValidationError, ValueError, TypeError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"{path}: the ONNX checker refuses the model: {reason}; export it again") from error

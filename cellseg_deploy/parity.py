@@ -112,7 +112,7 @@ def compare(
         compared.append(ImageComparison(name, tensors, tasks))
         crossed = crossed + _cross_products(expected, got)
         if probe is None:
-            probe = middle_tile(reference, image_hwc)
+            probe = middle_tile(reference.spec, image_hwc)
         on_image(name)
     if probe is None:
         raise NothingToDoError(f"no image to compare the two forms on ({images_from})")
@@ -231,9 +231,9 @@ def _flipped_colours(
     ]
 
 
-def middle_tile(backend: Backend, image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def middle_tile(spec: ModelSpec, image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The tile in the middle of ``image_hwc``, as the network gets it: (1, tile_size, tile_size, 3)."""
-    scaled = resize(image_hwc, backend.spec.image_scale)
-    plan = tiling.plan((scaled.shape[0], scaled.shape[1]), backend.spec.tile_size, backend.spec.halo)
+    scaled = resize(image_hwc, spec.image_scale)
+    plan = tiling.plan((scaled.shape[0], scaled.shape[1]), spec.tile_size, spec.halo)
     middle = len(plan) // 2
     return tiling.cut(tiling.pad(scaled, plan), plan, middle, middle + 1)

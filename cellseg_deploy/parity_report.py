@@ -80,7 +80,8 @@ class ParityReport:
     """Result of ``parity.compare``.
 
     ``images_from``: where the images came from. ``hints``: what the fault may be. ``faults``: what other checks of the
-    candidate found; one is enough to refuse it. ``notes``: what else to know of the candidate. ``worst``: not in JSON.
+    candidate found; one is enough to refuse it. ``notes``: what else to know of the candidate. ``parts_at``: from which
+    part of the network on the two differ, where someone looked inside; empty if nowhere. ``worst``: not in JSON.
     """
 
     reference: Side
@@ -91,6 +92,7 @@ class ParityReport:
     hints: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    parts_at: str = ""
     worst: WorstImage | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -144,7 +146,7 @@ class ParityReport:
         reasons += [complaint for task in self.tasks for complaint in self._complaints(task)]
         if len(reasons) > before:
             reasons += [self._where(channel) for channel in self.images[0].tensors if self._differs(channel)]
-        return (*reasons, *self.hints)
+        return (*reasons, *self.hints, *([self.parts_at] if self.parts_at else []))
 
     def summary(self, task: str) -> dict[str, Any]:
         """Figures of ``task`` over all images; keys as in the report's JSON."""

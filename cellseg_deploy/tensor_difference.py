@@ -93,7 +93,8 @@ def compare_tensors(
 def pool_differences(parts: Sequence[TensorDifference]) -> tuple[TensorDifference, int]:
     """All of ``parts`` as one difference, and which of them holds the worst value.
 
-    Everything is exact but the quantiles: of each, the highest among the parts is given, which is never below the true one.
+    Everything is exact but the quantiles: of each, the highest among the parts is given, which is never below the
+    true one.
     Raises ``UsageError`` if there is none.
     """
     if not parts:

@@ -82,14 +82,14 @@ def export_bioimageio(
     return path
 
 
-def description(
-    model: ModelFile, credits: Credits, files: dict[str, bytes], now: datetime.datetime
-) -> dict[str, Any]:
+def description(model: ModelFile, credits: Credits, files: dict[str, bytes], now: datetime.datetime) -> dict[str, Any]:
     """Content of rdf.yaml for ``model`` and the ``files`` of the package."""
     spec = model.spec
     licence = spec.weights.licence if credits.licence is None else credits.licence
     if not _SPDX.fullmatch(licence):
-        raise UsageError(f"licence {licence!r} is no SPDX identifier such as MIT or Apache-2.0; name one with --licence")
+        raise UsageError(
+            f"licence {licence!r} is no SPDX identifier such as MIT or Apache-2.0; name one with --licence"
+        )
     if not credits.authors:
         raise UsageError("a package needs an author; name one with --author")
     return {
@@ -127,9 +127,10 @@ def documentation(model: ModelFile) -> str:
 
 ## Input and output
 
-`{INPUT_NAME}`: RGB tiles, uint8, {spec.tile_size} x {spec.tile_size} px, cells about {spec.cell_diameter_px:.0f} px wide
-({spec.image_scale:g} px per px of a training image). Nothing is to be normalised: that is in the graph.
-`{OUTPUT_NAME}`: {", ".join(spec.channels)}, in [0, 1]. The outer {spec.halo} px of a tile lack context and are thrown away.
+`{INPUT_NAME}`: RGB tiles, uint8, {spec.tile_size} x {spec.tile_size} px, cells about {spec.cell_diameter_px:.0f} px
+wide ({spec.image_scale:g} px per px of a training image). Nothing is to be normalised: that is in the graph.
+`{OUTPUT_NAME}`: {", ".join(spec.channels)}, in [0, 1].
+The outer {spec.halo} px of a tile lack context and are thrown away.
 
 ## From probabilities to cells
 
@@ -193,8 +194,8 @@ def _file(name: str, files: dict[str, bytes]) -> dict[str, str]:
 
 def _summary(spec: ModelSpec) -> str:
     return (
-        f"Finds the {' and '.join(spec.channels)} of cells in photographs of blood smears, from which cells are counted "
-        f"and outlined. Vision transformer ({spec.encoder}) with a stepwise decoder."
+        f"Finds the {' and '.join(spec.channels)} of cells in photographs of blood smears, from which cells are "
+        f"counted and outlined. Vision transformer ({spec.encoder}) with a stepwise decoder."
     )
 
 

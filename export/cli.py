@@ -14,7 +14,7 @@ import click
 from cellseg_deploy.cli import _common
 from cellseg_export.cli_onnx import onnx_command
 from cellseg_export.cli_openvino import int8_command, openvino_command
-from cellseg_export.cli_options import EPILOG, PATH, SETTINGS, require_packages
+from cellseg_export.cli_options import EPILOG, PATH, SETTINGS
 from cellseg_export.cli_packages import bioimageio_command, triton_command
 from cellseg_export.cli_tensorrt import tensorrt_command
 from cellseg_export.cli_verify import verify_command
@@ -35,7 +35,7 @@ def info_command(file: Path, as_json: bool, quiet: bool, verbose: int) -> None:
     del quiet
     _common.set_up_logging(verbose)
     if file.suffix.lower() not in (".onnx", ".engine", ".xml"):
-        require_packages("torch", "timm", "safetensors")
+        _common.require_packages("export", "torch", "timm", "safetensors")
 
     from cellseg_export.info import as_text, describe
 

@@ -61,7 +61,7 @@ def onnx_command(
     shows the worst image.
     """
     _common.set_up_logging(verbose)
-    shared.require_packages("torch", "timm", "safetensors", "onnxscript")
+    _common.require_packages("export", "torch", "timm", "safetensors", "onnxscript")
     shared.require_runtime()
 
     from cellseg_export.onnx import OPSET, export_onnx

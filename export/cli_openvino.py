@@ -126,8 +126,8 @@ def int8_command(
     """Quantise a model to 8 bits for OpenVINO on CPUs, and keep it only if it still finds the cells.
 
     Judged by F1 against true masks: --images with --masks, by default sample smears, whose truth is known. Where F1
-    falls by more than --max-drop, operations go back to floating point one after the other until it does not; the report
-    and the file name them.
+    falls by more than --max-drop, operations go back to floating point one after the other until it does not; the
+    report and the file name them.
     """
     _common.set_up_logging(verbose)
     if images is not None and masks is None:
@@ -158,7 +158,7 @@ def _require_origin(source: Path) -> None:
     if source.suffix.lower() == ".onnx":
         shared.require_runtime()
     else:
-        shared.require_packages("torch", "timm", "safetensors", "onnxscript")
+        _common.require_packages("export", "torch", "timm", "safetensors", "onnxscript")
 
 
 def _print(exported: ExportedIr) -> None:

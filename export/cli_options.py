@@ -58,15 +58,6 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def require_packages(*names: str) -> None:
-    """Raise ``BackendUnavailableError`` if one of these modules is not installed."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(
-            f"{', '.join(missing)} not installed, which this needs; run: pip install 'cellseg-deploy[export]'"
-        )
-
-
 def require_runtime() -> None:
     """Say before a minute of export, not after it, that nothing is here to check the result with."""
     if importlib.util.find_spec("onnxruntime") is None:

@@ -28,7 +28,9 @@ Exit codes: 0 done, 2 usage, 5 model refused, 6 cannot be written, 8 engine not 
 )
 @click.option("--queue-delay", type=click.IntRange(0), default=2000, show_default=True, metavar="US", help="How long.")
 @click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Copies on each device.")
-@click.option("--kind", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True, help="Where to run.")
+@click.option(
+    "--kind", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True, help="Where to run."
+)
 @_common.log_options
 def triton_command(
     source: Path,

@@ -145,9 +145,7 @@ def tensorrt_command(
             click.echo(f"note       {_common.printable(built.timing_cache_note)}")
 
 
-def _check(
-    model: Path, options: Any, precision: Precision, capabilities: str | None, say: Any, *, quiet: bool
-) -> None:
+def _check(model: Path, options: Any, precision: Precision, capabilities: str | None, say: Any, *, quiet: bool) -> None:
     from cellseg_export.tensorrt import COMPUTE_CAPABILITIES, check_only
 
     chosen = COMPUTE_CAPABILITIES

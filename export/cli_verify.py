@@ -70,13 +70,13 @@ def verify_command(
     """
     _common.set_up_logging(verbose)
     if any(path.suffix.lower() not in _DEPLOYABLE for path in (reference, candidate)):
-        shared.require_packages("torch", "timm", "safetensors")
+        _common.require_packages("export", "torch", "timm", "safetensors")
 
     from cellseg_deploy.errors import ParityError
     from cellseg_deploy.outputs import parity_picture
     from cellseg_deploy.outputs.atomic import write_bytes
     from cellseg_deploy.parity import policy_for
-    from cellseg_export.verify import open_form, sample_images, verify
+    from cellseg_export.verify import look_inside, open_form, sample_images, verify
 
     if picture is not None:
         parity_picture.check_suffix(picture)
@@ -99,6 +99,10 @@ def verify_command(
             from cellseg_export.record import record_form
 
             record_form(result, first, second, candidate, seen, (candidate, reference), batch_size=tile_batch)
+    if first.name == "pytorch" and candidate.suffix.lower() == ".onnx":
+        from cellseg_train.checkpoint import load_network
+
+        result = look_inside(result, load_network(reference), candidate, seen)
     if report is not None:
         write_bytes(report, result.to_json())
     if picture is not None and result.worst is not None:

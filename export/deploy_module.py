@@ -39,16 +39,22 @@ class DeployModule(nn.Module):
 
 
 @contextmanager
-def plain_attention(net: nn.Module) -> Iterator[None]:
-    """Attention of timm's blocks as matrix products and softmax while the context lasts, not as one fused operator.
+def exportable(net: CellSegNet) -> Iterator[None]:
+    """While the context lasts, ``net`` computes the same in steps that every engine knows.
 
-    Those are the nodes that every engine knows and that half precision can be treated with one by one.
+    Attention as matrix products and softmax instead of one fused operator: half precision can then be treated node by
+    node. A fixed image size for encoders that take any: they would resample their position embedding in the graph,
+    with an antialiased cubic Resize that TensorRT refuses.
     """
-    fused = [module for module in net.modules() if getattr(module, "fused_attn", False)]
-    for module in fused:
-        module.fused_attn = False  # type: ignore[assignment]
+    changes: list[tuple[nn.Module, str, bool]] = [
+        (module, "fused_attn", False) for module in net.modules() if getattr(module, "fused_attn", False)
+    ]
+    if net.encoder.dynamic_img_size:
+        changes += [(net.encoder, "dynamic_img_size", False), (net.encoder.patch_embed, "flatten", True)]
+    for module, name, value in changes:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        for module in fused:
-            module.fused_attn = True  # type: ignore[assignment]
+        for module, name, value in changes:
+            setattr(module, name, not value)

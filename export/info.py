@@ -13,9 +13,10 @@ from cellseg_deploy.model_spec import ModelSpec
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What ``path`` is (an ``.onnx``, ``.xml``, ``.engine``, ``.safetensors`` or a run folder), under ``file`` and ``spec``.
+    """What ``path`` is (an ``.onnx``, ``.xml``, ``.engine``, ``.safetensors`` or a run folder).
 
-    Ready for JSON. The file is checked as it would be before it is run. Raises ``ModelError``, or ``UsageError`` for another kind.
+    Under ``file`` and ``spec``, ready for JSON. The file is checked as it would be before it is run. Raises
+    ``ModelError``, or ``UsageError`` for another kind.
     """
     if path.suffix.lower() == ".onnx":
         return _describe_onnx(path)

@@ -16,7 +16,9 @@ def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bo
     )
     if report.verdict == "passed":
         return f"verified: counts as {report.reference.backend} does under policy {report.policy.name}; {figures}"
-    if report.verdict == "inconclusive" and unverified and report.tensors_agree:
+    # Where nothing is found all probabilities are near 0, and so are their differences: look inside, too.
+    tensors_agree = report.tensors_agree and not report.parts_at
+    if report.verdict == "inconclusive" and unverified and tensors_agree:
         return f"unverified: too few cells to judge by, only tensors were compared; {figures}"
     why = "\n  - ".join(report.reasons)
     hint = ""
@@ -24,8 +26,8 @@ def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bo
         hint = "\n--unverified writes it all the same if the tensors agree, and the model will say so"
     elif report.verdict == "inconclusive":
         hint = (
-            f"\n--unverified needs tensors that agree to {report.policy.tensor_tolerance:g}; they differ by "
-            f"{report.max_difference:.2e}"
+            f"\n--unverified needs probabilities that agree to {report.policy.tensor_tolerance:g} (they differ by "
+            f"{report.max_difference:.1e}), and modules that agree within"
         )
     older = "; the older file of that name was left as it is" if path.exists() else ""
     raise ParityError(f"{path} was not written: parity {report.verdict}{older}; see {report_path}\n  - {why}{hint}")

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from cellseg_deploy.model_file import read_model_file
 from cellseg_deploy.model_spec import INPUT_NAME
 from cellseg_export.deploy_module import DeployModule
 from cellseg_train.checkpoint import LoadedNetwork
@@ -87,7 +86,7 @@ def _outputs_in_onnx(
     import onnx
     import onnxruntime
 
-    model = onnx.load_model_from_string(read_model_file(path).data)
+    model = onnx.load(path, load_external_data=False)
     last: dict[str, str] = {}  # module -> what its last node gives
     for node in model.graph.node:
         for module in modules:
@@ -99,6 +98,8 @@ def _outputs_in_onnx(
             model.graph.output.append(onnx.ValueInfoProto(name=name))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    data = model.SerializeToString()
+    del model
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     values = session.run(list(last.values()), {INPUT_NAME: tile_nhwc})
     return dict(zip(last, values, strict=True))

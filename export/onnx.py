@@ -33,11 +33,11 @@ from cellseg_deploy.errors import ModelError, OutputError, UsageError
 from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec, TrainingInfo
 from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, write_bytes
 from cellseg_deploy.parity import ParityPolicy, ParityReport, policy_for
-from cellseg_export.deploy_module import DeployModule, plain_attention
+from cellseg_export.deploy_module import DeployModule, exportable
 from cellseg_export.graph import check_graph, finish_graph
 from cellseg_export.judge import judge
 from cellseg_export.torch_backend import TorchBackend
-from cellseg_export.verify import GateImages, sample_images, save_report, verify
+from cellseg_export.verify import GateImages, look_inside, sample_images, save_report, verify
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.loop import halo_of
 from cellseg_train.model import CellSegNet
@@ -89,9 +89,9 @@ def export_onnx(
     ``source``: a trained network, or an fp32 model file (for fp16 and mixed; it is then what the result is compared
     with). ``precision``: ``fp16`` (LayerNorm, softmax, sigmoid in FP32), ``mixed`` (also the parts that need it).
     ``images``: for the gate, by default sample smears. ``policy``: by default that of the precision. ``unverified``:
-    write it also if too few cells were found to judge, as long as no probability differs by more than
-    ``policy.tensor_tolerance``. ``tile_batch``: tiles a call. ``on_try``: told of each choice of parts for ``mixed``.
-    A file that was at ``path`` before stays as it is if the gate refuses the new one.
+    write it also if too few cells were found to judge, as long as probabilities agree to ``policy.tensor_tolerance``,
+    and the modules within the network, too. ``tile_batch``: tiles a call. ``on_try``: told of each choice of parts for
+    ``mixed``. A file that was at ``path`` before stays as it is if the gate refuses the new one.
 
     Raises ``ParityError`` (the report is written first), ``ModelError`` for a network that cannot be exported,
     ``BackendUnavailableError`` without an ONNX Runtime, ``OutputError``, ``UsageError``.
@@ -113,16 +113,16 @@ def export_onnx(
             else:
                 write_graph(source, temporary, opset=opset)
             if precision != "fp32":
-                rewrite_in_half(
-                    temporary, precision, reference, images, policy, tile_batch=tile_batch, on_try=on_try
-                )
+                rewrite_in_half(temporary, precision, reference, images, policy, tile_batch=tile_batch, on_try=on_try)
             with OnnxRuntimeBackend(temporary, threads=threads) as candidate:
                 report = verify(reference, candidate, images, policy, batch_size=tile_batch, on_image=on_image)
-            report = _without_temporary(report, path)
-            save_report(report, report_path)
-            parity = judge(report, path, report_path, unverified=unverified)
-            spec = msgspec.structs.replace(reference.spec, parity=parity)
-        del candidate, reference
+            spec = reference.spec
+        del candidate, reference  # a large model would be in memory twice
+        if not isinstance(source, Path):
+            report = look_inside(report, source, temporary, images)
+        report = _without_temporary(report, path)
+        save_report(report, report_path)
+        spec = msgspec.structs.replace(spec, parity=judge(report, path, report_path, unverified=unverified))
         model_file.write_spec(temporary, spec)
         try:
             temporary.replace(path)
@@ -224,7 +224,7 @@ def trace(network: LoadedNetwork, opset: int) -> Any:
     size = network.config.tile_size
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)  # a batch of 1 would be taken for a constant
     module = DeployModule(network.net).eval()
-    with _silence(), plain_attention(module), torch.no_grad():
+    with _silence(), exportable(network.net), torch.no_grad():
         program = torch.onnx.export(
             module,
             (example,),

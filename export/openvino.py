@@ -1,8 +1,8 @@
 """A model file, or a trained network, to OpenVINO's .xml and .bin, handed over only if it counts the same cells.
 
 model -> OpenVINO network, ModelSpec in rt_info -> temporary pair -> OpenVINO against its origin on images -> MODEL.xml
-                                                                              |                             MODEL.bin
-                                                                              +-> MODEL.xml.parity.json, whatever the verdict
+                                                       |                                                   MODEL.bin
+                                                       +-> MODEL.xml.parity.json, whatever the verdict
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def make_record(
     """Record of ``candidate``, opened from ``path``, by the gate's ``report``. Raises ``UsageError`` for PyTorch, which
     cellseg-infer does not run, ``ModelError`` for a form that does not know its network."""
     if candidate.name == "pytorch":
-        raise UsageError(f"{path}: a record is kept of forms that cellseg-infer runs; this is the PyTorch network itself")
+        raise UsageError(
+            f"{path}: a record is kept of forms that cellseg-infer runs; this is the PyTorch network itself"
+        )
     identity = candidate.describe().get("model_identity")
     version = engine_version(candidate.name)
     if not identity or version is None:

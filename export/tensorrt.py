@@ -248,5 +248,3 @@ def _with_path(report: ParityReport, output: Path) -> ParityReport:
     """``report`` with the name the engine will have."""
     details: dict[str, Any] = report.candidate.details | {"engine_path": str(output)}
     return dataclasses.replace(report, candidate=dataclasses.replace(report.candidate, details=details))
-
-

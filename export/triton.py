@@ -62,7 +62,9 @@ class Entry:
     sha256: str
 
 
-def export_triton(source: Path, repository: Path, *, name: str | None = None, options: TritonOptions | None = None) -> Path:
+def export_triton(
+    source: Path, repository: Path, *, name: str | None = None, options: TritonOptions | None = None
+) -> Path:
     """Add ``source`` (.onnx, .xml or .engine, checked first) to ``repository``; gives the folder of the entry.
 
     ``name``: of the entry, by default the model's. The entry appears whole or not at all, and never replaces one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from cellseg_deploy.outputs import parity_picture
 from cellseg_deploy.outputs.atomic import write_bytes
 from cellseg_deploy.parity import Labels, NamedImage, ParityPolicy, ParityReport, compare, middle_tile, policy_for
 from cellseg_deploy.samples import Smear, SmearParams, make_smear, random_params
+
+if TYPE_CHECKING:
+    from cellseg_train.checkpoint import LoadedNetwork
 
 SAMPLE_SEED = 20261
 N_SAMPLES = 4
@@ -128,7 +132,9 @@ def open_form(
         return open_backend(path, backend=backend or own, device=device, threads=threads, precision=precision)
     if path.is_dir() or suffix == ".safetensors":
         if backend is not None or precision is not None:
-            raise UsageError(f"{path}: PyTorch runs a training run, in fp32; --backend and --precision are for an .onnx")
+            raise UsageError(
+                f"{path}: PyTorch runs a training run, in fp32; --backend and --precision are for an .onnx"
+            )
         from cellseg_export.torch_backend import TorchBackend
         from cellseg_train.checkpoint import load_network
 
@@ -149,8 +155,7 @@ def verify(
 
     ``policy``: by default the one for the candidate's precision. A half-precision ONNX file on the CPU is run in real
     half arithmetic too, for ONNX Runtime would hide an overflow there: what that shows is among ``faults`` and
-    ``notes``. Where tensors disagree and the two are a PyTorch network and an ONNX file, the report also names the
-    module they part at.
+    ``notes``.
     """
     policy = policy or policy_for(candidate.precision)
     report = compare(
@@ -167,23 +172,22 @@ def verify(
         return report
     if candidate.precision in _HALF and candidate.device == "cpu":
         report = _with_half_check(report, reference, candidate, images, policy, batch_size)
-    if report.verdict == "passed" or report.tensors_agree:
-        return report
-    if reference.name != "pytorch":  # before PyTorch is imported
-        return report
-    from cellseg_export.locate import TOLERANCE, locate_fault
-    from cellseg_export.torch_backend import TorchBackend
+    return report
 
-    if not isinstance(reference, TorchBackend):
+
+def look_inside(report: ParityReport, network: LoadedNetwork, path: Path, images: GateImages) -> ParityReport:
+    """``report``, which compared ``network`` with the ``.onnx`` file ``path``, with the module at which the two part.
+
+    Unchanged if it passed. Close the candidate first: a large model would be in memory twice.
+    """
+    from cellseg_export.locate import TOLERANCE, locate_fault
+
+    if report.verdict == "passed":
         return report
     _, image_hwc = next(images.load())
-    fault = locate_fault(
-        reference.network,
-        candidate.model_file.path,
-        middle_tile(reference, image_hwc),
-        tolerance=TOLERANCE[candidate.precision],
-    )
-    return replace(report, hints=(*report.hints, fault)) if fault else report
+    tolerance = TOLERANCE[report.candidate.precision]
+    fault = locate_fault(network, path, middle_tile(network.spec, image_hwc), tolerance=tolerance)
+    return replace(report, parts_at=fault)
 
 
 def save_report(report: ParityReport, path: Path) -> None:

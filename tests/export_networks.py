@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from cellseg_deploy.model_spec import ModelSpec, TrainingInfo, WeightsInfo, default_operating_points
-from cellseg_deploy.samples import SmearParams, make_smear
+from cellseg_deploy.samples import SmearParams, make_smear, random_params
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from cellseg_train.data import make_targets
 from cellseg_train.losses import segmentation_loss
 from cellseg_train.model import CellSegNet, enliven_layer_scale, normalise
-from cellseg_train.optim import make_optimizer
+from cellseg_train.optim import make_optimizer, make_schedule
 
 CELL_PX = 24.0
-TINY = ModelConfig(
-    tile_size=112, tiny_width=48, tiny_depth=2, decoder_channels=(32, 24, 16), image_skip=(16, 16, 16)
-)
+TINY = ModelConfig(tile_size=112, tiny_width=48, tiny_depth=2, decoder_channels=(32, 24, 16), image_skip=(16, 16, 16))
 
 
 def spec_of(config: ModelConfig, *, patch_size: int = 14, **changes: Any) -> ModelSpec:
@@ -59,10 +58,11 @@ def smear_tiles(n: int, size: int, *, seed: int = 0) -> tuple[torch.Tensor, torc
     """``n`` tiles of sample smears with cells of 24 px: RGB uint8 (n, 3, S, S), targets (n, 2, S, S), gap weights."""
     rng = np.random.default_rng(seed)
     config = TrainConfig(data=DataConfig(boundary_width_px=2))
-    smear = make_smear(SmearParams(size_hw=(640, 640), n_cells=300, cell_diameter_px=CELL_PX, blur_px=0.4), seed)
+    smears = [make_smear(_params(rng, usual=k % 2 == 0), seed + k) for k in range(6)]
     images, targets, gaps = [], [], []
-    for _ in range(n):
-        y, x = rng.integers(0, 640 - size, 2)
+    for k in range(n):
+        smear = smears[k % len(smears)]
+        y, x = rng.integers(0, 400 - size, 2)
         window = np.s_[y : y + size, x : x + size]
         planes, gap = make_targets(np.ascontiguousarray(smear.labels_hw[window]), config)
         images.append(smear.image_hwc[window].transpose(2, 0, 1).copy())
@@ -71,14 +71,22 @@ def smear_tiles(n: int, size: int, *, seed: int = 0) -> tuple[torch.Tensor, torc
     return torch.tensor(np.stack(images)), torch.tensor(np.stack(targets)), torch.tensor(np.stack(gaps))
 
 
+def _params(rng: np.random.Generator, *, usual: bool) -> SmearParams:
+    drawn = random_params(rng, size_hw=(400, 400), cell_diameter_px=CELL_PX)
+    usual_ones = SmearParams(size_hw=(400, 400), cell_diameter_px=CELL_PX, blur_px=0.4)
+    return replace(usual_ones if usual else drawn, n_cells=120)
+
+
 def train_steps(net: CellSegNet, optim: OptimConfig, tiles: tuple[torch.Tensor, ...], steps: int) -> list[float]:
     """Losses of ``steps`` updates over the ``tiles`` in turn, ``optim.batch_size`` at a time."""
     optimizer = make_optimizer(net, optim)
+    schedule = make_schedule(optimizer, optim, steps)
     images, targets, gaps = tiles
     losses = []
     for step in range(steps):
         chosen = [(step * optim.batch_size + i) % len(images) for i in range(optim.batch_size)]
         logits = net(normalise(images[chosen].float(), net.config))
+        schedule.step_update(step)
         loss, _ = segmentation_loss(
             logits, targets[chosen].float(), gaps[chosen], net.config.channels, LossConfig(gap_weight=2.0)
         )
@@ -93,5 +101,5 @@ def trained_network() -> LoadedNetwork:
     """A tiny network that finds most cells of a sample smear; some seconds on one core."""
     torch.manual_seed(0)
     net = CellSegNet(TINY).train()
-    train_steps(net, OptimConfig(lr=3e-3, batch_size=8), smear_tiles(64, TINY.tile_size), 60)
+    train_steps(net, OptimConfig(lr=6e-3, batch_size=8), smear_tiles(64, TINY.tile_size), 70)
     return LoadedNetwork(net.eval(), TINY, spec_of(TINY))

@@ -34,6 +34,14 @@ def test_labels_at_full_size_fall_on_the_same_pixels_as_at_model_size(rng):
     assert np.array_equal(from_fine, from_coarse)
 
 
+def test_finer_labels_are_read_at_the_middle_of_an_image_pixel(rng):
+    fine = np.tile(np.arange(1, 241, dtype=np.int32), (180, 1))
+    matrix = augment.plain_crop(rng, (60, 80), 56)
+    _, labels = augment.cut(np.zeros((60, 80, 3), np.uint8), fine, 3.0, matrix, 56)
+    left = int(matrix[0, 2])
+    assert labels[0].tolist() == [3 * (left + x) + 1 + 1 for x in range(56)]
+
+
 def test_image_and_labels_move_together_under_any_affine(rng):
     y, x = np.mgrid[:200, :240]
     labels = ((x - 120) ** 2 + (y - 100) ** 2 < 50**2).astype(np.int32)

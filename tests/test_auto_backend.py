@@ -1,4 +1,4 @@
-"""``--backend auto``: only a form that passed the gate, for this model, engine version and kind of device; then speed."""
+"""``--backend auto``: only a form that passed the gate for this model, engine and kind of device; then speed."""
 
 from __future__ import annotations
 
@@ -58,12 +58,10 @@ def chosen(*records: ParityRecord, parity: str = VERIFIED, here: Here = HERE) ->
 
 
 def reason(result: selection.Selection, backend: str, precision: str = "fp32") -> str:
-    return next(
-        c.reason for c in result.candidates if (c.form.backend, c.form.precision) == (backend, precision)
-    )
+    return next(c.reason for c in result.candidates if (c.form.backend, c.form.precision) == (backend, precision))
 
 
-# ------------------------------------------------------------------------------------------------------------- choosing
+# --- choosing
 
 
 def test_without_a_record_it_is_onnx_runtime() -> None:
@@ -129,7 +127,7 @@ def test_with_nothing_verified_nor_onnx_runtime_the_ways_out_are_named() -> None
 
 
 def test_a_form_that_failed_is_not_taken_for_want_of_another() -> None:
-    with pytest.raises(ParityError, match="no form of m.onnx passed"):
+    with pytest.raises(ParityError, match=r"no form of m.onnx passed"):
         chosen(record(**ORT, verdict="failed"))
 
 
@@ -138,9 +136,7 @@ def test_another_file_is_taken_only_if_it_is_the_one_compared(tmp_path: Path) ->
     pair = tmp_path / "m.int8.xml"
     pair.write_bytes(b"xml")
     pair.with_suffix(".bin").write_bytes(b"weights")
-    int8 = record(
-        file=pair.name, file_sha256=form_sha256(pair), precision="int8", policy="int8", timing=timed(1)
-    )
+    int8 = record(file=pair.name, file_sha256=form_sha256(pair), precision="int8", policy="int8", timing=timed(1))
 
     def choice() -> selection.Selection:
         return choose(candidates_of(model, "net", "fp32", VERIFIED, [record(), int8], HERE), HERE)
@@ -174,7 +170,7 @@ def test_the_table_names_everything() -> None:
     assert [line[0] for line in text.splitlines() if line.startswith(">")] == [">"]
 
 
-# -------------------------------------------------------------------------------------------------------------- records
+# --- records
 
 
 def test_records_are_kept_by_form_version_and_device(tmp_path: Path) -> None:
@@ -209,7 +205,7 @@ def test_kinds_of_device() -> None:
     assert engine_version("tensorrt") is None or engine_version("tensorrt")
 
 
-# ------------------------------------------------------------------------------------------------------ with the engines
+# --- with the engines
 
 
 def write_record(path: Path, **changes: Any) -> None:
@@ -307,5 +303,5 @@ def test_run_json_says_whether_the_form_was_verified(onnx_file: OnnxFile, tmp_pa
 
 
 def test_only_an_onnx_file_leaves_a_choice(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="only an .onnx file"):
+    with pytest.raises(UsageError, match=r"only an .onnx file"):
         auto.select(tmp_path / "m.xml")

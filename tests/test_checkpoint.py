@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from conftest import make_spec
 
 from cellseg_deploy.errors import ModelError, OutputError, UsageError
 from cellseg_train import checkpoint
 from cellseg_train.checkpoint import RunInputs, RunRecord
 from cellseg_train.config import ModelConfig, OptimConfig, TrainConfig
 from cellseg_train.model import CellSegNet
-from tests.conftest import make_spec
 
 CONFIG = ModelConfig(
     tile_size=56, tiny_width=48, tiny_depth=1, decoder_channels=(16, 16, 8), image_skip=(), variant="plain"

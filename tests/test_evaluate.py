@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
-from conftest import draw_discs, make_spec
+from conftest import draw_discs, make_spec, run_obeying_permissions
 
 from cellseg_deploy.cli import _common
 from cellseg_deploy.cli.evaluate import command
@@ -110,15 +110,16 @@ def test_nothing_there_and_nothing_found_is_perfect(smears: Path) -> None:
     assert (result["f1"], result["dice"], result["count_mae"], result["count_mape"]) == (1, 1, 0, None)
 
 
-def test_specks_follow_the_scale_of_the_images(smears: Path, onnx_file: Callable[..., Path]) -> None:
-    """200 px at the training images' scale are 50 px in images at half that magnification."""
+def test_what_counts_as_a_true_cell_does_not_depend_on_the_model(smears: Path, onnx_file: Callable[..., Path]) -> None:
+    """The discs have 317 px; at twice the model's scale they would be told from specks at 800 px."""
     model = onnx_file(make_spec(image_scale=0.5, cell_diameter_px=20.0))
     common = ["--model", model, "--images", smears / "images", "--masks", smears / "masks", "-q", "-o"]
     out = smears / "out"
     assert evaluate(*common, out) == 0
     assert report(out)["min_area_px"] == 200
-    assert evaluate(*common, out, "--scale", "1") == 0
-    assert report(out)["min_area_px"] == 50
+    for scale in ("0.25", "1"):
+        assert evaluate(*common, out, "--scale", scale) == 0
+        assert (report(out)["min_area_px"], report(out)["n_true"]) == (200, 4)
     assert evaluate(*common, out, "--cell-diameter", "20", "--min-area", "400") == 0
     assert (report(out)["min_area_px"], report(out)["n_true"]) == (400, 0)
 
@@ -148,7 +149,7 @@ def test_what_cannot_be_meant_ends_with_2(
     assert not (smears / "out").exists()
 
 
-@pytest.mark.parametrize("out", ["masks", "images/out"])
+@pytest.mark.parametrize("out", ["masks", "images/out", "."])
 def test_output_inside_the_input_ends_with_2(
     smears: Path, out: str, onnx_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,7 +176,7 @@ def test_files_that_do_not_fit_end_with_3_and_are_named(
     (smears / "masks" / "b.png").unlink()
     assert evaluate(*arguments) == 3
     assert "b.png" in capsys.readouterr().err
-    assert not out.exists()
+    assert not list(out.iterdir())
 
 
 def test_no_image_ends_with_4(smears: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +193,47 @@ def test_a_missing_model_ends_with_5_and_an_unusable_output_with_6(
     assert "no.onnx" in capsys.readouterr().err
     (smears / "file").write_text("")
     assert evaluate("--labels", smears / "masks", *inputs[2:], "-o", smears / "file") == 6
+
+
+def test_an_unusable_output_folder_is_found_before_any_work(
+    smears: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cellseg_deploy import evaluation
+    from cellseg_deploy.outputs.lock import exclusive
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(evaluation, "score_pairs", work)
+    out = smears / "out"
+    arguments = ["--labels", smears / "masks", "--masks", smears / "masks", "-o", out]
+    out.mkdir()
+    for name in ("metrics.json", "metrics.csv"):
+        (out / name).write_text('{"program": "another one", "f1": 0.9}')
+        assert evaluate(*arguments) == 6
+        assert f"{name}: not written by cellseg-evaluate" in capsys.readouterr().err
+        assert [path.name for path in out.iterdir()] == [name]
+        (out / name).unlink()
+    with exclusive(out):
+        assert evaluate(*arguments) == 7
+
+
+def test_a_read_only_output_folder_ends_with_6(smears: Path) -> None:
+    """Before any work: the mask that would end it with 3 is not even read."""
+    (smears / "masks" / "a.png").write_bytes(b"")
+    (smears / "out").mkdir(mode=0o555)
+    done = run_obeying_permissions(
+        "evaluate", "--labels", smears / "masks", "--masks", smears / "masks", "-o", smears / "out"
+    )
+    assert done.returncode == 6, done.stderr
+    assert "Permission denied" in done.stderr
+
+
+def test_earlier_metrics_of_ours_are_replaced(smears: Path) -> None:
+    arguments = ["--labels", smears / "masks", "--masks", smears / "masks", "-q", "-o", smears / "out"]
+    assert evaluate(*arguments) == 0
+    assert evaluate(*arguments, "--min-area", "400") == 0
+    assert report(smears / "out")["n_true"] == 0
 
 
 def test_help_loads_no_heavy_module() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -19,14 +21,15 @@ from tampering import FAULTS, Tamper, perturb_one_block, swap_mean_and_std, tamp
 from cellseg_deploy import model_file
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.cli import _common
-from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
+from cellseg_deploy.errors import ModelError, OutputError, UsageError
 from cellseg_deploy.parity import compare_tensors
+from cellseg_deploy.pipeline import Segmenter
 from cellseg_export import onnx as export
 from cellseg_export.cli import command
 from cellseg_export.graph import check_graph
 from cellseg_export.torch_backend import TorchBackend
 from cellseg_export.verify import sample_images
-from cellseg_train.checkpoint import LoadedNetwork, save_network
+from cellseg_train.checkpoint import load_network, save_network
 from cellseg_train.config import ModelConfig
 
 
@@ -52,9 +55,26 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Path:
     """A folder of three images with more than 200 cells."""
     folder = tmp_path_factory.mktemp("pictures")
     for name, image in sample_images(model_file.read_model_file(exported).spec, 4).load():
-        if name != "sample-1":  # a stain this network was not shown
+        if name != "sample-1":  # three are enough
             assert cv2.imwrite(str(folder / f"{name}.png"), image[..., ::-1])
     return folder
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose network finds nothing, and ``model.onnx`` in it, exported unverified."""
+    folder = tmp_path_factory.mktemp("silent")
+    network = random_network(TINY)
+    with torch.no_grad():
+        network.net.decoder.head.bias.fill_(-4.0)
+    save_network(folder / "model.safetensors", network.net.state_dict(), network.config, network.spec)
+    assert call("onnx", folder, "-o", folder / "model.onnx", "-q", "--unverified") == 0
+    return folder
+
+
+def exporter_gives(monkeypatch: pytest.MonkeyPatch, model: Path, tamper: Tamper = lambda _: None) -> None:
+    """Let the exporter come up with ``model``, changed by ``tamper``, instead of tracing once more."""
+    monkeypatch.setattr(export, "write_graph", lambda _network, path, opset: tampered(model, path, tamper))
 
 
 def call(*arguments: object) -> int:
@@ -65,7 +85,7 @@ def random_tiles(n: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), np.uint8)
 
 
-# ------------------------------------------------------------------------------------------------------------ the file
+# --- the file
 
 
 def test_the_file_says_what_it_is(exported: Path) -> None:
@@ -103,23 +123,12 @@ def test_the_batch_is_free_and_changes_nothing(exported: Path, n: int) -> None:
         assert np.array_equal(backend.predict(tiles[:n]), np.concatenate([backend.predict(t[None]) for t in tiles[:n]]))
 
 
-def test_export_leaves_the_network_as_it_was(exported: Path, run: Path) -> None:
-    network = random_network(TINY)
-    before = {name: value.clone() for name, value in network.net.state_dict().items()}
-    fused = [getattr(m, "fused_attn", None) for m in network.net.modules()]
-    export.trace(network, 20)
-    assert [getattr(m, "fused_attn", None) for m in network.net.modules()] == fused
-    assert True in fused
-    assert all(torch.equal(before[name], value) for name, value in network.net.state_dict().items())
-    assert not network.net.training
-
-
 KINDS = {
-    "plain, no image skip, class token, patch 16": ModelConfig(
-        encoder="vit_tiny_patch16_224", tile_size=256, variant="plain", image_skip=(), decoder_channels=(16, 16, 8)
+    "plain, no image skip, class token, any image size, patch 16": ModelConfig(
+        encoder="test_vit", tile_size=256, variant="plain", image_skip=(), decoder_channels=(16, 16, 8)
     ),
-    "class and register tokens, LayerScale, patch 14": ModelConfig(
-        encoder="vit_small_patch14_reg4_dinov2", tile_size=112, decoder_channels=(16, 16, 8), image_skip=(8, 8, 8)
+    "register token, LayerScale, patch 16": ModelConfig(
+        encoder="test_vit2", tile_size=128, decoder_channels=(16, 16, 8), image_skip=(8, 8, 8)
     ),
 }
 
@@ -127,9 +136,11 @@ KINDS = {
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_other_networks_export_and_agree(config: ModelConfig, tmp_path: Path) -> None:
     network = random_network(config)
+    before = {name: value.clone() for name, value in network.net.state_dict().items()}
+    fused = [getattr(module, "fused_attn", None) for module in network.net.modules()]
     path = tmp_path / "model.onnx"
     export.write_graph(network, path)
-    assert not [node for node in onnx.load(path).graph.node if "pos_embed" in str(node.input) and "Resize" in node.name]
+
     tiles = random_tiles(3, config.tile_size)
     with open_backend(path) as backend:
         got = backend.predict(tiles)
@@ -137,8 +148,14 @@ def test_other_networks_export_and_agree(config: ModelConfig, tmp_path: Path) ->
     assert expected.std() > 0.01  # a constant answer would agree with anything
     assert compare_tensors(expected, got, tolerance=1e-4).max < 1e-4
 
+    # The export leaves the network as it was: weights, mode, and the fused attention that the reference runs with.
+    assert all(torch.equal(before[name], value) for name, value in network.net.state_dict().items())
+    assert [getattr(module, "fused_attn", None) for module in network.net.modules()] == fused
+    assert any(fused)  # or there was nothing to leave as it was
+    assert not network.net.training
 
-# ------------------------------------------------------------------------------------------------------------ the gate
+
+# --- the gate
 
 
 def test_the_command_writes_the_report(exported: Path) -> None:
@@ -168,79 +185,77 @@ def test_a_form_that_was_tampered_with_is_refused_with_the_reason(
     assert re.search(reason, capsys.readouterr().out)
 
 
-def test_a_faulty_exporter_leaves_no_model_but_the_report(
-    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_a_faulty_export_leaves_the_report_and_no_model(
+    run: Path, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def finish(model: Any, **names: str) -> None:
-        finished(model, **names)
-        perturb_one_block(model)
-
-    finished = export.finish_graph
-    monkeypatch.setattr(export, "finish_graph", finish)
+    exporter_gives(monkeypatch, exported, perturb_one_block)
     path = tmp_path / "model.onnx"
-    assert call("onnx", run, "-o", path, "--images", pictures, "-q") == 5
+    # --unverified does not help: it is for too few cells, not for wrong ones.
+    assert call("onnx", run, "-o", path, "--images", pictures, "-q", "--unverified") == 5
     error = capsys.readouterr().err
     assert "was not written: parity failed" in error
-    assert "encoder.blocks.1" in error
+    assert "part at encoder.blocks.1:" in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.parity.jpg", "model.parity.json"]
     assert json.loads(export.report_path_of(path).read_bytes())["verdict"] == "failed"
-    # Nor does --unverified help: it is for too few cells, not for wrong ones.
-    assert call("onnx", run, "-o", path, "--images", pictures, "-q", "--unverified") == 5
-    assert not path.exists()
-
-
-def test_an_untrained_network_needs_unverified_and_says_so(tmp_path: Path, capsys: Any) -> None:
-    network = random_network(TINY)
-    with torch.no_grad():
-        network.net.decoder.head.bias.fill_(-5.0)  # finds nothing
-    run = tmp_path / "run"
-    run.mkdir()
-    save_network(run / "model.safetensors", network.net.state_dict(), network.config, network.spec)
-    path = tmp_path / "model.onnx"
-    assert call("onnx", run, "-o", path, "-q") == 5
-    error = capsys.readouterr().err
-    assert "parity inconclusive" in error
-    assert "--unverified" in error
-    assert not path.exists()
-    assert json.loads(export.report_path_of(path).read_bytes())["verdict"] == "inconclusive"
-    assert call("onnx", run, "-o", path, "-q", "--unverified") == 0
-    assert model_file.read_model_file(path).spec.parity.startswith("unverified: too few cells to judge by")
-    assert call("verify", run, path, "-q") == 5
-
-
-def test_unverified_still_wants_tensors_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def finish(model: Any, **names: str) -> None:
-        finished(model, **names)
-        swap_mean_and_std(model)
-
-    finished = export.finish_graph
-    monkeypatch.setattr(export, "finish_graph", finish)
-    with pytest.raises(ParityError, match=r"--unverified needs tensors that agree to 0\.001; they differ by"):
-        export.export_onnx(random_network(TINY), tmp_path / "model.onnx", unverified=True)
-    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_a_refused_model_leaves_the_older_one_alone(
     run: Path, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    exporter_gives(monkeypatch, exported, perturb_one_block)
     path = tmp_path / "model.onnx"
     path.write_bytes(exported.read_bytes())
-    monkeypatch.setattr(export, "write_graph", lambda _net, to, opset: tampered(exported, to, perturb_one_block))
     assert call("onnx", run, "-o", path, "--images", pictures, "-q") == 5
     assert path.read_bytes() == exported.read_bytes()
     assert "older file" in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------------- sizes and mistakes
+def test_a_network_that_finds_nothing_needs_unverified(
+    silent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    exporter_gives(monkeypatch, silent / "model.onnx")
+    path = tmp_path / "model.onnx"
+    assert call("onnx", silent, "-o", path, "-q") == 5
+    error = capsys.readouterr().err
+    assert "parity inconclusive" in error
+    assert "the reference found 0 cells in 4 images" in error
+    assert "--unverified writes it all the same" in error
+    assert not path.exists()
+    assert json.loads(export.report_path_of(path).read_bytes())["verdict"] == "inconclusive"
 
 
-def test_another_tile_size_is_the_same_network_on_more_context(run: Path, tmp_path: Path, capsys: Any) -> None:
-    path = tmp_path / "large.onnx"
-    assert call("onnx", run, "-o", path, "--tile-size", 168, "-q") == 0
-    spec = model_file.read_model_file(path).spec
-    assert (spec.tile_size, spec.halo) == (168, 24)
-    assert spec.training.val_metrics == {}  # measured with other tiles
-    assert "cellseg-evaluate" in capsys.readouterr().err
+def test_an_unverified_model_says_so(silent: Path) -> None:
+    spec = model_file.read_model_file(silent / "model.onnx").spec
+    assert spec.parity.startswith("unverified: too few cells to judge by, only tensors were compared; 0 cells")
+    assert call("verify", silent, silent / "model.onnx", "-q") == 5
+
+
+def test_unverified_still_wants_tensors_that_agree(
+    silent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    exporter_gives(monkeypatch, silent / "model.onnx", swap_mean_and_std)
+    assert call("onnx", silent, "-o", tmp_path / "model.onnx", "-q", "--unverified") == 5
+    error = capsys.readouterr().err
+    # A network that finds nothing hides its faults near 0: the probabilities alone would pass.
+    report = json.loads(export.report_path_of(tmp_path / "model.onnx").read_bytes())
+    assert max(row["max"] for row in report["tensors"].values()) < 1e-3
+    assert "part at normalise:" in error
+    assert not (tmp_path / "model.onnx").exists()
+
+
+# --- sizes and mistakes
+
+
+def test_another_tile_size_is_the_same_network_on_more_context(run: Path) -> None:
+    network = load_network(run)
+    larger = export.with_tile_size(network, 168)
+    assert (larger.spec.tile_size, larger.spec.halo) == (168, 24)
+    assert larger.spec.training.val_metrics == {}  # measured with other tiles
+    assert export.with_tile_size(network, 112) is network
+    _, image = next(sample_images(network.spec).load())
+    counts = [Segmenter(TorchBackend(each))(image).count for each in (network, larger)]
+    assert counts[0] > 60
+    assert counts[1] == pytest.approx(counts[0], rel=0.05)
 
 
 def test_too_large_for_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,13 +287,16 @@ def test_mistakes_get_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_attention_operator_or_a_late_cast_is_noticed() -> None:
-    model = export.trace(random_network(TINY), 20)
+def test_an_attention_operator_or_a_late_cast_is_noticed(exported: Path) -> None:
+    model = onnx.load(exported)
     check_graph(model, opset=20)
     with pytest.raises(ModelError, match="expected opset 21"):
         check_graph(model, opset=21)
-    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
-    softmax.op_type = "Attention"
+    resize = next(node for node in model.graph.node if node.op_type == "Resize")
+    next(attribute for attribute in resize.attribute if attribute.name == "mode").s = b"cubic"
+    with pytest.raises(ModelError, match="position embedding"):
+        check_graph(model, opset=20)
+    next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "Attention"
     with pytest.raises(ModelError, match="1 Attention: TensorRT refuses it"):
         check_graph(model, opset=20)
     model.graph.node[0].op_type = "Identity"
@@ -298,9 +316,29 @@ def test_info_shows_everything(run: Path, exported: Path, capsys: Any) -> None:
     assert content["network"]["encoder"] == "tiny"
 
 
-def test_names_of_settings_that_cannot_be_meant(tmp_path: Path) -> None:
-    network: LoadedNetwork = random_network(TINY)
+def test_settings_that_cannot_be_meant(tmp_path: Path) -> None:
+    network = random_network(TINY)
     with pytest.raises(UsageError, match="opset must be 20 to 22, got 23"):
         export.write_graph(network, tmp_path / "model.onnx", opset=23)
     with pytest.raises(OutputError, match="no such folder"):
         export.export_onnx(network, tmp_path / "none" / "model.onnx")
+
+
+def test_sample_images_are_always_the_same_and_of_the_models_scale() -> None:
+    spec = random_network(TINY).spec
+    first, again = (list(sample_images(spec, 2).load()) for _ in range(2))
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert first[0][1].shape == (320, 427, 3)  # 1200 x 1600 with cells of 90 px, brought to cells of 24
+    halved = msgspec.structs.replace(spec, image_scale=0.5)
+    assert next(sample_images(halved).load())[1].shape == (640, 853, 3)
+
+
+@pytest.mark.parametrize(("package", "extra"), [("onnxruntime", r"\[cpu\]"), ("onnxscript", r"\[export\]")])
+def test_a_missing_package_is_named_before_work_begins(
+    package: str, extra: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    assert call("onnx", run, "-o", tmp_path / "model.onnx") == 8
+    assert re.search(rf"not installed.*pip install 'cellseg-deploy{extra}'", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())

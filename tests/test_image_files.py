@@ -27,6 +27,19 @@ def test_folder_is_searched_recursively_in_order(tmp_path: Path) -> None:
     assert names(tmp_path / "in") == ["a.jpg", "a.png", "b.PNG", "e.png/f.tif", "sub/c.tiff"]
 
 
+def test_images_of_other_formats_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.png", "b.bmp", "sub/c.BMP", "sub/d.webp", "notes.txt", ".hidden.bmp"):
+        touch(tmp_path / "in" / name)
+    assert names(tmp_path / "in", tmp_path / "in" / "sub") == ["a.png"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 files of formats that are not read (.bmp 2, .webp 1): convert to PNG or TIFF"
+    ]
+    caplog.clear()
+    named = tmp_path / "in" / "b.bmp"
+    assert [image.path for image in find_images([named])] == [named]
+    assert not caplog.records
+
+
 def test_names_never_collide(tmp_path: Path) -> None:
     for name in ("one/images/a.png", "two/images/a.png", "three/a.png"):
         touch(tmp_path / name)

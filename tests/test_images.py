@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from made_images import H, W, encoded, picture, save, tiff, write
 from PIL import Image
 
 from cellseg_deploy.errors import DataError, UsageError
@@ -23,22 +24,6 @@ from cellseg_deploy.images import (
     read_image,
     read_labels,
 )
-
-H, W = 40, 60
-
-
-def picture(channels: int = 3, dtype: Any = np.uint8) -> np.ndarray:
-    """A picture without any symmetry (h, w) or (h, w, channels), full range."""
-    top = np.iinfo(dtype).max
-    y, x = np.mgrid[:H, :W]
-    planes = [(y * W + x) / (H * W - 1), x / (W - 1), y / (H - 1), (x + y) / (H + W - 2)][:channels]
-    values = (np.stack(planes, axis=2) * top).round().astype(dtype)
-    return values[..., 0] if channels == 1 else values
-
-
-def save(path: Path, image: Image.Image, **settings: Any) -> Path:
-    image.save(path, **settings)
-    return path
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -51,24 +36,7 @@ def png(width: int, height: int, *, bits: int = 8, colour: int = 0, data: bytes 
     return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", zlib.compress(data)) + png_chunk(b"IEND", b"")
 
 
-def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
-
-
-def tiff(pixels: np.ndarray, **settings: Any) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, pixels, **settings)
-    return buffer.getvalue()
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
-# ------------------------------------------------------------------------------------------------------------- valid
+# --- valid
 
 
 def test_rgb_png_is_read_as_it_is(tmp_path: Path) -> None:
@@ -228,6 +196,20 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -
     assert any("upright" in note for note in loaded.notes)
 
 
+def test_jpeg_with_a_film_behind_it_is_complete(tmp_path: Path) -> None:
+    """Phones append the seconds before the shot; Pillow's own preview in EXIF has an end marker too."""
+    exif = Image.Exif()
+    exif[0x010F] = "phone"
+    preview = encoded(Image.fromarray(picture()), "JPEG")
+    for settings in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
+        data = encoded(Image.fromarray(picture()), "JPEG", quality=95, exif=exif, comment=preview, **settings)
+        expected = read_image(write(tmp_path / "a.jpg", data)).pixels_hwc
+        film = np.arange(200_000, dtype=np.uint32).tobytes().replace(b"\xff\xd9", b"\0\0")
+        assert np.array_equal(read_image(write(tmp_path / "b.jpg", data + film)).pixels_hwc, expected)
+        with pytest.raises(DataError, match="cut short"):
+            read_image(write(tmp_path / "c.jpg", data[:-2]))
+
+
 @pytest.mark.parametrize("hw", [(1, 1), (13, 5000), (5000, 13)])
 def test_odd_sizes(tmp_path: Path, hw: tuple[int, int]) -> None:
     for suffix in ("png", "jpg", "tif"):
@@ -241,7 +223,7 @@ def test_more_than_pillows_own_limit_is_read_if_asked(tmp_path: Path, monkeypatc
     assert read_image(path).pixels_hwc.shape == (H, W, 3)
 
 
-# ----------------------------------------------------------------------------------------------------------- refused
+# --- refused
 
 
 @functools.cache
@@ -427,70 +409,3 @@ def test_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "fstat", fstat)
     with pytest.raises(DataError, match="changed"):
         read_image(path)
-
-
-# ------------------------------------------------------------------------------------------------------------ labels
-
-
-def test_binary_mask_becomes_four_connected_components(tmp_path: Path) -> None:
-    mask = np.zeros((6, 6), np.uint8)
-    mask[0, 4] = mask[1, 0] = mask[2, 1] = mask[2, 2] = 255  # (1, 0) and (2, 1) touch only at a corner
-    labels = read_labels(save(tmp_path / "m.png", Image.fromarray(mask)))
-    assert labels.dtype == np.int32
-    assert (labels[0, 4], labels[1, 0], labels[2, 1], labels[2, 2], labels.max()) == (1, 2, 3, 3, 3)
-
-
-def test_label_image_is_kept_and_renumbered(tmp_path: Path) -> None:
-    values = np.zeros((5, 5), np.uint16)
-    values[0, 0], values[0, 4], values[4, 4], values[2, 2] = 900, 7, 7, 65535
-    expected = np.zeros((5, 5), np.int32)
-    expected[0, 0], expected[0, 4], expected[4, 4], expected[2, 2] = 1, 2, 2, 3
-    for data in (
-        encoded(Image.fromarray(values), "PNG"),
-        tiff(values),
-        tiff(values.astype(np.uint32) * 60_000),
-        tiff(values.astype(np.int32)),
-        tiff(values.astype(np.float32)),
-    ):
-        assert np.array_equal(read_labels(write(tmp_path / "l", data)), expected)
-
-
-def test_palette_mask_is_read_by_index(tmp_path: Path) -> None:
-    image = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8), mode="P")
-    image.putpalette([0, 0, 0, 0, 0, 0, 9, 9, 9])  # two indices of one colour
-    assert np.array_equal(read_labels(save(tmp_path / "p.png", image)), [[0, 1], [2, 2]])
-
-
-def test_empty_and_full_masks(tmp_path: Path) -> None:
-    assert read_labels(write(tmp_path / "e", tiff(np.zeros((3, 3), np.uint8)))).max() == 0
-    assert (read_labels(write(tmp_path / "f", tiff(np.full((3, 3), 255, np.uint8)))) == 1).all()
-    one_bit = np.eye(3, dtype=bool)
-    assert read_labels(save(tmp_path / "b.png", Image.fromarray(one_bit))).max() == 3
-
-
-def test_masks_that_could_mean_anything(tmp_path: Path) -> None:
-    soft = np.full((64, 64), 255, np.uint8)
-    soft[0] = 0
-    soft[1] = np.arange(64) * 3 + 1
-    colour = picture()
-    cases = {
-        "no background": (np.array([[1, 2]], np.uint8), "no 0"),
-        "soft edges": (soft, "soft"),
-        "colour": (colour, "colour"),
-        "negative": (np.array([[-1, 0, 1]], np.int16), "negative"),
-        "fraction": (np.array([[0, 0.5, 1]], np.float32), "fraction"),
-    }
-    for name, (values, words) in cases.items():
-        data = tiff(values, photometric="rgb" if values.ndim == 3 else "minisblack")
-        with pytest.raises(DataError, match=words):
-            read_labels(write(tmp_path / name, data))
-
-
-def test_jpeg_mask(tmp_path: Path) -> None:
-    mask = np.zeros((64, 64), np.uint8)
-    mask[8:24, 8:24] = mask[40:56, 40:56] = 255
-    labels = read_labels(save(tmp_path / "m.jpg", Image.fromarray(mask), quality=70))
-    assert labels.max() == 2
-    assert abs(int((labels > 0).sum()) - 512) < 20
-    with pytest.raises(DataError, match="lossy"):
-        read_labels(save(tmp_path / "photo.jpg", Image.fromarray(picture(1))))

@@ -307,3 +307,18 @@ def test_slivers_at_the_image_border_need_more_area_than_cells_inside():
 
     assert count(143 / disc) == 2
     assert count(145 / disc) == 1
+
+
+def test_limits_for_small_cells_follow_the_image_where_its_cells_are_smaller():
+    foreground = np.zeros((1, 200, 200), np.float32)
+    for y in range(20, 180, 20):
+        for x in range(20, 180, 20):
+            foreground[0, y : y + 10, x : x + 10] = 1  # 100 px, a third of the model's 314
+    foreground[0, 182:187, 20:25] = 1  # a speck of 25 px
+    params = ThresholdParams(min_area_rel=0.4)
+    assert segment(foreground, ("foreground",), params, cell_diameter_px=20).max() == 64
+    assert segment(foreground[:, :40], ("foreground",), params, cell_diameter_px=20).max() == 8
+    few = foreground.copy()
+    few[:, :, 100:] = 0
+    few[:, 40:] = 0  # four cells tell nothing of the picture's scale
+    assert segment(few, ("foreground",), params, cell_diameter_px=20).max() == 0

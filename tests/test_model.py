@@ -42,7 +42,12 @@ def test_register_tokens_are_not_part_of_the_map():
     config = ModelConfig(encoder="vit_small_patch14_reg4_dinov2", tile_size=56, decoder_channels=(16, 16, 8))
     net = CellSegNet(config)
     assert net.encoder.num_prefix_tokens == 5
-    assert net(torch.randn(1, 3, 56, 56)).shape == (1, 2, 56, 56)
+    seen = []
+    net.decoder.project.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = torch.randn(1, 3, 56, 56)
+    assert net(image).shape == (1, 2, 56, 56)
+    tokens = net.encoder.forward_features(image)
+    assert torch.equal(seen[0][0, :, 1, 2], tokens[0, 5 + 1 * 4 + 2])  # row 1, column 2 of 4 x 4 patches
 
 
 def test_aliases_name_dinov2():

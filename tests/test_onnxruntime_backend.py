@@ -67,7 +67,7 @@ def test_wrong_tiles(onnx_file: OnnxFile, tiles: Any, words: str) -> None:
         backend.predict(tiles)
 
 
-# ---------------------------------------------------------------------------------------------------- refused models
+# --- refused models
 
 
 def with_nan(model: Any) -> None:
@@ -196,7 +196,7 @@ def test_missing_default_model_is_said_clearly() -> None:
         assert path.is_file()
 
 
-# -------------------------------------------------------------------------------------------------------- identities
+# --- identities
 
 
 def test_identity_ignores_metadata_but_not_the_network(onnx_file: OnnxFile) -> None:
@@ -238,7 +238,7 @@ def test_precision_is_that_of_the_weights(onnx_file: OnnxFile) -> None:
     assert read_model_file(onnx_file(model=model)).precision == "fp16"
 
 
-# ----------------------------------------------------------------------------------------------------------- devices
+# --- devices
 
 
 def test_cuda_is_never_replaced_by_the_cpu(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def random_tiles(n: int, size: int = 56) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), np.uint8)
 
 
-# ------------------------------------------------------------------------------------------------------------- answers
+# --- answers
 
 
 def test_runs_the_network(onnx_file: OnnxFile) -> None:
@@ -176,7 +176,7 @@ def test_bf16_on_a_cpu_without_it_is_refused(onnx_file: OnnxFile, monkeypatch: p
 
     real = ov.Core
     monkeypatch.setattr(ov, "Core", OldCore)
-    with pytest.raises(BackendUnavailableError, match="has no bf16 instructions .* --precision fp32"):
+    with pytest.raises(BackendUnavailableError, match=r"has no bf16 instructions .* --precision fp32"):
         OpenVinoBackend(onnx_file(), precision="bf16")
     assert not module.native_bf16()
 
@@ -204,7 +204,7 @@ def test_an_engine_that_takes_another_precision_is_refused(
         backend._compile(Core(), Model(), None)
 
 
-# --------------------------------------------------------------------------------------------------------------- cache
+# --- cache
 
 
 def test_compiled_networks_are_kept_for_this_user(vit: Path, own_cache: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_cache_that_cannot_be_used_is_said_and_done_without(
     assert "compiled networks are not kept" in caplog.text
 
 
-# -------------------------------------------------------------------------------------------------------- refused: what
+# --- refused: what
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu", "GPU.0", "auto"])
@@ -273,7 +273,7 @@ def test_an_operator_openvino_does_not_know(tmp_path: Path) -> None:
     model.opset_import.add(domain="com.example", version=1)
     path = tmp_path / "odd.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError, match="OpenVINO .* cannot read the model"):
+    with pytest.raises(ModelError, match=r"OpenVINO .* cannot read the model"):
         OpenVinoBackend(path)
 
 
@@ -294,7 +294,7 @@ def test_an_engine_failure_is_an_error_of_the_image(onnx_file: OnnxFile) -> None
             backend.predict(random_tiles(2))
 
 
-# ------------------------------------------------------------------------------------------------- the .xml with its .bin
+# --- the .xml with its .bin
 
 
 @pytest.fixture

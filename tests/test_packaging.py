@@ -308,3 +308,12 @@ def test_the_wheel_holds_models_type_markers_and_licence(wheel_names: set[str]) 
     expected = {path.relative_to(ROOT).as_posix() for path in models} | {f"{name}/py.typed" for name in OUR_NAMES}
     assert expected <= wheel_names
     assert any(re.search(r"\.dist-info/.*LICENSE$", name) for name in wheel_names)
+
+
+def test_documents_have_no_placeholders_and_their_links_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cellseg_deploy/models/default.md"):
+        text = document.read_text()
+        assert "@@" not in text, document
+        for target in re.findall(r"\]\(([^)#\s]+)", text):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"

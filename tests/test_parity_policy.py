@@ -34,7 +34,7 @@ def judged(candidate: Any, policy: Any = INT8) -> ParityReport:
     return compare(InkBackend(), candidate, images(), policy, truth=truth)
 
 
-# ------------------------------------------------------------------------------------------------------------ policies
+# --- policies
 
 
 def test_each_form_has_its_policy() -> None:
@@ -77,7 +77,7 @@ def test_cells_of_another_form_are_refused_for_half_though_counts_agree() -> Non
     assert "matched F1 at IoU 0.9" in report.reasons[0]
 
 
-# --------------------------------------------------------------------------------------------------------------- truth
+# --- truth
 
 
 def test_both_metric_rows_stand_side_by_side() -> None:
@@ -158,7 +158,7 @@ def test_masks_pair_with_images(tmp_path: Path) -> None:
         folder_images(photographs, masks)
 
 
-# ------------------------------------------------------------------------------------------------------------- picture
+# --- picture
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,18 @@ def test_resize_keeps_at_least_a_pixel_and_refuses_giants() -> None:
         resize(np.zeros((2000, 2000, 3), np.uint8), 30)
 
 
+def test_halving_takes_the_mean_of_each_area() -> None:
+    """As in training; a bilinear resize of odd ratio would skip pixels."""
+    checks = (np.indices((12, 12)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    image = np.repeat(checks[..., None], 3, axis=2)
+    assert np.abs(resize(image, 0.5).astype(int) - 128).max() <= 1
+    quarter = resize(
+        np.repeat((np.arange(12) % 4 == 0).astype(np.uint8)[None, :, None] * 200, 12, 0).repeat(3, 2), 0.25
+    )
+    assert quarter.shape == (3, 3, 3)
+    assert (quarter == 50).all()
+
+
 def test_context_manager_closes_the_backend() -> None:
     backend = DarknessBackend()
     with Segmenter(backend):

@@ -91,7 +91,7 @@ def fp32_graph(fp32: Path) -> onnx.ModelProto:
     return onnx.load(fp32)
 
 
-# ----------------------------------------------------------------------------------------------------------- the graph
+# --- the graph
 
 
 def test_what_is_half_and_what_is_not(fp16: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_weight_beyond_half_is_never_cut(fp32: Path, tmp_path: Path, capsys: A
     assert weights_of(half, "encoder.blocks.0.mlp.fc2.weight")[0, 0] == np.float32(1e5)
 
 
-# ------------------------------------------------------------------------------------------------------ half arithmetic
+# --- half arithmetic
 
 
 KINDS = {
@@ -293,7 +293,7 @@ def test_an_unknown_operator_is_not_guessed(fp32_graph: onnx.ModelProto) -> None
         HalfBackend(model, random_network(TINY).spec)
 
 
-# ------------------------------------------------------------------------------------------------------------ the gate
+# --- the gate
 
 
 def test_the_report_says_that_half_arithmetic_was_checked(fp16: Path) -> None:
@@ -384,7 +384,7 @@ def test_mistakes_get_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-# ---------------------------------------------------------------------------------------------------------- the search
+# --- the search
 
 PARTS = tuple("abcdefgh")
 

@@ -124,7 +124,7 @@ def test_what_it_says_of_itself(cuda: FakeCuda, engine: Path) -> None:
     assert len(facts["engine_sha256"]) == len(facts["model_identity"]) == 64
 
 
-# ---------------------------------------------------------------------------------------------------------- refusals
+# --- refusals
 
 
 def test_an_engine_is_not_opened_before_it_was_checked(cuda: FakeCuda, engine: Path) -> None:
@@ -143,7 +143,7 @@ def test_an_engine_is_not_opened_before_it_was_checked(cuda: FakeCuda, engine: P
         TensorRTBackend(engine)
     trt.__version__ = "10.13.0.35"
     cuda.gpus = (("Other RTX", 8, 9),)
-    with pytest.raises(ModelError, match="not for this machine.*Other RTX"):
+    with pytest.raises(ModelError, match=r"not for this machine.*Other RTX"):
         TensorRTBackend(engine)
     assert trt.opened == []
 
@@ -197,9 +197,7 @@ def test_no_memory_leaves_nothing_behind(cuda: FakeCuda, engine: Path, kind: str
     open_backend(engine).close()
 
 
-def test_without_gpu_bindings_or_tensorrt(
-    monkeypatch: pytest.MonkeyPatch, onnx_file: OnnxFile, cuda: FakeCuda
-) -> None:
+def test_without_gpu_bindings_or_tensorrt(monkeypatch: pytest.MonkeyPatch, onnx_file: OnnxFile, cuda: FakeCuda) -> None:
     path = onnx_file()
     for device, words in (("cpu", "expected cuda or cuda:N"), ("cuda:x", "expected cuda"), ("gpu", "expected cuda")):
         with pytest.raises(UsageError, match=words):
@@ -213,7 +211,7 @@ def test_without_gpu_bindings_or_tensorrt(
     with pytest.raises(BackendUnavailableError, match="without its libraries"):
         open_backend(path, backend="tensorrt")
     cuda.gpus = ()
-    with pytest.raises(BackendUnavailableError, match="no NVIDIA GPU can be used here.*NoDevice"):
+    with pytest.raises(BackendUnavailableError, match=r"no NVIDIA GPU can be used here.*NoDevice"):
         open_backend(path, backend="tensorrt")
 
 
@@ -226,7 +224,7 @@ def test_files_that_are_no_engines(cuda: FakeCuda, tmp_path: Path, engine: Path)
         TensorRTBackend(engine, rebuild=True)
 
 
-# ------------------------------------------------------------------------------------------------------------- cache
+# --- cache
 
 
 def test_an_onnx_model_is_built_once(cuda: FakeCuda, onnx_file: OnnxFile, caplog: pytest.LogCaptureFixture) -> None:
@@ -277,7 +275,7 @@ def test_a_damaged_engine_in_the_cache_is_refused_until_rebuilt(cuda: FakeCuda, 
         open_backend(path, backend="tensorrt")
 
 
-# -------------------------------------------------------------------------------------------------- CUDA's own bindings
+# --- CUDA's own bindings
 
 
 def test_the_fake_has_the_names_and_arguments_of_the_real_bindings() -> None:
@@ -317,7 +315,7 @@ def test_pinned_buffers_are_host_memory(cuda: FakeCuda) -> None:
     buffers.close()
 
 
-# ---------------------------------------------------------------------------------------------------------- a real GPU
+# --- a real GPU
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_options_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
 
 def test_what_this_tensorrt_lacks(model: ModelFile) -> None:
     trt = make_tensorrt(FakeCuda())
-    with pytest.raises(UsageError, match="no HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"):
+    with pytest.raises(UsageError, match=r"no HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"):
         build_engine(trt, model, BuildOptions(hardware_compatibility="same_compute_capability"))
     with pytest.raises(UsageError, match=r"no ComputeCapability\.SM90"):
         build_engine(trt, model, BuildOptions(), compute_capabilities=("90",))
@@ -171,5 +171,3 @@ def test_versions_of_tensorrt() -> None:
     for version in ("8.6.1", "9.0", "12.0.0", "none"):
         with pytest.raises(BackendUnavailableError, match="this program knows 10 and 11"):
             check_version(make_tensorrt(FakeCuda(), version))
-
-

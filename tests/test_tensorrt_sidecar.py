@@ -151,7 +151,7 @@ def test_versions() -> None:
     assert version_tuple("10.9") < version_tuple("10.13")
 
 
-# ------------------------------------------------------------------------------------------------------------- cache
+# --- cache
 
 
 @pytest.mark.parametrize(

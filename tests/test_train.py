@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -11,12 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
 
 from cellseg_deploy.cli import _common
+from cellseg_deploy.outputs.lock import exclusive
 from cellseg_deploy.samples import write_samples
 from cellseg_train.checkpoint import load_network
 from cellseg_train.cli import command
@@ -56,6 +59,9 @@ def test_a_variant_learns_and_leaves_a_whole_run(smears, tmp_path, variant):
     assert [int(row["epoch"]) for row in log] == list(range(1, 9))
     assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
     assert float(log[-1]["val_dice"]) > 0.6
+    rates = [float(row["lr"]) for row in log]
+    assert rates == sorted(rates, reverse=True)  # the warm-up is over within the first epoch
+    assert rates[-1] < 0.1 * rates[0]
     assert (("boundary" in log[0]) and float(log[0]["boundary"]) > 0) == (variant == "boundary")
     loaded = load_network(run)
     assert loaded.spec.variant == variant
@@ -92,7 +98,7 @@ def test_killed_and_resumed_equals_uninterrupted(smears, tmp_path):
         safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
     )
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    assert not list(run.glob(".cellseg-*"))
+    assert not list(run.glob(".cellseg-*"))  # what the kill tore is gone, and the lock
 
 
 def test_same_seed_same_losses_other_seed_others(smears, tmp_path):
@@ -103,15 +109,69 @@ def test_same_seed_same_losses_other_seed_others(smears, tmp_path):
     assert losses("a", 1) == losses("b", 1) != losses("c", 2)
 
 
-def test_resume_refuses_other_images(smears, tmp_path):
+def test_resume_refuses_a_changed_mask(tmp_path, capsys):
     folder = tmp_path / "data"
     write_samples(folder, 2, 5, (150, 150))
     run = tmp_path / "run"
     assert train(*inputs(folder), "-o", run, "--epochs", 1, *FAST) == 0
-    for kind in ("images", "masks"):
-        path = next(iter(sorted((folder / kind).iterdir())))
-        path.rename(path.with_stem("renamed"))
+    before = (run / "model.safetensors").read_bytes()
+    mask = next((folder / "masks").iterdir())
+    cv2.imwrite(str(mask), cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)[::-1])
     assert train("--resume", run) == 5
+    assert "not those it was started with" in capsys.readouterr().err
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_a_bad_validation_mask_is_named_before_anything_is_written(smears, tmp_path, capsys):
+    val = tmp_path / "val"
+    write_samples(val, 2, 9, (150, 150))
+    mask = sorted((val / "masks").iterdir())[1]
+    cv2.imwrite(str(mask), cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)[:100])
+    places = ["--val-images", val / "images", "--val-masks", val / "masks"]
+    assert train(*inputs(smears), *places, "-o", tmp_path / "run", "--epochs", 1, *FAST) == 3
+    assert mask.name in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_validating_on_training_images_is_refused(smears, tmp_path, capsys):
+    same = ["--val-images", smears / "images", "--val-masks", smears / "masks"]
+    assert train(*inputs(smears), *same, "-o", tmp_path / "run", "--epochs", 1, *FAST) == 2
+    assert "also training images" in capsys.readouterr().err
+
+
+def test_one_run_folder_has_one_training(smears, tmp_path):
+    run = tmp_path / "run"
+    assert train(*inputs(smears), "-o", run, "--epochs", 1, *FAST) == 0
+    with exclusive(run):
+        assert train("--resume", run) == 7
+
+
+def test_resuming_needs_the_start_weights_no_more(smears, tmp_path):
+    settings = [*inputs(smears), "--epochs", "1", *FAST]
+    assert train(*settings, "-o", tmp_path / "mother") == 0
+    start = tmp_path / "start.safetensors"
+    (tmp_path / "mother" / "model.safetensors").rename(start)
+    assert train(*settings, "-o", tmp_path / "child", "--weights", start) == 0
+    start.unlink()
+    assert train("--resume", tmp_path / "child") == 0
+    assert "fine-tuned from" in load_network(tmp_path / "child").spec.weights.origin
+
+
+def test_without_pytorch_the_extra_is_named(smears, tmp_path, capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    assert train(*inputs(smears), "-o", tmp_path / "run") == 8
+    assert "pip install 'cellseg-deploy[train]'" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_first_epoch_is_begun_again(smears, tmp_path):
+    arguments = [*inputs(smears), "--epochs", "1", *FAST]
+    assert train(*arguments, "-o", tmp_path / "whole") == 0
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "config.json").write_bytes((tmp_path / "whole" / "config.json").read_bytes())
+    assert train("--resume", killed) == 0
+    assert (killed / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
 
 
 def test_freeze_leaves_the_encoder_as_it_was(smears, tmp_path):
@@ -138,6 +198,11 @@ def test_freeze_leaves_the_encoder_as_it_was(smears, tmp_path):
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--encoder", "what"], 2, "not known to timm"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--image-skip", "a,b"], 2, "list of numbers"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--device", "cuda:9"], 8, "not available"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--device", "foo"], 8, "names no device"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--scale-jitter", "1"], 2, "two positive"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--tiny-heads", "5"], 2, "multiple of"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--dice-weight", "nan"], 2, "dice_weight"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--clip-norm", "0"], 2, "clip_norm"),
         (["--images", "{images}", "--masks", "nowhere", "-o", "{new}"], 2, "nowhere"),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from cellseg_deploy.images import Pair
 from cellseg_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from cellseg_train.data import (
     ExampleStore,
+    Split,
     TileDataset,
     TileLoader,
     find_pairs,
@@ -106,10 +107,28 @@ def test_split_holds_out_a_quarter_of_the_images_by_seed():
     assert (len(split.train), len(split.val)) == (15, 5)
     assert not {p.stem for p in split.train} & {p.stem for p in split.val}
     assert split == split_by_image(pairs_of(20), 0.25, seed=1)
-    assert split.sha256 != split_by_image(pairs_of(20), 0.25, seed=2).sha256
+    assert split != split_by_image(pairs_of(20), 0.25, seed=2)
     assert len(split_by_image(pairs_of(2), 0.01, seed=0).val) == 1
     with pytest.raises(UsageError, match="two are needed"):
         split_by_image(pairs_of(1), 0.25, seed=0)
+
+
+def test_fingerprint_is_of_contents_and_of_the_division(folders):
+    pairs = find_pairs([folders[0]], [folders[1]])
+    first = Split(pairs[:3], pairs[3:])
+    assert first.sha256 == Split(pairs[:3], pairs[3:]).sha256
+    assert first.sha256 != Split(pairs[:2], pairs[2:]).sha256
+    cv2.imwrite(str(pairs[0].mask), np.ones((80, 100), np.uint16))
+    assert first.sha256 != Split(pairs[:3], pairs[3:]).sha256
+
+
+def test_an_image_under_two_names_on_both_sides_is_found(folders, tmp_path):
+    pairs = find_pairs([folders[0]], [folders[1]])
+    copied = tmp_path / "copy.png"
+    copied.write_bytes(pairs[0].image.read_bytes())
+    with pytest.raises(UsageError, match=r"also training images \(copy\)"):
+        Split(pairs, (Pair("copy", copied, pairs[0].mask),)).check_apart()
+    Split(pairs[:3], pairs[3:]).check_apart()
 
 
 def test_a_tile_depends_on_its_index_alone(dataset):

@@ -46,7 +46,7 @@ def tree(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-# ------------------------------------------------------------------------------------------------ TensorRT-RTX, really
+# --- TensorRT-RTX, really
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_vit_large_builds(tmp_path: Path) -> None:
     assert build.engine_bytes > 500_000_000
 
 
-# ---------------------------------------------------------------------------------------------------- what is refused
+# --- what is refused
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_without_tensorrt_rtx(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPat
         check_only(onnx_file())
 
 
-# ------------------------------------------------------------------------------------- the gate, on a GPU of Python
+# --- the gate, on a GPU of Python
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_timing_cache_and_names(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: P
     )
     assert (tmp_path / "timings").read_bytes() == b"+timed"
     assert "timings" in built.timing_cache_note
-    with pytest.raises(UsageError, match="must end in .engine"):
+    with pytest.raises(UsageError, match=r"must end in .engine"):
         export_tensorrt(path, tmp_path / "model.trt")
     with pytest.raises(OutputError, match="no such folder"):
         export_tensorrt(path, tmp_path / "no" / "model.engine")

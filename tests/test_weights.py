@@ -9,13 +9,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from conftest import make_spec
 
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_train import weights
 from cellseg_train.checkpoint import save_network
 from cellseg_train.config import ModelConfig
 from cellseg_train.model import CellSegNet
-from tests.conftest import make_spec
 
 SMALL = ModelConfig(encoder="small", tile_size=56, decoder_channels=(16, 16, 8), image_skip=())
 TINY = ModelConfig(

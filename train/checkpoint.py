@@ -13,7 +13,6 @@ Files that a later step reads appear whole or not at all.
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.model_spec import METADATA_KEY, ModelSpec, from_json, to_json
-from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.outputs.atomic import atomic_file, write_bytes, writing
 from cellseg_train.config import ModelConfig, TrainConfig
 from cellseg_train.model import CellSegNet
 
@@ -127,9 +126,9 @@ def read_description(file: Path) -> tuple[ModelConfig, ModelSpec]:
 
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
     """Replace ``checkpoint.pt`` in one step: a kill at any moment leaves the old one or the new one."""
-    buffer = io.BytesIO()
-    torch.save({"version": CHECKPOINT_VERSION, **state}, buffer)
-    write_bytes(run / CHECKPOINT_FILE, buffer.getvalue())
+    path = run / CHECKPOINT_FILE
+    with atomic_file(path) as file, writing(path):
+        torch.save({"version": CHECKPOINT_VERSION, **state}, file)
 
 
 def load_checkpoint(run: Path) -> dict[str, Any] | None:

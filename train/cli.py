@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cellseg_deploy.cli._common import run
+from cellseg_deploy.cli._common import require_packages, run
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_train.config import (
     AugmentConfig,
@@ -23,6 +23,11 @@ from cellseg_train.config import (
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_EPILOG = """\b
+Exit codes: 0 done, 2 usage, 3 an image or mask cannot be used, 5 weights or run refused, 6 run folder unusable,
+7 the run is being trained by another process, 8 PyTorch or the device is not available, 129/130/143 interrupted (go on
+with --resume).
+"""
 _SECTIONS = {
     "model": ModelConfig,
     "data": DataConfig,
@@ -59,7 +64,9 @@ def _setting(
     return option
 
 
-@click.command("cellseg-train", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    "cellseg-train", epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.option("--images", multiple=True, type=_FOLDER, help="Folder of training images (PNG, JPEG, TIFF). Repeatable.")
 @click.option("--masks", multiple=True, type=_FOLDER, help="Its masks, by stem: binary, or label images.")
 @click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images; without it some of --images.")
@@ -147,6 +154,7 @@ def command(**options: Any) -> None:
 
 
 def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
+    require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
     from cellseg_train import checkpoint, start
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -157,12 +165,15 @@ def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
         sections[section][name] = options.pop(key)
     folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
     note = options.pop("data_note")
+    if options["weights"] not in ("hub", "none"):  # a later --resume may come from another folder
+        options["weights"] = str(Path(options["weights"]).absolute())
     config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
     inputs = checkpoint.RunInputs(**{name: tuple(str(p.absolute()) for p in paths) for name, paths in folders.items()})
     start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet)
 
 
 def _resume(run_folder: Path, quiet: bool) -> None:
+    require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
     from cellseg_train import start
 
     start.resume(run_folder, quiet=quiet)

@@ -3,6 +3,7 @@ saved with each run, so a run can be rebuilt from its folder alone."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,6 +54,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         levels = 3
+        if self.tiny_heads < 1 or self.tiny_width % self.tiny_heads:
+            raise UsageError(
+                f"tiny_width must be a multiple of tiny_heads, got {self.tiny_width} and {self.tiny_heads}"
+            )
+        _require(self.tiny_depth >= 1, "tiny_depth must be at least 1", self.tiny_depth)
+        _require(0 <= self.drop_path < 1, "drop_path must be in [0, 1)", self.drop_path)
         if len(self.decoder_channels) != levels or min(self.decoder_channels) < 1:
             raise UsageError(f"decoder_channels must be three positive numbers, got {self.decoder_channels}")
         if self.image_skip and (len(self.image_skip) != levels or min(self.image_skip) < 1):
@@ -89,6 +96,8 @@ class DataConfig:
             "boundary_width_px must be even and at least 2 (half on each side of the edge)",
             self.boundary_width_px,
         )
+        _require(self.min_object_px >= 0, "min_object_px must be 0 or more", self.min_object_px)
+        _require(self.cache_gb >= 0, "cache_gb must be 0 or more", self.cache_gb)
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,9 @@ class AugmentConfig:
     illumination: float = 0.3
 
     def __post_init__(self) -> None:
-        low, high = self.scale
-        _require(0 < low <= high, "augmentation scale must be two positive numbers, low first", self.scale)
+        fine = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
+        _require(fine, "the scale jitter must be two positive numbers, low first, such as 0.7,1.4", self.scale)
+        _require(0 <= self.stain < 1, "the stain jitter must be in [0, 1)", self.stain)
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,11 @@ class LossConfig:
     boundary_positive_weight: float = 2.0
     gap_weight: float = 6.0
     gap_sigma_px: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _require(0 <= value < math.inf, f"{name} must be 0 or more", value)
+        _require(self.gap_sigma_px > 0, "gap_sigma_px must be positive", self.gap_sigma_px)
 
 
 @dataclass(frozen=True)
@@ -163,7 +178,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs must be at least 1", self.epochs)
         _require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
-        _require(self.lr > 0, "lr must be positive", self.lr)
+        _require(0 < self.lr < math.inf, "lr must be positive", self.lr)
+        _require(self.clip_norm > 0, "clip_norm must be positive", self.clip_norm)
+        _require(self.weight_decay >= 0, "weight_decay must be 0 or more", self.weight_decay)
+        _require(self.encoder_lr_ratio >= 0, "encoder_lr_ratio must be 0 or more", self.encoder_lr_ratio)
         _require(0 <= self.warmup_fraction < 1, "warmup_fraction must be in [0, 1)", self.warmup_fraction)
         _require(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
         _require(0 < self.layer_decay <= 1, "layer_decay must be in (0, 1]", self.layer_decay)

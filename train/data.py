@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +43,33 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """Which pairs train and which validate. The fingerprint is a SHA-256 over both lists of stems."""
+    """Which pairs train and which validate."""
 
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
 
+    @cached_property
+    def contents(self) -> dict[str, list[tuple[str, str, str]]]:
+        """For each side: stem, SHA-256 of the image file and of the mask file, in order."""
+        return {
+            side: [(pair.stem, _sha256(pair.image), _sha256(pair.mask)) for pair in pairs]
+            for side, pairs in (("train", self.train), ("val", self.val))
+        }
+
     @property
     def sha256(self) -> str:
-        lines = [f"{side}:{pair.stem}" for side, pairs in (("train", self.train), ("val", self.val)) for pair in pairs]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        """Fingerprint over ``contents``: other images, other masks or another division give another one."""
+        return hashlib.sha256(repr(self.contents).encode()).hexdigest()
+
+    def check_apart(self) -> None:
+        """Raise ``UsageError`` if an image file, wherever it lies, is on both sides: it would flatter every metric."""
+        train = {image: stem for stem, image, _ in self.contents["train"]}
+        common = [stem for stem, image, _ in self.contents["val"] if image in train]
+        if common:
+            raise UsageError(
+                f"{len(common)} validation images are also training images ({', '.join(common[:3])}); "
+                "a network cannot be judged on what it was taught: give other --val-images"
+            )
 
 
 def find_pairs(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Pair, ...]:
@@ -76,6 +95,14 @@ def split_by_image(pairs: Sequence[Pair], val_fraction: float, seed: int) -> Spl
         train=tuple(pair for i, pair in enumerate(pairs) if i not in held_out),
         val=tuple(pair for i, pair in enumerate(pairs) if i in held_out),
     )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_pair(pair: Pair, min_object_px: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
@@ -111,6 +138,8 @@ class ExampleStore:
 
     def check_and_fill(self, report: Callable[[int], None] = lambda _: None) -> float:
         """Read every pair once, so that a bad file is named before the training starts; keep what fits.
+
+        ``report(done)`` is called after each.
 
         Returns the median cell diameter in *image* px (disc of equal area) over all cells. Raises ``DataError`` if
         there is no cell at all.

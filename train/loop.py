@@ -6,20 +6,20 @@ at an epoch boundary gives the losses of one that was not.
 
 from __future__ import annotations
 
-import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from cellseg_deploy.errors import CellsegError
+from cellseg_deploy.errors import CellsegError, ModelError
 from cellseg_deploy.metrics import pool
 from cellseg_deploy.model_spec import (
     ModelSpec,
@@ -28,8 +28,9 @@ from cellseg_deploy.model_spec import (
     default_operating_points,
 )
 from cellseg_train import checkpoint, pictures, validate
+from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.config import TrainConfig
-from cellseg_train.data import ExampleStore, Split, TileDataset, TileLoader
+from cellseg_train.data import ExampleStore, Split, TileDataset, TileLoader, read_pair
 from cellseg_train.logs import TrainingLog
 from cellseg_train.losses import is_finite, segmentation_loss
 from cellseg_train.model import CellSegNet, normalise
@@ -39,8 +40,6 @@ from cellseg_train.weights import check_source, load_initial_weights
 HALO_SHARE = 1 / 7  # of the tile, on each side: 32 px of 224
 PICTURES = 3  # validation images drawn at each validation
 
-logger = logging.getLogger(__name__)
-
 
 class TrainingDivergedError(CellsegError):
     """The loss became NaN or infinite."""
@@ -48,7 +47,7 @@ class TrainingDivergedError(CellsegError):
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop tells a progress bar after each update."""
+    """Where a training stands after an update."""
 
     epoch: int
     step: int
@@ -58,19 +57,51 @@ class Progress:
     tiles_per_second: float
 
 
+class Reporter:
+    """Whom the loop tells how it goes; this one keeps it to itself, subclasses show it."""
+
+    def say(self, line: str) -> None:
+        """An event worth a line."""
+
+    def read(self, done: int, total: int) -> None:
+        """``done`` of ``total`` images were read and checked."""
+
+    def update(self, state: Progress) -> None:
+        """One more update was made."""
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """An epoch ended; its row of ``log.csv``."""
+
+
+def load(config: TrainConfig, split: Split, reporter: Reporter) -> tuple[ExampleStore, float]:
+    """Read and check every pair of both sides, keep the training images; and the median cell diameter in model px.
+
+    Raises ``DataError`` naming a file that cannot be used, ``UsageError`` if both sides share an image.
+    """
+    split.check_apart()
+    store = ExampleStore(split.train, config)
+    n_train, total = len(split.train), len(split.train) + len(split.val)
+    diameter = store.check_and_fill(lambda done: reporter.read(done, total))
+    for done, pair in enumerate(split.val, start=1):
+        read_pair(pair, config.data.min_object_px)  # a mis-sized mask must not wait for the first validation
+        reporter.read(n_train + done, total)
+    return store, diameter * config.data.image_scale
+
+
 def train(
     run: Path,
     config: TrainConfig,
     split: Split,
+    store: ExampleStore,
     *,
+    cell_diameter_px: float,
     data_note: str,
-    report: Callable[[Progress], None] = lambda _: None,
-    announce: Callable[[str], None] = logger.info,
+    reporter: Reporter,
 ) -> ModelSpec:
     """Train into folder ``run`` (which exists and holds ``config.json``), from its last checkpoint if there is one.
 
-    ``data_note``: the training data in words, for the model's description. ``report``: called after each update,
-    ``announce``: with one line for each event worth reading. Returns the spec of the best network.
+    ``store``, ``cell_diameter_px``: of ``load``. ``data_note``: the training data in words, for the model's
+    description. Returns the spec of the best network.
     Raises ``TrainingDivergedError`` when the loss is no longer finite; the last checkpoint stays.
     """
     if config.threads:
@@ -78,35 +109,42 @@ def train(
     torch.backends.cudnn.benchmark = False  # it may pick other kernels, and so other losses, in another run
     device = choose_device(config.device)
     amp = choose_amp(config.optim.amp, device)
-    announce(f"device {device}, {'fp32' if amp is None else str(amp).removeprefix('torch.') + ' autocast'}")
+    reporter.say(f"device {device}, {'fp32' if amp is None else str(amp).removeprefix('torch.') + ' autocast'}")
 
-    store = ExampleStore(split.train, config)
-    cell_diameter = store.check_and_fill() * config.data.image_scale
     loader = TileLoader(TileDataset(store, config))
     steps = config.optim.epochs * len(loader)
 
     torch.manual_seed(config.seed)
     net = CellSegNet(config.model)
-    weights = load_initial_weights(net, config.weights)
+    state = checkpoint.load_checkpoint(run)
+    if state is None:
+        weights = load_initial_weights(net, config.weights)
+    else:  # what it began with has been trained over, and may no longer be where it was
+        weights = msgspec.convert(state["weights"], WeightsInfo)
     net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(net, config.optim)
     schedule = make_schedule(optimizer, config.optim, steps)
     ema = ModelEmaV3(net, decay=config.optim.ema_decay, use_warmup=True) if config.optim.ema_decay else None
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    describe = _SpecMaker(config, split, weights, data_note, cell_diameter, net.patch_size)
+    describe = _SpecMaker(config, split, weights, data_note, cell_diameter_px, net.patch_size)
 
-    state = checkpoint.load_checkpoint(run)
-    first_epoch, step, best = 0, 0, -1.0
+    first_epoch, step, best = 0, 0, -math.inf
     if state is not None:
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        if ema is not None:
-            ema.module.load_state_dict(state["ema"])
+        try:
+            net.load_state_dict(state["net"])
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state["scaler"])
+            if ema is not None:
+                ema.module.load_state_dict(state["ema"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"the checkpoint of {run} does not fit its settings ({error}); was {checkpoint.CONFIG_FILE} edited?"
+            ) from error
         first_epoch, step, best = state["epoch"], state["step"], state["best"]
-        announce(f"resuming after epoch {first_epoch} of {config.optim.epochs}")
+        reporter.say(f"resuming after epoch {first_epoch} of {config.optim.epochs}")
     log = TrainingLog(run, keep_epochs=first_epoch)
 
+    averaged = net if ema is None else cast(CellSegNet, ema.module)
     for epoch in range(first_epoch, config.optim.epochs):
         torch.manual_seed(config.seed + 1 + epoch)  # drop path
         net.train()
@@ -143,23 +181,23 @@ def train(
                 sums[name] = sums.get(name, 0.0) + value.item()
             tiles += len(batch["image"])
             rate = tiles / (time.perf_counter() - started)
-            report(Progress(epoch + 1, step, steps, total.item(), optimizer.param_groups[-1]["lr"], rate))
+            reporter.update(Progress(epoch + 1, step, steps, total.item(), optimizer.param_groups[-1]["lr"], rate))
 
         row: dict[str, Any] = {"epoch": epoch + 1, "step": step, "lr": optimizer.param_groups[-1]["lr"]}
         row |= {name: value / len(loader) for name, value in sums.items()}
-        averaged = net if ema is None else ema.module
         if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.optim.epochs:
             metrics = _validate(averaged, describe, device, run / "samples" / f"epoch_{epoch + 1:04d}.jpg")
             row |= {f"val_{name}": metrics[name] for name in ("dice", "f1", "map", "count_mae", "count_bias")}
-            announce(
+            reporter.say(
                 f"epoch {epoch + 1}: loss {row['loss']:.4f}, val Dice {metrics['dice']:.4f}, F1 {metrics['f1']:.4f}, "
                 f"count error {metrics['count_mae']:.1f} cells an image"
             )
-            if metrics["f1"] + metrics["dice"] > best:
-                best = metrics["f1"] + metrics["dice"]
+            if validate.merit(metrics) > best:
+                best = validate.merit(metrics)
                 spec = describe(epoch + 1, metrics)
                 checkpoint.save_network(run / checkpoint.WEIGHTS_FILE, averaged.state_dict(), config.model, spec)
         log.add(row)
+        reporter.epoch(row)
         checkpoint.save_checkpoint(
             run,
             {
@@ -170,10 +208,14 @@ def train(
                 "epoch": epoch + 1,
                 "step": step,
                 "best": best,
+                "weights": msgspec.to_builtins(weights),
             },
         )
     log.close()
-    return _calibrate(run, split, config, device, announce)
+    networks = [checkpoint.load_network(run)]
+    if networks[0].spec.training.epochs < config.optim.epochs:
+        networks.append(LoadedNetwork(averaged, config.model, describe(config.optim.epochs, {})))
+    return _finish(run, networks, split, config, device, reporter)
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -215,7 +257,7 @@ class _SpecMaker:
                 n_val_images=len(self.split.val),
                 epochs=epoch,
                 seed=self.config.seed,
-                val_metrics={name: round(float(value), 5) for name, value in metrics.items()},
+                val_metrics=_rounded(metrics),
             ),
             operating_points=default_operating_points(model.variant),
         )
@@ -235,10 +277,8 @@ def _autocast(device: torch.device, amp: torch.dtype | None) -> AbstractContextM
     return nullcontext() if amp is None else torch.autocast(device.type, amp)
 
 
-def _validate(net: torch.nn.Module, describe: _SpecMaker, device: torch.device, samples: Path) -> dict[str, float]:
+def _validate(net: CellSegNet, describe: _SpecMaker, device: torch.device, samples: Path) -> dict[str, float]:
     """Metrics at the uncalibrated counting point, and pictures of the first images."""
-    if not isinstance(net, CellSegNet):
-        raise TypeError(f"expected a CellSegNet, got {type(net).__name__}")
     net.eval()
     config, split = describe.config, describe.split
     params = default_operating_points(config.model.variant)["counting"]
@@ -252,26 +292,41 @@ def _validate(net: torch.nn.Module, describe: _SpecMaker, device: torch.device, 
     return pool(scores)
 
 
-def _calibrate(
-    run: Path, split: Split, config: TrainConfig, device: torch.device, announce: Callable[[str], None]
+def _finish(
+    run: Path,
+    networks: list[LoadedNetwork],
+    split: Split,
+    config: TrainConfig,
+    device: torch.device,
+    reporter: Reporter,
 ) -> ModelSpec:
-    """Choose the operating points of the best network on the validation images and write them into its file."""
-    loaded = checkpoint.load_network(run)
-    net, spec = loaded.net.to(device), loaded.spec
-    predictions = list(validate.predict_pairs(net, split.val, config, spec.halo, device))
-    labelling = validate.Labelling(spec.channels, spec.cell_diameter_px, config.data.min_object_px)
-    chosen = validate.calibrate(predictions, spec.variant, labelling)
-    metrics = chosen["counting"][1]
-    spec = msgspec.structs.replace(
-        spec,
-        operating_points={task: params for task, (params, _) in chosen.items()},
-        training=msgspec.structs.replace(
-            spec.training, val_metrics={name: round(float(value), 5) for name, value in metrics.items()}
-        ),
-    )
-    checkpoint.save_network(run / checkpoint.WEIGHTS_FILE, loaded.net.state_dict(), config.model, spec)
-    announce(
-        f"best network: epoch {spec.training.epochs}; at its counting point Dice {metrics['dice']:.4f}, "
-        f"F1 {metrics['f1']:.4f}, count error {metrics['count_mae']:.1f} cells an image"
-    )
-    return spec
+    """Calibrate ``networks`` on the validation images and save the better one with its operating points.
+
+    The best network was picked at settings that nobody had tuned; the last one has the whole schedule behind it.
+    """
+    labelling = validate.Labelling(config.model.channels, networks[0].spec.cell_diameter_px, config.data.min_object_px)
+    finished: list[tuple[float, LoadedNetwork]] = []
+    for loaded in networks:
+        spec = loaded.spec
+        net = loaded.net.to(device).eval()
+        predictions = list(validate.predict_pairs(net, split.val, config, spec.halo, device))
+        chosen = validate.calibrate(predictions, spec.variant, labelling)
+        metrics = chosen["counting"][1]
+        reporter.say(
+            f"calibrated epoch {spec.training.epochs}: Dice {metrics['dice']:.4f}, F1 {metrics['f1']:.4f}, "
+            f"count error {metrics['count_mae']:.1f} cells an image"
+        )
+        spec = msgspec.structs.replace(
+            spec,
+            operating_points={str(task): params for task, (params, _) in chosen.items()},
+            training=msgspec.structs.replace(spec.training, val_metrics=_rounded(metrics)),
+        )
+        finished.append((validate.merit(metrics), LoadedNetwork(net, loaded.config, spec)))
+    _, best = max(finished, key=lambda entry: entry[0])
+    checkpoint.save_network(run / checkpoint.WEIGHTS_FILE, best.net.state_dict(), best.config, best.spec)
+    reporter.say(f"kept epoch {best.spec.training.epochs}")
+    return best.spec
+
+
+def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(float(value), 5) for name, value in metrics.items()}

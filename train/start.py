@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cellseg_deploy.cli._common import say
 from cellseg_deploy.errors import ModelError
-from cellseg_deploy.outputs.atomic import make_folder
+from cellseg_deploy.outputs.atomic import make_folder, remove_stale
+from cellseg_deploy.outputs.lock import exclusive
 from cellseg_train import checkpoint, loop
 from cellseg_train.checkpoint import RunInputs, RunRecord
 from cellseg_train.config import TrainConfig
-from cellseg_train.data import Split, find_pairs, split_by_image
-
-logger = logging.getLogger(__name__)
+from cellseg_train.data import ExampleStore, Split, find_pairs, split_by_image
 
 
 def begin(run: Path, record: RunRecord, *, quiet: bool) -> None:
-    """Find and split the data, make the run folder, train. Nothing is written before all of it was found right."""
+    """Find, split and read the data, make the run folder, train. Nothing is written before all was found right."""
     loop.check_settings(record.config)
     split = make_split(record.inputs, record.config)
-    make_folder(run)
-    checkpoint.save_record(run, record)
-    checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split))
-    _train(run, record, split, quiet)
+    with _reporter(quiet) as reporter:
+        store, diameter = _load(record, split, reporter)
+        make_folder(run)
+        with exclusive(run):
+            checkpoint.save_record(run, record)
+            checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split))
+            _train(run, record, split, store, diameter, reporter)
 
 
 def resume(run: Path, *, quiet: bool) -> None:
-    """Go on from the last checkpoint of ``run``. Raises ``ModelError`` if its images are no longer the same."""
+    """Go on from the last checkpoint of ``run``.
+
+    Raises ``ModelError`` if an image or mask is not what it was, ``OutputInUseError`` if it is still being trained.
+    """
     record = checkpoint.load_record(run)
-    split = make_split(record.inputs, record.config)
-    recorded = checkpoint.load_json(run / checkpoint.SPLIT_FILE)
-    if recorded != describe_split(split):
-        raise ModelError(
-            f"the images of {run} are not those it was started with (split {split.sha256[:12]}, recorded "
-            f"{recorded.get('sha256', '?')[:12]}); bring them back, or start a new run"
-        )
-    _train(run, record, split, quiet)
+    with exclusive(run), _reporter(quiet) as reporter:
+        remove_stale(run)
+        split = make_split(record.inputs, record.config)
+        if not (run / checkpoint.SPLIT_FILE).exists():  # killed before it had begun
+            checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split))
+        recorded = checkpoint.load_json(run / checkpoint.SPLIT_FILE)
+        if recorded != describe_split(split):
+            raise ModelError(
+                f"images or masks of {run} are not those it was started with (fingerprint {split.sha256[:12]}, "
+                f"recorded {str(recorded.get('sha256'))[:12]}); bring them back, or start a new run"
+            )
+        _train(run, record, split, *_load(record, split, reporter), reporter)
 
 
 def make_split(inputs: RunInputs, config: TrainConfig) -> Split:
@@ -65,29 +74,73 @@ def _paths(names: tuple[str, ...]) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def _train(run: Path, record: RunRecord, split: Split, quiet: bool) -> None:
-    click.echo(f"{len(split.train)} training images, {len(split.val)} validation images -> {run}", err=True)
-    with _progress(quiet) as (report, announce):
-        loop.train(run, record.config, split, data_note=record.data_note, report=report, announce=announce)
+def _load(record: RunRecord, split: Split, reporter: loop.Reporter) -> tuple[ExampleStore, float]:
+    reporter.say(f"{len(split.train)} training images, {len(split.val)} validation images")
+    return loop.load(record.config, split, reporter)
+
+
+def _train(
+    run: Path, record: RunRecord, split: Split, store: ExampleStore, diameter: float, reporter: loop.Reporter
+) -> None:
+    loop.train(
+        run, record.config, split, store, cell_diameter_px=diameter, data_note=record.data_note, reporter=reporter
+    )
     click.echo(f"network: {run / checkpoint.WEIGHTS_FILE}")
     click.echo(f"next:    cellseg-export onnx {run} -o model.onnx")
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
-    """A bar with loss, rate and time left on a terminal; elsewhere, or when ``quiet``, one line a validation."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _: None, lambda line: click.echo(line, err=True)
+def _reporter(quiet: bool) -> Iterator[loop.Reporter]:
+    """A bar with loss, rate and time left on a terminal; elsewhere a line an epoch, nothing if ``quiet``."""
+    if quiet:
+        yield loop.Reporter()
+        return
+    if not sys.stderr.isatty():
+        yield LineReporter()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, epoch=0, note="")
+        yield BarReporter(bar)
 
-        def report(state: loop.Progress) -> None:
-            note = f"loss {state.loss:.3f}  lr {state.lr:.1e}  {state.tiles_per_second:.1f} tiles/s"
-            bar.update(task, total=state.steps, completed=state.step, epoch=state.epoch, note=note)
 
-        yield report, lambda line: bar.console.print(line, markup=False, highlight=False)
+class LineReporter(loop.Reporter):
+    """Events as plain lines, and a line an epoch."""
+
+    def say(self, line: str) -> None:
+        """Print ``line``."""
+        say(line)
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Print the loss of an epoch that was not validated; of the others the loop says more."""
+        if "val_f1" in row:
+            return
+        say(f"epoch {row['epoch']}: loss {row['loss']:.4f}, lr {row['lr']:.1e}")
+
+
+class BarReporter(loop.Reporter):
+    """A bar for reading the images, then one for the updates."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._task = bar.add_task("reading images", total=None, note="")
+
+    def say(self, line: str) -> None:
+        """Print ``line`` above the bar."""
+        self._bar.console.print(line, markup=False, highlight=False)
+
+    def read(self, done: int, total: int) -> None:
+        """``done`` of ``total`` images were read and checked."""
+        self._bar.update(self._task, total=total, completed=done)
+        if done == total:
+            self._bar.remove_task(self._task)
+            self._task = self._bar.add_task("training", total=None, note="")
+
+    def update(self, state: loop.Progress) -> None:
+        """One more update was made."""
+        note = f"loss {state.loss:.3f}  lr {state.lr:.1e}  {state.tiles_per_second:.1f} tiles/s"
+        self._bar.update(
+            self._task, total=state.steps, completed=state.step, description=f"epoch {state.epoch}", note=note
+        )

@@ -97,8 +97,8 @@ class OpenVinoBackend(Backend):
         in_use = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if in_use != _HINTS[self.inference_precision]:
             raise BackendUnavailableError(
-                f"precision {self.inference_precision} was asked for, but OpenVINO {self._version} computes in {in_use} "
-                "on this CPU; take --precision fp32, or another --backend"
+                f"precision {self.inference_precision} was asked for, but OpenVINO {self._version} computes in "
+                f"{in_use} on this CPU; take --precision fp32, or another --backend"
             )
         return compiled
 

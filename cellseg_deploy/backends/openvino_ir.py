@@ -77,7 +77,9 @@ def read_pair(path: Path) -> tuple[bytes, bytes]:
 def write_rt_info(model: Any, spec: ModelSpec, facts: IrFacts) -> None:
     """Put ``spec`` and ``facts`` into the rt_info of ``model`` (openvino.Model)."""
     info = model.get_rt_info()
-    if "framework" in info:  # OpenVINO copies the metadata of the ONNX file there, with a ModelSpec that is no longer true
+    if (
+        "framework" in info
+    ):  # OpenVINO copies the metadata of the ONNX file there, with a ModelSpec that is no longer true
         del info["framework"]
     model.set_rt_info(to_json(spec), [_SECTION, _SPEC])
     model.set_rt_info(msgspec.json.encode(facts).decode(), [_SECTION, _FACTS])

@@ -123,7 +123,8 @@ def candidates_of(
     times = [
         record.reference_timing.ms_per_tile
         for record in records
-        if (record.model_identity, record.device_class, record.reference) == (identity, here.device_class, "onnxruntime")
+        if (record.model_identity, record.device_class, record.reference)
+        == (identity, here.device_class, "onnxruntime")
         and record.reference_timing is not None
     ]
     speed = f"{min(times):.3g} ms a tile" if times else "not timed here"
@@ -157,10 +158,12 @@ def choose(candidates: Sequence[Candidate], here: Here) -> Selection:
         )
     if plain.failed:
         raise ParityError(
-            f"no form of {plain.form.file.name} passed the gate on {here.device_class}; export the model again, or name "
-            f"one with --backend to run it unverified:{listing}"
+            f"no form of {plain.form.file.name} passed the gate on {here.device_class}; export the model again, or "
+            f"name one with --backend to run it unverified:{listing}"
         )
-    return Selection(plain.form, False, f"no form passed the gate here; {plain.form.backend} {plain.reason}", all_of_them)
+    return Selection(
+        plain.form, False, f"no form passed the gate here; {plain.form.backend} {plain.reason}", all_of_them
+    )
 
 
 def table(selection: Selection, here: Here) -> str:

@@ -5,6 +5,8 @@ Light to import: a command's ``--help`` must not load numpy or an engine.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
 import signal
 from collections.abc import Callable, Sequence
@@ -14,46 +16,58 @@ from typing import Any, TypeVar
 
 import click
 
-from cellseg_deploy.errors import CellsegError
+from cellseg_deploy.errors import BackendUnavailableError, CellsegError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXIT_OK, EXIT_INTERNAL, EXIT_SOME_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 3, 130, 143
+EXIT_OK, EXIT_INTERNAL, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 _log = logging.getLogger("cellseg_deploy")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: what is done is kept, as after Ctrl-C, but the exit code is 143."""
+    """SIGTERM or SIGHUP (the terminal is gone): what is done is kept, as after Ctrl-C; exit code 143 or 129."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Run ``command`` and give its exit code; prints errors to stderr. A command returns its code, or None for 0."""
-    previous = _on_sigterm(_raise_terminated)
+    previous = _catch_signals()
     try:
         code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):  # see say()
+            error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
-        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
-        print_error("terminated" if terminated else "interrupted")
-        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+        return _interrupted(error.__cause__ or error)
     except CellsegError as error:
         print_error(str(error))
         _log.debug("raised here:", exc_info=error)
         return error.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
+            return _interrupted(error.__context__)  # click answers an interrupt with a line on stderr: nobody read it
         _log.critical("internal error, please report it", exc_info=error)
         return EXIT_INTERNAL
     finally:
-        _on_sigterm(previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return code if isinstance(code, int) else EXIT_OK
 
 
 def print_error(message: str) -> None:
     """One error on stderr, in red where that is a terminal."""
-    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    say(click.style("error: ", fg="red", bold=True) + message)
+
+
+def say(line: str) -> None:
+    """One line on stderr; where nobody reads it any more (a closed pipe or terminal), the work goes on without it."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
 
 
 def set_up_logging(verbosity: int) -> None:
@@ -72,13 +86,22 @@ def printable(text: str | Path) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in escaped)
 
 
+def require_packages(extra: str, *names: str) -> None:
+    """Raise ``BackendUnavailableError`` with the install command if one of the packages ``names`` is missing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailableError(
+            f"{', '.join(missing)} not installed, which this needs; run: pip install 'cellseg-deploy[{extra}]'"
+        )
+
+
 def model_options(function: F) -> F:
     """Options of every command that runs a model: which one, on what, with which settings."""
     options = [
         click.option(
             "--model",
             type=click.Path(path_type=Path),
-            help="Model file written by cellseg-export: .onnx, .xml or .engine.  [default: the model that ships with the package]",
+            help="Model file written by cellseg-export: .onnx, .xml or .engine.  [default: the package's own model]",
         ),
         click.option(
             "--task",
@@ -160,13 +183,25 @@ def log_options(function: F) -> F:
     return function
 
 
-def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _interrupted(error: BaseException) -> int:
+    """Say it and give the exit code."""
+    print_error("terminated" if isinstance(error, Terminated) else "interrupted")
+    return error.exit_code if isinstance(error, Terminated) else EXIT_INTERRUPTED
 
 
-def _on_sigterm(handler: Any) -> Any:
-    """Set the handler of SIGTERM and give the former one; nothing in a thread, where Python allows no handlers."""
-    try:
-        return signal.signal(signal.SIGTERM, handler)
-    except ValueError:
-        return signal.SIG_DFL
+def _raise_terminated(number: int, _frame: FrameType | None) -> None:
+    raise Terminated(number)
+
+
+def _catch_signals() -> dict[int, Any]:
+    """Turn SIGTERM and SIGHUP into ``Terminated``; gives the former handlers.
+
+    One that is ignored (``nohup``) stays ignored; nothing in a thread, where Python allows no handlers.
+    """
+    previous: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+            with contextlib.suppress(ValueError):
+                previous[number] = signal.signal(number, _raise_terminated)
+    return previous

@@ -1,14 +1,16 @@
-"""Progress of a folder run on stderr: a bar on a terminal, plain lines elsewhere, failures always."""
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere, failures always.
+
+A stderr that nobody reads any more stops nothing: the work matters, not the talk about it.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from cellseg_deploy.cli._common import printable
+from cellseg_deploy.cli._common import printable, say
 
 if TYPE_CHECKING:
     from cellseg_deploy.folder_run import ImageResult
@@ -16,49 +18,67 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class RunProgress:
-    """Called with each image's result. ``total``: images in the run."""
+class Progress:
+    """``advance`` is called after each image: a bar where stderr is a terminal, else a line every ten seconds.
+
+    ``total``: images in the run.
+    """
 
     def __init__(self, total: int) -> None:
-        self._total = total
-        self._seen = self._cells = self._failed = 0
-        self._start = self._last_line = time.monotonic()
-        self._bar: Any = _rich_bar() if sys.stderr.isatty() else None
+        self.total = total
+        self.seen = 0
+        self._last_line = time.monotonic()
+        self._bar: Any = _rich_bar() if sys.stderr is not None and sys.stderr.isatty() else None
         self._task: Any = None
 
-    def __enter__(self) -> RunProgress:
+    def __enter__(self) -> Progress:
         if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self._total, note="")
+            self._on_bar(self._bar.start)
+            self._task = None if self._bar is None else self._bar.add_task("", total=self.total, note="")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._on_bar(self._bar.stop)
+
+    def advance(self, note: str = "") -> None:
+        """One more image is through; ``note`` is shown beside their number."""
+        self.seen += 1
+        if self._bar is not None:
+            self._on_bar(lambda: self._bar.update(self._task, advance=1, note=note))
+        elif self.seen == self.total or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            say(f"{self.seen}/{self.total} images{', ' if note else ''}{note}")
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._on_bar(lambda: self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True))
+        else:
+            say(line)
+
+    def _on_bar(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except OSError:  # the terminal is gone; plain lines find that out themselves
+            self._bar = None
+
+
+class RunProgress(Progress):
+    """Progress of a folder run; called with each image's result."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        self._cells = self._failed = 0
+        self._start = time.monotonic()
 
     def __call__(self, result: ImageResult) -> None:
-        self._seen += 1
         self._cells += result.cells or 0
         self._failed += result.status == "failed"
         if result.status == "failed":
-            self._say(failure_line(result))
-        note = f"{self._rate():.2f} images/s, {self._cells} cells" + (
-            f", {self._failed} failed" if self._failed else ""
-        )
-        if self._bar is not None:
-            self._bar.update(self._task, advance=1, note=note)
-        elif self._seen == self._total or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            click.echo(f"{self._seen}/{self._total} images, {note}", err=True)
-
-    def _rate(self) -> float:
-        return self._seen / max(time.monotonic() - self._start, 1e-9)
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            click.echo(line, err=True)
+            self.say(failure_line(result))
+        rate = (self.seen + 1) / max(time.monotonic() - self._start, 1e-9)
+        self.advance(f"{rate:.2f} images/s, {self._cells} cells" + (f", {self._failed} failed" if self._failed else ""))
 
 
 def failure_line(result: ImageResult) -> str:
@@ -69,7 +89,7 @@ def failure_line(result: ImageResult) -> str:
 def say_failures(result: ImageResult) -> None:
     """Progress of a quiet run: failures only."""
     if result.status == "failed":
-        click.echo(failure_line(result), err=True)
+        say(failure_line(result))
 
 
 def _rich_bar() -> Any:

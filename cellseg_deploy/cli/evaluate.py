@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,6 @@ from cellseg_deploy.cli import _common
 if TYPE_CHECKING:
     from cellseg_deploy.evaluation import ScoredImage
 
-_SECONDS_BETWEEN_LINES = 10.0
 _ONLY_WITH_A_MODEL = (
     *("model", "task", "scale", "cell_diameter", "batch_size", "device", "backend", "precision"),
     *("ort_provider", "rebuild", "threads", "streams", "halo", "max_pixels", "bit_depth", "save_labels"),
@@ -33,13 +31,14 @@ Files pair by name without ending: a.png, a.tif and a.png.tif belong together. M
 the 4-connected components) or label images.
 
 \b
-Results (earlier ones are replaced):
+Results (those of an earlier evaluation are replaced):
   OUT/metrics.json   all images together            OUT/metrics.csv   a row an image
   OUT/labels/        with --save-labels, the label images that were judged
 
 \b
 Exit codes: 0 done, 2 usage, 3 a file is damaged, mis-sized or has no partner, 4 no image found, 5 model refused,
-6 output folder unusable, 8 engine or device not available, 130/143 interrupted.
+6 output folder unusable, 7 output folder in use, 8 engine or device not available, 130 interrupted, 143/129 terminated
+or terminal closed.
 """
 
 
@@ -52,7 +51,7 @@ Exit codes: 0 done, 2 usage, 3 a file is damaged, mis-sized or has no partner, 4
     "--min-area",
     type=click.IntRange(min=0),
     metavar="PX",
-    help="Smaller objects are specks, neither true nor predicted cells.  [default: 200 at the training images' scale]",
+    help="Smaller objects are specks, neither true nor predicted cells.  [default: 200]",
 )
 @click.option("--save-labels", is_flag=True, help="Write the model's label images too.")
 @_common.model_options
@@ -92,14 +91,15 @@ def command(
     from cellseg_deploy import evaluation
     from cellseg_deploy.images import pair_by_stem
     from cellseg_deploy.metrics import MIN_AREA_PX
+    from cellseg_deploy.outputs.folder import check_apart
 
-    evaluation.check_apart([judged, masks], output)
+    min_area_px = MIN_AREA_PX if min_area is None else min_area
+    check_apart([judged, masks], output)
     pairs = pair_by_stem(judged, masks)
     about: dict[str, Any] = {"data": {"labels" if labels else "images": str(judged), "masks": str(masks)}}
     with ExitStack() as stack:
         if labels:
             labels_of: Any = evaluation.read_predicted
-            min_area_px = MIN_AREA_PX
         else:
             from cellseg_deploy.pipeline import Segmenter
 
@@ -121,9 +121,8 @@ def command(
                 )
             )
             labels_of = evaluation.Predictor(segmenter, bit_depth=bit_depth, max_pixels=max_pixels)
-            min_area_px = evaluation.min_area_for(segmenter)
             about["model"] = evaluation.describe_model(segmenter)
-        min_area_px = min_area_px if min_area is None else min_area
+        stack.enter_context(evaluation.report_folder(output))
         write_labels = evaluation.LabelWriter(output, [pair.stem for pair in pairs])
         scores = []
         for image in _with_progress(
@@ -132,7 +131,7 @@ def command(
             if save_labels:
                 write_labels(image)
             scores.append((image.name, image.score))
-    pooled = evaluation.write_report(output, scores, min_area_px=min_area_px, about=about)
+        pooled = evaluation.write_report(output, scores, min_area_px=min_area_px, about=about)
     if not quiet:
         _print_table(pooled, output)
     return _common.EXIT_OK
@@ -163,21 +162,16 @@ def _judged_folder(context: click.Context, images: Path | None, labels: Path | N
 
 
 def _with_progress(images: Iterable[ScoredImage], total: int, quiet: bool) -> Iterator[ScoredImage]:
-    """Hand ``images`` on: a bar where stderr is a terminal, else a line now and then, nothing if ``quiet``."""
+    """Hand ``images`` on and show how far it is, unless ``quiet``."""
+    from cellseg_deploy.cli._progress import Progress
+
     if quiet:
         yield from images
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(images, description="", total=total, console=Console(stderr=True))
-    else:
-        last = time.monotonic()
-        for done, image in enumerate(images, start=1):
-            if done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                click.echo(f"{done}/{total} images", err=True)
+        return
+    with Progress(total) as progress:
+        for image in images:
             yield image
+            progress.advance()
 
 
 def _print_table(pooled: dict[str, float], output: Path) -> None:

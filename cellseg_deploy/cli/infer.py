@@ -35,7 +35,8 @@ Results:
 
 \b
 Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no image found, 5 model refused,
-6 output folder unusable, 7 output folder in use, 8 engine or device not available, 130/143 interrupted.
+6 output folder unusable, 7 output folder in use, 8 engine or device not available, 130 interrupted, 143/129
+terminated or terminal closed (what is done is kept).
 """
 
 
@@ -96,6 +97,7 @@ def command(
     from cellseg_deploy import folder_run
     from cellseg_deploy.errors import NothingToDoError
     from cellseg_deploy.images import MAX_PIXELS, SUFFIXES, find_images
+    from cellseg_deploy.outputs.folder import check_apart
     from cellseg_deploy.pipeline import Segmenter
 
     options = folder_run.RunOptions(
@@ -105,7 +107,7 @@ def command(
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         bit_depth=bit_depth,
     )
-    folder_run.check_apart(paths, output)
+    check_apart(paths, output)
     images = find_images(paths, follow_links=follow_links)
     if not images:
         where = ", ".join(_common.printable(path) for path in paths)
@@ -186,7 +188,7 @@ def _print_table(summary: RunSummary) -> None:
     seconds = summary.wall_seconds
     rate = f", {summary.found / seconds:.2f} images/s" if seconds > 0 else ""
     rows = [
-        ("images", str(summary.done)),
+        ("images", f"{summary.done} of {summary.found}" if summary.failed else str(summary.done)),
         ("cells", str(summary.cells)),
         ("failed", f"{summary.failed} (named in images.csv)" if summary.failed else "0"),
         ("time", f"{seconds:.1f} s{rate}"),

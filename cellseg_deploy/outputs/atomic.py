@@ -24,24 +24,37 @@ TEMPORARY_SUFFIX = ".tmp"
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write to; it takes the name ``path`` when the block ends, and is gone if the block raises.
 
-    The folder must exist. A link at ``path`` is replaced, never written through. Raises ``OutputError``.
+    The folder must exist. A link at ``path`` is replaced, never written through. Raises ``OutputError`` if the file
+    cannot be made, finished or renamed; what the block itself raises goes on as it is (see ``writing``).
     """
     # A short name of its own: the final one may already have the 255 bytes a file system allows.
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
-    try:
+    with writing(path):
         # 0o666 and not mkstemp's 0o600, so that the user's umask decides who may read results.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        try:
-            with open(descriptor, "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
-                yield file
-                file.flush()
-                os.fsync(descriptor)
+    file = open(descriptor, "wb")  # noqa: PTH123, SIM115  (a descriptor; closed below, where its error is told apart)
+    try:
+        yield file
+        with writing(path):
+            file.flush()
+            os.fsync(descriptor)
+            file.close()
             temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to report
-                temporary.unlink(missing_ok=True)
-            raise
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            file.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    with writing(path):
         _sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block, which does nothing but write ``path``, into ``OutputError``."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); check free space and permissions of the folder"
@@ -50,8 +63,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``, whole or not at all. Raises ``OutputError``."""
-    with atomic_file(path) as file:
+    with atomic_file(path) as file, writing(path):
         file.write(data)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what a killed process left half written in ``folder``; the caller holds the folder's lock."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cellseg_deploy.errors import OutputError
+from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX
@@ -31,11 +31,34 @@ def output_folder(out: Path, *, overwrite: bool) -> Iterator[None]:
         yield
 
 
+def check_apart(inputs: Sequence[Path], out: Path) -> None:
+    """Raise ``UsageError`` if ``out`` and an input (file or folder) contain each other.
+
+    The outputs of one run would be the input of the next, and replacing the outputs could remove the input.
+    """
+    folder = out.resolve()
+    for path in inputs:
+        place = path.resolve() if path.is_dir() else path.parent.resolve()
+        if place.is_relative_to(folder) or (path.is_dir() and folder.is_relative_to(place)):
+            raise UsageError(
+                f"the output folder {out} and the input {path} lie inside each other; choose a folder beside"
+            )
+
+
+def was_written_by(program: str, record: Path) -> bool:
+    """Whether ``record``, a JSON file, says that ``program`` wrote it; False if it is missing or something else."""
+    try:
+        content = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("program") == program
+
+
 def _make_room(out: Path, overwrite: bool) -> None:
     there = sorted(path.name for path in out.iterdir() if path.name != LOCK_NAME)
     if not there:
         return
-    if not _is_our_run(out):
+    if not was_written_by(PROGRAM, out / RUN_JSON):
         raise OutputError(
             f"{out}: the folder is not empty (it holds {_some(there)}) and no earlier run of {PROGRAM} made it; "
             "choose an empty or new folder"
@@ -48,14 +71,6 @@ def _make_room(out: Path, overwrite: bool) -> None:
         _remove_earlier_run(out)
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be removed ({error.strerror}); check permissions") from error
-
-
-def _is_our_run(out: Path) -> bool:
-    try:
-        record = json.loads((out / RUN_JSON).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("program") == PROGRAM
 
 
 def _remove_earlier_run(out: Path) -> None:
