@@ -1,8 +1,9 @@
 """Everything that needs a GPU, tried once, for whoever has the first one: ``scripts/gpu-check``.
 
 Builds every form of a model, compares each with the gate, runs the GPU tests, times what was made, and writes one JSON
-and one Markdown file to paste into a bug report. Each step is a process of its own, so that a crash in a driver is a
-row in the table and not the end. A step that cannot run here says so and why; nothing is reported that was not run.
+and one Markdown file to paste into a bug report. Each step and each timing is a process of its own, so that a crash in
+a driver is a row in the table and not the end. What cannot run here says so and why; nothing is reported that was not
+run. Without a GPU there is nothing to check, and it ends at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +22,19 @@ from typing import Any, Literal
 import click
 
 from cellseg_deploy.cli import _common
-from cellseg_deploy.errors import BackendUnavailableError, CellsegError, ModelError, OutputError
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError
 from cellseg_deploy.outputs.atomic import make_folder, write_bytes
 
 Status = Literal["passed", "failed", "skipped"]
-REPORT_VERSION = 1
-NO_GPU = "no GPU: skipped"
+REPORT_VERSION = 2
+BATCHES = (1, 8)
 _PACKAGES = (
     *("cellseg-deploy", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     *("cuda-bindings", "torch"),
 )
+_EXPORT = ("-c", "from cellseg_export.cli import main; main()")
+_TIME = ("-c", "from cellseg_benchmarks.gpu_check import time_main; time_main()")
+_TESTS = Path(__file__).resolve().parent.parent / "tests"
 _TAIL = 30
 _TIMEOUT = 3600.0
 
@@ -48,13 +52,13 @@ class Outcome:
 @dataclass(frozen=True)
 class Step:
     """One thing to try. ``command``: arguments after the Python. ``makes``: file it leaves if it succeeds.
-    ``needs``: files of earlier steps."""
+    ``needs``: files of earlier steps. ``tells``: it is pytest, whose last line says what ran."""
 
     name: str
     command: tuple[str, ...]
-    needs_gpu: bool
     makes: str = ""
     needs: tuple[str, ...] = ()
+    tells: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,21 +74,47 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Form:
+    """Something to time: what it is called, its file, and arguments of ``open_backend``."""
+
+    name: str
+    file: Path
+    settings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A row of the latency table. ``ms_per_tile``: median over ``calls`` calls of ``batch`` tiles, host to host; None
+    if nothing was timed, and ``note`` says why."""
+
+    form: str
+    backend: str
+    device: str
+    batch: int | None = None
+    ms_per_tile: float | None = None
+    calls: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
-    """The whole check. ``gpu``: facts of the GPU, empty without one; ``gpu_problem``: why there is none."""
+    """The whole check; ``gpu``: facts of the GPU."""
 
     machine: dict[str, Any]
     gpu: dict[str, Any]
-    gpu_problem: str
     model: str
     results: tuple[Result, ...]
-    latency: tuple[dict[str, Any], ...] = ()
+    latency: tuple[Latency, ...] = ()
     report_version: int = field(default=REPORT_VERSION, kw_only=True)
 
     @property
-    def failed(self) -> tuple[str, ...]:
-        """Names of the steps that failed."""
-        return tuple(result.name for result in self.results if result.status == "failed")
+    def exit_code(self) -> int:
+        """Of the command: 5 if a step failed, else 8 if one could not run or a form could not be timed."""
+        statuses = {result.status for result in self.results}
+        if "failed" in statuses:
+            return ModelError.exit_code
+        incomplete = "skipped" in statuses or any(row.ms_per_tile is None for row in self.latency)
+        return BackendUnavailableError.exit_code if incomplete else _common.EXIT_OK
 
     def to_json(self) -> bytes:
         """Indented JSON, ending in a newline."""
@@ -93,14 +123,15 @@ class Report:
     def to_markdown(self) -> str:
         """Tables of machine, steps and latency, and the logs of what failed."""
         lines = ["# gpu-check", "", "| | |", "|---|---|"]
-        lines += [f"| {key} | {_cell(value)} |" for key, value in self.machine.items()]
-        lines += [f"| {key} | {_cell(value)} |" for key, value in self.gpu.items()]
-        if self.gpu_problem:
-            lines.append(f"| GPU | none: {_cell(self.gpu_problem)} |")
+        lines += [f"| {key} | {_cell(value)} |" for key, value in (self.machine | self.gpu).items()]
         lines += [f"| model | {_cell(self.model)} |", "", "| step | result | s | |", "|---|---|---|---|"]
         lines += [f"| {r.name} | {r.status} | {r.seconds:.1f} | {_cell(r.detail)} |" for r in self.results]
-        lines += ["", "| form | engine | device | batch | ms a tile |", "|---|---|---|---|---|"]
-        lines += [f"| {x['form']} | {x['backend']} | {x['device']} | {x['batch']} | {x['ms']} |" for x in self.latency]
+        lines += ["", "| form | engine | device | batch | ms a tile | calls | |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            f"| {x.form} | {x.backend} | {x.device} | {_or_dash(x.batch)} | {_or_dash(x.ms_per_tile)} | "
+            f"{_or_dash(x.calls)} | {_cell(x.note)} |"
+            for x in self.latency
+        ]
         for result in self.results:
             if result.status == "failed":
                 lines += ["", f"## {result.name}", "", f"`{result.command}`", "", "```", result.log, "```"]
@@ -108,66 +139,70 @@ class Report:
 
 
 Run = Callable[[Sequence[str]], Outcome]
+Say = Callable[[str], None]
 
 
 def steps_for(model: Path, out: Path) -> list[Step]:
-    """What to try with ``model``, in order; files go to ``out``."""
+    """What to try with ``model``, in order; files go to ``out``. Forms on the GPU are compared with the CPU."""
     made = ("fp16.onnx", "model.xml", "fp16.engine", "fp32.engine")
     half, openvino, engine, engine32 = (str(out / name) for name in made)
-    fp32 = ("--precision", "fp32")
-    export = ("-c", "from cellseg_export.cli import main; main()")
-    verify = (*export, "verify", str(model))
+    verify = (*_EXPORT, "verify", "--device", "cuda", "--reference-device", "cpu", str(model))
     return [
-        Step("FP16 ONNX", (*export, "onnx", str(model), "-o", half, "--precision", "fp16"), False, half),
-        Step("OpenVINO", (*export, "openvino", str(model), "-o", openvino), False, openvino),
-        Step("TensorRT-RTX builds ahead of time", (*export, "tensorrt", str(model), "--check-only"), False),
-        Step("ONNX Runtime CUDA, fp32", (*verify, str(model), "--device", "cuda"), True),
-        Step("ONNX Runtime CUDA, fp16", (*verify, half, "--device", "cuda"), True, needs=(half,)),
-        Step("TensorRT engine, fp16", (*export, "tensorrt", str(model), "-o", engine), True, engine),
-        Step("TensorRT engine, fp32", (*export, "tensorrt", str(model), "-o", engine32, *fp32), True, engine32),
-        Step("GPU tests", ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"), True),
-    ]
-
-
-def latency_cases(model: Path, out: Path, *, gpu: bool) -> list[tuple[str, Path, dict[str, Any]]]:
-    """Forms to time: name, file, arguments of ``open_backend``."""
-    cases: list[tuple[str, Path, dict[str, Any]]] = [
-        ("onnx fp32", model, {"backend": "onnxruntime", "device": "cpu"}),
-        ("openvino fp32", model, {"backend": "openvino", "device": "cpu"}),
-    ]
-    on_gpu: list[tuple[str, Path, dict[str, Any]]] = [
-        ("onnx fp32", model, {"backend": "onnxruntime", "device": "cuda"}),
-        ("onnx fp16", out / "fp16.onnx", {"backend": "onnxruntime", "device": "cuda"}),
-        (
-            "onnx fp16, TensorRT provider",
-            out / "fp16.onnx",
-            {"backend": "onnxruntime", "device": "cuda", "ort_provider": "tensorrt"},
+        Step("FP16 ONNX", (*_EXPORT, "onnx", str(model), "-o", half, "--precision", "fp16"), half),
+        Step("OpenVINO", (*_EXPORT, "openvino", str(model), "-o", openvino), openvino),
+        Step("TensorRT-RTX builds ahead of time", (*_EXPORT, "tensorrt", str(model), "--check-only")),
+        Step("ONNX Runtime CUDA, fp32", (*verify, str(model))),
+        Step("ONNX Runtime CUDA, fp16", (*verify, half), needs=(half,)),
+        Step("TensorRT engine, fp16", (*_EXPORT, "tensorrt", str(model), "-o", engine), engine),
+        Step(
+            "TensorRT engine, fp32",
+            (*_EXPORT, "tensorrt", str(model), "-o", engine32, "--precision", "fp32"),
+            engine32,
         ),
-        ("engine fp32", out / "fp32.engine", {"backend": "tensorrt", "device": "cuda"}),
-        ("engine fp16", out / "fp16.engine", {"backend": "tensorrt", "device": "cuda"}),
+        Step("GPU tests", ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(_TESTS)), tells=True),
     ]
-    return cases + on_gpu if gpu else cases
 
 
-def run_step(step: Step, run: Run, *, gpu_problem: str) -> Result:
-    """Try ``step``; a GPU step without a GPU, or one whose files are missing, is skipped."""
+def forms_to_time(model: Path, out: Path) -> list[Form]:
+    """Forms of the latency table, the CPU's first."""
+
+    def form(name: str, file: Path, backend: str, device: str = "cuda", **more: str) -> Form:
+        return Form(name, file, {"backend": backend, "device": device} | more)
+
+    half = out / "fp16.onnx"
+    return [
+        form("onnx fp32", model, "onnxruntime", "cpu"),
+        form("openvino fp32", model, "openvino", "cpu"),
+        form("onnx fp32", model, "onnxruntime"),
+        form("onnx fp16", half, "onnxruntime"),
+        form("onnx fp16, TensorRT provider", half, "onnxruntime", ort_provider="tensorrt"),
+        form("engine fp32", out / "fp32.engine", "tensorrt"),
+        form("engine fp16", out / "fp16.engine", "tensorrt"),
+    ]
+
+
+def run_step(step: Step, run: Run) -> Result:
+    """Try ``step``; one whose files are missing, or whose engine or device is not here, is skipped."""
     command = " ".join(("python", *step.command))
-    if step.needs_gpu and gpu_problem:
-        return Result(step.name, "skipped", 0.0, f"{NO_GPU} ({gpu_problem})", command)
     missing = [name for name in step.needs if not Path(name).is_file()]
     if missing:
         return Result(step.name, "skipped", 0.0, f"an earlier step did not make {', '.join(missing)}", command)
     outcome = run(step.command)
     text = "\n".join(part for part in (outcome.out.strip(), outcome.err.strip()) if part)
-    log = "\n".join(text.splitlines()[-_TAIL:])
+
+    def result(status: Status, detail: str = "") -> Result:
+        return Result(step.name, status, outcome.seconds, detail, command, "\n".join(text.splitlines()[-_TAIL:]))
+
     if outcome.code == BackendUnavailableError.exit_code:
-        return Result(step.name, "skipped", outcome.seconds, _last_error(outcome.err), command, log)
+        return result("skipped", _last_words(outcome.err))
     if outcome.code != 0:
-        reason = f"exit code {outcome.code}: {_last_error(outcome.err or outcome.out)}"
-        return Result(step.name, "failed", outcome.seconds, reason, command, log)
+        return result("failed", f"exit code {outcome.code}: {_last_words(outcome.err or outcome.out)}")
     if step.makes and not Path(step.makes).is_file():
-        return Result(step.name, "failed", outcome.seconds, f"ended well, but {step.makes} is missing", command, log)
-    return Result(step.name, "passed", outcome.seconds, "", command, log)
+        return result("failed", f"ended well, but {step.makes} is missing")
+    if not step.tells:
+        return result("passed")
+    words = _last_words(outcome.out)
+    return result("passed" if " passed" in words else "skipped", words)  # pytest ends well, too, if all were skipped
 
 
 def run_python(arguments: Sequence[str], *, timeout: float = _TIMEOUT) -> Outcome:
@@ -182,23 +217,43 @@ def run_python(arguments: Sequence[str], *, timeout: float = _TIMEOUT) -> Outcom
     return Outcome(done.returncode, done.stdout, done.stderr, time.perf_counter() - started)
 
 
-def measure_latency(name: str, file: Path, settings: dict[str, Any], batches: Sequence[int] = (1, 8)) -> Any:
-    """Rows of the latency table for one form; a form that cannot run gives one row with the reason for its time."""
+def time_form(form: Form, run: Run) -> list[Latency]:
+    """Rows of the latency table for ``form``; one that cannot run gives one row with the reason for its time."""
+    empty = Latency(form.name, form.settings["backend"], form.settings["device"])
+    if not form.file.is_file():
+        return [replace(empty, note="not run: the form was not made")]
+    outcome = run((*_TIME, str(form.file), json.dumps(form.settings)))
+    if outcome.code != 0:
+        reason = _last_words(outcome.err or outcome.out)
+        return [replace(empty, note=f"not run: exit code {outcome.code}: {reason}")]
+    return [
+        replace(empty, batch=row["batch_size"], ms_per_tile=row["ms_per_tile"], calls=row["calls"])
+        for row in json.loads(outcome.out.splitlines()[-1])
+    ]
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("settings", type=json.loads)
+def time_command(file: Path, settings: dict[str, str]) -> None:
+    """Time FILE, opened with SETTINGS, on a sample smear; one line of JSON."""
+    import msgspec
+
     from cellseg_deploy.backends import open_backend
     from cellseg_deploy.parity import middle_tile
     from cellseg_export.record import time_backend
     from cellseg_export.verify import sample_images
 
-    row = {"form": name, "backend": settings["backend"], "device": settings["device"]}
-    if not file.is_file():
-        return [row | {"batch": "-", "ms": "not run: the form was not made"}]
-    try:
-        with open_backend(file, **settings) as backend:
-            _, image_hwc = next(sample_images(backend.spec, 1).load())
-            tile = middle_tile(backend, image_hwc)
-            return [row | {"batch": n, "ms": time_backend(backend, tile, batch_size=n).ms_per_tile} for n in batches]
-    except CellsegError as error:
-        return [row | {"batch": "-", "ms": f"not run: {_one_line(str(error))}"}]
+    with open_backend(file, **settings) as backend:  # type: ignore[arg-type]
+        _, image_hwc = next(sample_images(backend.spec, 1).load())
+        tile = middle_tile(backend.spec, image_hwc)
+        timings = [time_backend(backend, tile, batch_size=n) for n in BATCHES]
+    click.echo(msgspec.json.encode(timings))
+
+
+def time_main() -> None:
+    """Entry point of the process that times one form."""
+    sys.exit(_common.run(time_command))
 
 
 def describe_machine() -> dict[str, Any]:
@@ -209,36 +264,36 @@ def describe_machine() -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed"
-    return {"system": platform.platform(), "python": platform.python_version(), **versions}
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or "unknown",
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
-def describe_gpu() -> tuple[dict[str, Any], str]:
-    """Facts of the first GPU, or none and the reason."""
+def describe_gpu() -> dict[str, Any]:
+    """Facts of the first GPU. Raises ``BackendUnavailableError`` without one."""
     from cellseg_deploy.backends.cuda_runtime import Cuda
     from cellseg_deploy.backends.tensorrt import driver_version
 
-    try:
-        gpu = Cuda(0).gpu
-    except CellsegError as error:
-        return {}, _one_line(str(error))
-    return asdict(gpu) | {"driver": driver_version()}, ""
+    return asdict(Cuda(0).gpu) | {"driver": driver_version()}
 
 
-def check(model: Path, out: Path, *, run: Run = run_python, say: Callable[[str], None] = lambda _: None) -> Report:
-    """Run all steps for ``model`` and time what can be timed. Raises ``OutputError``."""
-    gpu, problem = describe_gpu()
-    say(f"GPU: {gpu.get('name') or 'none (' + problem + ')'}")
+def check(model: Path, out: Path, gpu: dict[str, Any], *, run: Run = run_python, say: Say = lambda _: None) -> Report:
+    """Run all steps for ``model`` and time what was made."""
+    say(f"GPU: {gpu['name']}")
     results = []
     for step in steps_for(model, out):
         say(f"{step.name} ...")
-        result = run_step(step, run, gpu_problem=problem)
+        result = run_step(step, run)
         say(f"{step.name}: {result.status}{f', {result.detail}' if result.detail else ''}")
         results.append(result)
-    latency: list[dict[str, Any]] = []
-    for name, file, settings in latency_cases(model, out, gpu=not problem):
-        say(f"timing {name}, {settings['backend']} on {settings['device']} ...")
-        latency += measure_latency(name, file, settings)
-    return Report(describe_machine(), gpu, problem, model.name, tuple(results), tuple(latency))
+    latency: list[Latency] = []
+    for form in forms_to_time(model, out):
+        say(f"timing {form.name}, {form.settings['backend']} on {form.settings['device']} ...")
+        latency += time_form(form, run)
+    return Report(describe_machine(), gpu, model.name, tuple(results), tuple(latency))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -249,7 +304,12 @@ def check(model: Path, out: Path, *, run: Run = run_python, say: Callable[[str],
     "-o", "--output", default="gpu-check-out", show_default=True, metavar="OUT", type=click.Path(path_type=Path)
 )
 def command(model: Path | None, output: Path) -> int:
-    """Try everything that needs a GPU and write OUT/gpu-check.md and OUT/gpu-check.json."""
+    """Try everything that needs a GPU and write OUT/gpu-check.md and OUT/gpu-check.json.
+
+    Exit codes: 0 all of it ran and passed, 5 something failed, 6 OUT cannot be written, 8 no GPU, or something could
+    not run here; the table says what.
+    """
+    gpu = describe_gpu()
     if model is None:
         from cellseg_deploy.models import default_model_path
 
@@ -259,12 +319,12 @@ def command(model: Path | None, output: Path) -> int:
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: not a folder; choose another -o")
     make_folder(output)
-    report = check(model.resolve(), output.resolve(), say=lambda text: click.echo(_common.printable(text), err=True))
+    report = check(model.resolve(), output.resolve(), gpu, say=lambda text: _common.say(_common.printable(text)))
     write_bytes(output / "gpu-check.json", report.to_json())
     write_bytes(output / "gpu-check.md", report.to_markdown().encode())
     click.echo(report.to_markdown())
-    click.echo(f"Paste {output / 'gpu-check.md'} into a bug report, or attach {output / 'gpu-check.json'}.", err=True)
-    return ModelError.exit_code if report.failed else _common.EXIT_OK
+    _common.say(f"Paste {output / 'gpu-check.md'} into a bug report, or attach {output / 'gpu-check.json'}.")
+    return report.exit_code
 
 
 def main() -> None:
@@ -272,13 +332,17 @@ def main() -> None:
     sys.exit(_common.run(command))
 
 
-def _last_error(text: str) -> str:
+def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "no message")
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _cell(value: Any) -> str:

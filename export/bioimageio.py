@@ -67,7 +67,7 @@ def export_bioimageio(
         raise OutputError(f"{path.parent}: no such folder; make it, or choose another -o")
     with OnnxRuntimeBackend(source, threads=threads) as backend:
         _, image_hwc = next(sample_images(backend.spec, 1).load())
-        tile = middle_tile(backend, image_hwc)
+        tile = middle_tile(backend.spec, image_hwc)
         answer = backend.predict(tile)
         model = backend.model_file
     files = {

@@ -57,8 +57,8 @@ def onnx_command(
     Before it gets its name, the file is run with ONNX Runtime against what it was made from, on images. fp32: counts
     must be equal, matched F1 at IoU 0.9 at least 0.999, and at most 1e-5 of the pixels may differ. fp16, mixed: F1 at
     IoU 0.9 at least 0.99 and the total count within 0.5 %, also in PyTorch's half arithmetic, where an overflow shows.
-    The comparison is kept beside the model as OUT.parity.json, also when the model is refused; then OUT.parity.jpg
-    shows the worst image.
+    The comparison is kept beside the model as OUT.parity.json. That of a refused model is OUT.refused.json, with the
+    worst image as OUT.refused.jpg; an older model of that name stays as it is.
     """
     _common.set_up_logging(verbose)
     _common.require_packages("export", "torch", "timm", "safetensors", "onnxscript")

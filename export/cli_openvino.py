@@ -61,10 +61,11 @@ def openvino_command(
     """Write a model for OpenVINO on CPUs: OUT.xml and OUT.bin, which belong together.
 
     Before they get their names they are run against MODEL.onnx in ONNX Runtime (RUN: in PyTorch) on images; the
-    comparison is kept as OUT.xml.parity.json, also when the model is refused. OpenVINO runs MODEL.onnx itself just as
-    well: cellseg-infer --backend openvino.
+    comparison is kept as OUT.xml.parity.json, that of a refused model as OUT.xml.refused.json. OpenVINO runs MODEL.onnx
+    itself just as well: cellseg-infer --backend openvino.
     """
     _common.set_up_logging(verbose)
+    _common.require_packages("openvino", "openvino")
     _require_origin(source)
 
     from cellseg_export.openvino import export_openvino
@@ -83,7 +84,7 @@ def openvino_command(
         on_image=lambda name: None if quiet else click.echo(f"compared {_common.printable(name)}", err=True),
     )
     if not quiet:
-        _print(exported)
+        _print(exported, source)
 
 
 @click.command("int8", context_settings=shared.SETTINGS, epilog=shared.EPILOG)
@@ -132,6 +133,8 @@ def int8_command(
     _common.set_up_logging(verbose)
     if images is not None and masks is None:
         raise click.UsageError("int8 is judged by true cells: give --masks for --images, or neither")
+    _common.require_packages("int8", "openvino", "nncf")
+    _require_origin(source)
 
     from cellseg_export.int8 import Int8Options, export_int8
     from cellseg_export.verify import folder_images
@@ -149,7 +152,7 @@ def int8_command(
         on_step=lambda text: None if quiet else click.echo(text, err=True),
     )
     if not quiet:
-        _print(exported)
+        _print(exported, source)
         kept = exported.facts.floating
         click.echo(f"floating   {', '.join(kept) if kept else 'nothing had to go back to floating point'}")
 
@@ -161,7 +164,7 @@ def _require_origin(source: Path) -> None:
         _common.require_packages("export", "torch", "timm", "safetensors", "onnxscript")
 
 
-def _print(exported: ExportedIr) -> None:
+def _print(exported: ExportedIr, source: Path) -> None:
     click.echo(exported.report.to_text())
     size = sum(part.stat().st_size for part in (exported.path, exported.path.with_suffix(".bin")))
     click.echo("")
@@ -169,3 +172,5 @@ def _print(exported: ExportedIr) -> None:
     click.echo(f"report     {_common.printable(exported.report_path)}")
     if exported.record is not None and exported.record.timing is not None:
         click.echo(f"time       {exported.record.timing.ms_per_tile:.3g} ms a tile")
+    if source.suffix.lower() == ".onnx" and source.parent.resolve() != exported.path.parent.resolve():
+        click.echo(f"note       --backend auto looks for forms of {source.name} in its own folder only, not here")

@@ -141,6 +141,8 @@ def tensorrt_command(
         click.echo("")
         click.echo(f"engine     {_common.printable(built.path)}, {built.sidecar.engine_bytes / 1e6:.1f} MB")
         click.echo(f"report     {_common.printable(built.report_path)}")
+        if built.record is not None:
+            click.echo("record     kept beside the engine and its model, where --backend auto looks for it")
         if built.timing_cache_note:
             click.echo(f"note       {_common.printable(built.timing_cache_note)}")
 
@@ -148,7 +150,7 @@ def tensorrt_command(
 def _check(model: Path, options: Any, precision: Precision, capabilities: str | None, say: Any, *, quiet: bool) -> None:
     from cellseg_export.tensorrt import COMPUTE_CAPABILITIES, check_only
 
-    chosen = COMPUTE_CAPABILITIES
+    chosen: tuple[str, ...] = COMPUTE_CAPABILITIES
     if capabilities is not None:
         chosen = tuple(part.strip().replace(".", "") for part in capabilities.split(",") if part.strip())
     result = check_only(

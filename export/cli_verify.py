@@ -30,7 +30,8 @@ _DEPLOYABLE = (".onnx", ".engine", ".xml")
     type=shared.PATH,
     help="Write a picture of the worst image, with the outlines of both forms and their differences (PNG or JPEG).",
 )
-@click.option("--device", default="cpu", show_default=True, help="Device of both: cpu, cuda or cuda:N.")
+@click.option("--device", default="cpu", show_default=True, help="Device of CANDIDATE: cpu, cuda or cuda:N.")
+@click.option("--reference-device", metavar="DEVICE", help="Device of REF.  [default: that of CANDIDATE]")
 @click.option(
     "--backend",
     type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
@@ -54,6 +55,7 @@ def verify_command(
     report: Path | None,
     picture: Path | None,
     device: str,
+    reference_device: str | None,
     backend: str | None,
     precision: str | None,
     record: bool,
@@ -83,7 +85,7 @@ def verify_command(
     given = shared.gate_images(images, masks)
     shared.set_threads(threads)
     with (
-        open_form(reference, device=device, threads=threads) as first,
+        open_form(reference, device=reference_device or device, threads=threads) as first,
         open_form(candidate, device=device, threads=threads, backend=backend, precision=precision) as second,
     ):
         seen = given or sample_images(first.spec)

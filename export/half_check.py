@@ -143,8 +143,8 @@ def _conv(a: dict[str, Any]) -> Callable[..., Tensor]:
 
 def _gemm(a: dict[str, Any]) -> Callable[..., Tensor]:
     def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        product = (x.T if a.get("transA") else x) @ (w.T if a.get("transB") else w) * a.get("alpha", 1.0)
-        return product if b is None else product + b * a.get("beta", 1.0)
+        product: Tensor = (x.T if a.get("transA") else x) @ (w.T if a.get("transB") else w) * a.get("alpha", 1.0)
+        return product if b is None else product.add(b, alpha=a.get("beta", 1.0))
 
     return run
 
@@ -220,7 +220,7 @@ def _unsqueeze(_: dict[str, Any]) -> Callable[..., Tensor]:
 
 
 def _expand(_: dict[str, Any]) -> Callable[..., Tensor]:
-    return lambda x, shape: x.broadcast_to(torch.broadcast_shapes(x.shape, tuple(_ints(shape)))).clone()
+    return lambda x, shape: x.broadcast_to(np.broadcast_shapes(tuple(x.shape), tuple(_ints(shape)))).clone()
 
 
 def _gelu(a: dict[str, Any]) -> Callable[..., Tensor]:

@@ -106,9 +106,9 @@ def parts_to_keep(
         kept[outcome.part] = None
         outcome = attempt(tuple(kept))
     rest = [part for part in parts if part not in kept]
-    if outcome.passed or not attempt((*kept, *rest)).passed:
-        return _in_order(parts, kept if outcome.passed else start)
-    while not outcome.passed:
+    if outcome.faults and not attempt((*kept, *rest)).passed:
+        return _in_order(parts, start)
+    while outcome.faults:
         fails, passes = 0, len(rest)  # lengths of prefixes
         while passes - fails > 1:
             middle = (fails + passes) // 2

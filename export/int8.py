@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from cellseg_deploy import tiling
 from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.backends.openvino import import_openvino
 from cellseg_deploy.backends.openvino_ir import IrFacts
 from cellseg_deploy.errors import BackendUnavailableError, NothingToDoError, ParityError, UsageError
 from cellseg_deploy.instances import segment
@@ -33,13 +35,15 @@ from cellseg_export.openvino import (
     Origin,
     check_output,
     hand_over,
-    import_openvino,
     open_origin,
     read_network,
 )
 from cellseg_export.verify import GateImages, sample_images
 
 _QUANTISABLE = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData")
+_RANKING_IMAGES = 2  # each operation is tried on them; the verdict on a choice is by all images
+_SECONDS_BETWEEN_STEPS = 20.0
+_CHATTY = ("nncf", "torch.utils.cpp_extension")  # NNCF loads PyTorch, which says that there is no GPU
 # What may stand between a quantiser and the operation that uses it without changing a number.
 _SHAPING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "StridedSlice", "Slice", "VariadicSplit", "Split",
             "Gather", "DepthToSpace", "MaxPool", "Broadcast")  # fmt: skip
@@ -106,7 +110,14 @@ def export_int8(
         everything = quantised_operations(model)
         del model
         model = quantise_within(
-            nncf, read_network(ov, origin.file), tiles, origin, images, options, tile_batch=tile_batch
+            nncf,
+            read_network(ov, origin.file),
+            tiles,
+            origin,
+            images,
+            options,
+            tile_batch=tile_batch,
+            on_step=on_step,
         )
         floating = tuple(sorted(everything - quantised_operations(model)))
         on_step(f"{len(floating)} of {len(everything)} operations stay in floating point: {', '.join(floating)}")
@@ -151,10 +162,12 @@ def quantise_within(
     options: Int8Options,
     *,
     tile_batch: int = 8,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> Any:
     """As ``quantise``, with as many operations left in floating point as F1 needs, worst first.
 
-    The figure that NNCF follows is 1 - the largest drop of F1 at any operating point, image by image for its ranking.
+    The figure that NNCF follows is 1 - the largest drop of F1 at any operating point. It ranks operations by the images
+    that lost most, and tells so ``on_step`` now and then: each operation is tried, which takes minutes.
     """
     items = list(_with_truth(images))
     before: dict[str, dict[str, ImageScore]] = {task: {} for task in origin.file.spec.operating_points}
@@ -162,7 +175,15 @@ def quantise_within(
         for task, score in _scores(origin.reference, image_hwc, true, tile_batch).items():
             before[task][name] = score
 
+    started = told = time.monotonic()
+    tried = 0
+
     def validate(compiled: Any, chosen: Iterable[Any]) -> tuple[float, list[float]]:
+        nonlocal told, tried
+        tried += 1
+        if time.monotonic() - told > _SECONDS_BETWEEN_STEPS:
+            told = time.monotonic()
+            on_step(f"backing off: {tried} choices of operations tried in {told - started:.0f} s")
         backend = CompiledBackend(compiled, origin.file.spec)
         after: dict[str, dict[str, ImageScore]] = {task: {} for task in before}
         for name, image_hwc, true in chosen:
@@ -183,6 +204,9 @@ def quantise_within(
             drop_type=nncf.DropType.ABSOLUTE,
             subset_size=len(tiles_nhwc),
             model_type=nncf.ModelType.TRANSFORMER,
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                ranking_subset_size=_RANKING_IMAGES
+            ),
         )
 
 
@@ -269,14 +293,16 @@ def _quiet() -> Iterator[None]:
     """NNCF logs and draws progress bars on stdout and stderr; ours are for results. With ``-v`` it may speak."""
     import io
 
-    logger = logging.getLogger("nncf")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
     if logging.getLogger("cellseg_deploy").isEnabledFor(logging.INFO):
         yield
         return
-    logger.setLevel(logging.ERROR)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -7,7 +7,7 @@ MODEL.onnx ---------+                             |
                                 v
                          temporary file -> ONNX Runtime against what it was made from, on images -> MODEL.onnx
                                                    |
-                                                   +-> MODEL.parity.json, whatever the verdict
+                                                   +-> MODEL.parity.json; refused: MODEL.refused.json, .jpg
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import gc
 import logging
-import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,13 +30,14 @@ from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cellseg_deploy.errors import ModelError, OutputError, UsageError
 from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec, TrainingInfo
-from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, write_bytes
+from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.outputs.workspace import workspace
 from cellseg_deploy.parity import ParityPolicy, ParityReport, policy_for
 from cellseg_export.deploy_module import DeployModule, exportable
 from cellseg_export.graph import check_graph, finish_graph
-from cellseg_export.judge import judge
+from cellseg_export.judge import REPORT_END, judge
 from cellseg_export.torch_backend import TorchBackend
-from cellseg_export.verify import GateImages, look_inside, sample_images, save_report, verify
+from cellseg_export.verify import GateImages, look_inside, sample_images, verify
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.loop import halo_of
 from cellseg_train.model import CellSegNet
@@ -67,7 +67,7 @@ class Exported:
 
 def report_path_of(model: Path) -> Path:
     """Where the gate's report of ``model`` lies: ``MODEL.parity.json`` beside it."""
-    return model.with_suffix(".parity.json")
+    return model.with_suffix(REPORT_END)
 
 
 def export_onnx(
@@ -91,10 +91,10 @@ def export_onnx(
     ``images``: for the gate, by default sample smears. ``policy``: by default that of the precision. ``unverified``:
     write it also if too few cells were found to judge, as long as probabilities agree to ``policy.tensor_tolerance``,
     and the modules within the network, too. ``tile_batch``: tiles a call. ``on_try``: told of each choice of parts for
-    ``mixed``. A file that was at ``path`` before stays as it is if the gate refuses the new one.
+    ``mixed``. A file that was at ``path`` before, and its report, stay as they are if the gate refuses the new one.
 
-    Raises ``ParityError`` (the report is written first), ``ModelError`` for a network that cannot be exported,
-    ``BackendUnavailableError`` without an ONNX Runtime, ``OutputError``, ``UsageError``.
+    Raises ``ParityError`` (the report is written first, see ``judge``), ``ModelError`` for a network that cannot be
+    exported, ``BackendUnavailableError`` without an ONNX Runtime, ``OutputError``, ``UsageError``.
     """
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"{path}: the name of the model must end in .onnx")
@@ -102,10 +102,12 @@ def export_onnx(
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; make it, or choose another -o")
+    if path.is_dir():
+        raise OutputError(f"{path}: there is a folder of that name; choose another -o")
     policy = policy or policy_for(precision)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.onnx")
     report_path = report_path_of(path)
-    try:
+    with workspace(path.parent) as place:
+        temporary = place / path.name
         with _reference(source, precision, threads) as reference:
             images = images or sample_images(reference.spec)
             if isinstance(source, Path):
@@ -121,16 +123,12 @@ def export_onnx(
         if not isinstance(source, Path):
             report = look_inside(report, source, temporary, images)
         report = _without_temporary(report, path)
-        save_report(report, report_path)
         spec = msgspec.structs.replace(spec, parity=judge(report, path, report_path, unverified=unverified))
         model_file.write_spec(temporary, spec)
         try:
             temporary.replace(path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            temporary.unlink(missing_ok=True)
     return Exported(path, report, report_path, spec)
 
 

@@ -2,14 +2,12 @@
 
 model -> OpenVINO network, ModelSpec in rt_info -> temporary pair -> OpenVINO against its origin on images -> MODEL.xml
                                                        |                                                   MODEL.bin
-                                                       +-> MODEL.xml.parity.json, whatever the verdict
+                                                       +-> MODEL.xml.parity.json; refused: MODEL.xml.refused.json
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,17 +18,18 @@ import msgspec
 
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cellseg_deploy.backends.openvino import OpenVinoBackend
+from cellseg_deploy.backends.openvino import OpenVinoBackend, import_openvino
 from cellseg_deploy.backends.openvino_ir import SUFFIX, IrFacts, weights_path, write_rt_info
-from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, UsageError
+from cellseg_deploy.errors import ModelError, OutputError, UsageError
 from cellseg_deploy.model_file import ModelFile, read_model_file
 from cellseg_deploy.model_spec import ModelSpec
 from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX
+from cellseg_deploy.outputs.workspace import workspace
 from cellseg_deploy.parity import ParityPolicy, ParityReport, policy_for
 from cellseg_deploy.parity_records import ParityRecord
 from cellseg_export.judge import judge
 from cellseg_export.record import record_form
-from cellseg_export.verify import GateImages, sample_images, save_report, verify
+from cellseg_export.verify import GateImages, sample_images, verify
 
 Weights = Literal["fp32", "fp16"]
 Precision = Literal["fp32", "bf16"]
@@ -129,29 +128,23 @@ def hand_over(
 ) -> ExportedIr:
     """Write ``model`` (openvino.Model) to ``path`` if the gate lets it pass, with its record; errors as
     ``export_openvino``."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{SUFFIX}")
     report_path = report_path_of(path)
-    try:
+    record = None
+    with workspace(path.parent) as place:
+        temporary = place / path.name
         spec = msgspec.structs.replace(origin.file.spec, parity="unverified")
         facts = save_pair(ov, model, spec, facts, temporary)
         # Not cached: the folder of compiled networks would keep every attempt.
         with OpenVinoBackend(temporary, threads=threads, precision=precision, use_cache=False) as candidate:
             report = verify(origin.reference, candidate, images, policy, batch_size=tile_batch, on_image=on_image)
             report = _without_temporary(report, path, facts)
-            save_report(report, report_path)
-            parity = judge(report, path, report_path, unverified=unverified)
-            spec = msgspec.structs.replace(spec, parity=parity)
+            spec = msgspec.structs.replace(spec, parity=judge(report, path, report_path, unverified=unverified))
             save_pair(ov, model, spec, facts, temporary)
             _move(temporary, path)
-            record = None
             if report.verdict == "passed":
                 record = record_form(
                     report, origin.reference, candidate, path, images, (path, origin.path), batch_size=tile_batch
                 )
-    finally:
-        for part in (temporary, weights_path(temporary)):
-            with contextlib.suppress(OSError):  # the first error is the one to report
-                part.unlink(missing_ok=True)
     return ExportedIr(path, report, report_path, spec, facts, record)
 
 
@@ -163,6 +156,8 @@ def open_origin(source: Path, threads: int | None = None) -> Iterator[Origin]:
         with OnnxRuntimeBackend(source, threads=threads) as reference:
             yield Origin(source, reference.model_file, reference)
         return
+    if not source.is_dir() and source.suffix.lower() != ".safetensors":
+        raise UsageError(f"{source}: expected an .onnx, a training run folder or its model.safetensors")
     import tempfile
 
     from cellseg_export.onnx import write_graph
@@ -208,17 +203,9 @@ def check_output(path: Path) -> None:
         raise UsageError(f"{path}: the name of an OpenVINO model must end in {SUFFIX}; its .bin gets the same name")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; make it, or choose another -o")
-
-
-def import_openvino() -> Any:
-    """The module openvino; raises ``BackendUnavailableError`` naming the command that installs it."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"OpenVINO is not installed or broken ({error}); run: pip install 'cellseg-deploy[openvino]'"
-        ) from error
-    return openvino
+    for part in (path, weights_path(path)):
+        if part.is_dir():
+            raise OutputError(f"{part}: there is a folder of that name; choose another -o")
 
 
 def _move(temporary: Path, path: Path) -> None:

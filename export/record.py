@@ -97,7 +97,7 @@ def record_form(
     """Time both forms on the first of ``images``, and add the record of ``candidate`` beside each model of ``beside``
     that lies in the folder of ``path``, which records name without a folder."""
     _, image_hwc = next(images.load())
-    tile = middle_tile(candidate, image_hwc)
+    tile = middle_tile(candidate.spec, image_hwc)
     record = make_record(
         report,
         candidate,

@@ -1,7 +1,7 @@
 """An ONNX model to a TensorRT engine, handed over only if it counts the same cells on the GPU that built it.
 
     MODEL.onnx -> (fp32? half graph) -> engine under a temporary name -> run beside the ONNX file on images
-        -> MODEL.engine + MODEL.engine.json, or nothing; MODEL.engine.parity.json whatever the verdict
+        -> MODEL.engine + MODEL.engine.json, MODEL.engine.parity.json and a parity record, or MODEL.engine.refused.json
 
 Without a GPU nothing can be built or compared. What can be tried then is ``check_only``: TensorRT-RTX, a sibling of
 TensorRT for consumer cards, builds ahead of time on any machine.
@@ -25,12 +25,16 @@ from cellseg_deploy.backends.cuda_runtime import parse_device
 from cellseg_deploy.backends.tensorrt import TensorRTBackend, build_to, import_tensorrt_rtx, open_device
 from cellseg_deploy.backends.tensorrt_build import BuildOptions, TimingCache, build_engine
 from cellseg_deploy.backends.tensorrt_sidecar import SUFFIX, EngineSidecar, sidecar_path, write_sidecar
+from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import BackendUnavailableError, OutputError, UsageError
 from cellseg_deploy.model_file import ModelFile, read_model_file
 from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX
 from cellseg_deploy.parity import ParityReport
 from cellseg_deploy.parity_policy import ParityPolicy, policy_for
-from cellseg_export.verify import GateImages, open_form, sample_images, save_report, verify
+from cellseg_deploy.parity_records import ParityRecord
+from cellseg_export.judge import judge
+from cellseg_export.record import record_form
+from cellseg_export.verify import GateImages, open_form, sample_images, verify
 
 Precision = Literal["fp16", "fp32"]
 COMPUTE_CAPABILITIES = ("75", "80", "86", "89", "120", "121")
@@ -39,13 +43,15 @@ COMPUTE_CAPABILITIES = ("75", "80", "86", "89", "120", "121")
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """``path``: the engine. ``sidecar``: what is written beside it. ``report``: the gate's, also at ``report_path``."""
+    """``path``: the engine. ``sidecar``: what is written beside it. ``report``: the gate's, also at ``report_path``.
+    ``record``: what ``--backend auto`` chooses by, None for an unverified engine."""
 
     path: Path
     sidecar: EngineSidecar
     report: ParityReport
     report_path: Path
     timing_cache_note: str
+    record: ParityRecord | None
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,6 @@ def export_tensorrt(
     Raises ``BackendUnavailableError`` without GPU or TensorRT, ``ParityError`` (after the report is written),
     ``ModelError`` for a model that TensorRT refuses, ``OutputError``, ``UsageError``.
     """
-    from cellseg_export.judge import judge
-
     if output.suffix.lower() != SUFFIX:
         raise UsageError(f"{output}: the name of the engine must end in {SUFFIX}")
     if not output.parent.is_dir():
@@ -126,10 +130,11 @@ def export_tensorrt(
         trt, _, here = open_device(parse_device(device))
     except BackendUnavailableError as error:
         raise BackendUnavailableError(
-            f"{error}. To check without a GPU that the model parses and builds: cellseg-export tensorrt "
+            f"{error}; whether the model parses and builds can be checked without a GPU: cellseg-export tensorrt "
             f"{model_path} --check-only"
         ) from error
     source = read_model_file(model_path)
+    images = images or sample_images(source.spec)
     temporary = output.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{SUFFIX}")
     report_path = output.with_name(output.name + ".parity.json")
     cache = None if timing_cache is None else TimingCache(timing_cache)
@@ -145,25 +150,30 @@ def export_tensorrt(
             report = verify(
                 expected,
                 candidate,
-                images or sample_images(source.spec),
+                images,
                 policy or policy_for(built.precision),
                 batch_size=options.profile.max,
                 on_image=on_image,
             )
-        report = _with_path(report, output)
-        save_report(report, report_path)
-        sidecar = msgspec.structs.replace(
-            built,
-            parity=judge(report, output, report_path, unverified=unverified),
-            parity_report=msgspec.json.decode(report.to_json()),
-        )
-        write_sidecar(temporary, sidecar)
-        _move(temporary, output)
+            report = _with_path(report, output)
+            parity = judge(report, output, report_path, unverified=unverified)
+            sidecar = msgspec.structs.replace(
+                built,
+                spec=msgspec.structs.replace(built.spec, parity=parity),
+                parity_report=msgspec.json.decode(report.to_json()),
+            )
+            write_sidecar(temporary, sidecar)
+            _move(temporary, output)
+            record = None
+            if report.verdict == "passed":
+                record = record_form(
+                    report, expected, candidate, output, images, (output, model_path), batch_size=options.profile.max
+                )
     finally:
         for leftover in (temporary, sidecar_path(temporary)):
             with contextlib.suppress(OSError):  # the first error is the one to report
                 leftover.unlink(missing_ok=True)
-    return BuiltEngine(output, sidecar, report, report_path, cache.note if cache else "")
+    return BuiltEngine(output, sidecar, report, report_path, cache.note if cache else "", record)
 
 
 def check_only(
@@ -205,7 +215,8 @@ def in_precision(source: ModelFile, precision: Precision, folder: Path | None = 
     """``source``, or its graph in half precision for as long as the context lasts, checked like any model file.
 
     ``folder``: where the file of the half graph lies meanwhile, None for the system's temporary folder. Raises
-    ``UsageError`` where the precision cannot be had without a change that nobody asked for.
+    ``UsageError`` where the precision cannot be had without a change that nobody asked for, ``BackendUnavailableError``
+    without onnx-ir, which edits the graph.
     """
     if precision == "fp32" and source.precision != "fp32":
         raise UsageError(
@@ -217,6 +228,7 @@ def in_precision(source: ModelFile, precision: Precision, folder: Path | None = 
     if precision == source.precision or source.precision != "fp32":
         yield source
         return
+    _common.require_packages("tensorrt", "onnx_ir")
     import tempfile
 
     import onnx

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,11 +43,11 @@ class TritonOptions:
             raise UsageError(f"preferred batch sizes {wrong} are outside 1 to the largest batch {self.max_batch_size}")
 
 
-# Ending of a form -> (backend of the server, name of the file in it).
-_FORMS = {
-    ".onnx": ("onnxruntime", "model.onnx"),
-    ".engine": ("tensorrt", "model.plan"),
-    ".xml": ("openvino", "model.xml"),
+# Ending of a form -> (backend of the server, name of the file in it, what it runs on).
+_FORMS: dict[str, tuple[str, str, Kind]] = {
+    ".onnx": ("onnxruntime", "model.onnx", "auto"),
+    ".engine": ("tensorrt", "model.plan", "gpu"),
+    ".xml": ("openvino", "model.xml", "cpu"),
 }
 
 
@@ -70,8 +70,8 @@ def export_triton(
     ``name``: of the entry, by default the model's. The entry appears whole or not at all, and never replaces one.
     Raises ``ModelError``, ``OutputError``, ``UsageError``.
     """
-    options = options or TritonOptions()
     entry = read_entry(source)
+    options = _for_form(options or TritonOptions(), source)
     name = name or _as_name(entry.spec.name)
     if name != _as_name(name):
         raise UsageError(f"{name!r} cannot name a Triton model; expected letters, digits, ., _ and -")
@@ -100,7 +100,7 @@ def read_entry(source: Path) -> Entry:
     suffix = source.suffix.lower()
     if suffix not in _FORMS:
         raise UsageError(f"{source}: expected an .onnx, an .xml or an .engine, got {suffix or 'no ending'}")
-    backend, file = _FORMS[suffix]
+    backend, file, _ = _FORMS[suffix]
     if suffix == ".onnx":
         from cellseg_deploy.model_file import read_model_file
 
@@ -164,6 +164,17 @@ def quoted(text: str) -> str:
     signs = {ord('"'): '\\"', ord("\\"): "\\\\", ord("\n"): "\\n"}
     body = "".join(signs.get(b, chr(b) if 32 <= b < 127 else f"\\{b:03o}") for b in text.encode())
     return f'"{body}"'
+
+
+def _for_form(options: TritonOptions, source: Path) -> TritonOptions:
+    """``options`` with the one kind of device that the form runs on: left to choose, the server would put an OpenVINO
+    model on a GPU it finds, and then refuse it. Raises ``UsageError`` where another kind was asked for."""
+    backend, _, only = _FORMS[source.suffix.lower()]
+    if only == "auto":
+        return options
+    if options.kind not in ("auto", only):
+        raise UsageError(f"{source}: {backend} runs it on a {only.upper()} only; --kind {options.kind} cannot be had")
+    return replace(options, kind=only)
 
 
 def _as_name(text: str) -> str:

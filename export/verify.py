@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,9 @@ import numpy as np
 from cellseg_deploy.backends import ENGINE_SUFFIX, OPENVINO_SUFFIX, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, DataError, NothingToDoError, ParityError, UsageError
 from cellseg_deploy.images import check_same_size, find_images, pair_by_stem, read_image, read_labels
 from cellseg_deploy.model_spec import ModelSpec
-from cellseg_deploy.outputs import parity_picture
-from cellseg_deploy.outputs.atomic import write_bytes
 from cellseg_deploy.parity import Labels, NamedImage, ParityPolicy, ParityReport, compare, middle_tile, policy_for
 from cellseg_deploy.samples import Smear, SmearParams, make_smear, random_params
 
@@ -158,21 +157,22 @@ def verify(
     ``notes``.
     """
     policy = policy or policy_for(candidate.precision)
-    report = compare(
-        reference,
-        candidate,
-        images.load(),
-        policy,
-        truth=images.truth,
-        images_from=images.source,
-        batch_size=batch_size,
-        on_image=on_image,
-    )
-    if not isinstance(candidate, OnnxRuntimeBackend):
-        return report
-    if candidate.precision in _HALF and candidate.device == "cpu":
-        report = _with_half_check(report, reference, candidate, images, policy, batch_size)
-    return report
+
+    def run(expected: Backend) -> ParityReport:
+        return compare(
+            expected,
+            candidate,
+            images.load(),
+            policy,
+            truth=images.truth,
+            images_from=images.source,
+            batch_size=batch_size,
+            on_image=on_image,
+        )
+
+    if isinstance(candidate, OnnxRuntimeBackend) and candidate.precision in _HALF and candidate.device == "cpu":
+        return _with_half_check(run, reference, candidate, images, policy, batch_size)
+    return run(reference)
 
 
 def look_inside(report: ParityReport, network: LoadedNetwork, path: Path, images: GateImages) -> ParityReport:
@@ -190,38 +190,32 @@ def look_inside(report: ParityReport, network: LoadedNetwork, path: Path, images
     return replace(report, parts_at=fault)
 
 
-def save_report(report: ParityReport, path: Path) -> None:
-    """Write ``report`` as JSON to ``path``; unless it passed, also the picture of the worst image beside it, as .jpg.
-
-    A picture that an earlier refusal left there is removed if this one passed. Raises ``OutputError``.
-    """
-    write_bytes(path, report.to_json())
-    picture = picture_path_of(path)
-    if report.verdict == "passed":
-        picture.unlink(missing_ok=True)
-    elif report.worst is not None:
-        write_bytes(picture, parity_picture.encode(report.worst, picture.suffix))
-
-
-def picture_path_of(report: Path) -> Path:
-    """Where the picture of the report at ``report`` lies."""
-    return report.with_suffix(".jpg")
-
-
 def _with_half_check(
-    report: ParityReport,
+    run: Callable[[Backend], ParityReport],
     reference: Backend,
     candidate: OnnxRuntimeBackend,
     images: GateImages,
     policy: ParityPolicy,
     batch_size: int,
 ) -> ParityReport:
+    """What ``run(reference)`` gives, with what real half arithmetic shows."""
+    if importlib.util.find_spec("torch") is None:
+        raise BackendUnavailableError(
+            "a half-precision model is checked in PyTorch's half arithmetic, for ONNX Runtime hides an overflow on the "
+            "CPU, and PyTorch is not installed; run: pip install 'cellseg-deploy[export]'"
+        )
     import onnx
 
-    from cellseg_export.half_gate import check_in_half
+    from cellseg_export.half_gate import Remembered, check_in_half
     from cellseg_export.precision import float_parts, parts_of
 
+    reference = Remembered(reference)
     model = onnx.load_model_from_string(candidate.model_file.data)
+    try:
+        report = run(reference)
+    except ParityError as error:  # an overflow so large that not even ONNX Runtime hides it: where is it?
+        outcome = check_in_half(model, candidate.spec, reference, images, policy, batch_size=batch_size)
+        raise ParityError("\n  - ".join((str(error), *outcome.faults))) from error
     outcome = check_in_half(model, candidate.spec, reference, images, policy, batch_size=batch_size)
     kept = float_parts(model)
     notes = (f"kept in FP32: {', '.join(kept)} ({len(kept)} of {len(parts_of(model))} parts)",) if kept else ()

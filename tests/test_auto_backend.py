@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,6 +302,35 @@ def test_run_json_says_whether_the_form_was_verified(onnx_file: OnnxFile, tmp_pa
         record_of_run = json.loads((out / "run.json").read_bytes())
         assert record_of_run["backend"]["verified"] is verified
         assert record_of_run["backend"]["choice"]
+
+
+def test_without_records_no_engine_but_onnx_runtime_is_touched(onnx_file: OnnxFile) -> None:
+    path = verified_model(onnx_file)
+    program = (
+        "import sys; from cellseg_deploy.backends import auto, open_backend;"
+        f"from pathlib import Path; auto.select(Path({str(path)!r})); b = open_backend({str(path)!r}, threads=1);"
+        "assert b.name == 'onnxruntime' and b.verified, b.choice;"
+        "sys.exit('openvino' in sys.modules or 'nncf' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+def test_a_precision_asked_for_is_that_of_the_whole_form(tmp_path: Path, onnx_file: OnnxFile) -> None:
+    path = verified_model(onnx_file)
+    pair = tmp_path / "stub.int8.xml"
+    pair.write_bytes(b"<xml/>")
+    pair.with_suffix(".bin").write_bytes(b"weights")
+    write_record(path)
+    int8 = {"file": pair.name, "file_sha256": form_sha256(pair), "precision": "int8", "timing": timed(1)}
+    write_record(path, **int8)  # faster; computes what is not in 8 bits in fp32
+    if engine_version("openvino") is not None:
+        assert auto.select(path)[0].form.precision == "int8"
+    assert auto.select(path, precision="fp32")[0].form.precision == "fp32"
+
+
+def test_streams_are_not_dropped_unsaid(onnx_file: OnnxFile) -> None:
+    with pytest.raises(UsageError, match="--streams belongs to --backend openvino"):
+        open_backend(verified_model(onnx_file), streams=2)
 
 
 def test_only_an_onnx_file_leaves_a_choice(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from cellseg_deploy import model_file
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import ModelError, OutputError, UsageError
+from cellseg_deploy.outputs.workspace import workspace
 from cellseg_deploy.parity import compare_tensors
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_export import onnx as export
@@ -195,19 +198,52 @@ def test_a_faulty_export_leaves_the_report_and_no_model(
     error = capsys.readouterr().err
     assert "was not written: parity failed" in error
     assert "part at encoder.blocks.1:" in error
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.parity.jpg", "model.parity.json"]
-    assert json.loads(export.report_path_of(path).read_bytes())["verdict"] == "failed"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.refused.jpg", "model.refused.json"]
+    assert json.loads((tmp_path / "model.refused.json").read_bytes())["verdict"] == "failed"
 
 
 def test_a_refused_model_leaves_the_older_one_alone(
     run: Path, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     exporter_gives(monkeypatch, exported, perturb_one_block)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(exported.read_bytes())
+    path, report = tmp_path / "model.onnx", tmp_path / "model.parity.json"
+    for new, old in ((path, exported), (report, export.report_path_of(exported))):
+        new.write_bytes(old.read_bytes())
+    kept = report.read_bytes()
     assert call("onnx", run, "-o", path, "--images", pictures, "-q") == 5
-    assert path.read_bytes() == exported.read_bytes()
-    assert "older file" in capsys.readouterr().err
+    assert (path.read_bytes(), report.read_bytes()) == (exported.read_bytes(), kept)
+    error = capsys.readouterr().err
+    assert "the older file of that name and its report were left as they are" in error
+    assert str(tmp_path / "model.refused.json") in error
+    exporter_gives(monkeypatch, exported)
+    assert call("onnx", run, "-o", path, "--images", pictures, "-q") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.parity.json"]
+
+
+def test_what_a_killed_export_left_is_swept_and_what_a_running_one_uses_is_not(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, time\n"
+        "from cellseg_deploy.outputs.workspace import workspace\n"
+        "with workspace(pathlib.Path(sys.argv[1])) as place:\n"
+        "    (place / 'model.onnx').touch(); print(place, flush=True); time.sleep(60)\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        killed, running = (Path(process.stdout.readline().strip()) for process in both if process.stdout)
+        both[0].kill()
+        both[0].wait()
+        assert (killed / "model.onnx").exists()
+        with workspace(tmp_path) as place:
+            assert set(tmp_path.iterdir()) == {running, place}
+            assert (running / "model.onnx").exists()
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    with workspace(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_that_finds_nothing_needs_unverified(
@@ -221,7 +257,7 @@ def test_a_network_that_finds_nothing_needs_unverified(
     assert "the reference found 0 cells in 4 images" in error
     assert "--unverified writes it all the same" in error
     assert not path.exists()
-    assert json.loads(export.report_path_of(path).read_bytes())["verdict"] == "inconclusive"
+    assert json.loads((tmp_path / "model.refused.json").read_bytes())["verdict"] == "inconclusive"
 
 
 def test_an_unverified_model_says_so(silent: Path) -> None:
@@ -237,7 +273,7 @@ def test_unverified_still_wants_tensors_that_agree(
     assert call("onnx", silent, "-o", tmp_path / "model.onnx", "-q", "--unverified") == 5
     error = capsys.readouterr().err
     # A network that finds nothing hides its faults near 0: the probabilities alone would pass.
-    report = json.loads(export.report_path_of(tmp_path / "model.onnx").read_bytes())
+    report = json.loads((tmp_path / "model.refused.json").read_bytes())
     assert max(row["max"] for row in report["tensors"].values()) < 1e-3
     assert "part at normalise:" in error
     assert not (tmp_path / "model.onnx").exists()

@@ -6,15 +6,30 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_tensorrt import FakeCuda
 
 from cellseg_benchmarks import gpu_check
-from cellseg_benchmarks.gpu_check import Outcome, Report, Result, Step, latency_cases, run_python, run_step, steps_for
+from cellseg_benchmarks.gpu_check import (
+    Form,
+    Latency,
+    Outcome,
+    Report,
+    Result,
+    Step,
+    forms_to_time,
+    run_python,
+    run_step,
+    steps_for,
+    time_form,
+)
+from cellseg_deploy.backends import cuda_runtime
 from cellseg_deploy.cli import _common
+from cellseg_deploy.errors import BackendUnavailableError
 
 OnnxFile = Callable[..., Path]
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,27 +49,27 @@ def answering(code: int, out: str = "", err: str = "") -> gpu_check.Run:
     ],
 )
 def test_how_a_step_ends(outcome: tuple[int, str, str], status: str, detail: str) -> None:
-    result = run_step(Step("x", ("-c", "pass"), needs_gpu=False), answering(*outcome), gpu_problem="none here")
+    result = run_step(Step("x", ("-c", "pass")), answering(*outcome))
     assert (result.status, result.detail, result.seconds) == (status, detail, 1.5)
 
 
-def test_a_gpu_step_without_a_gpu_is_not_run() -> None:
-    def never(_: Sequence[str]) -> Outcome:
-        raise AssertionError
-
-    result = run_step(Step("x", (), needs_gpu=True), never, gpu_problem="no driver")
-    assert (result.status, result.detail) == ("skipped", "no GPU: skipped (no driver)")
+def test_tests_that_were_all_skipped_passed_nothing() -> None:
+    step = Step("GPU tests", (), tells=True)
+    result = run_step(step, answering(0, "sss\n3 skipped, 900 deselected in 2 s"))
+    assert (result.status, result.detail) == ("skipped", "3 skipped, 900 deselected in 2 s")
+    result = run_step(step, answering(0, ".s\n1 passed, 1 skipped in 2 s"))
+    assert (result.status, result.detail) == ("passed", "1 passed, 1 skipped in 2 s")
 
 
 def test_files_between_steps(tmp_path: Path) -> None:
     file = tmp_path / "made"
-    needing = Step("x", (), needs_gpu=False, needs=(str(file),))
-    making = Step("x", (), needs_gpu=False, makes=str(file))
-    assert run_step(needing, answering(0), gpu_problem="").status == "skipped"
-    assert run_step(making, answering(0), gpu_problem="").status == "failed"
+    needing = Step("x", (), needs=(str(file),))
+    making = Step("x", (), makes=str(file))
+    assert run_step(needing, answering(0)).status == "skipped"
+    assert run_step(making, answering(0)).status == "failed"
     file.write_text("")
-    assert run_step(needing, answering(0), gpu_problem="").status == "passed"
-    assert run_step(making, answering(0), gpu_problem="").status == "passed"
+    assert run_step(needing, answering(0)).status == "passed"
+    assert run_step(making, answering(0)).status == "passed"
 
 
 def test_processes_are_really_run() -> None:
@@ -69,9 +84,19 @@ def test_every_form_is_tried(tmp_path: Path) -> None:
     commands = [" ".join(step.command) for step in steps]
     for words in ("--precision fp16", "openvino", "--check-only", "--device cuda", "fp16.engine", "-m gpu"):
         assert any(words in command for command in commands)
-    assert {step.needs_gpu for step in steps if "engine" in step.name} == {True}
-    assert {settings["device"] for _, _, settings in latency_cases(tmp_path, tmp_path, gpu=False)} == {"cpu"}
-    assert len(latency_cases(tmp_path, tmp_path, gpu=True)) == 7
+    forms = forms_to_time(tmp_path / "model.onnx", tmp_path)
+    made = {step.makes for step in steps} | {str(tmp_path / "model.onnx")}
+    assert {str(form.file) for form in forms} <= made
+    assert len({(form.name, *form.settings.values()) for form in forms}) == 7
+
+
+def test_a_form_on_the_gpu_is_compared_with_the_cpu(tmp_path: Path) -> None:
+    """A GPU agrees with itself, whatever it computes."""
+    steps = [step.command for step in steps_for(tmp_path / "model.onnx", tmp_path) if "verify" in step.command]
+    assert len(steps) == 2
+    for command in steps:
+        assert command[command.index("--device") + 1] == "cuda"
+        assert command[command.index("--reference-device") + 1] == "cpu"
 
 
 def test_the_commands_exist(tmp_path: Path) -> None:
@@ -91,48 +116,75 @@ def test_the_commands_exist(tmp_path: Path) -> None:
 def make_report(**changes: Any) -> Report:
     values: dict[str, Any] = {
         "machine": {"system": "Linux | x"},
-        "gpu": {},
-        "gpu_problem": "no driver",
+        "gpu": {"name": "RTX A"},
         "model": "model.onnx",
         "results": (
             Result("a", "passed", 1.0),
             Result("b", "failed", 2.0, "exit code 5", "python -c x", "the log"),
-            Result("c", "skipped", 0.0, "no GPU: skipped (no driver)"),
+            Result("c", "skipped", 0.0, "TensorRT is not installed"),
         ),
-        "latency": ({"form": "onnx fp32", "backend": "onnxruntime", "device": "cpu", "batch": 8, "ms": 66.0},),
+        "latency": (
+            Latency("onnx fp32", "onnxruntime", "cpu", 8, 66.0, 5),
+            Latency("engine fp16", "tensorrt", "cuda", note="not run: the form was not made"),
+        ),
     }
     return Report(**(values | changes))
 
 
 def test_report() -> None:
     report = make_report()
-    assert report.failed == ("b",)
     text = report.to_markdown()
     for words in (
-        "| GPU | none: no driver |",
+        "| name | RTX A |",
         "Linux \\| x",
         "| a | passed | 1.0 |",
-        "| c | skipped | 0.0 | no GPU: skipped (no driver) |",
-        "| onnx fp32 | onnxruntime | cpu | 8 | 66.0 |",
+        "| c | skipped | 0.0 | TensorRT is not installed |",
+        "| onnx fp32 | onnxruntime | cpu | 8 | 66.0 | 5 |  |",
+        "| engine fp16 | tensorrt | cuda | - | - | - | not run: the form was not made |",
         "## b",
         "the log",
     ):
         assert words in text
     assert "## c" not in text
     facts = json.loads(report.to_json())
-    assert (facts["report_version"], facts["results"][1]["status"]) == (1, "failed")
+    assert (facts["report_version"], facts["results"][1]["status"]) == (2, "failed")
+    assert facts["latency"][1]["ms_per_tile"] is None
+
+
+def test_only_a_whole_check_ends_well() -> None:
+    passed, _, skipped = make_report().results
+    timed, _ = make_report().latency
+    assert make_report().exit_code == 5
+    assert make_report(results=(passed, skipped)).exit_code == 8
+    assert make_report(results=(passed,)).exit_code == 8
+    assert make_report(results=(passed,), latency=(timed,)).exit_code == 0
+
+
+def test_without_a_gpu_it_ends_at_once(
+    onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_runtime, "import_bindings", lambda: FakeCuda(gpus=()))
+    assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(tmp_path / "out")]) == 8
+    message = capsys.readouterr().err
+    assert message.startswith("error: no NVIDIA GPU can be used here")
+    assert message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_writes_both_files(
     onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_check, "describe_gpu", lambda: ({}, "no driver"))
+    monkeypatch.setattr(cuda_runtime, "import_bindings", FakeCuda)
     monkeypatch.setattr(gpu_check.check, "__kwdefaults__", {"run": answering(8, err="error: no"), "say": print})
-    monkeypatch.setattr(gpu_check, "measure_latency", lambda *_: [])
     out = tmp_path / "out"
-    assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(out)]) == 0
+    assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(out)]) == 8
     facts = json.loads((out / "gpu-check.json").read_text())
+    assert facts["gpu"]["name"] == "Fake RTX"
     assert {result["status"] for result in facts["results"]} == {"skipped"}
+    assert {row["note"] for row in facts["latency"]} == {
+        "not run: exit code 8: error: no",
+        "not run: the form was not made",
+    }
     assert (out / "gpu-check.md").read_text() in capsys.readouterr().out
     monkeypatch.setattr(gpu_check.check, "__kwdefaults__", {"run": answering(1), "say": print})
     assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(out)]) == 5
@@ -140,12 +192,43 @@ def test_the_command_writes_both_files(
     assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(onnx_file())]) == 6
 
 
-def test_latency_of_a_form_that_is_not_there(tmp_path: Path) -> None:
-    (row,) = gpu_check.measure_latency("engine", tmp_path / "x.engine", {"backend": "tensorrt", "device": "cuda"})
-    assert row["ms"] == "not run: the form was not made"
+def test_latency_is_measured_in_a_process_of_its_own(onnx_file: OnnxFile) -> None:
+    pytest.importorskip("onnxruntime")
+    rows = time_form(Form("onnx fp32", onnx_file(), {"backend": "onnxruntime", "device": "cpu"}), run_python)
+    assert [(row.form, row.backend, row.device, row.batch, row.note) for row in rows] == [
+        ("onnx fp32", "onnxruntime", "cpu", 1, ""),
+        ("onnx fp32", "onnxruntime", "cpu", 8, ""),
+    ]
+    assert all(row.ms_per_tile and row.calls and row.calls >= 3 for row in rows)
+
+
+def test_latency_of_a_form_that_cannot_run(tmp_path: Path) -> None:
+    (row,) = time_form(Form("engine", tmp_path / "x.engine", {"backend": "tensorrt", "device": "cuda"}), run_python)
+    assert (row.ms_per_tile, row.note) == (None, "not run: the form was not made")
     (tmp_path / "x.onnx").write_bytes(b"")
-    (row,) = gpu_check.measure_latency("onnx", tmp_path / "x.onnx", {"backend": "onnxruntime", "device": "cpu"})
-    assert row["ms"].startswith("not run: ")
+    (row,) = time_form(Form("onnx", tmp_path / "x.onnx", {"backend": "onnxruntime", "device": "cpu"}), run_python)
+    assert row.note.startswith("not run: exit code 5: error: ")
+    assert "empty" in row.note
+    (row,) = time_form(Form("onnx", tmp_path / "x.onnx", {"backend": "x", "device": "y"}), answering(-11))
+    assert row.note == "not run: exit code -11: no message"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_the_script_installs_nothing_without_a_gpu(tmp_path: Path) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/usr/bin/env bash\nexit 9\n")
+    smi.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "CELLSEG_PYTHON"}
+    done = subprocess.run(
+        [ROOT / "scripts" / "gpu-check"],
+        env=environment | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (BackendUnavailableError.exit_code, "")
+    assert done.stderr.startswith("error: no NVIDIA GPU can be used here")
+    assert not (ROOT / ".venv-gpu").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import draw_discs, make_spec
+from conftest import make_spec
 
 from cellseg_deploy.errors import BackendUnavailableError, ParityError, UsageError
 from cellseg_deploy.parity_records import read_records, records_path
@@ -19,10 +19,11 @@ pytest.importorskip("openvino", reason="OpenVINO is not installed")
 pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'cellseg-deploy[int8]'")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
+from test_export_openvino import discs
+
 from cellseg_deploy.backends.openvino import OpenVinoBackend
 from cellseg_export import int8
 from cellseg_export.int8 import Int8Options, calibration_tiles, export_int8
-from cellseg_export.verify import GateImages
 
 OnnxFile = Callable[..., Path]
 pytestmark = pytest.mark.filterwarnings("default:::nncf", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -31,20 +32,6 @@ pytestmark = pytest.mark.filterwarnings("default:::nncf", "ignore::DeprecationWa
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def discs(n: int = 3, with_truth: bool = True) -> GateImages:
-    """``n`` images of 80 discs of 20 px each, with the discs as truth."""
-    from scipy import ndimage
-
-    centres = [(24.0 * i + 20, 24.0 * j + 20) for i in range(10) for j in range(8)]
-    images = {f"discs-{k}": draw_discs((210, 260), [(x + k, y) for x, y in centres]) for k in range(n)}
-    truth = {name: ndimage.label(image[..., 0] < 200)[0].astype(np.int32) for name, image in images.items()}
-
-    def load() -> Iterator[tuple[str, Any]]:
-        yield from images.items()
-
-    return GateImages("discs", load, truth.__getitem__ if with_truth else None)
 
 
 def test_it_is_int8_and_finds_the_cells(onnx_file: OnnxFile, tmp_path: Path) -> None:
@@ -87,7 +74,7 @@ def test_too_large_a_drop_is_refused_and_only_the_report_stays(
     with pytest.raises(ParityError, match=r"F1 against the truth falls from .* allowed 0\.01"):
         export_int8(onnx_file(), out / "m.xml", images=discs(), options=options, threads=1)
     assert {p.suffix for p in out.iterdir()} <= {".json", ".jpg"}
-    assert json.loads((out / "m.xml.parity.json").read_bytes())["verdict"] == "failed"
+    assert json.loads((out / "m.xml.refused.json").read_bytes())["verdict"] == "failed"
 
 
 def test_it_backs_off_and_says_what_stayed_in_floating_point(
@@ -95,7 +82,7 @@ def test_it_backs_off_and_says_what_stayed_in_floating_point(
 ) -> None:
     seen: list[str] = []
     monkeypatch.setattr(int8, "quantise", broken)
-    monkeypatch.setattr(int8, "quantised_operations", lambda model: {"conv"} if not seen.count("half") else set())
+    monkeypatch.setattr(int8, "quantised_operations", lambda model: {"head"} if "half" in seen else {"conv", "head"})
 
     def within(*arguments: Any, **settings: Any) -> Any:
         seen.append("half")
@@ -111,7 +98,47 @@ def test_it_backs_off_and_says_what_stayed_in_floating_point(
         on_step=seen.append,
     )
     assert exported.facts.floating == ("conv",)
-    assert any("1 of 1 operations stay in floating point: conv" in text for text in seen)
+    assert any("1 of 2 operations stay in floating point: conv" in text for text in seen)
+
+
+def test_what_accuracy_control_follows_is_the_loss_of_f1(onnx_file: OnnxFile) -> None:
+    import nncf
+    import openvino as ov
+
+    from cellseg_export.openvino import open_origin, read_network
+
+    asked: dict[str, Any] = {}
+
+    class FakeNncf:
+        """As NNCF, but hands out what it was asked."""
+
+        ModelType, DropType = nncf.ModelType, nncf.DropType
+        AdvancedAccuracyRestorerParameters = nncf.AdvancedAccuracyRestorerParameters
+
+        @staticmethod
+        def Dataset(items: Any) -> Any:  # noqa: N802
+            return items
+
+        @staticmethod
+        def quantize_with_accuracy_control(model: Any, _: Any, items: Any, validate: Any, **settings: Any) -> Any:
+            asked.update(settings)
+            whole = ov.compile_model(model, "CPU")
+            asked["same"] = validate(whole, items)
+            dark = ov.compile_model(broken(None, model, None), "CPU")
+            asked["dark"] = validate(dark, items[:1])
+            return model
+
+    options, images = Int8Options(n_tiles=8, max_f1_drop=0.25), discs(2)
+    with open_origin(onnx_file(), 1) as origin:
+        tiles = calibration_tiles(origin.file.spec, images, 8)
+        int8.quantise_within(FakeNncf, read_network(ov, origin.file), tiles, origin, images, options)
+    assert asked["same"] == (1.0, [1.0, 1.0])
+    metric, by_image = asked["dark"]  # no cell is left
+    assert metric < 0.05
+    assert by_image == [metric]
+    assert (asked["max_drop"], asked["drop_type"]) == (0.25, nncf.DropType.ABSOLUTE)
+    assert asked["model_type"] == nncf.ModelType.TRANSFORMER
+    assert asked["advanced_accuracy_restorer_parameters"].ranking_subset_size == 2
 
 
 def test_accuracy_control_finds_nothing_to_put_back_where_nothing_is_lost(onnx_file: OnnxFile) -> None:
@@ -126,6 +153,27 @@ def test_accuracy_control_finds_nothing_to_put_back_where_nothing_is_lost(onnx_f
         plain = int8.quantise(nncf, read_network(ov, origin.file), tiles)
         kept = int8.quantise_within(nncf, read_network(ov, origin.file), tiles, origin, images, options)
     assert int8.quantised_operations(plain) == int8.quantised_operations(kept) != set()
+
+
+def test_transformers_are_quantised_as_such() -> None:
+    """Without it NNCF leaves SmoothQuant out, and quantises what a transformer cannot bear."""
+
+    class Asked:
+        class ModelType:
+            TRANSFORMER = "transformer"
+
+        Dataset = list
+
+        @staticmethod
+        def quantize(model: Any, dataset: Any, **asked: Any) -> Any:
+            return model, len(dataset), asked
+
+    tiles = np.zeros((5, 28, 28, 3), np.uint8)
+    assert int8.quantise(Asked, "model", tiles) == (
+        "model",
+        5,
+        {"subset_size": 5, "model_type": "transformer"},
+    )
 
 
 def test_calibration_tiles_are_the_runtimes_own() -> None:

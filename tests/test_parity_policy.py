@@ -14,12 +14,13 @@ import pytest
 from conftest import draw_discs
 from test_parity import POLICY, Changed, InkBackend, eroded, faint_first_cell, images
 
-from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.errors import DataError, ParityError, UsageError
 from cellseg_deploy.metrics import pool, score_image
 from cellseg_deploy.outputs import parity_picture
 from cellseg_deploy.parity import ParityReport, compare, differing_mask, differing_pixels, policy_for
 from cellseg_deploy.pipeline import Segmenter
-from cellseg_export.verify import folder_images, picture_path_of, sample_images, save_report
+from cellseg_export.judge import judge
+from cellseg_export.verify import folder_images, sample_images
 
 INT8 = replace(policy_for("int8"), min_cells=30)
 HALF = replace(policy_for("fp16"), min_cells=30)
@@ -196,15 +197,40 @@ def test_the_worst_image_is_drawn() -> None:
     assert parity_picture.CANDIDATE_RGB in colours  # other cells were cut
 
 
-def test_a_refused_report_keeps_its_picture_until_one_passes(tmp_path: Path) -> None:
-    path = tmp_path / "model.parity.json"
-    save_report(compare(InkBackend(), Changed(faint_first_cell), images(), POLICY), path)
-    picture = picture_path_of(path)
-    assert picture.name == "model.parity.jpg"
-    assert cv2.imread(str(picture)) is not None
-    save_report(compare(InkBackend(), InkBackend(), images(), POLICY), path)
-    assert json.loads(path.read_bytes())["verdict"] == "passed"
-    assert not picture.exists()
+def test_a_refusal_leaves_the_older_report_alone_and_is_cleared_by_a_success(tmp_path: Path) -> None:
+    model, report = tmp_path / "model.onnx", tmp_path / "model.parity.json"
+    good = compare(InkBackend(), InkBackend(), images(), POLICY)
+    bad = compare(InkBackend(), Changed(faint_first_cell), images(), POLICY)
+    assert judge(good, model, report, unverified=False).startswith("verified: counts as stub does")
+    model.touch()
+    kept = report.read_bytes()
+    assert json.loads(kept)["verdict"] == "passed"
+    refused = tmp_path / "model.refused.json"
+    with pytest.raises(ParityError, match="the older file of that name and its report were left as") as caught:
+        judge(bad, model, report, unverified=True)
+    assert f"see {refused}\n  - counting: counts differ" in str(caught.value)
+    assert report.read_bytes() == kept
+    assert json.loads(refused.read_bytes())["verdict"] == "failed"
+    assert cv2.imread(str(tmp_path / "model.refused.jpg")) is not None
+    judge(good, model, report, unverified=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.parity.json"]
+
+
+def test_unverified_is_for_too_few_cells_whose_tensors_agree(tmp_path: Path) -> None:
+    few = compare(InkBackend(), InkBackend(), images(), replace(POLICY, min_cells=200))
+    model, report = tmp_path / "model.xml", tmp_path / "model.xml.parity.json"
+    with pytest.raises(ParityError, match="--unverified writes it all the same"):
+        judge(few, model, report, unverified=False)
+    assert json.loads((tmp_path / "model.xml.refused.json").read_bytes())["verdict"] == "inconclusive"
+    for unlike in (replace(few, parts_at="the two part at x"), replace(few, faults=("overflow in x",))):
+        with pytest.raises(ParityError):
+            judge(unlike, model, report, unverified=True)
+    apart = compare(InkBackend(), Changed(faint_first_cell), images(), replace(POLICY, min_cells=200))
+    with pytest.raises(ParityError, match=r"needs probabilities that agree to 0\.001 \(they differ by 9\.9e-01\)"):
+        judge(apart, model, report, unverified=True)
+    assert not report.exists()
+    assert judge(few, model, report, unverified=True).startswith("unverified: too few cells to judge by")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.xml.parity.json"]
 
 
 def test_pictures_have_two_formats() -> None:

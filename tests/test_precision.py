@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Collection
@@ -14,7 +15,7 @@ import pytest
 import torch
 from export_networks import TINY, random_network, trained_network
 from onnx import TensorProto, helper
-from tampering import FAULTS, Tamper, set_weights, tampered, weights_of
+from tampering import HALF_FAULTS, Tamper, set_weights, tampered, weights_of
 
 from cellseg_deploy import model_file
 from cellseg_deploy.backends import open_backend
@@ -26,14 +27,15 @@ from cellseg_export import onnx as export
 from cellseg_export.cli import command
 from cellseg_export.half_check import HalfBackend
 from cellseg_export.half_gate import HalfOutcome, Remembered, parts_to_keep
+from cellseg_export.judge import refused_path_of
 from cellseg_export.precision import check_types, float_parts, parts_of, to_half
 from cellseg_export.torch_backend import TorchBackend
 from cellseg_export.verify import sample_images
 from cellseg_train.checkpoint import LoadedNetwork, load_network, save_network
 from cellseg_train.config import ModelConfig
 
-QK_FACTOR = 200.0
-"""Queries and keys of the trained network times this: still far from 65504 each, their products beyond it."""
+BEYOND = 3 * 65504.0
+"""Where the products of queries and keys in the overflowing network reach."""
 
 
 def call(*arguments: object) -> int:
@@ -47,6 +49,10 @@ def save(network: LoadedNetwork, folder: Path) -> Path:
 
 def report_of(path: Path) -> Any:
     return json.loads(export.report_path_of(path).read_bytes())
+
+
+def refusal_of(path: Path) -> Any:
+    return json.loads(refused_path_of(export.report_path_of(path)).read_bytes())
 
 
 def random_tiles(n: int, size: int) -> np.ndarray:
@@ -77,12 +83,28 @@ def fp16(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def overflowing(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same network with large queries and keys in block 1: exact in fp32, infinite in half where they meet."""
+    """The same network with a bias on the keys of block 1 that half can hold, but not their products with the queries.
+
+    It adds one number to all scores of a query, which softmax does not see: in fp32 nothing changes. Queries are made
+    larger and keys smaller first, for else the bias itself would not fit.
+    """
     network = load_network(run)
-    qkv = network.net.encoder.blocks[1].attn.qkv
+    attention = network.net.encoder.blocks[1].attn
+    width = attention.qkv.in_features
     with torch.no_grad():
-        qkv.weight[: 2 * qkv.in_features] *= QK_FACTOR
-        qkv.bias[: 2 * qkv.in_features] *= QK_FACTOR
+        for tensor in (attention.qkv.weight, attention.qkv.bias):
+            tensor[:width] *= 100
+            tensor[width : 2 * width] /= 100
+    given: list[torch.Tensor] = []
+    handle = attention.qkv.register_forward_hook(lambda _module, _inputs, output: given.append(output))
+    TorchBackend(network).predict(sample_tiles(network))
+    handle.remove()
+    queries = given[0][0, :, : attention.head_dim] * attention.scale  # (tokens, width of a head), of the first head
+    direction = queries.mean(dim=0) / queries.mean(dim=0).norm()
+    keys = BEYOND / (queries @ direction).abs().max() * direction
+    assert keys.abs().max() < 65504
+    with torch.no_grad():
+        attention.qkv.bias[width : width + attention.head_dim] += keys
     return save(network, tmp_path_factory.mktemp("overflowing"))
 
 
@@ -135,9 +157,9 @@ def test_weights_are_rounded_to_nearest(fp32_graph: onnx.ModelProto) -> None:
 
 def test_parts_kept_in_float(fp32_graph: onnx.ModelProto, tmp_path: Path) -> None:
     assert parts_of(fp32_graph) == (
+        *(f"branch.to_{name}" for name in ("half", "quarter", "eighth")),
         "encoder.patch_embed",
         *(f"encoder.blocks.{i}" for i in range(TINY.tiny_depth)),
-        *(f"branch.to_{name}" for name in ("half", "quarter", "eighth")),
         "decoder.project",
         *(f"decoder.steps.{i}" for i in range(3)),
         "decoder.head",
@@ -173,22 +195,25 @@ def half_softmax(model: onnx.ModelProto) -> None:
                 node.input[i] = softmax.output[0]
 
 
-def round_trip(model: onnx.ModelProto) -> None:
-    nodes = list(model.graph.node)
+def cast_before_gelu(model: onnx.ModelProto, *kinds: int) -> None:
+    """Casts to ``kinds``, one after the other, in front of the first Gelu."""
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
     at = next(i for i, node in enumerate(nodes) if node.op_type == "Gelu")
-    value = nodes[at].input[0]
-    there = helper.make_node("Cast", [value], ["there"], name="there", to=TensorProto.FLOAT)
-    back = helper.make_node("Cast", ["there"], ["back"], name="back", to=TensorProto.FLOAT16)
-    nodes[at].input[0] = "back"
-    copies = [*nodes[:at], there, back, *nodes[at:]]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in copies]
+    value, casts = nodes[at].input[0], []
+    for i, kind in enumerate(kinds):
+        casts.append(helper.make_node("Cast", [value], [f"cast-{i}"], name=f"cast-{i}", to=kind))
+        value = f"cast-{i}"
+    nodes[at].input[0] = value
     del model.graph.node[:]
-    model.graph.node.extend(copies)
+    model.graph.node.extend([*nodes[:at], *casts, *nodes[at:]])
+
+
+def round_trip(model: onnx.ModelProto) -> None:
+    cast_before_gelu(model, TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def useless_cast(model: onnx.ModelProto) -> None:
-    cast = [node for node in model.graph.node if node.op_type == "Cast"][-1]
-    cast.attribute[0].i = TensorProto.FLOAT16
+    cast_before_gelu(model, TensorProto.FLOAT16)
 
 
 def infinite_weight(model: onnx.ModelProto) -> None:
@@ -202,8 +227,8 @@ def infinite_weight(model: onnx.ModelProto) -> None:
     [
         (half_output, "output is not float32|Sigmoid does not compute in float"),
         (half_softmax, "Softmax does not compute in float|contradict each other"),
-        (round_trip, "back undoes there"),
-        (useless_cast, "casts to the type its input has"),
+        (round_trip, "cast-1 undoes cast-0"),
+        (useless_cast, "cast-0 casts to the type its input has"),
         (infinite_weight, "the weights decoder.head.weight are not finite"),
     ],
 )
@@ -327,13 +352,35 @@ def test_overflow_is_refused_with_the_block_named(overflowing: Path, tmp_path: P
     assert call("onnx", overflowing, "-o", path, "--precision", "fp16", "-q") == 5
     wanted = r"in half arithmetic: overflow in encoder\.blocks\.1: .* encoder\.blocks\.1\.attn/MatMul"
     assert re.search(wanted, capsys.readouterr().err)
-    assert not path.exists()
-    report = report_of(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["half.refused.jpg", "half.refused.json"]
+    report = refusal_of(path)
     assert report["verdict"] == "failed"
     assert re.search(wanted, report["faults"][0])
     # What ONNX Runtime's CPU makes of the very same file looks fine:
     assert report["tasks"]["counting"]["reference_cells"] == report["tasks"]["counting"]["candidate_cells"]
-    assert path.with_suffix(".parity.jpg").read_bytes().startswith(b"\xff\xd8")
+
+
+def test_an_overflow_that_not_even_onnx_runtime_hides_is_named_too(
+    fp32: Path, fp16: Path, tmp_path: Path, capsys: Any
+) -> None:
+    def grow(model: onnx.ModelProto) -> None:
+        name = "encoder.patch_embed.proj.weight"
+        weight = weights_of(model, name)
+        set_weights(model, name, np.full_like(weight, 6e4))
+
+    assert call("verify", fp32, tampered(fp16, tmp_path / "large.onnx", grow), "-q") == 5
+    error = capsys.readouterr().err
+    assert "answered with NaN or infinity" in error
+    assert "in half arithmetic: overflow in encoder.patch_embed:" in error
+
+
+def test_half_forms_are_not_judged_without_half_arithmetic(
+    fp32: Path, fp16: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    assert call("verify", fp32, fp16, "-q") == 8
+    assert re.search(r"PyTorch is not installed; run: pip install 'cellseg-deploy\[export\]'", capsys.readouterr().err)
 
 
 def test_mixed_keeps_just_that_block(overflowing: Path, tmp_path: Path, capsys: Any) -> None:
@@ -350,7 +397,7 @@ def test_mixed_keeps_just_that_block(overflowing: Path, tmp_path: Path, capsys: 
     assert call("verify", overflowing, path, "-q") == 0
 
 
-@pytest.mark.parametrize(("tamper", "reason"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(("tamper", "reason"), HALF_FAULTS.values(), ids=HALF_FAULTS)
 def test_a_half_form_that_was_tampered_with_is_refused(
     tamper: Tamper, reason: str, run: Path, fp16: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -116,11 +116,11 @@ def test_each_thread_selects_the_gpu(cuda: FakeCuda, engine: Path) -> None:
 def test_what_it_says_of_itself(cuda: FakeCuda, engine: Path) -> None:
     with open_backend(engine) as backend:
         assert (backend.name, backend.device, backend.precision) == ("tensorrt", "cuda:0", "fp32")
+        assert (backend.verified, backend.choice, backend.spec.parity) == (True, *["verified: in a test"] * 2)
         facts = backend.describe()
     assert facts["gpu"] == "Fake RTX"
     assert (facts["compute_capability"], facts["cuda"]) == ("8.6", "13.5")
     assert facts["batch_profile"] == "1/4/4"
-    assert facts["parity"] == "verified: in a test"
     assert len(facts["engine_sha256"]) == len(facts["model_identity"]) == 64
 
 
@@ -228,16 +228,19 @@ def test_files_that_are_no_engines(cuda: FakeCuda, tmp_path: Path, engine: Path)
 
 
 def test_an_onnx_model_is_built_once(cuda: FakeCuda, onnx_file: OnnxFile, caplog: pytest.LogCaptureFixture) -> None:
-    path, trt = onnx_file(), fake_trt()
+    path, trt = onnx_file(make_spec(parity="verified: the .onnx, not its engine")), fake_trt()
     with open_backend(path, backend="tensorrt") as backend:
         assert backend.predict(tiles(3)) == pytest.approx(DarknessBackend().predict(tiles(3)), abs=1e-6)
-        assert backend.describe()["parity"].startswith("unverified")
+        assert backend.spec.parity.startswith("unverified: built by cellseg-infer")
+        assert not backend.verified
     assert len(trt.builds) == 1
     assert "cellseg-export tensorrt" in caplog.text
     caplog.clear()
-    write_spec(path, make_spec(name="stub", cell_diameter_px=30.0))  # calibrated: the same network
+    # Calibrated: the same network.
+    write_spec(path, make_spec(name="stub", cell_diameter_px=30.0, parity="verified: the .onnx"))
     with open_backend(path, backend="tensorrt") as backend:
         assert backend.spec.cell_diameter_px == 30.0
+        assert backend.spec.parity.startswith("unverified")
     assert len(trt.builds) == 1
     assert caplog.text == ""
     with open_backend(path, backend="tensorrt", rebuild=True):
@@ -270,6 +273,9 @@ def test_a_damaged_engine_in_the_cache_is_refused_until_rebuilt(cuda: FakeCuda, 
             open_backend(path, backend="tensorrt")
         with open_backend(path, backend="tensorrt", rebuild=True) as backend:
             assert backend.predict(tiles(1)).shape == (1, 1, 56, 56)
+    write_sidecar(engine, msgspec.structs.replace(read_sidecar(engine), model_identity="0" * 64))
+    with pytest.raises(ModelError, match="of another network; build it again with --rebuild"):
+        open_backend(path, backend="tensorrt")
     engine.write_bytes(b"x")
     with pytest.raises(ModelError, match="--rebuild"):
         open_backend(path, backend="tensorrt")

@@ -113,6 +113,31 @@ def test_none_is_an_error(model: ModelFile) -> None:
             build_engine(trt, model, BuildOptions())
 
 
+def test_a_timing_cache_that_is_not_given_back(model: ModelFile, tmp_path: Path) -> None:
+    cache = TimingCache(tmp_path / "timings")
+
+    def build(change: Callable[[Any], None]) -> None:
+        """With a configuration whose timing cache ``change`` breaks."""
+        trt = make_tensorrt(FakeCuda())
+        original = trt.Builder.create_builder_config
+
+        def create_builder_config(self: Any) -> Any:
+            config = original(self)
+            change(config)
+            return config
+
+        trt.Builder.create_builder_config = create_builder_config
+        build_engine(trt, model, BuildOptions(), timing_cache=cache, compute_capabilities=("86",))
+
+    with pytest.raises(ModelError, match="did not give back the timing cache"):
+        build(lambda config: setattr(config, "get_timing_cache", lambda: None))
+    with pytest.raises(ModelError, match="could not make an empty timing cache"):
+        build(lambda config: setattr(config, "create_timing_cache", lambda data: None))
+    assert not cache.path.exists()
+    with pytest.raises(UsageError, match="does not build for compute capability 86"):
+        build(lambda config: setattr(config, "set_compute_capability", lambda *_: False))
+
+
 def test_a_builder_that_finds_no_gpu(model: ModelFile) -> None:
     trt = make_tensorrt(FakeCuda())
 

@@ -45,8 +45,7 @@ def make_sidecar(**changes: Any) -> EngineSidecar:
         "version_compatible": False,
         "hardware_compatibility": "none",
         "tf32": False,
-        "spec": make_spec(variant="boundary"),
-        "parity": "verified: in a test",
+        "spec": make_spec(variant="boundary", parity="verified: in a test"),
         "parity_report": {"verdict": "passed"},
     }
     return EngineSidecar(**(values | changes))
@@ -188,9 +187,10 @@ def test_the_cache_is_the_users_alone(tmp_path: Path) -> None:
     folder = prepare_folder(tmp_path / "a" / "engines")
     assert folder.stat().st_mode & 0o077 == 0
     prepare_folder(folder)
-    folder.chmod(0o770)
-    with pytest.raises(OutputError, match=r"chmod go-w"):
-        prepare_folder(folder)
+    for mode in (0o770, 0o702):
+        folder.chmod(mode)
+        with pytest.raises(OutputError, match=r"chmod go-w"):
+            prepare_folder(folder)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be made"):
         prepare_folder(tmp_path / "file" / "engines")

@@ -65,7 +65,12 @@ def test_an_openvino_pair_goes_to_its_backend(onnx_file: OnnxFile, tmp_path: Pat
     pair = write_pair(onnx_file(), tmp_path / "stub.xml")
     folder = export_triton(pair, tmp_path / "repo", name="pair")
     assert (folder / "1" / "model.bin").read_bytes() == pair.with_suffix(".bin").read_bytes()
-    assert parse(folder / "config.pbtxt").backend == "openvino"
+    config = parse(folder / "config.pbtxt")
+    assert config.backend == "openvino"
+    kinds = type(config.instance_group[0]).DESCRIPTOR.enum_types_by_name["Kind"].values_by_name
+    assert config.instance_group[0].kind == kinds["KIND_CPU"].number  # left to choose, a server with a GPU refuses it
+    with pytest.raises(UsageError, match="on a CPU only"):
+        export_triton(pair, tmp_path / "repo", name="other", options=TritonOptions(kind="gpu"))
 
 
 def test_strings_survive_the_text_format() -> None:

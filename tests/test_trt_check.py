@@ -3,6 +3,7 @@ GPU of plain Python."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -13,15 +14,20 @@ import numpy as np
 import pytest
 from conftest import draw_discs, make_onnx, make_spec
 from fake_tensorrt import FakeCuda, make_tensorrt
+from PIL import Image
 
-from cellseg_deploy.backends import cuda_runtime, open_backend
+from cellseg_deploy.backends import cuda_runtime, device_class, open_backend
 from cellseg_deploy.backends import tensorrt as backend_module
 from cellseg_deploy.backends.tensorrt_sidecar import read_sidecar
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, ParityError, UsageError
+from cellseg_deploy.model_file import read_model_file
 from cellseg_deploy.models import default_model_path
+from cellseg_deploy.parity_records import read_records, records_path
+from cellseg_export import precision
 from cellseg_export.cli import command
-from cellseg_export.tensorrt import COMPUTE_CAPABILITIES, check_only, export_tensorrt
+from cellseg_export.precision import to_half
+from cellseg_export.tensorrt import COMPUTE_CAPABILITIES, check_only, export_tensorrt, in_precision
 from cellseg_export.verify import GateImages
 
 onnx = pytest.importorskip("onnx")
@@ -104,7 +110,7 @@ def test_the_model_that_ships_builds_everywhere() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_vit_large_builds(tmp_path: Path) -> None:
-    """ViT-L/14 with its decoder, random weights: 300 million numbers, a minute or two and some 8 GB."""
+    """ViT-L/14 with its decoder, random weights: 300 million numbers, some minutes and 10 GB."""
     pytest.importorskip("torch")
     from export_networks import random_network
 
@@ -145,6 +151,7 @@ def test_without_a_gpu(
     message = capsys.readouterr().err
     assert "no NVIDIA GPU" in message
     assert "--check-only" in message
+    assert message.count("\n") == 1
     assert tree(tmp_path) == ["stub.onnx"]
 
 
@@ -152,6 +159,25 @@ def test_without_tensorrt_rtx(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(BackendUnavailableError, match=r"cellseg-deploy\[trt-check\]"):
         check_only(onnx_file())
+
+
+def test_without_onnx_ir_only_a_half_model_is_taken(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, half = read_model_file(onnx_file(model=named_model())), to_half(named_model())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with (
+        pytest.raises(BackendUnavailableError, match=r"onnx_ir not installed.*cellseg-deploy\[tensorrt\]"),
+        in_precision(source, "fp16"),
+    ):
+        pass
+    given = read_model_file(onnx_file(model=half))
+    with in_precision(given, "fp16") as model:
+        assert model is given
+
+
+def test_a_half_graph_with_wrong_types_is_not_built(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "to_half", lambda model: model)
+    with pytest.raises(ModelError), in_precision(read_model_file(onnx_file(model=named_model())), "fp16"):
+        pass
 
 
 # --- the gate, on a GPU of Python
@@ -163,6 +189,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCuda]:
     monkeypatch.setattr(cuda_runtime, "import_bindings", lambda: fake)
     monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt(fake))
     monkeypatch.setattr(backend_module, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setitem(device_class._DISTRIBUTIONS, "tensorrt", ("numpy",))  # something that has a version
     yield fake
     assert (fake.memory, fake.streams) == ({}, set())
 
@@ -177,7 +204,7 @@ def test_an_engine_that_counts_the_same_is_kept(cuda: FakeCuda, onnx_file: OnnxF
     built = export_tensorrt(path, output, images=discs(210), threads=1)
     sidecar = read_sidecar(output)
     assert sidecar == built.sidecar
-    assert sidecar.parity.startswith("verified")
+    assert sidecar.spec.parity.startswith("verified")
     assert sidecar.precision == "fp16"
     assert sidecar.parity_report is not None
     assert sidecar.parity_report["verdict"] == "passed"
@@ -187,7 +214,14 @@ def test_an_engine_that_counts_the_same_is_kept(cuda: FakeCuda, onnx_file: OnnxF
         assert sidecar.onnx_sha256 == given.describe()["model_file_sha256"]
     facts = json.loads((tmp_path / "model.engine.parity.json").read_text())
     assert facts["candidate"]["details"]["engine_path"] == str(output)
-    assert tree(tmp_path) == ["model.engine", "model.engine.json", "model.engine.parity.json", "stub.onnx"]
+    assert tree(tmp_path) == [
+        "model.engine",
+        "model.engine.json",
+        "model.engine.parity.json",
+        "model.parity-records.json",
+        "stub.onnx",
+        "stub.parity-records.json",
+    ]
     with open_backend(output) as backend:
         assert backend.verified
     # Nobody asked for half precision here, and the model is in fp32 for good.
@@ -204,8 +238,45 @@ def test_an_engine_that_finds_nothing_is_not_kept(cuda: FakeCuda, onnx_file: Onn
     with pytest.raises(ParityError):
         export_tensorrt(path, output, images=discs(210), threads=1)
     assert (output.read_bytes(), (tmp_path / "model.engine.json").read_bytes()) == older
-    assert json.loads((tmp_path / "model.engine.parity.json").read_text())["verdict"] == "failed"
+    assert json.loads((tmp_path / "model.engine.refused.json").read_text())["verdict"] == "failed"
     assert not [name for name in tree(tmp_path) if name.startswith(".cellseg")]
+
+
+def test_auto_finds_the_engine_by_its_record(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:
+    path, output = onnx_file(model=named_model()), tmp_path / "model.engine"
+    built = export_tensorrt(path, output, images=discs(210), threads=1)
+    (record,) = read_records(records_path(path))
+    assert record == built.record == read_records(records_path(output))[0]
+    assert (record.file, record.backend) == ("model.engine", "tensorrt")
+    assert (record.precision, record.policy) == ("fp16", "fp16")
+    assert (record.device_class, record.verdict) == ("cuda-8.6", "passed")
+    assert record.timing is not None
+    assert record.timing.ms_per_tile > 0
+    with open_backend(path, device="cuda") as backend:
+        assert (backend.name, backend.precision, backend.verified) == ("tensorrt", "fp16", True)
+        assert backend.describe()["engine_path"] == str(output)
+    cuda.gpus = (("Other RTX", 8, 9),)
+    with pytest.raises(BackendUnavailableError):  # never compared there: no GPU form to take, and no CPU instead
+        open_backend(path, device="cuda")
+
+
+def test_an_engine_is_verified_against_the_cpu(
+    cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one device for both, ONNX Runtime would be asked for a GPU of Python."""
+    path, output = onnx_file(model=named_model()), tmp_path / "model.engine"
+    export_tensorrt(path, output, images=discs(210), threads=1)
+    (tmp_path / "images").mkdir()
+    (_, image) = next(discs(210).load())
+    Image.fromarray(image).save(tmp_path / "images" / "discs.png")
+    words = ["verify", path, output, "--images", tmp_path / "images", "--device", "cuda", "--reference-device", "cpu"]
+    assert call(*words) == 0
+    assert "tensorrt" in capsys.readouterr().out
+    output.write_bytes(output.read_bytes() + b" ")
+    assert call(*words) == 5
+    message = capsys.readouterr().err
+    assert "SHA-256" in message
+    assert message.count("\n") == 1
 
 
 def test_too_few_cells_prove_nothing(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:
@@ -214,7 +285,9 @@ def test_too_few_cells_prove_nothing(cuda: FakeCuda, onnx_file: OnnxFile, tmp_pa
         export_tensorrt(path, output, images=discs(5), threads=1)
     assert not output.exists()
     built = export_tensorrt(path, output, images=discs(5), threads=1, unverified=True)
-    assert built.sidecar.parity.startswith("unverified")
+    assert built.sidecar.spec.parity.startswith("unverified")
+    assert built.record is None
+    assert not list(tmp_path.glob("*records.json"))
 
 
 def test_what_the_builder_refuses_leaves_nothing(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:
@@ -227,8 +300,6 @@ def test_what_the_builder_refuses_leaves_nothing(cuda: FakeCuda, onnx_file: Onnx
 
 def test_precision_is_never_changed_unasked(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:
     model = named_model()
-    from cellseg_export.precision import to_half
-
     path = onnx_file(model=to_half(model))
     with pytest.raises(UsageError, match="--precision fp32 was asked for, but the model holds fp16 weights"):
         export_tensorrt(path, tmp_path / "model.engine", precision="fp32")

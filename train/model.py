@@ -132,7 +132,7 @@ class CellSegNet(nn.Module):
         """Token map (N, C, S/p, S/p) of the encoder."""
         # forward_features ends in the encoder's final norm; class and register tokens come first.
         tokens = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]
-        return tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return cast(Tensor, tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
 
     def forward(self, images: Tensor) -> Tensor:
         skips = self.branch(images) if self.branch is not None else []

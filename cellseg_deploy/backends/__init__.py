@@ -55,12 +55,14 @@ def open_backend(
     if own == "tensorrt" or backend == "tensorrt":
         device = device or "cuda"
     from cellseg_deploy.backends import auto
+    from cellseg_deploy.parity_records import records_path
 
     chosen = None
-    if backend == "auto" and own is None and path.suffix.lower() == ".onnx" and ort_provider is None and not rebuild:
+    free = backend == "auto" and path.suffix.lower() == ".onnx" and ort_provider is None and not rebuild
+    # With neither records nor a wish there is nothing to choose: a large model is then read once and not twice.
+    if free and (precision is not None or records_path(path).exists()):
         chosen, _ = auto.select(path, device=device or "cpu", precision=precision)
         path, backend, precision = chosen.form.file, chosen.form.backend, chosen.form.inference_precision or None
-        streams = streams if backend == "openvino" else None
     opened = _open_named(
         path,
         backend if own is None and backend != "auto" else own or "onnxruntime",

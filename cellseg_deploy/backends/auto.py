@@ -40,7 +40,7 @@ def select(model: Path, *, device: str = "cpu", precision: str | None = None) ->
         model, file.identity, file.precision, file.spec.parity, read_records(records_path(model)), machine
     )
     if precision is not None:
-        found = tuple(c for c in found if precision in (c.form.precision, c.form.inference_precision))
+        found = tuple(c for c in found if c.form.precision == precision)
         if not found:
             raise BackendUnavailableError(
                 f"precision {precision} was asked for, but no engine runs {model.name} in it on {device}"
@@ -55,13 +55,12 @@ def form_of(backend: Backend, file: Path) -> Form:
 
 def verdict_on(backend: Backend, file: Path) -> tuple[bool, str]:
     """Whether what was opened from ``file`` by its name passed the gate here, and by what that is known."""
-    facts = backend.describe()
     if backend.name == "tensorrt":  # its sidecar was checked against this very GPU when it was opened
-        parity = str(facts.get("parity", ""))
-        return parity.startswith("verified"), parity
+        return backend.spec.parity.startswith("verified"), backend.spec.parity
     if backend.name == "onnxruntime" and backend.device == "cpu" and backend.spec.parity.startswith("verified"):
         return True, backend.spec.parity
+    identity = str(backend.describe()["model_identity"])
     judged: Candidate = judge_form(
-        form_of(backend, file), str(facts["model_identity"]), read_records(records_path(file)), here(backend.device)
+        form_of(backend, file), identity, read_records(records_path(file)), here(backend.device)
     )
     return judged.eligible, judged.reason

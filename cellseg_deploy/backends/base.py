@@ -7,7 +7,7 @@ normalisation and the sigmoid are inside the graph, so nothing above a backend k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ class Backend(ABC):
         """Versions and settings worth recording in run.json."""
         return {}
 
-    def __enter__(self) -> Backend:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

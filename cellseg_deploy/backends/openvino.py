@@ -59,7 +59,7 @@ class OpenVinoBackend(Backend):
         ``use_cache`` is off.
         """
         _check_settings(device, precision, streams, static_batch)
-        ov = _import_openvino()
+        ov = import_openvino()
         core = ov.Core()
         self.inference_precision = precision or "fp32"
         _check_native(core, ov.__version__, self.inference_precision)
@@ -153,12 +153,12 @@ def is_installed() -> bool:
 
 def native_bf16() -> bool:
     """Whether OpenVINO is here and this CPU computes bf16 with instructions of its own."""
-    return is_installed() and "BF16" in _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return is_installed() and "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def read_ir(path: Path) -> openvino_ir.IrFile:
     """The checked .xml ``path`` with its .bin, not compiled. Raises as ``OpenVinoBackend``."""
-    ov = _import_openvino()
+    ov = import_openvino()
     xml, weights = openvino_ir.read_pair(path)
     return openvino_ir.check_ir(path, _parse(ov, ov.Core(), path, xml, weights), xml, weights)
 
@@ -176,7 +176,8 @@ def _check_settings(device: str, precision: str | None, streams: int, static_bat
             raise UsageError(f"{name} must be at least 1, got {value}")
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
+    """The module openvino; raises ``BackendUnavailableError`` naming the command that installs it."""
     try:
         import openvino
     except ImportError as error:
@@ -210,8 +211,9 @@ def _parse(ov: Any, core: Any, path: Path, *contents: bytes) -> Any:
     try:
         return core.read_model(*contents)
     except Exception as error:
+        files = "it and its .bin" if len(contents) > 1 else "it"
         raise ModelError(
-            f"{path}: OpenVINO {ov.__version__} cannot read the model: {_reason(error)}; copy it again, update "
+            f"{path}: OpenVINO {ov.__version__} cannot read the model: {_reason(error)}; copy {files} again, update "
             "OpenVINO, or export it again"
         ) from error
 

@@ -71,6 +71,9 @@ def read_pair(path: Path) -> tuple[bytes, bytes]:
             raise ModelError(f"{part}: the model cannot be read ({error.strerror}); check its permissions") from error
         if not contents[-1]:
             raise ModelError(f"{part}: the file is empty (0 bytes); copy it again, or {_AGAIN}")
+    if not contents[0].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        # OpenVINO goes by content: an ONNX file of that name could have it open any file as external data.
+        raise ModelError(f"{path}: not an OpenVINO model, for it is no XML; {_AGAIN}")
     return contents[0], contents[1]
 
 

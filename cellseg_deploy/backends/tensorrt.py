@@ -104,7 +104,8 @@ class TensorRTBackend(Backend):
                 self.engine_path, sidecar, data = cached_engine(
                     trt, model, here, options or BuildOptions(), rebuild=rebuild
                 )
-                spec = model.spec  # it may have been calibrated since the engine was built
+                # The model may have been calibrated since; what compared it says nothing of its engine.
+                spec = msgspec.structs.replace(model.spec, parity=sidecar.spec.parity)
             self.sidecar, self.spec = sidecar, spec
             self.device, self.precision = f"cuda:{index}", sidecar.precision
             self._open(trt, cuda, data, cuda_graph)
@@ -240,7 +241,6 @@ class TensorRTBackend(Backend):
             "batch_profile": str(sidecar.profile),
             "tf32": sidecar.tf32,
             "cuda_graph": self._use_graph,
-            "parity": sidecar.parity,
         }
 
 
@@ -358,6 +358,7 @@ def build_to(
 ) -> EngineSidecar:
     """Build the engine of ``model`` into the file ``path`` and its sidecar beside it; gives the sidecar.
 
+    ``parity``: how the counts of this engine were compared, for its ModelSpec in place of what the model file says.
     ``source``: the model file to name in the sidecar, where ``model`` was made from another one for this build.
     The sidecar comes last: an engine without one is not opened. Raises what ``build_engine`` raises, ``OutputError``.
     """
@@ -377,8 +378,7 @@ def build_to(
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility,
         tf32=options.tf32,
-        spec=model.spec,
-        parity=parity,
+        spec=msgspec.structs.replace(model.spec, parity=parity),
     )
     sidecar_path(path).unlink(missing_ok=True)  # of an older engine, which is about to go
     write_bytes(path, data)

@@ -153,11 +153,9 @@ def build_engine(
     if timing_cache is not None:
         _use_timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise ModelError(f"{model.path}: TensorRT {trt.__version__} cannot build an engine: {why(logger)}")
-    engine = bytes(plan)
+    engine = b"" if plan is None else bytes(plan)
     if not engine:
-        raise ModelError(f"{model.path}: TensorRT {trt.__version__} built an engine of no bytes: {why(logger)}")
+        raise ModelError(f"{model.path}: TensorRT {trt.__version__} cannot build an engine: {why(logger)}")
     if timing_cache is not None:
         _save_timing_cache(config, timing_cache)
     return engine

@@ -44,7 +44,8 @@ class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True):
     ``engine_sha256``: of the engine's bytes. ``onnx_sha256``, ``model_identity``: of the ONNX file it was built from
     (see ``model_file``). ``precision``: of that file's weights. ``profile``: tiles a call. ``version_compatible``,
     ``hardware_compatibility``: how far from ``built_on`` it may be opened. ``tf32``: whether fp32 products may be
-    rounded to 10 bits. ``parity``: one sentence on how its counts were compared; ``parity_report``: the whole gate.
+    rounded to 10 bits. ``spec``: its ``parity`` is a sentence on how the counts of this engine were compared, not those
+    of the ONNX file; ``parity_report``: the whole gate.
     """
 
     sidecar_version: int = SIDECAR_VERSION
@@ -62,7 +63,6 @@ class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True):
     hardware_compatibility: HardwareCompatibility
     tf32: bool
     spec: ModelSpec
-    parity: str
     parity_report: dict[str, Any] | None = None
 
 
