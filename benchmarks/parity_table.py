@@ -106,10 +106,8 @@ class Table:
             cells = first.figures["reference_cells"]
             lines.append(f"| PyTorch fp32 | reference | {cells} | | | | {_truth(first.reference_truth)} | |")
         lines += [_line(row) for row in self.rows]
-        for row in self.rows:
-            lines += ["", f"- {row.form}: {row.detail}"] if row.detail else []
-            lines += [f"- {row.form}: {note}" for note in row.notes]
-        return "\n".join(lines) + "\n"
+        remarks = [f"- {row.form}: {text}" for row in self.rows for text in (row.detail, *row.notes) if text]
+        return "\n".join([*lines, *([""] if remarks else []), *remarks]) + "\n"
 
 
 def forms_named(names: Sequence[str]) -> list[Form]:

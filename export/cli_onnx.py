@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 )
 @shared.images_option
 @shared.masks_option
-@click.option(
-    "--unverified",
-    is_flag=True,
-    help="Write the model even if too few cells are found to judge (an untrained network), once the tensors agree.",
-)
+@shared.unverified_option
 @click.option("--tile-size", type=click.IntRange(8), metavar="PX", help="Side of the input.  [default: as trained]")
 @click.option("--opset", type=click.IntRange(20, 22), help="ONNX operator set of the graph.  [default: 20]")
 @shared.batch_option

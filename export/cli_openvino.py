@@ -37,11 +37,7 @@ _output_option = click.option(
 )
 @shared.images_option
 @shared.masks_option
-@click.option(
-    "--unverified",
-    is_flag=True,
-    help="Write the model even if too few cells are found to judge (an untrained network), once the tensors agree.",
-)
+@shared.unverified_option
 @shared.batch_option
 @shared.threads_option
 @_common.log_options

@@ -33,6 +33,11 @@ masks_option = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Masks or label images of --images, paired by name: both forms are judged by them too.",
 )
+unverified_option = click.option(
+    "--unverified",
+    is_flag=True,
+    help="Write the model even if too few cells are found to judge (an untrained network), once the tensors agree.",
+)
 batch_option = click.option(
     "--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call of the network."
 )
