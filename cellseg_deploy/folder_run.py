@@ -279,6 +279,8 @@ class _Run:
                 "name": backend.name,
                 "device": backend.device,
                 "precision": backend.precision,
+                "verified": backend.verified,
+                "choice": backend.choice,
                 **engine,
             },
             "task": self.segmenter.task,

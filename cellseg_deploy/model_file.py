@@ -21,13 +21,15 @@ from cellseg_deploy.model_spec import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, Mod
 MAX_BYTES = 2**31 - 1
 """A protobuf message, and so an ONNX file with embedded weights, cannot be larger."""
 
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+
 
 @dataclass(frozen=True)
 class ModelFile:
     """A checked model file. ``data`` are the very bytes that were checked: run these, not the path.
 
-    ``identity``: SHA-256 over graph and weights without metadata (see ``model_identity``). ``precision``: type that
-    holds most of the weights (``fp32``, ``fp16``, ``bf16``, ``int8``).
+    ``identity``: SHA-256 over graph and weights without metadata (see ``model_identity``). ``precision``: what the
+    weights are multiplied in (``fp32``, ``fp16``, ``bf16``, ``int8``, or ``mixed``: some parts fp16, some fp32).
     """
 
     path: Path
@@ -276,6 +278,8 @@ def _opset(model: Any) -> int:
 
 
 def _precision(model: Any) -> str:
+    """What the weights are multiplied in. Of two floating-point types among the products, the form is ``mixed``; the
+    scales of layer norms, which stay in float in any form, do not make it so."""
     from onnx import TensorProto
 
     names = {
@@ -289,4 +293,17 @@ def _precision(model: Any) -> str:
     for tensor in _tensors(model):
         if tensor.data_type in names:
             count[names[tensor.data_type]] += int(np.prod(tensor.dims, dtype=np.int64))
-    return max(count, key=lambda name: count[name])
+    most = max(count, key=lambda name: count[name])
+    if most == "int8":
+        return most
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    multiplied = {
+        kinds[name]
+        for node in model.graph.node
+        if node.op_type in _PRODUCTS
+        for name in node.input[:2]
+        if name in kinds
+    }
+    if {TensorProto.FLOAT, TensorProto.FLOAT16} <= multiplied:
+        return "mixed"
+    return names[multiplied.pop()] if len(multiplied) == 1 else most

@@ -18,22 +18,24 @@ import numpy.typing as npt
 
 from cellseg_deploy import tiling
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.errors import CellsegError, NothingToDoError, ParityError
+from cellseg_deploy.errors import CellsegError, NothingToDoError, ParityError, UsageError
 from cellseg_deploy.instances import segment
 from cellseg_deploy.metrics import overlap_table, score_image
 from cellseg_deploy.model_spec import ModelSpec
+from cellseg_deploy.parity_policy import POLICIES, ParityPolicy, policy_for
 from cellseg_deploy.parity_report import (
     ImageComparison,
-    ParityPolicy,
     ParityReport,
     Side,
     TaskComparison,
     Verdict,
+    WorstImage,
 )
 from cellseg_deploy.pipeline import BATCH_SIZE, Segmenter, resize
 from cellseg_deploy.tensor_difference import TensorDifference, compare_tensors, cosine
 
 __all__ = [
+    "POLICIES",
     "ImageComparison",
     "ParityPolicy",
     "ParityReport",
@@ -41,14 +43,19 @@ __all__ = [
     "TaskComparison",
     "TensorDifference",
     "Verdict",
+    "WorstImage",
     "compare",
     "compare_tensors",
+    "differing_mask",
     "differing_pixels",
     "middle_tile",
+    "policy_for",
 ]
 
 NamedImage = tuple[str, npt.NDArray[np.uint8]]
 """Name and RGB uint8 (h, w, 3)."""
+
+Labels = npt.NDArray[np.int32]
 
 _MATCH_IOU = 0.5
 
@@ -59,6 +66,7 @@ def compare(
     images: Iterable[NamedImage],
     policy: ParityPolicy | None = None,
     *,
+    truth: Callable[[str], Labels] | None = None,
     images_from: str = "given by the caller",
     batch_size: int = BATCH_SIZE,
     on_image: Callable[[str], None] = lambda _: None,
@@ -66,44 +74,49 @@ def compare(
     """Run both forms on ``images`` and compare what they find, at every operating point of the candidate.
 
     The candidate is what will be run, so its operating points label both sides; it may have been calibrated since it
-    was made. ``images_from``: for the report. ``batch_size``: tiles a call.
+    was made. ``policy``: by default the one for the candidate's precision. ``truth(name)``: true labels (h, w) of an
+    image; both forms are then scored against them too. ``images_from``: for the report. ``batch_size``: tiles a call.
     ``on_image``: called with the name of each image that is done.
 
     Raises ``ParityError`` if the two cannot be forms of one network or the candidate's answer is unusable,
-    ``NothingToDoError`` without an image.
+    ``UsageError`` if the policy needs true labels and has none, ``NothingToDoError`` without an image.
     """
-    policy = policy or ParityPolicy()
+    policy = policy or policy_for(candidate.precision)
+    if policy.needs_truth and truth is None:
+        raise UsageError(
+            f"policy {policy.name} judges by F1 against the truth, and there are no true labels; give the masks of the "
+            "images (--masks), or compare on sample smears, whose truth is known"
+        )
     _check_kinship(reference, candidate)
     compared: list[ImageComparison] = []
     probe: npt.NDArray[np.uint8] | None = None
     crossed: npt.NDArray[np.float64] | float = 0.0
+    worst: WorstImage | None = None
+    worst_badness = 0, 0
     for name, image_hwc in images:
         expected = Segmenter(reference, batch_size=batch_size).probabilities(image_hwc)
         got = _answer_of(candidate, name, image_hwc, batch_size)
-        compared.append(
-            ImageComparison(
-                name,
-                tensors={
-                    channel: compare_tensors(expected[k], got[k], tolerance=policy.tensor_tolerance)
-                    for k, channel in enumerate(reference.spec.channels)
-                },
-                tasks={
-                    task: _compare_labels(
-                        _labels(candidate.spec, expected, task, image_hwc),
-                        _labels(candidate.spec, got, task, image_hwc),
-                        policy,
-                    )
-                    for task in candidate.spec.operating_points
-                },
-            )
-        )
+        true = None if truth is None else truth(name)
+        tasks = {}
+        for task in candidate.spec.operating_points:
+            one, other = (_labels(candidate.spec, side, task, image_hwc) for side in (expected, got))
+            tasks[task] = part = _compare_labels(one, other, true, policy)
+            badness = abs(part.count_difference), part.differing_px
+            if worst is None or badness > worst_badness:
+                worst_badness = badness
+                worst = WorstImage(name, task, image_hwc, one, other, differing_mask(one, other))
+        tensors = {
+            channel: compare_tensors(expected[k], got[k], tolerance=policy.tensor_tolerance)
+            for k, channel in enumerate(reference.spec.channels)
+        }
+        compared.append(ImageComparison(name, tensors, tasks))
         crossed = crossed + _cross_products(expected, got)
         if probe is None:
             probe = middle_tile(reference.spec, image_hwc)
         on_image(name)
     if probe is None:
         raise NothingToDoError(f"no image to compare the two forms on ({images_from})")
-    report = ParityReport(_side(reference), _side(candidate), policy, images_from, tuple(compared))
+    report = ParityReport(_side(reference), _side(candidate), policy, images_from, tuple(compared), worst=worst)
     if report.verdict == "passed" or report.tensors_agree:
         return report
     hints = (*_swapped_channels(reference, np.asarray(crossed)), *_flipped_colours(reference, candidate, probe, policy))
@@ -121,6 +134,18 @@ def differing_pixels(reference: npt.NDArray[np.int32], candidate: npt.NDArray[np
     in_matching_cells = int(overlap.common_px[2 * overlap.common_px > union].sum())
     in_a_cell = int(np.count_nonzero((reference > 0) | (candidate > 0)))
     return in_a_cell - in_matching_cells
+
+
+def differing_mask(reference: Labels, candidate: Labels) -> npt.NDArray[np.bool_]:
+    """The pixels (h, w) that ``differing_pixels`` counts. Labels are numbered 1..n, as ``segment`` gives them."""
+    overlap = overlap_table(reference, candidate)
+    union = overlap.true_area[overlap.true_index] + overlap.predicted_area[overlap.predicted_index] - overlap.common_px
+    matching = 2 * overlap.common_px > union
+    partner = np.zeros(int(reference.max(initial=0)) + 1, np.int32)
+    partner[overlap.true_index[matching] + 1] = overlap.predicted_index[matching] + 1
+    agree = (partner[reference] == candidate) & (candidate > 0)
+    differing: npt.NDArray[np.bool_] = ((reference > 0) | (candidate > 0)) & ~agree
+    return differing
 
 
 def _check_kinship(reference: Backend, candidate: Backend) -> None:
@@ -154,12 +179,15 @@ def _labels(
     )
 
 
-def _compare_labels(
-    reference: npt.NDArray[np.int32], candidate: npt.NDArray[np.int32], policy: ParityPolicy
-) -> TaskComparison:
+def _compare_labels(reference: Labels, candidate: Labels, true: Labels | None, policy: ParityPolicy) -> TaskComparison:
     levels = sorted({_MATCH_IOU, policy.f1_iou})
     score = score_image(reference, candidate, min_area_px=0, thresholds=levels)
-    return TaskComparison(score, differing_pixels(reference, candidate), reference.size)
+    differing_px = differing_pixels(reference, candidate)
+    if true is None:
+        return TaskComparison(score, differing_px, reference.size)
+    return TaskComparison(
+        score, differing_px, reference.size, score_image(true, reference), score_image(true, candidate)
+    )
 
 
 def _side(backend: Backend) -> Side:

@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from cellseg_deploy.metrics import ImageScore
+from cellseg_deploy.metrics import ImageScore, pool
+from cellseg_deploy.parity_policy import ParityPolicy
 from cellseg_deploy.tensor_difference import QUANTILES, TensorDifference, pool_differences
 
 Verdict = Literal["passed", "failed", "inconclusive"]
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
-
-@dataclass(frozen=True)
-class ParityPolicy:
-    """What two forms of a network must share to pass; the defaults are those of an fp32 form.
-
-    ``max_count_difference``: cells, in each image. ``min_f1``: matched F1 at ``f1_iou``, over all images.
-    ``max_differing_share``: share of the pixels of all images that belong to another cell or to none (see
-    ``parity.differing_pixels``). ``min_cells``: a reference that finds fewer is inconclusive, for a network that finds
-    nothing agrees with everything. ``tensor_tolerance``: a probability further apart than this counts in
-    ``share_over``; where there are too few cells to judge by, none may be.
-    """
-
-    name: str = "fp32"
-    min_cells: int = 200
-    max_count_difference: int = 0
-    f1_iou: float = 0.9
-    min_f1: float = 0.999
-    max_differing_share: float = 1e-5
-    tensor_tolerance: float = 1e-3
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: counts within {self.max_count_difference} in each image, F1 at IoU {self.f1_iou:g} >= "
-            f"{self.min_f1:g}, differing pixels <= {self.max_differing_share:g}, at least {self.min_cells} cells"
-        )
+_METRIC_COLUMNS = ("f1", "precision", "recall", "map", "pq_strict", "dice", "count_mae", "merges", "splits")
 
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """One image labelled from both sides at the operating point of one task; the reference stands for the truth."""
+    """One image labelled from both sides at the operating point of one task.
+
+    ``score``: of the candidate, with the reference in the place of the truth. ``reference_truth``,
+    ``candidate_truth``: of either side against true labels, where there are some.
+    """
 
     score: ImageScore
     differing_px: int
     n_px: int
+    reference_truth: ImageScore | None = None
+    candidate_truth: ImageScore | None = None
 
     @property
     def count_difference(self) -> int:
@@ -61,6 +47,18 @@ class ImageComparison:
     name: str
     tensors: dict[str, TensorDifference]
     tasks: dict[str, TaskComparison]
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """The image in which two forms differ most, for the picture; ``differing`` (h, w) marks the pixels."""
+
+    name: str
+    task: str
+    image_hwc: npt.NDArray[np.uint8]
+    reference: npt.NDArray[np.int32]
+    candidate: npt.NDArray[np.int32]
+    differing: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,12 @@ class Side:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Result of ``parity.compare``. ``images_from``: where the images came from. ``hints``: what the fault may be.
-    ``parts_at``: from which part of the network on the two differ, where someone looked inside; empty if nowhere."""
+    """Result of ``parity.compare``.
+
+    ``images_from``: where the images came from. ``hints``: what the fault may be. ``faults``: what other checks of the
+    candidate found; one is enough to refuse it. ``notes``: what else to know of the candidate. ``parts_at``: from which
+    part of the network on the two differ, where someone looked inside; empty if nowhere. ``worst``: not in JSON.
+    """
 
     reference: Side
     candidate: Side
@@ -88,7 +90,10 @@ class ParityReport:
     images_from: str
     images: tuple[ImageComparison, ...]
     hints: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     parts_at: str = ""
+    worst: WorstImage | None = field(default=None, repr=False, compare=False)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -99,6 +104,17 @@ class ParityReport:
     def n_cells(self) -> int:
         """Cells that the reference found, for the task for which it found the fewest."""
         return min(sum(image.tasks[task].score.n_true for image in self.images) for task in self.tasks)
+
+    @property
+    def has_truth(self) -> bool:
+        """True labels were given, for every image."""
+        return all(part.reference_truth is not None for image in self.images for part in image.tasks.values())
+
+    @property
+    def n_true_cells(self) -> int:
+        """Cells in the true labels, 0 without."""
+        parts = [image.tasks[self.tasks[0]].reference_truth for image in self.images]
+        return sum(score.n_true for score in parts if score is not None)
 
     @property
     def max_difference(self) -> float:
@@ -112,8 +128,10 @@ class ParityReport:
 
     @property
     def verdict(self) -> Verdict:
-        """``inconclusive`` with too few cells, whatever else was seen: there is nothing to judge by."""
-        if self.n_cells < self.policy.min_cells:
+        """``failed`` on a fault; ``inconclusive`` with too few cells, for there is nothing to judge by."""
+        if self.faults:
+            return "failed"
+        if self._too_few():
             return "inconclusive"
         return "failed" if any(self._complaints(task) for task in self.tasks) else "passed"
 
@@ -122,14 +140,11 @@ class ParityReport:
         """Why the verdict is not ``passed``, the places to look first; empty if it is."""
         if self.verdict == "passed":
             return ()
-        reasons = []
-        if self.verdict == "inconclusive":
-            reasons.append(
-                f"the reference found {self.n_cells} cells in {len(self.images)} images, at least "
-                f"{self.policy.min_cells} are needed to judge; give images with more cells, or train the network"
-            )
+        reasons = list(self.faults)
+        reasons += self._too_few()
+        before = len(reasons)
         reasons += [complaint for task in self.tasks for complaint in self._complaints(task)]
-        if len(reasons) > (self.verdict == "inconclusive"):
+        if len(reasons) > before:
             reasons += [self._where(channel) for channel in self.images[0].tensors if self._differs(channel)]
         return (*reasons, *self.hints, *([self.parts_at] if self.parts_at else []))
 
@@ -159,6 +174,14 @@ class ParityReport:
             "worst_image": worst.name,
         }
 
+    def truth(self, task: str) -> tuple[dict[str, float], dict[str, float]]:
+        """Metrics of reference and candidate against the true labels (``metrics.pool``); only if ``has_truth``."""
+        parts = [image.tasks[task] for image in self.images]
+        return (
+            pool([part.reference_truth for part in parts if part.reference_truth is not None]),
+            pool([part.candidate_truth for part in parts if part.candidate_truth is not None]),
+        )
+
     def tensor(self, channel: str) -> tuple[TensorDifference, str]:
         """Difference of ``channel`` over all images, and the image that holds the worst value."""
         pooled, worst = pool_differences([image.tensors[channel] for image in self.images])
@@ -174,6 +197,8 @@ class ParityReport:
             "report_version": REPORT_VERSION,
             "verdict": self.verdict,
             "reasons": self.reasons,
+            "faults": self.faults,
+            "notes": self.notes,
             "policy": asdict(self.policy),
             "reference": asdict(self.reference),
             "candidate": asdict(self.candidate),
@@ -181,6 +206,7 @@ class ParityReport:
             "n_images": len(self.images),
             "tensors": tensors,
             "tasks": {task: self.summary(task) for task in self.tasks},
+            "truth": self._truth_rows(),
             "images": [_image_row(image) for image in self.images],
         }
         return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
@@ -214,8 +240,50 @@ class ParityReport:
                 f"{task:<12}{cells:>12}{figures}{s['dice']:>10.6f}{s['merges']:>8}{s['splits']:>8}"
                 f"{s['differing_share']:>11.2e}  {s['worst_image']}"
             )
+        if self.has_truth:
+            lines += ["", *self._truth_table()]
+        lines += ["", *(f"note       {note}" for note in self.notes)] if self.notes else []
         lines += ["", f"verdict    {self.verdict}", *(f"  - {reason}" for reason in self.reasons)]
         return "\n".join(lines)
+
+    def _truth_rows(self) -> dict[str, dict[str, dict[str, float | None]]] | None:
+        """Both rows of metrics for each task, an undefined one as None."""
+        if not self.has_truth:
+            return None
+        rows = {}
+        for task in self.tasks:
+            sides = zip(("reference", "candidate"), self.truth(task), strict=True)
+            rows[task] = {
+                side: {key: None if math.isnan(value) else value for key, value in row.items()} for side, row in sides
+            }
+        return rows
+
+    def _truth_table(self) -> list[str]:
+        """Both forms against the truth, one under the other."""
+        heads = "".join(f"{name:>10}" for name in _METRIC_COLUMNS)
+        lines = [f"{f'truth: {self.n_true_cells} cells':<22}{heads}"]
+        for task in self.tasks:
+            for side, row in zip(("reference", "candidate"), self.truth(task), strict=True):
+                figures = (
+                    f"{row[key]:>10d}" if isinstance(row[key], int) else f"{row[key]:>10.4f}" for key in _METRIC_COLUMNS
+                )
+                lines.append(f"{f'{task}, {side}':<22}{''.join(figures)}")
+        return lines
+
+    def _too_few(self) -> list[str]:
+        """Why nothing can be judged, empty if it can."""
+        least, where = self.policy.min_cells, f"in {len(self.images)} images"
+        if self.n_cells < least:
+            return [
+                f"the reference found {self.n_cells} cells {where}, at least {least} are needed to judge; give images "
+                "with more cells, or train the network"
+            ]
+        if self.policy.needs_truth and self.n_true_cells < least:
+            return [
+                f"the true labels hold {self.n_true_cells} cells {where}, at least {least} are needed to judge; give "
+                "images with more cells and their masks"
+            ]
+        return []
 
     def _differs(self, channel: str) -> bool:
         return self.tensor(channel)[0].max > self.policy.tensor_tolerance
@@ -224,22 +292,38 @@ class ParityReport:
         """What of the policy ``task`` does not fulfil."""
         policy, s = self.policy, self.summary(task)
         complaints = []
-        off = [i for i in self.images if abs(i.tasks[task].count_difference) > policy.max_count_difference]
+        allowed = policy.max_count_difference
+        off = [i for i in self.images if allowed is not None and abs(i.tasks[task].count_difference) > allowed]
         if off:
             score = next(image for image in off if image.name == s["worst_image"]).tasks[task].score
             complaints.append(
                 f"{task}: counts differ in {len(off)} of {len(self.images)} images, most in {s['worst_image']}: "
                 f"{score.n_true} cells in the reference, {score.n_predicted} in the candidate"
             )
+        expected, got = s["reference_cells"], s["candidate_cells"]
+        if policy.max_total_difference is not None and abs(got - expected) > policy.max_total_difference * expected:
+            complaints.append(
+                f"{task}: {got} cells in all, {expected} in the reference: "
+                f"{abs(got - expected) / max(expected, 1):.2%} apart, allowed {policy.max_total_difference:.2%}; "
+                f"most in {s['worst_image']}"
+            )
         f1 = s[f"f1_at_{policy.f1_iou:g}"]
-        if f1 < policy.min_f1:
+        if policy.min_f1 is not None and f1 < policy.min_f1:
             worst = min(self.images, key=lambda image: image.tasks[task].score.f1_at(policy.f1_iou))
             complaints.append(
                 f"{task}: matched F1 at IoU {policy.f1_iou:g} is {f1:.4f}, expected {policy.min_f1:g} or more "
                 f"({s['merges']} merges, {s['splits']} splits); worst in {worst.name}: "
                 f"{worst.tasks[task].score.f1_at(policy.f1_iou):.4f}"
             )
-        if s["differing_share"] > policy.max_differing_share:
+        if policy.max_f1_drop is not None:
+            before, after = (row["f1"] for row in self.truth(task))
+            if not before - after <= policy.max_f1_drop + 1e-12:  # a drop of exactly 0.01 is allowed
+                complaints.append(
+                    f"{task}: F1 against the truth falls from {before:.4f} to {after:.4f}, by {before - after:.4f}; "
+                    f"allowed {policy.max_f1_drop:g}"
+                )
+        most = policy.max_differing_share
+        if most is not None and s["differing_share"] > most:
             worst = max(self.images, key=lambda image: image.tasks[task].differing_px)
             complaints.append(
                 f"{task}: {s['differing_share']:.2e} of the pixels differ, allowed {policy.max_differing_share:g}; "

@@ -107,13 +107,17 @@ class Segmenter:
         path: str | Path | None = None,
         *,
         backend: str = "auto",
-        device: str = "cpu",
+        device: str | None = None,
         task: str = "counting",
         scale: float | None = None,
         cell_diameter_px: CellDiameter = None,
         batch_size: int = BATCH_SIZE,
         halo: int | None = None,
         threads: int | None = None,
+        rebuild: bool = False,
+        ort_provider: str | None = None,
+        precision: str | None = None,
+        streams: int | None = None,
     ) -> Segmenter:
         """Open the model file ``path`` (None: the model that ships with the package); settings as ``__init__``.
 
@@ -121,7 +125,16 @@ class Segmenter:
         """
         from cellseg_deploy.models import default_model_path
 
-        opened = open_backend(path or default_model_path(), backend=backend, device=device, threads=threads)
+        opened = open_backend(
+            path or default_model_path(),
+            backend=backend,
+            device=device,
+            threads=threads,
+            rebuild=rebuild,
+            ort_provider=ort_provider,
+            precision=precision,
+            streams=streams,
+        )
         try:
             return cls(
                 opened,

@@ -8,20 +8,25 @@ from typing import Any
 
 import msgspec
 
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.model_spec import ModelSpec
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What ``path`` is (an ``.onnx``, a ``.safetensors`` or a run folder), under ``file`` and ``spec``; ready for JSON.
+    """What ``path`` is (an ``.onnx``, ``.xml``, ``.engine``, ``.safetensors`` or a run folder).
 
-    The file is checked as it would be before it is run. Raises ``ModelError``, or ``UsageError`` for another kind.
+    Under ``file`` and ``spec``, ready for JSON. The file is checked as it would be before it is run. Raises
+    ``ModelError``, or ``UsageError`` for another kind.
     """
     if path.suffix.lower() == ".onnx":
         return _describe_onnx(path)
+    if path.suffix.lower() == ".engine":
+        return _describe_engine(path)
+    if path.suffix.lower() == ".xml":
+        return _describe_openvino(path)
     if path.is_dir() or path.suffix.lower() == ".safetensors":
         return _describe_weights(path)
-    raise UsageError(f"{path}: expected an .onnx file, a model.safetensors or a training run folder")
+    raise UsageError(f"{path}: expected an .onnx, an .xml, an .engine, a model.safetensors or a training run folder")
 
 
 def as_text(description: dict[str, Any]) -> str:
@@ -55,6 +60,34 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
         },
         "spec": _builtins(checked.spec),
     }
+
+
+def _describe_engine(path: Path) -> dict[str, Any]:
+    """What the sidecar of the engine says, and whether it is of these bytes; the engine itself is not opened."""
+    import hashlib
+
+    from cellseg_deploy.backends.tensorrt_sidecar import read_sidecar
+
+    sidecar = read_sidecar(path)
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: the engine cannot be read ({error.strerror})") from error
+    facts = msgspec.to_builtins(sidecar)
+    spec = facts.pop("spec")
+    facts.pop("parity_report")  # long, and beside the engine as a file of its own
+    head = {"path": str(path), "form": "tensorrt engine", "whole": digest == sidecar.engine_sha256}
+    return {"file": head | facts, "spec": spec}
+
+
+def _describe_openvino(path: Path) -> dict[str, Any]:
+    """What the .xml says of itself; needs OpenVINO, which reads and checks it."""
+    from cellseg_deploy.backends.openvino import read_ir
+
+    file = read_ir(path)
+    head = {"path": str(path), "form": "openvino", "bytes": len(file.xml) + len(file.bin), "sha256": file.file_sha256}
+    return {"file": head | msgspec.to_builtins(file.facts), "spec": _builtins(file.spec)}
 
 
 def _describe_weights(path: Path) -> dict[str, Any]:

@@ -1,8 +1,13 @@
 """A trained network to the one-file ONNX model, handed over only if it counts the same cells.
 
-network -> graph -> temporary file -> ONNX Runtime against PyTorch on images -> MODEL.onnx
+network ------> fp32 graph --(fp16, mixed)--> half graph
+                    |                             |
+MODEL.onnx ---------+                             |
+                    +-----------+-----------------+
+                                v
+                         temporary file -> ONNX Runtime against what it was made from, on images -> MODEL.onnx
                                                    |
-                                                   +-> MODEL.parity.json, whatever the verdict
+                                                   +-> MODEL.parity.json; refused: MODEL.refused.json, .jpg
 """
 
 from __future__ import annotations
@@ -11,29 +16,34 @@ import contextlib
 import dataclasses
 import gc
 import logging
-import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 import torch
 
 from cellseg_deploy import model_file
+from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
+from cellseg_deploy.errors import ModelError, OutputError, UsageError
 from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec, TrainingInfo
-from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, write_bytes
-from cellseg_deploy.parity import ParityPolicy, ParityReport
+from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.outputs.workspace import workspace
+from cellseg_deploy.parity import ParityPolicy, ParityReport, policy_for
 from cellseg_export.deploy_module import DeployModule, exportable
 from cellseg_export.graph import check_graph, finish_graph
+from cellseg_export.judge import REPORT_END, judge
 from cellseg_export.torch_backend import TorchBackend
 from cellseg_export.verify import GateImages, look_inside, sample_images, verify
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.loop import halo_of
 from cellseg_train.model import CellSegNet
+
+Precision = Literal["fp32", "fp16", "mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 OPSET = 20
 MAX_OPSET = 22
@@ -57,13 +67,14 @@ class Exported:
 
 def report_path_of(model: Path) -> Path:
     """Where the gate's report of ``model`` lies: ``MODEL.parity.json`` beside it."""
-    return model.with_suffix(".parity.json")
+    return model.with_suffix(REPORT_END)
 
 
 def export_onnx(
-    network: LoadedNetwork,
+    source: LoadedNetwork | Path,
     path: Path,
     *,
+    precision: Precision = "fp32",
     images: GateImages | None = None,
     policy: ParityPolicy | None = None,
     unverified: bool = False,
@@ -71,65 +82,103 @@ def export_onnx(
     tile_batch: int = 8,
     threads: int | None = None,
     on_image: Callable[[str], None] = lambda _: None,
+    on_try: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Write ``network`` to ``path`` (ending in .onnx), whole or not at all, after the gate let it pass.
+    """Write ``source`` to ``path`` (ending in .onnx), whole or not at all, after the gate let it pass.
 
-    ``images``: for the gate, by default sample smears. ``unverified``: write it also if too few cells were found to
-    judge, as long as probabilities agree to ``policy.tensor_tolerance``, and the modules within the network, too.
-    ``tile_batch``: tiles a call. A file that was at ``path`` before stays as it is if the gate refuses the new one.
+    ``source``: a trained network, or an fp32 model file (for fp16 and mixed; it is then what the result is compared
+    with). ``precision``: ``fp16`` (LayerNorm, softmax, sigmoid in FP32), ``mixed`` (also the parts that need it).
+    ``images``: for the gate, by default sample smears. ``policy``: by default that of the precision. ``unverified``:
+    write it also if too few cells were found to judge, as long as probabilities agree to ``policy.tensor_tolerance``,
+    and the modules within the network, too. ``tile_batch``: tiles a call. ``on_try``: told of each choice of parts for
+    ``mixed``. A file that was at ``path`` before, and its report, stay as they are if the gate refuses the new one.
 
-    Raises ``ParityError`` (the report is written first), ``ModelError`` for a network that cannot be exported,
-    ``BackendUnavailableError`` without an ONNX Runtime, ``OutputError``, ``UsageError``.
+    Raises ``ParityError`` (the report is written first, see ``judge``), ``ModelError`` for a network that cannot be
+    exported, ``BackendUnavailableError`` without an ONNX Runtime, ``OutputError``, ``UsageError``.
     """
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"{path}: the name of the model must end in .onnx")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; make it, or choose another -o")
-    images = images or sample_images(network.spec)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.onnx")
+    if path.is_dir():
+        raise OutputError(f"{path}: there is a folder of that name; choose another -o")
+    policy = policy or policy_for(precision)
     report_path = report_path_of(path)
-    try:
-        write_graph(network, temporary, opset=opset)
-        with OnnxRuntimeBackend(temporary, threads=threads) as candidate:
-            report = verify(TorchBackend(network), candidate, images, policy, batch_size=tile_batch, on_image=on_image)
-        del candidate
-        report = _without_temporary(look_inside(report, network, temporary, images), path)
-        write_bytes(report_path, report.to_json())
-        spec = msgspec.structs.replace(network.spec, parity=judge(report, path, report_path, unverified=unverified))
+    with workspace(path.parent) as place:
+        temporary = place / path.name
+        with _reference(source, precision, threads) as reference:
+            images = images or sample_images(reference.spec)
+            if isinstance(source, Path):
+                write_bytes(temporary, _data_of(reference))
+            else:
+                write_graph(source, temporary, opset=opset)
+            if precision != "fp32":
+                rewrite_in_half(temporary, precision, reference, images, policy, tile_batch=tile_batch, on_try=on_try)
+            with OnnxRuntimeBackend(temporary, threads=threads) as candidate:
+                report = verify(reference, candidate, images, policy, batch_size=tile_batch, on_image=on_image)
+            spec = reference.spec
+        del candidate, reference  # a large model would be in memory twice
+        if not isinstance(source, Path):
+            report = look_inside(report, source, temporary, images)
+        report = _without_temporary(report, path)
+        spec = msgspec.structs.replace(spec, parity=judge(report, path, report_path, unverified=unverified))
         model_file.write_spec(temporary, spec)
         try:
             temporary.replace(path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            temporary.unlink(missing_ok=True)
     return Exported(path, report, report_path, spec)
 
 
-def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bool) -> str:
-    """The sentence for ``ModelSpec.parity``; raises ``ParityError`` if ``report`` does not let the model pass."""
-    figures = (
-        f"{report.n_cells} cells in {len(report.images)} images ({report.images_from}), largest difference of a "
-        f"probability {report.max_difference:.1e}"
-    )
-    if report.verdict == "passed":
-        return f"verified: counts as {report.reference.backend} does under policy {report.policy.name}; {figures}"
-    # Where nothing is found all probabilities are near 0, and so are their differences: look inside, too.
-    tensors_agree = report.tensors_agree and not report.parts_at
-    if report.verdict == "inconclusive" and unverified and tensors_agree:
-        return f"unverified: too few cells to judge by, only tensors were compared; {figures}"
-    why = "\n  - ".join(report.reasons)
-    hint = ""
-    if report.verdict == "inconclusive" and not unverified:
-        hint = "\n--unverified writes it all the same if the tensors agree, and the model will say so"
-    elif report.verdict == "inconclusive":
-        hint = (
-            f"\n--unverified needs probabilities that agree to {report.policy.tensor_tolerance:g} (they differ by "
-            f"{report.max_difference:.1e}), and modules that agree within"
-        )
-    older = "; the older file of that name was left as it is" if path.exists() else ""
-    raise ParityError(f"{path} was not written: parity {report.verdict}{older}; see {report_path}\n  - {why}{hint}")
+def rewrite_in_half(
+    path: Path,
+    precision: Precision,
+    reference: Backend,
+    images: GateImages,
+    policy: ParityPolicy,
+    *,
+    tile_batch: int = 8,
+    on_try: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Turn the fp32 model file ``path`` into its ``fp16`` or ``mixed`` form, types checked, in place.
+
+    Whether the result counts the same is left to the gate. Raises ``ModelError`` where a weight does not fit half.
+    """
+    import onnx
+
+    from cellseg_export.half_gate import mixed_form
+    from cellseg_export.precision import check_types, float_parts, to_half
+
+    model = onnx.load_model_from_string(model_file.read_model_file(path).data)  # checks that weights are finite
+    if precision == "fp16":
+        half = to_half(model)
+    else:
+        spec = reference.spec
+        half = mixed_form(model, spec, reference, images, policy, batch_size=tile_batch, on_try=on_try)
+    check_types(half, float_parts(half) if precision == "mixed" else ())
+    model_file.set_spec(half, msgspec.structs.replace(reference.spec, parity="unverified"))
+    write_bytes(path, half.SerializeToString(deterministic=True))
+    _check_valid(path)
+
+
+def _reference(source: LoadedNetwork | Path, precision: Precision, threads: int | None) -> Backend:
+    """What the new form is compared with."""
+    if not isinstance(source, Path):
+        return TorchBackend(source)
+    if precision == "fp32":
+        raise UsageError(f"{source}: a model file already; --precision fp16 or mixed makes its half-precision form")
+    reference = OnnxRuntimeBackend(source, threads=threads)
+    if reference.precision != "fp32":
+        reference.close()
+        raise UsageError(f"{source}: holds {reference.precision} weights; half precision is made from the fp32 model")
+    return reference
+
+
+def _data_of(reference: Backend) -> bytes:
+    assert isinstance(reference, OnnxRuntimeBackend)
+    return reference.model_file.data
 
 
 def write_graph(network: LoadedNetwork, path: Path, *, opset: int = OPSET) -> None:
@@ -137,8 +186,6 @@ def write_graph(network: LoadedNetwork, path: Path, *, opset: int = OPSET) -> No
 
     Raises ``ModelError`` if it would be over 2 GiB, or is not what was asked for.
     """
-    import onnx
-
     if not OPSET <= opset <= MAX_OPSET:
         raise UsageError(f"opset must be {OPSET} to {MAX_OPSET}, got {opset}")
     check_size(network.net)
@@ -148,6 +195,12 @@ def write_graph(network: LoadedNetwork, path: Path, *, opset: int = OPSET) -> No
     model_file.set_spec(model, msgspec.structs.replace(network.spec, parity="unverified"))
     write_bytes(path, model.SerializeToString(deterministic=True))
     del model
+    _check_valid(path)
+
+
+def _check_valid(path: Path) -> None:
+    import onnx
+
     try:
         onnx.checker.check_model(path, full_check=True)  # of the file: a large model in memory is copied three times
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

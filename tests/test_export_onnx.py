@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import onnx
 import pytest
 import torch
 from export_networks import TINY, random_network, trained_network
-from onnx import numpy_helper
+from tampering import FAULTS, Tamper, perturb_one_block, swap_mean_and_std, tampered
 
 from cellseg_deploy import model_file
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import ModelError, OutputError, UsageError
+from cellseg_deploy.outputs.workspace import workspace
 from cellseg_deploy.parity import compare_tensors
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_export import onnx as export
@@ -32,8 +34,6 @@ from cellseg_export.torch_backend import TorchBackend
 from cellseg_export.verify import sample_images
 from cellseg_train.checkpoint import load_network, save_network
 from cellseg_train.config import ModelConfig
-
-Tamper = Callable[[onnx.ModelProto], None]
 
 
 @pytest.fixture(scope="module")
@@ -88,23 +88,7 @@ def random_tiles(n: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), np.uint8)
 
 
-def tampered(path: Path, out: Path, tamper: Tamper) -> Path:
-    model = onnx.load(path)
-    tamper(model)
-    onnx.save(model, out)
-    return out
-
-
-def weights_of(model: onnx.ModelProto, name: str) -> np.ndarray:
-    return numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
-
-
-def set_weights(model: onnx.ModelProto, name: str, array: np.ndarray) -> None:
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(array, name))
-
-
-# ------------------------------------------------------------------------------------------------------------ the file
+# --- the file
 
 
 def test_the_file_says_what_it_is(exported: Path) -> None:
@@ -174,7 +158,7 @@ def test_other_networks_export_and_agree(config: ModelConfig, tmp_path: Path) ->
     assert not network.net.training
 
 
-# ------------------------------------------------------------------------------------------------------------ the gate
+# --- the gate
 
 
 def test_the_command_writes_the_report(exported: Path) -> None:
@@ -190,53 +174,6 @@ def test_verify_passes_the_export(run: Path, exported: Path, pictures: Path, tmp
     assert call("verify", run, exported, "--images", pictures, "--report", tmp_path / "r.json") == 0
     assert json.loads((tmp_path / "r.json").read_bytes())["n_images"] == 3
     assert "verdict    passed" in capsys.readouterr().out
-
-
-def perturb_one_block(model: onnx.ModelProto) -> None:
-    name = "encoder.blocks.1.mlp.fc1.weight"
-    weight = weights_of(model, name)
-    noise = np.random.default_rng(0).normal(0, weight.std(), weight.shape)
-    set_weights(model, name, (weight + noise).astype(np.float32))
-
-
-def swap_mean_and_std(model: onnx.ModelProto) -> None:
-    names = [next(n for n in model.graph.node if n.name == f"normalise/{op}").input[1] for op in ("Sub", "Div")]
-    mean, std = (weights_of(model, name) for name in names)
-    set_weights(model, names[0], std)
-    set_weights(model, names[1], mean)
-
-
-def zero_the_boundary_head(model: onnx.ModelProto) -> None:
-    head = next(node for node in model.graph.node if node.name == "decoder.head/Conv")
-    for name in head.input[1:]:
-        weight = weights_of(model, name).copy()
-        weight[len(weight) // 2 :] = 0  # the sub-pixel convolution has four planes a channel
-        set_weights(model, name, weight)
-
-
-def flip_output_channels(model: onnx.ModelProto) -> None:
-    head = next(node for node in model.graph.node if node.name == "decoder.head/Conv")
-    for name in head.input[1:]:
-        weight = weights_of(model, name)
-        set_weights(model, name, np.roll(weight, len(weight) // 2, axis=0))
-
-
-def flip_colours(model: onnx.ModelProto) -> None:
-    """BGR: first convolutions and normalisation with their input channels reversed."""
-    for node in model.graph.node:
-        if node.name in {"normalise/Sub", "normalise/Div"}:
-            set_weights(model, node.input[1], weights_of(model, node.input[1])[:, ::-1].copy())
-        if node.op_type == "Conv" and weights_of(model, node.input[1]).shape[1] == 3:
-            set_weights(model, node.input[1], weights_of(model, node.input[1])[:, ::-1].copy())
-
-
-FAULTS: dict[str, tuple[Tamper, str]] = {
-    "one block's weights": (perturb_one_block, r"part at encoder\.blocks\.1:"),
-    "mean and std": (swap_mean_and_std, r"part at normalise:"),
-    "boundary head": (zero_the_boundary_head, r"channel boundary: .* says 0\.5000 everywhere"),
-    "output channels": (flip_output_channels, r"channel boundary is the reference's foreground"),
-    "colours": (flip_colours, r"BGR"),
-}
 
 
 @pytest.mark.parametrize(("tamper", "reason"), FAULTS.values(), ids=FAULTS)
@@ -261,19 +198,52 @@ def test_a_faulty_export_leaves_the_report_and_no_model(
     error = capsys.readouterr().err
     assert "was not written: parity failed" in error
     assert "part at encoder.blocks.1:" in error
-    assert [p.name for p in tmp_path.iterdir()] == ["model.parity.json"]
-    assert json.loads(export.report_path_of(path).read_bytes())["verdict"] == "failed"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.refused.jpg", "model.refused.json"]
+    assert json.loads((tmp_path / "model.refused.json").read_bytes())["verdict"] == "failed"
 
 
 def test_a_refused_model_leaves_the_older_one_alone(
     run: Path, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     exporter_gives(monkeypatch, exported, perturb_one_block)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(exported.read_bytes())
+    path, report = tmp_path / "model.onnx", tmp_path / "model.parity.json"
+    for new, old in ((path, exported), (report, export.report_path_of(exported))):
+        new.write_bytes(old.read_bytes())
+    kept = report.read_bytes()
     assert call("onnx", run, "-o", path, "--images", pictures, "-q") == 5
-    assert path.read_bytes() == exported.read_bytes()
-    assert "older file" in capsys.readouterr().err
+    assert (path.read_bytes(), report.read_bytes()) == (exported.read_bytes(), kept)
+    error = capsys.readouterr().err
+    assert "the older file of that name and its report were left as they are" in error
+    assert str(tmp_path / "model.refused.json") in error
+    exporter_gives(monkeypatch, exported)
+    assert call("onnx", run, "-o", path, "--images", pictures, "-q") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.parity.json"]
+
+
+def test_what_a_killed_export_left_is_swept_and_what_a_running_one_uses_is_not(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, time\n"
+        "from cellseg_deploy.outputs.workspace import workspace\n"
+        "with workspace(pathlib.Path(sys.argv[1])) as place:\n"
+        "    (place / 'model.onnx').touch(); print(place, flush=True); time.sleep(60)\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        killed, running = (Path(process.stdout.readline().strip()) for process in both if process.stdout)
+        both[0].kill()
+        both[0].wait()
+        assert (killed / "model.onnx").exists()
+        with workspace(tmp_path) as place:
+            assert set(tmp_path.iterdir()) == {running, place}
+            assert (running / "model.onnx").exists()
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    with workspace(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_that_finds_nothing_needs_unverified(
@@ -287,7 +257,7 @@ def test_a_network_that_finds_nothing_needs_unverified(
     assert "the reference found 0 cells in 4 images" in error
     assert "--unverified writes it all the same" in error
     assert not path.exists()
-    assert json.loads(export.report_path_of(path).read_bytes())["verdict"] == "inconclusive"
+    assert json.loads((tmp_path / "model.refused.json").read_bytes())["verdict"] == "inconclusive"
 
 
 def test_an_unverified_model_says_so(silent: Path) -> None:
@@ -303,13 +273,13 @@ def test_unverified_still_wants_tensors_that_agree(
     assert call("onnx", silent, "-o", tmp_path / "model.onnx", "-q", "--unverified") == 5
     error = capsys.readouterr().err
     # A network that finds nothing hides its faults near 0: the probabilities alone would pass.
-    report = json.loads(export.report_path_of(tmp_path / "model.onnx").read_bytes())
+    report = json.loads((tmp_path / "model.refused.json").read_bytes())
     assert max(row["max"] for row in report["tensors"].values()) < 1e-3
     assert "part at normalise:" in error
     assert not (tmp_path / "model.onnx").exists()
 
 
-# --------------------------------------------------------------------------------------------------- sizes and mistakes
+# --- sizes and mistakes
 
 
 def test_another_tile_size_is_the_same_network_on_more_context(run: Path) -> None:

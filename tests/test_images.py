@@ -36,7 +36,7 @@ def png(width: int, height: int, *, bits: int = 8, colour: int = 0, data: bytes 
     return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", zlib.compress(data)) + png_chunk(b"IEND", b"")
 
 
-# ------------------------------------------------------------------------------------------------------------- valid
+# --- valid
 
 
 def test_rgb_png_is_read_as_it_is(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_more_than_pillows_own_limit_is_read_if_asked(tmp_path: Path, monkeypatc
     assert read_image(path).pixels_hwc.shape == (H, W, 3)
 
 
-# ----------------------------------------------------------------------------------------------------------- refused
+# --- refused
 
 
 @functools.cache

@@ -60,7 +60,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-# ------------------------------------------------------------------------------------------------------ the main job
+# --- the main job
 
 
 def test_a_folder_becomes_counts_labels_and_pictures(
@@ -222,7 +222,7 @@ def test_quiet_says_nothing(model: Path, smears: Path, tmp_path: Path, capfd: py
     assert capfd.readouterr() == ("", "")
 
 
-# ---------------------------------------------------------------------------------------------------------- failures
+# --- failures
 
 
 def test_one_bad_image_never_stops_the_run(
@@ -352,7 +352,7 @@ def test_failed_overlay_takes_its_label_file_along(
     assert files(tmp_path / "out") == ["cells.csv", "images.csv", "run.json"]
 
 
-# -------------------------------------------------------------------------------------------------------- exit codes
+# --- exit codes
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_read_only_output(model: Path, smears: Path, tmp_path: Path) -> None:
     assert "Permission denied" in done.stderr
 
 
-# ------------------------------------------------------------------------------------------------------- light start
+# --- light start
 
 
 def test_help_is_light_and_shows_examples() -> None:

@@ -31,7 +31,7 @@ def two_cells(hw: tuple[int, int] = (400, 500)) -> np.ndarray:
     return labels
 
 
-# -------------------------------------------------------------------------------------------------------- label TIFF
+# --- label TIFF
 
 
 @pytest.mark.parametrize(("largest", "dtype"), [(0, "uint16"), (200, "uint16"), (65535, "uint16"), (65536, "uint32")])
@@ -64,7 +64,7 @@ def test_label_tiff_refuses_what_is_no_label_image() -> None:
             label_tiff.encode(labels)
 
 
-# ------------------------------------------------------------------------------------------------------------ tables
+# --- tables
 
 
 def test_cells_of_a_table() -> None:
@@ -99,7 +99,7 @@ def test_a_row_a_cell() -> None:
     assert tables.cell_rows("a", {name: column[:0] for name, column in columns.items()}) == []
 
 
-# ----------------------------------------------------------------------------------------------------------- overlay
+# --- overlay
 
 
 def test_outlines_lie_on_the_cells_own_border_pixels() -> None:
@@ -149,7 +149,7 @@ def test_overlay_wants_labels_of_the_images_size() -> None:
         overlay.draw(np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4), np.int32))
 
 
-# ------------------------------------------------------------------------------------------------------------- names
+# --- names
 
 
 def test_output_names_never_meet() -> None:
@@ -163,7 +163,7 @@ def test_output_names_never_meet() -> None:
     assert output_names(list(reversed(names))) == result
 
 
-# ------------------------------------------------------------------------------------------------------------ atomic
+# --- atomic
 
 
 def test_a_file_appears_whole_with_the_users_umask(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_missing_folder_is_an_output_error(tmp_path: Path) -> None:
         atomic.make_folder(tmp_path / "file" / "sub")
 
 
-# ------------------------------------------------------------------------------------------------------------ folder
+# --- folder
 
 
 def test_lock_keeps_other_processes_out_and_leaves_nothing(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ ENGINES = {
     "openvino": "cellseg_deploy/backends/openvino.py",
     "tensorrt": "cellseg_deploy/backends/tensorrt.py",
     "tensorrt_rtx": "cellseg_deploy/backends/tensorrt.py",
+    "cuda": "cellseg_deploy/backends/cuda_runtime.py",
 }
 PLOTS = "cellseg_deploy/outputs/plots.py"
 HEAVY = sorted(

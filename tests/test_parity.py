@@ -61,7 +61,7 @@ def gate(candidate: Backend, policy: ParityPolicy = POLICY) -> ParityReport:
     return compare(InkBackend(), candidate, images(), policy, images_from="discs")
 
 
-# ------------------------------------------------------------------------------------------------------------- tensors
+# --- tensors
 
 
 def test_tensor_difference_by_hand() -> None:
@@ -107,7 +107,7 @@ def test_no_comparison_with_a_value_that_is_none(value: float) -> None:
         compare_tensors(np.zeros(3), broken, tolerance=0.1)
 
 
-# -------------------------------------------------------------------------------------------------------------- pixels
+# --- pixels
 
 
 def labels(*rows: str) -> npt.NDArray[np.int32]:
@@ -131,7 +131,7 @@ def test_differing_pixels_by_hand(reference: Any, candidate: Any, expected: int)
     assert differing_pixels(labels(*reference), labels(*candidate)) == expected
 
 
-# ---------------------------------------------------------------------------------------------------------------- gate
+# --- gate
 
 
 def test_a_network_passes_against_itself() -> None:

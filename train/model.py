@@ -134,12 +134,15 @@ class CellSegNet(nn.Module):
         self.branch = ImageBranch(config.image_skip) if config.image_skip else None
         self.decoder = Decoder(int(self.encoder.embed_dim), config)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def tokens(self, images: Tensor) -> Tensor:
+        """Token map (N, C, S/p, S/p) of the encoder."""
         # forward_features ends in the encoder's final norm; class and register tokens come first.
         tokens = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]
-        tokens_nchw = tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return cast(Tensor, tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
+
+    def forward(self, images: Tensor) -> Tensor:
         skips = self.branch(images) if self.branch is not None else []
-        return cast(Tensor, self.decoder(tokens_nchw, skips))
+        return cast(Tensor, self.decoder(self.tokens(images), skips))
 
 
 def normalise(images_nchw: Tensor, config: ModelConfig) -> Tensor:

@@ -10,16 +10,36 @@ from cellseg_deploy.errors import UsageError
 if TYPE_CHECKING:
     from cellseg_deploy.backends.base import Backend
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt")
+ENGINE_SUFFIX = ".engine"
+"""Ending of a TensorRT engine, which no other backend can open."""
+OPENVINO_SUFFIX = ".xml"
+"""Ending of OpenVINO's own form, which no other backend can open; its weights lie in the .bin of that name."""
 
 
 def open_backend(
-    path: str | Path, *, backend: str = "auto", device: str = "cpu", threads: int | None = None
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    rebuild: bool = False,
+    ort_provider: str | None = None,
+    precision: str | None = None,
+    streams: int | None = None,
 ) -> Backend:
-    """Open the model file ``path`` on ``device`` (``cpu``, ``cuda``, ``cuda:1``) and check everything about it.
+    """Open the model file ``path`` on ``device`` and check everything about it.
 
-    ``backend``: an engine of ``BACKENDS``; ``auto`` takes the one that is verified for the file. ``threads``: CPU
-    threads of the engine, None for one a core.
+    ``path``: an ``.onnx``, an OpenVINO ``.xml`` with its ``.bin``, or a TensorRT ``.engine`` with its ``.engine.json``;
+    the last two open in their own engine. ``device``: ``cpu``, ``cuda``,
+    ``cuda:1``; None for the GPU with TensorRT and the CPU otherwise. ``rebuild``: build a cached TensorRT engine anew.
+    ``ort_provider``: ``cuda`` or ``tensorrt``, what ONNX Runtime runs a GPU with; None for ``cuda``.
+
+    ``backend``: an engine of ``BACKENDS``; ``auto`` takes the fastest form that passed the gate for this model on this
+    kind of device (see ``selection``). ``precision``: ``fp32`` or ``bf16``, for OpenVINO. ``threads``: CPU threads of
+    the engine, None for one a core. ``streams``: batches that OpenVINO computes at a time, None for 1.
+
+    The backend's ``verified`` and ``choice`` say whether what was opened passed the gate here, and why it was taken.
 
     Raises ``UsageError`` for a setting that cannot be meant, ``ModelError`` for a file that is not a sound model,
     ``BackendUnavailableError`` if engine or device are not here; another device is never taken instead.
@@ -28,6 +48,69 @@ def open_backend(
         raise UsageError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
+    path = Path(path)
+    own = {ENGINE_SUFFIX: "tensorrt", OPENVINO_SUFFIX: "openvino"}.get(path.suffix.lower())
+    if own is not None and backend not in ("auto", own):
+        raise UsageError(f"{path}: this form opens in {own} only, not in {backend}; give the .onnx it was made from")
+    if own == "tensorrt" or backend == "tensorrt":
+        device = device or "cuda"
+    from cellseg_deploy.backends import auto
+    from cellseg_deploy.parity_records import records_path
+
+    chosen = None
+    free = backend == "auto" and path.suffix.lower() == ".onnx" and ort_provider is None and not rebuild
+    # With neither records nor a wish there is nothing to choose: a large model is then read once and not twice.
+    if free and (precision is not None or records_path(path).exists()):
+        chosen, _ = auto.select(path, device=device or "cpu", precision=precision)
+        path, backend, precision = chosen.form.file, chosen.form.backend, chosen.form.inference_precision or None
+    opened = _open_named(
+        path,
+        backend if own is None and backend != "auto" else own or "onnxruntime",
+        device=device or "cpu",
+        threads=threads,
+        rebuild=rebuild,
+        ort_provider=ort_provider,
+        precision=precision,
+        streams=streams,
+    )
+    try:
+        opened.verified, opened.choice = (
+            auto.verdict_on(opened, path) if chosen is None else (chosen.verified, chosen.why)
+        )
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _open_named(
+    path: Path,
+    engine: str,
+    *,
+    device: str,
+    threads: int | None,
+    rebuild: bool,
+    ort_provider: str | None,
+    precision: str | None,
+    streams: int | None,
+) -> Backend:
+    """Open ``path`` in ``engine``; a setting that is not this engine's is a ``UsageError``."""
+    for setting, value, owner in (
+        ("an execution provider", ort_provider, "onnxruntime"),
+        ("--rebuild", rebuild or None, "tensorrt"),
+        ("--precision", precision, "openvino"),
+        ("--streams", streams, "openvino"),
+    ):
+        if value is not None and engine != owner:
+            raise UsageError(f"{setting} belongs to --backend {owner}, not to {engine}")
+    if engine == "tensorrt":
+        from cellseg_deploy.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(path, device=device, rebuild=rebuild)
+    if engine == "openvino":
+        from cellseg_deploy.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(path, device=device, threads=threads, precision=precision, streams=streams or 1)
     from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(Path(path), device=device, threads=threads)
+    return OnnxRuntimeBackend(path, device=device, threads=threads, provider=ort_provider)

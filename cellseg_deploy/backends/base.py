@@ -7,7 +7,7 @@ normalisation and the sigmoid are inside the graph, so nothing above a backend k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,15 @@ class Backend(ABC):
     """One opened network on one device.
 
     ``name``: engine name as in ``--backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
-    ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``bf16``, ``int8``).
+    ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``).
     """
 
     name: str
     device: str
     precision: str
     spec: ModelSpec
+    verified: bool = False
+    choice: str = ""
 
     def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 in [0, 1] of ``tiles_nhwc`` (N, H, W, 3) uint8 RGB.
@@ -58,7 +60,7 @@ class Backend(ABC):
         """Versions and settings worth recording in run.json."""
         return {}
 
-    def __enter__(self) -> Backend:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

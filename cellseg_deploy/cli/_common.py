@@ -111,7 +111,7 @@ def model_options(function: F) -> F:
         click.option(
             "--model",
             type=click.Path(path_type=Path),
-            help="Model file written by `cellseg-export onnx`.  [default: the model that ships with the package]",
+            help="Model file written by cellseg-export: .onnx, .xml or .engine.  [default: the package's own model]",
         ),
         click.option(
             "--task",
@@ -134,16 +134,29 @@ def model_options(function: F) -> F:
         ),
         click.option("--batch-size", type=int, default=8, show_default=True, help="Tiles a call of the network."),
         click.option(
-            "--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N. Never another one instead."
+            "--device",
+            help="cpu, cuda or cuda:N. Never another one instead.  [default: cuda for tensorrt, else cpu]",
         ),
         click.option(
             "--backend",
-            type=click.Choice(["auto", "onnxruntime"]),
+            type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
             default="auto",
             show_default=True,
-            help="Inference engine.",
+            help="Inference engine; auto takes the fastest form that passed the parity gate for this model here.",
+        ),
+        click.option(
+            "--ort-provider",
+            type=click.Choice(["cuda", "tensorrt"]),
+            help="What ONNX Runtime runs a GPU with; tensorrt builds its engine at each start.  [default: cuda]",
+        ),
+        click.option("--rebuild", is_flag=True, help="Build the TensorRT engine of the model anew."),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16"]),
+            help="Arithmetic of OpenVINO; bf16 needs a CPU that has it.  [default: fp32, or what auto chose]",
         ),
         click.option("--threads", type=int, help="CPU threads of the engine.  [default: one a core]"),
+        click.option("--streams", type=int, help="Batches that OpenVINO computes at a time.  [default: 1]"),
         click.option(
             "--halo", type=int, metavar="PX", help="Context around a tile in model px.  [default: the model's own]"
         ),

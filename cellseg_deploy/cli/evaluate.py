@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ONLY_WITH_A_MODEL = (
-    *("model", "task", "scale", "cell_diameter", "batch_size", "device", "backend", "threads", "halo"),
-    *("max_pixels", "bit_depth", "save_labels", "sweep", "calibrate", "describe"),
+    *("model", "task", "scale", "cell_diameter", "batch_size", "device", "backend", "precision"),
+    *("ort_provider", "rebuild", "threads", "streams", "halo", "max_pixels", "bit_depth", "save_labels"),
+    *("sweep", "calibrate", "describe"),
 )
 
 _EPILOG = """\b
@@ -72,9 +73,13 @@ class Options:
     scale: float | None
     cell_diameter: float | Literal["auto"] | None
     batch_size: int
-    device: str
+    device: str | None
     backend: str
+    ort_provider: str | None
+    rebuild: bool
+    precision: str | None
     threads: int | None
+    streams: int | None
     halo: int | None
     max_pixels: int | None
     bit_depth: int | None
@@ -96,6 +101,10 @@ class Options:
             batch_size=self.batch_size,
             halo=self.halo,
             threads=self.threads,
+            ort_provider=self.ort_provider,
+            rebuild=self.rebuild,
+            precision=self.precision,
+            streams=self.streams,
         )
 
     @property

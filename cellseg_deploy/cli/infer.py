@@ -25,6 +25,7 @@ Examples:
   cellseg-infer a.png b.tif -o counts/ --task confluence
   cellseg-infer smears/ -o counts/ --cell-diameter 60      cells are about 60 px wide
   cellseg-infer smears/ -o counts/ --overwrite --json > summary.json
+  cellseg-infer --explain --model my.onnx                  which engine would run it, and why
 
 \b
 Results:
@@ -41,8 +42,8 @@ terminated or terminal closed (what is done is kept).
 
 
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="Output folder.")
+@click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="Output folder.")
 @_common.model_options
 @_common.reading_options
 @_common.count_options
@@ -54,19 +55,26 @@ terminated or terminal closed (what is done is kept).
 )
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
 @click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
+@click.option("--explain", is_flag=True, help="Show which engine would be taken and why, and end; needs no PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for machines to stdout instead of the table.")
 @_common.log_options
+@click.pass_context
 def command(
+    context: click.Context,
     paths: tuple[Path, ...],
-    output: Path,
+    output: Path | None,
     model: Path | None,
     task: str,
     scale: float | None,
     cell_diameter: float | Literal["auto"] | None,
     batch_size: int,
-    device: str,
+    device: str | None,
     backend: str,
+    ort_provider: str | None,
+    rebuild: bool,
+    precision: str | None,
     threads: int | None,
+    streams: int | None,
     halo: int | None,
     max_pixels: int | None,
     bit_depth: int | None,
@@ -74,12 +82,19 @@ def command(
     save: str,
     overwrite: bool,
     follow_links: bool,
+    explain: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
 ) -> int:
     """Count and outline the cells of images (PNG, JPEG, TIFF): files, or folders with all that is in them."""
     _common.set_up_logging(verbose)
+    if explain:
+        click.echo(_explanation(model, backend, device or "cpu", precision))
+        return _common.EXIT_OK
+    if not paths or output is None:
+        missing = next(p for p in context.command.params if p.name == ("output" if paths else "paths"))
+        raise click.MissingParameter(ctx=context, param=missing)
     saved = _parse_save(save)
 
     from cellseg_deploy import folder_run
@@ -112,9 +127,15 @@ def command(
             batch_size=batch_size,
             halo=halo,
             threads=threads,
+            rebuild=rebuild,
+            ort_provider=ort_provider,
+            precision=precision,
+            streams=streams,
         ) as segmenter,
         _progress(len(images), quiet) as progress,
     ):
+        engine = segmenter.backend
+        _log.info("engine: %s %s on %s, %s", engine.name, engine.precision, engine.device, engine.choice)
         summary = folder_run.run_folder(segmenter, images, output, options=options, on_result=progress)
     if as_json:
         click.echo(json.dumps(_for_machines(summary)))
@@ -126,6 +147,18 @@ def command(
 def main() -> None:
     """Entry point of the command."""
     sys.exit(_common.run(command))
+
+
+def _explanation(model: Path | None, backend: str, device: str, precision: str | None) -> str:
+    """The candidates of ``--backend auto`` and the choice among them."""
+    from cellseg_deploy.backends import auto
+    from cellseg_deploy.backends.selection import table
+    from cellseg_deploy.models import default_model_path
+
+    if backend != "auto":
+        raise click.UsageError(f"--explain shows what --backend auto chooses; {backend} was named")
+    selection, here = auto.select(model or default_model_path(), device=device, precision=precision)
+    return table(selection, here)
 
 
 def _parse_save(text: str) -> set[str]:

@@ -16,3 +16,11 @@ def default_model_path() -> Path:
             "or make one with cellseg-train and cellseg-export"
         )
     return path
+
+
+def default_weights_path() -> Path:
+    """The same model as PyTorch weights, which other forms are made from; ``ModelError`` if they are not here."""
+    path = Path(__file__).with_name("default.safetensors")
+    if not path.is_file():
+        raise ModelError(f"no weights ship with this installation ({path} does not exist); give a training run")
+    return path

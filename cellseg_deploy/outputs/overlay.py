@@ -43,10 +43,10 @@ def draw(image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> npt
     if image_hwc.shape[:2] != labels.shape:
         raise ValueError(f"image {image_hwc.shape[:2]} and labels {labels.shape} must be of one size")
     count = int(labels.max(initial=0))
-    image_hwc, labels = _to_viewing_size(image_hwc, labels)
+    image_hwc, labels = to_viewing_size(image_hwc, labels)
     picture = image_hwc.copy()
     picture[outlines(labels, thickness=max(1, round(min(labels.shape) / 600)))] = OUTLINE_RGB
-    return _with_count(picture, f"{count} cell" if count == 1 else f"{count} cells")
+    return with_caption(picture, f"{count} cell" if count == 1 else f"{count} cells")
 
 
 def outlines(labels: npt.NDArray[np.int32], *, thickness: int) -> npt.NDArray[np.bool_]:
@@ -65,9 +65,10 @@ def outlines(labels: npt.NDArray[np.int32], *, thickness: int) -> npt.NDArray[np
     return (border > 0) & (labels > 0)
 
 
-def _to_viewing_size(
+def to_viewing_size(
     image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """Both, enlarged by a whole factor if they are small, every n-th pixel of them if they are huge."""
     longest = max(labels.shape)
     if longest > _LONGEST_SIDE:
         step = -(-longest // _LONGEST_SIDE)
@@ -81,7 +82,7 @@ def _to_viewing_size(
     )
 
 
-def _with_count(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
+def with_caption(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
     """``picture`` with ``text`` on a dark plate in the upper left corner; a margin is added where it would not fit."""
     import cv2
 

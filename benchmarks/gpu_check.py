@@ -1,0 +1,353 @@
+"""Everything that needs a GPU, tried once, for whoever has the first one: ``scripts/gpu-check``.
+
+Builds every form of a model, compares each with the gate, runs the GPU tests, times what was made, and writes one JSON
+and one Markdown file to paste into a bug report. Each step and each timing is a process of its own, so that a crash in
+a driver is a row in the table and not the end. What cannot run here says so and why; nothing is reported that was not
+run. Without a GPU there is nothing to check, and it ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from cellseg_deploy.cli import _common
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError
+from cellseg_deploy.outputs.atomic import make_folder, write_bytes
+
+Status = Literal["passed", "failed", "skipped"]
+REPORT_VERSION = 2
+BATCHES = (1, 8)
+_PACKAGES = (
+    *("cellseg-deploy", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("cuda-bindings", "torch"),
+)
+_EXPORT = ("-c", "from cellseg_export.cli import main; main()")
+_TIME = ("-c", "from cellseg_benchmarks.gpu_check import time_main; time_main()")
+_TESTS = Path(__file__).resolve().parent.parent / "tests"
+_TAIL = 30
+_TIMEOUT = 3600.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended: exit code (negative: killed by that signal), what it printed, how long it took."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to try. ``command``: arguments after the Python. ``makes``: file it leaves if it succeeds.
+    ``needs``: files of earlier steps. ``tells``: it is pytest, whose last line says what ran."""
+
+    name: str
+    command: tuple[str, ...]
+    makes: str = ""
+    needs: tuple[str, ...] = ()
+    tells: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a step. ``detail``: why it failed or was skipped, in one line. ``log``: its last words."""
+
+    name: str
+    status: Status
+    seconds: float
+    detail: str = ""
+    command: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Something to time: what it is called, its file, and arguments of ``open_backend``."""
+
+    name: str
+    file: Path
+    settings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A row of the latency table. ``ms_per_tile``: median over ``calls`` calls of ``batch`` tiles, host to host; None
+    if nothing was timed, and ``note`` says why."""
+
+    form: str
+    backend: str
+    device: str
+    batch: int | None = None
+    ms_per_tile: float | None = None
+    calls: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole check; ``gpu``: facts of the GPU."""
+
+    machine: dict[str, Any]
+    gpu: dict[str, Any]
+    model: str
+    results: tuple[Result, ...]
+    latency: tuple[Latency, ...] = ()
+    report_version: int = field(default=REPORT_VERSION, kw_only=True)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: 5 if a step failed, else 8 if one could not run or a form could not be timed."""
+        statuses = {result.status for result in self.results}
+        if "failed" in statuses:
+            return ModelError.exit_code
+        incomplete = "skipped" in statuses or any(row.ms_per_tile is None for row in self.latency)
+        return BackendUnavailableError.exit_code if incomplete else _common.EXIT_OK
+
+    def to_json(self) -> bytes:
+        """Indented JSON, ending in a newline."""
+        return json.dumps(asdict(self), indent=2).encode() + b"\n"
+
+    def to_markdown(self) -> str:
+        """Tables of machine, steps and latency, and the logs of what failed."""
+        lines = ["# gpu-check", "", "| | |", "|---|---|"]
+        lines += [f"| {key} | {_cell(value)} |" for key, value in (self.machine | self.gpu).items()]
+        lines += [f"| model | {_cell(self.model)} |", "", "| step | result | s | |", "|---|---|---|---|"]
+        lines += [f"| {r.name} | {r.status} | {r.seconds:.1f} | {_cell(r.detail)} |" for r in self.results]
+        lines += ["", "| form | engine | device | batch | ms a tile | calls | |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            f"| {x.form} | {x.backend} | {x.device} | {_or_dash(x.batch)} | {_or_dash(x.ms_per_tile)} | "
+            f"{_or_dash(x.calls)} | {_cell(x.note)} |"
+            for x in self.latency
+        ]
+        for result in self.results:
+            if result.status == "failed":
+                lines += ["", f"## {result.name}", "", f"`{result.command}`", "", "```", result.log, "```"]
+        return "\n".join(lines) + "\n"
+
+
+Run = Callable[[Sequence[str]], Outcome]
+Say = Callable[[str], None]
+
+
+def steps_for(model: Path, out: Path) -> list[Step]:
+    """What to try with ``model``, in order; files go to ``out``. Forms on the GPU are compared with the CPU."""
+    made = ("fp16.onnx", "model.xml", "fp16.engine", "fp32.engine")
+    half, openvino, engine, engine32 = (str(out / name) for name in made)
+    verify = (*_EXPORT, "verify", "--device", "cuda", "--reference-device", "cpu", str(model))
+    return [
+        Step("FP16 ONNX", (*_EXPORT, "onnx", str(model), "-o", half, "--precision", "fp16"), half),
+        Step("OpenVINO", (*_EXPORT, "openvino", str(model), "-o", openvino), openvino),
+        Step("TensorRT-RTX builds ahead of time", (*_EXPORT, "tensorrt", str(model), "--check-only")),
+        Step("ONNX Runtime CUDA, fp32", (*verify, str(model))),
+        Step("ONNX Runtime CUDA, fp16", (*verify, half), needs=(half,)),
+        Step("TensorRT engine, fp16", (*_EXPORT, "tensorrt", str(model), "-o", engine), engine),
+        Step(
+            "TensorRT engine, fp32",
+            (*_EXPORT, "tensorrt", str(model), "-o", engine32, "--precision", "fp32"),
+            engine32,
+        ),
+        Step("GPU tests", ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(_TESTS)), tells=True),
+    ]
+
+
+def forms_to_time(model: Path, out: Path) -> list[Form]:
+    """Forms of the latency table, the CPU's first."""
+
+    def form(name: str, file: Path, backend: str, device: str = "cuda", **more: str) -> Form:
+        return Form(name, file, {"backend": backend, "device": device} | more)
+
+    half = out / "fp16.onnx"
+    return [
+        form("onnx fp32", model, "onnxruntime", "cpu"),
+        form("openvino fp32", model, "openvino", "cpu"),
+        form("onnx fp32", model, "onnxruntime"),
+        form("onnx fp16", half, "onnxruntime"),
+        form("onnx fp16, TensorRT provider", half, "onnxruntime", ort_provider="tensorrt"),
+        form("engine fp32", out / "fp32.engine", "tensorrt"),
+        form("engine fp16", out / "fp16.engine", "tensorrt"),
+    ]
+
+
+def run_step(step: Step, run: Run) -> Result:
+    """Try ``step``; one whose files are missing, or whose engine or device is not here, is skipped."""
+    command = " ".join(("python", *step.command))
+    missing = [name for name in step.needs if not Path(name).is_file()]
+    if missing:
+        return Result(step.name, "skipped", 0.0, f"an earlier step did not make {', '.join(missing)}", command)
+    outcome = run(step.command)
+    text = "\n".join(part for part in (outcome.out.strip(), outcome.err.strip()) if part)
+
+    def result(status: Status, detail: str = "") -> Result:
+        return Result(step.name, status, outcome.seconds, detail, command, "\n".join(text.splitlines()[-_TAIL:]))
+
+    if outcome.code == BackendUnavailableError.exit_code:
+        return result("skipped", _last_words(outcome.err))
+    if outcome.code != 0:
+        return result("failed", f"exit code {outcome.code}: {_last_words(outcome.err or outcome.out)}")
+    if step.makes and not Path(step.makes).is_file():
+        return result("failed", f"ended well, but {step.makes} is missing")
+    if not step.tells:
+        return result("passed")
+    words = _last_words(outcome.out)
+    return result("passed" if " passed" in words else "skipped", words)  # pytest ends well, too, if all were skipped
+
+
+def run_python(arguments: Sequence[str], *, timeout: float = _TIMEOUT) -> Outcome:
+    """Run this Python with ``arguments``; ends it after ``timeout`` seconds."""
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(-9, "", f"ended after {timeout:.0f} s without an answer", timeout)
+    return Outcome(done.returncode, done.stdout, done.stderr, time.perf_counter() - started)
+
+
+def time_form(form: Form, run: Run) -> list[Latency]:
+    """Rows of the latency table for ``form``; one that cannot run gives one row with the reason for its time."""
+    empty = Latency(form.name, form.settings["backend"], form.settings["device"])
+    if not form.file.is_file():
+        return [replace(empty, note="not run: the form was not made")]
+    outcome = run((*_TIME, str(form.file), json.dumps(form.settings)))
+    if outcome.code != 0:
+        reason = _last_words(outcome.err or outcome.out)
+        return [replace(empty, note=f"not run: exit code {outcome.code}: {reason}")]
+    return [
+        replace(empty, batch=row["batch_size"], ms_per_tile=row["ms_per_tile"], calls=row["calls"])
+        for row in json.loads(outcome.out.splitlines()[-1])
+    ]
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("settings", type=json.loads)
+def time_command(file: Path, settings: dict[str, str]) -> None:
+    """Time FILE, opened with SETTINGS, on a sample smear; one line of JSON."""
+    import msgspec
+
+    from cellseg_deploy.backends import open_backend
+    from cellseg_deploy.parity import middle_tile
+    from cellseg_export.record import time_backend
+    from cellseg_export.verify import sample_images
+
+    with open_backend(file, **settings) as backend:  # type: ignore[arg-type]
+        _, image_hwc = next(sample_images(backend.spec, 1).load())
+        tile = middle_tile(backend.spec, image_hwc)
+        timings = [time_backend(backend, tile, batch_size=n) for n in BATCHES]
+    click.echo(msgspec.json.encode(timings))
+
+
+def time_main() -> None:
+    """Entry point of the process that times one form."""
+    sys.exit(_common.run(time_command))
+
+
+def describe_machine() -> dict[str, Any]:
+    """System, processor, Python, and versions of what takes part."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or "unknown",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def describe_gpu() -> dict[str, Any]:
+    """Facts of the first GPU. Raises ``BackendUnavailableError`` without one."""
+    from cellseg_deploy.backends.cuda_runtime import Cuda
+    from cellseg_deploy.backends.tensorrt import driver_version
+
+    return asdict(Cuda(0).gpu) | {"driver": driver_version()}
+
+
+def check(model: Path, out: Path, gpu: dict[str, Any], *, run: Run = run_python, say: Say = lambda _: None) -> Report:
+    """Run all steps for ``model`` and time what was made."""
+    say(f"GPU: {gpu['name']}")
+    results = []
+    for step in steps_for(model, out):
+        say(f"{step.name} ...")
+        result = run_step(step, run)
+        say(f"{step.name}: {result.status}{f', {result.detail}' if result.detail else ''}")
+        results.append(result)
+    latency: list[Latency] = []
+    for form in forms_to_time(model, out):
+        say(f"timing {form.name}, {form.settings['backend']} on {form.settings['device']} ...")
+        latency += time_form(form, run)
+    return Report(describe_machine(), gpu, model.name, tuple(results), tuple(latency))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Model to try (.onnx, fp32).  [default: the one that ships]"
+)
+@click.option(
+    "-o", "--output", default="gpu-check-out", show_default=True, metavar="OUT", type=click.Path(path_type=Path)
+)
+def command(model: Path | None, output: Path) -> int:
+    """Try everything that needs a GPU and write OUT/gpu-check.md and OUT/gpu-check.json.
+
+    Exit codes: 0 all of it ran and passed, 5 something failed, 6 OUT cannot be written, 8 no GPU, or something could
+    not run here; the table says what.
+    """
+    gpu = describe_gpu()
+    if model is None:
+        from cellseg_deploy.models import default_model_path
+
+        model = default_model_path()
+    if not model.is_file():
+        raise ModelError(f"{model}: no such file; give an .onnx model with --model")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: not a folder; choose another -o")
+    make_folder(output)
+    report = check(model.resolve(), output.resolve(), gpu, say=lambda text: _common.say(_common.printable(text)))
+    write_bytes(output / "gpu-check.json", report.to_json())
+    write_bytes(output / "gpu-check.md", report.to_markdown().encode())
+    click.echo(report.to_markdown())
+    _common.say(f"Paste {output / 'gpu-check.md'} into a bug report, or attach {output / 'gpu-check.json'}.")
+    return report.exit_code
+
+
+def main() -> None:
+    """Entry point of ``python -m cellseg_benchmarks.gpu_check``."""
+    sys.exit(_common.run(command))
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "no message")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _cell(value: Any) -> str:
+    return _one_line(str(value)).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

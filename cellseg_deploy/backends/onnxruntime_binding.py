@@ -1,0 +1,94 @@
+"""ONNX Runtime with inputs and outputs bound to memory of the device.
+
+Without it ONNX Runtime allocates, copies and frees around every call. Here a value on the device is kept for each batch
+size in use (the full batch and the last partial one of an image), so a call is: copy tiles in, run, copy out.
+
+Nothing in this module depends on the device being a GPU, so it is tested on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.backends.tensorrt_buffers import plan_buffers
+from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+
+CPU_PROVIDER = "CPUExecutionProvider"
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+_KEPT_SIZES = 2
+# What must not run on the CPU if a GPU was asked for. A few integers of shape arithmetic there are by design.
+_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Resize", "Softmax", "LayerNormalization", "Gelu", "Sigmoid"}
+
+
+class BoundSession:
+    """A session whose ``tiles`` and ``probabilities`` lie on one device."""
+
+    def __init__(self, runtime: Any, session: Any, spec: ModelSpec, *, device_type: str, device_id: int = 0) -> None:
+        """``runtime``: the module onnxruntime. ``device_type``: as it names them, ``cuda`` or ``cpu``."""
+        self._new_value = runtime.OrtValue.ortvalue_from_shape_and_type
+        self._session = session
+        self._spec = spec
+        self._device = (device_type, device_id)
+        self._values: dict[int, tuple[Any, Any]] = {}
+
+    def run(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Probabilities (N, K, S, S) of ``tiles_nhwc``, contiguous uint8 (N, S, S, 3); an array of its own."""
+        tiles, probabilities = self._values_for(len(tiles_nhwc))
+        tiles.update_inplace(tiles_nhwc)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(INPUT_NAME, tiles)
+        binding.bind_ortvalue_output(OUTPUT_NAME, probabilities)
+        binding.synchronize_inputs()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return np.array(probabilities.numpy(), np.float32)  # a copy: the next call writes to the same memory
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Batch sizes that memory is held for, the one used last at the end."""
+        return tuple(self._values)
+
+    def _values_for(self, n: int) -> tuple[Any, Any]:
+        """Input and output on the device for ``n`` tiles; sizes not used of late are freed."""
+        pair = self._values.pop(n, None)
+        if pair is None:
+            while len(self._values) >= _KEPT_SIZES:
+                del self._values[next(iter(self._values))]
+            plan = plan_buffers(self._spec, n)
+            tiles, probabilities = (
+                self._new_value(tensor.shape, tensor.dtype, *self._device)
+                for tensor in (plan.tiles, plan.probabilities)
+            )
+            pair = tiles, probabilities
+        self._values[n] = pair
+        return pair
+
+
+def nodes_by_provider(session: Any) -> dict[str, Counter[str]]:
+    """Kinds of nodes that each execution provider was given, from a session that was opened with
+    ``RECORD_ASSIGNMENT``; empty if this ONNX Runtime (before 1.24) cannot tell."""
+    ask = getattr(session, "get_provider_graph_assignment_info", None)
+    found: dict[str, Counter[str]] = {}
+    for part in () if ask is None else ask():
+        kinds = found.setdefault(str(part.ep_name), Counter())
+        kinds.update(str(node.op_type) for node in part.get_nodes())
+    return found
+
+
+def heavy_on_cpu(nodes: dict[str, Counter[str]]) -> list[str]:
+    """Operators that cost time and were left to the CPU, as ``3 Conv``; none may be if a GPU was asked for."""
+    return _counted(sorted((kind, n) for kind, n in nodes.get(CPU_PROVIDER, Counter()).items() if kind in _HEAVY))
+
+
+def summary(nodes: dict[str, Counter[str]]) -> dict[str, int]:
+    """Number of nodes of each provider, for the record."""
+    return {provider: kinds.total() for provider, kinds in nodes.items()}
+
+
+def _counted(kinds: Iterable[tuple[str, int]]) -> list[str]:
+    return [f"{n} {kind}" for kind, n in kinds]

@@ -1,0 +1,243 @@
+"""OpenVINO on the CPU: an ONNX model file as it is, or an .xml and .bin written by ``cellseg-export openvino``.
+
+Tiles go through one compiled network of a fixed batch size, for a free one costs half as much again (a ViT-S took 37 ms
+a tile in bf16, with a fixed batch 25). What is missing in the last batch is filled with black tiles, whose answers are
+thrown away: the tiles of a batch do not see each other. So an answer depends neither on the number of tiles in a call
+nor on the number of streams, each of which takes a batch of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.backends import openvino_ir
+from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.backends.engine_cache import cache_folder, prepare_folder
+from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputError, UsageError
+from cellseg_deploy.model_file import ModelFile, read_model_file
+
+PRECISIONS = ("fp32", "bf16")
+"""Arithmetic that can be asked for; an int8 form computes the rest of its operations in it."""
+
+STATIC_BATCH = 4
+"""Tiles a call of the compiled network: at most three are computed for nothing in an image."""
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_log = logging.getLogger(__name__)
+
+
+class OpenVinoBackend(Backend):
+    """A model in OpenVINO, compiled for this CPU in exactly the precision that was asked for."""
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        precision: str | None = None,
+        streams: int = 1,
+        static_batch: int = STATIC_BATCH,
+        cache: Path | None = None,
+        use_cache: bool = True,
+    ) -> None:
+        """Check ``path`` and compile it; errors as ``open_backend`` says.
+
+        ``precision``: ``fp32`` (also for None) or ``bf16``, which needs a CPU with bf16 instructions. ``streams``:
+        batches computed at the same time; the ``threads`` are shared among them. ``cache``: folder of compiled
+        networks, by default in the user's cache folder; an .xml of int8 operations is compiled anew each time if
+        ``use_cache`` is off.
+        """
+        _check_settings(device, precision, streams, static_batch)
+        ov = import_openvino()
+        core = ov.Core()
+        self.inference_precision = precision or "fp32"
+        _check_native(core, ov.__version__, self.inference_precision)
+        self._source, model = _read(ov, core, path)
+        self.spec = self._source.spec
+        quantised = isinstance(self._source, openvino_ir.IrFile) and self._source.facts.precision == "int8"
+        self.precision = "int8" if quantised else self.inference_precision
+        self._threads, self._streams, self._batch = threads, streams, static_batch
+        self._version = str(ov.__version__)
+        cached_in = _cache(cache) if use_cache else None
+        self._compiled = self._compile(core, model, cached_in)
+        self._requests = [self._compiled.create_infer_request() for _ in range(streams)]
+
+    def _compile(self, core: Any, model: Any, cached_in: Path | None) -> Any:
+        size = self.spec.tile_size
+        model.reshape([self._batch, size, size, 3])
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.inference_precision],
+            "NUM_STREAMS": self._streams,
+            "INFERENCE_NUM_THREADS": self._threads or 0,
+            # Would round activations to 8 bits where weights are stored in 8: a form nobody compared.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            # Bound to cores, the threads of two runs on one machine would share the first cores and leave the others.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if cached_in is not None:
+            settings["CACHE_DIR"] = str(cached_in)
+        try:
+            compiled = core.compile_model(model, "CPU", settings)
+        except Exception as error:  # OpenVINO raises plain RuntimeError
+            raise ModelError(
+                f"{self._source.path}: OpenVINO {self._version} refuses the model: {_reason(error)}; "
+                "update OpenVINO or export the model again"
+            ) from error
+        in_use = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if in_use != _HINTS[self.inference_precision]:
+            raise BackendUnavailableError(
+                f"precision {self.inference_precision} was asked for, but OpenVINO {self._version} computes in "
+                f"{in_use} on this CPU; take --precision fp32, or another --backend"
+            )
+        return compiled
+
+    def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        n, size = len(tiles_nhwc), self.spec.tile_size
+        answers = np.empty((n, len(self.spec.channels), size, size), np.float32)
+        starts = range(0, n, self._batch)
+        try:
+            for first in range(0, len(starts), self._streams):
+                running = list(zip(starts[first : first + self._streams], self._requests, strict=False))
+                for start, request in running:
+                    request.start_async({0: _filled(tiles_nhwc[start : start + self._batch], self._batch)})
+                for start, request in running:
+                    request.wait()
+                    answer = request.get_output_tensor(0).data
+                    answers[start : start + self._batch] = answer[: n - start]
+        except Exception as error:
+            if re.search(r"bad.?alloc|allocate|out of memory", str(error), re.IGNORECASE):
+                raise MemoryError(f"OpenVINO ran out of memory on {n} tiles") from error
+            raise DataError(f"OpenVINO could not run {n} tiles: {_reason(error)}") from error
+        return answers
+
+    def close(self) -> None:
+        """Release the compiled network and its memory."""
+        self._requests = []
+        self._compiled = None
+
+    def describe(self) -> dict[str, Any]:
+        """Model hashes, engine version and settings."""
+        source = self._source
+        facts = (
+            {"model_identity": source.identity, "model_opset": source.opset}
+            if isinstance(source, ModelFile)
+            else {"model_identity": source.facts.model_identity, "floating_point": list(source.facts.floating)}
+        )
+        return {
+            "model_path": str(source.path),
+            "model_file_sha256": source.file_sha256,
+            **facts,
+            "openvino": self._version,
+            "inference_precision": self.inference_precision,
+            "static_batch": self._batch,
+            "threads": self._threads,
+            "streams": self._streams,
+        }
+
+
+def is_installed() -> bool:
+    """Whether OpenVINO can be imported; does not import it."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def native_bf16() -> bool:
+    """Whether OpenVINO is here and this CPU computes bf16 with instructions of its own."""
+    return is_installed() and "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def read_ir(path: Path) -> openvino_ir.IrFile:
+    """The checked .xml ``path`` with its .bin, not compiled. Raises as ``OpenVinoBackend``."""
+    ov = import_openvino()
+    xml, weights = openvino_ir.read_pair(path)
+    return openvino_ir.check_ir(path, _parse(ov, ov.Core(), path, xml, weights), xml, weights)
+
+
+def _check_settings(device: str, precision: str | None, streams: int, static_batch: int) -> None:
+    if device != "cpu":
+        raise BackendUnavailableError(
+            f"device {device!r} was asked for, but backend openvino runs on the CPU only here; take --device cpu, or "
+            "another --backend for a GPU"
+        )
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r} for OpenVINO; expected one of {', '.join(PRECISIONS)}")
+    for name, value in (("streams", streams), ("static batch", static_batch)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+
+
+def import_openvino() -> Any:
+    """The module openvino; raises ``BackendUnavailableError`` naming the command that installs it."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"OpenVINO is not installed or broken ({error}); run: pip install 'cellseg-deploy[openvino]'"
+        ) from error
+    return openvino
+
+
+def _check_native(core: Any, version: str, precision: str) -> None:
+    """bf16 runs everywhere, but without instructions for it it is emulated, slower than fp32 and worth nothing."""
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in able:
+        raise BackendUnavailableError(
+            f"precision bf16 was asked for, but {core.get_property('CPU', 'FULL_DEVICE_NAME').strip()} has no bf16 "
+            f"instructions (OpenVINO {version} lists {', '.join(able)}); take --precision fp32"
+        )
+
+
+def _read(ov: Any, core: Any, path: Path) -> tuple[ModelFile | openvino_ir.IrFile, Any]:
+    """The checked file and the network read from its very bytes."""
+    if path.suffix.lower() != openvino_ir.SUFFIX:
+        source = read_model_file(path)
+        return source, _parse(ov, core, path, source.data)
+    xml, weights = openvino_ir.read_pair(path)
+    model = _parse(ov, core, path, xml, weights)
+    return openvino_ir.check_ir(path, model, xml, weights), model
+
+
+def _parse(ov: Any, core: Any, path: Path, *contents: bytes) -> Any:
+    try:
+        return core.read_model(*contents)
+    except Exception as error:
+        files = "it and its .bin" if len(contents) > 1 else "it"
+        raise ModelError(
+            f"{path}: OpenVINO {ov.__version__} cannot read the model: {_reason(error)}; copy {files} again, update "
+            "OpenVINO, or export it again"
+        ) from error
+
+
+def _cache(folder: Path | None) -> Path | None:
+    """Folder for compiled networks, None where none can be had: they are then compiled at each start, no more."""
+    try:
+        return prepare_folder(cache_folder().with_name("openvino") if folder is None else folder)
+    except OutputError as error:
+        _log.warning("compiled networks are not kept, each start takes longer: %s", error)
+        return None
+
+
+def _filled(tiles_nhwc: npt.NDArray[np.uint8], batch: int) -> npt.NDArray[np.uint8]:
+    """``tiles_nhwc`` (n <= batch, H, W, 3) with black tiles behind them: (batch, H, W, 3)."""
+    if len(tiles_nhwc) == batch:
+        return tiles_nhwc
+    filled = np.zeros((batch, *tiles_nhwc.shape[1:]), np.uint8)
+    filled[: len(tiles_nhwc)] = tiles_nhwc
+    return filled
+
+
+def _reason(error: BaseException) -> str:
+    """The sentence of an OpenVINO exception, which comes after lines that name its source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (said or lines or [type(error).__name__])[0]

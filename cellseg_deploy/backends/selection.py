@@ -1,0 +1,201 @@
+"""``--backend auto``: the fastest form that is installed and passed the gate, for this model on this kind of device.
+
+Candidates are the model file itself in each engine that reads it, and every other file that its parity records name. A
+candidate is taken only if a record says that it counts as the reference does; nothing is assumed of another version of
+an engine, another kind of device, or another file of the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellseg_deploy.errors import BackendUnavailableError, ParityError
+from cellseg_deploy.parity_records import ParityRecord, form_sha256
+
+INSTALL = {"onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt"}
+"""Engine -> the extra that brings it to a CPU, or to a GPU where it has no other."""
+
+_HOW = "`cellseg-export verify REF MODEL --backend {} --record` compares and times it"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A file in an engine. ``precision``: as the Backend names it; ``inference_precision``: what to ask the engine for,
+    empty where it has no choice."""
+
+    file: Path
+    backend: str
+    precision: str
+    inference_precision: str = ""
+
+    def __str__(self) -> str:
+        rest = self.inference_precision
+        extra = f" with {rest}" if rest and rest != self.precision else ""
+        return f"{self.backend} {self.precision}{extra} ({self.file.name})"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """``eligible``: installed, and passed the gate here. ``reason``: why, or why not, as a sentence's end."""
+
+    form: Form
+    eligible: bool
+    reason: str
+    ms_per_tile: float | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen. ``verified``: it passed the gate for this model on this kind of device."""
+
+    form: Form
+    verified: bool
+    why: str
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True)
+class Here:
+    """What a choice depends on beside model and records. ``versions``: of each engine, None for one that is missing."""
+
+    device: str
+    device_class: str
+    versions: Mapping[str, str | None]
+
+
+def forms_of(model: Path, precision: str, records: Sequence[ParityRecord], device: str) -> list[Form]:
+    """Forms that may be there: ``model`` (an .onnx whose weights are ``precision``) in each engine for ``device``, then
+    those of the records."""
+    if device == "cpu":
+        forms = [Form(model, "onnxruntime", precision)]
+        forms += [Form(model, "openvino", asked, asked) for asked in ("fp32", "bf16")]
+    else:
+        forms = [Form(model, "onnxruntime", precision), Form(model, "tensorrt", precision)]
+    engines = {form.backend for form in forms}
+    for record in records:
+        if Path(record.file).name != record.file:  # a path could point anywhere; the forms of a model lie beside it
+            continue
+        form = Form(model.with_name(record.file), record.backend, record.precision, record.inference_precision)
+        if form not in forms and form.backend in engines:
+            forms.append(form)
+    return forms
+
+
+def judge_form(form: Form, identity: str, records: Sequence[ParityRecord], here: Here) -> Candidate:
+    """Whether ``form`` of the network ``identity`` may be taken, by ``records``."""
+    installed = here.versions.get(form.backend)
+    if installed is None:
+        extra = "gpu" if form.backend == "onnxruntime" and here.device != "cpu" else INSTALL[form.backend]
+        return Candidate(form, False, f"not installed: pip install 'cellseg-deploy[{extra}]'")
+    of_form = [r for r in records if _is_of(r, form)]
+    if not of_form:
+        return Candidate(form, False, f"never compared with the reference: {_HOW.format(form.backend)}")
+    of_model = [r for r in of_form if r.model_identity == identity]
+    if not of_model:
+        return Candidate(form, False, "compared for another network of that name (its identity differs)")
+    of_device = [r for r in of_model if r.device_class == here.device_class]
+    if not of_device:
+        seen = ", ".join(sorted({r.device_class for r in of_model}))
+        return Candidate(form, False, f"compared on {seen} only, this is {here.device_class}")
+    record = next((r for r in of_device if r.engine_version == installed), None)
+    if record is None:
+        seen = ", ".join(sorted({r.engine_version for r in of_device}))
+        return Candidate(form, False, f"compared with version {seen}, {installed} is installed")
+    if not record.passed:
+        return Candidate(form, False, f"parity {record.verdict} (policy {record.policy})", failed=True)
+    if form.file.suffix.lower() != ".onnx" and form_sha256(form.file) != record.file_sha256:
+        what = "has changed since it was compared" if form.file.is_file() else "is not there"
+        return Candidate(form, False, f"the file {form.file.name} {what}")
+    speed = "not timed" if record.timing is None else f"{record.timing.ms_per_tile:.3g} ms a tile"
+    reason = f"passed the gate against {record.reference} (policy {record.policy}), {speed}"
+    return Candidate(form, True, reason, None if record.timing is None else record.timing.ms_per_tile)
+
+
+def candidates_of(
+    model: Path, identity: str, precision: str, parity: str, records: Sequence[ParityRecord], here: Here
+) -> tuple[Candidate, ...]:
+    """Every form of ``model`` with its verdict. ``parity``: sentence of the ModelSpec; the export itself compared the
+    file in ONNX Runtime on a CPU, so for that form it stands in for a record that nobody wrote."""
+    judged = [judge_form(form, identity, records, here) for form in forms_of(model, precision, records, here.device)]
+    times = [
+        record.reference_timing.ms_per_tile
+        for record in records
+        if (record.model_identity, record.device_class, record.reference)
+        == (identity, here.device_class, "onnxruntime")
+        and record.reference_timing is not None
+    ]
+    speed = f"{min(times):.3g} ms a tile" if times else "not timed here"
+    return tuple(
+        Candidate(item.form, True, f"passed the gate when the model was exported, {speed}", min(times, default=None))
+        if _passed_at_export(item, model, parity, here)
+        else item
+        for item in judged
+    )
+
+
+def choose(candidates: Sequence[Candidate], here: Here) -> Selection:
+    """The fastest eligible candidate; those that nobody timed come after those that were, in order.
+
+    With none, ONNX Runtime, marked unverified: it is the engine every model file is made for. Raises
+    ``BackendUnavailableError`` if that is not here, ``ParityError`` if it was compared and failed.
+    """
+    all_of_them = tuple(candidates)
+    eligible = [c for c in all_of_them if c.eligible]
+    if eligible:
+        best = min(eligible, key=lambda c: (c.ms_per_tile is None, c.ms_per_tile or 0.0))
+        others = len(eligible) - 1
+        rank = f"fastest of {len(eligible)} forms that passed: " if others and best.ms_per_tile is not None else ""
+        return Selection(best.form, True, rank + best.reason, all_of_them)
+    plain = all_of_them[0]
+    listing = "".join(f"\n  - {c.form}: {c.reason}" for c in all_of_them)
+    if here.versions.get(plain.form.backend) is None:
+        raise BackendUnavailableError(
+            f"no installed engine passed the gate for {plain.form.file.name} on {here.device_class}; install one, or "
+            f"name one with --backend to run it unverified:{listing}"
+        )
+    if plain.failed:
+        raise ParityError(
+            f"no form of {plain.form.file.name} passed the gate on {here.device_class}; export the model again, or "
+            f"name one with --backend to run it unverified:{listing}"
+        )
+    return Selection(
+        plain.form, False, f"no form passed the gate here; {plain.form.backend} {plain.reason}", all_of_them
+    )
+
+
+def table(selection: Selection, here: Here) -> str:
+    """The choice and all candidates, one a line."""
+    rows = [
+        (
+            ">" if candidate.form == selection.form else " ",
+            str(candidate.form),
+            "-" if candidate.ms_per_tile is None else f"{candidate.ms_per_tile:.3g}",
+            "yes" if candidate.eligible else "no",
+            candidate.reason,
+        )
+        for candidate in selection.candidates
+    ]
+    head = (" ", "form", "ms/tile", "passed", "why")
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
+    lines = [" ".join((*(row[i].ljust(widths[i]) for i in range(4)), row[4])).rstrip() for row in (head, *rows)]
+    mark = "verified" if selection.verified else "UNVERIFIED"
+    return "\n".join([f"device     {here.device} ({here.device_class})", *lines,
+                      f"chosen     {selection.form}, {mark}: {selection.why}"])  # fmt: skip
+
+
+def _is_of(record: ParityRecord, form: Form) -> bool:
+    return (record.file, record.backend, record.precision, record.inference_precision) == (
+        form.file.name,
+        form.backend,
+        form.precision,
+        form.inference_precision,
+    )
+
+
+def _passed_at_export(item: Candidate, model: Path, parity: str, here: Here) -> bool:
+    if item.eligible or item.failed or here.versions.get("onnxruntime") is None or here.device != "cpu":
+        return False
+    return item.form.backend == "onnxruntime" and item.form.file == model and parity.startswith("verified")

@@ -1,0 +1,304 @@
+"""An ONNX model to a serialised TensorRT engine. No PyTorch here, so that ``cellseg-infer`` can build too.
+
+The network is strongly typed: each tensor has the type that the ONNX graph gives it, and the builder may not choose
+another. TensorRT 11 knows nothing else; in TensorRT 10 it is asked for. So precision is decided where it can be
+checked, in the graph, and an fp32 model gives an fp32 engine.
+
+TensorRT reports most failures by returning None, False or -1 and saying why in its log. All of that is checked here,
+and the last errors of the log become part of the message.
+
+``trt`` is always the module: ``tensorrt``, or ``tensorrt_rtx``, whose builder has the same interface and needs no GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cellseg_deploy.backends.tensorrt_buffers import BatchProfile
+from cellseg_deploy.backends.tensorrt_sidecar import HardwareCompatibility, version_tuple
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, UsageError
+from cellseg_deploy.model_file import ModelFile
+from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+
+TENSORRT_MAJORS = (10, 11)
+MAX_LEVEL = 5
+_HARDWARE = {
+    "none": "NONE",
+    "ampere_plus": "AMPERE_PLUS",
+    "same_compute_capability": "SAME_COMPUTE_CAPABILITY",
+}
+_SHOWN_ERRORS = 5
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build an engine; saved with it.
+
+    ``profile``: tiles a call. ``workspace_mib``: device memory that a layer may use for itself in MiB, None for all
+    there is. ``optimization_level``: 0 (builds fast) to 5 (searches long). ``version_compatible``: the engine also runs
+    in later versions of the same major TensorRT, and brings host code for that. ``hardware_compatibility``: it also
+    runs on other GPUs, ``ampere_plus`` (compute capability 8.0 and more) or ``same_compute_capability``; slower.
+    ``tf32``: fp32 products may be rounded to 10 bits of mantissa; off, for precision is not to change unasked.
+    """
+
+    profile: BatchProfile = field(default_factory=BatchProfile)
+    workspace_mib: int | None = None
+    optimization_level: int = 3
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility = "none"
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.optimization_level <= MAX_LEVEL:
+            raise UsageError(f"optimisation level must be 0 to {MAX_LEVEL}, got {self.optimization_level}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise UsageError(f"workspace must be at least 1 MiB, got {self.workspace_mib}")
+        if self.hardware_compatibility not in _HARDWARE:
+            raise UsageError(
+                f"hardware compatibility {self.hardware_compatibility!r}; expected one of {', '.join(_HARDWARE)}"
+            )
+
+
+@dataclass
+class TimingCache:
+    """How fast kernels ran in earlier builds on this GPU: makes the next build shorter and choose alike.
+
+    ``path``: the file, read if it exists and written after a build. ``note``: what became of it, for the user.
+    """
+
+    path: Path
+    note: str = ""
+
+    def read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise UsageError(f"{self.path}: the timing cache cannot be read ({error.strerror})") from error
+
+    def write(self, data: bytes) -> None:
+        from cellseg_deploy.outputs.atomic import write_bytes
+
+        if not self.path.parent.is_dir():
+            raise OutputError(f"{self.path.parent}: no such folder for the timing cache; make it")
+        write_bytes(self.path, data)
+        self.note = f"timing cache of {len(data)} bytes written to {self.path}"
+
+
+def make_logger(trt: Any) -> Any:
+    """A logger that TensorRT writes to: ``errors`` are kept for messages, all else goes to Python's logging at debug.
+
+    Nothing is printed: an error is raised by whoever sees the None that follows it.
+    """
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is known once TensorRT is imported
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+            _log.debug("TensorRT: %s", message)
+
+    return Logger()
+
+
+def why(logger: Any) -> str:
+    """The last errors that TensorRT logged, in one line."""
+    return "; ".join(logger.errors[-_SHOWN_ERRORS:]) or "TensorRT gave no reason; run with -vv for its log"
+
+
+def check_version(trt: Any) -> None:
+    """Raise ``BackendUnavailableError`` unless ``trt`` is a TensorRT this program was written for."""
+    if version_tuple(trt.__version__)[:1] not in {(major,) for major in TENSORRT_MAJORS}:
+        raise BackendUnavailableError(
+            f"TensorRT {trt.__version__} is installed; this program knows {' and '.join(map(str, TENSORRT_MAJORS))}; "
+            "run: pip install 'cellseg-deploy[tensorrt]'"
+        )
+
+
+def build_engine(
+    trt: Any,
+    model: ModelFile,
+    options: BuildOptions,
+    *,
+    timing_cache: TimingCache | None = None,
+    compute_capabilities: Sequence[str] = (),
+) -> bytes:
+    """The engine of ``model`` as bytes, for the current GPU; takes seconds to minutes.
+
+    ``model`` was read by ``read_model_file``, so its weights are known to be finite: the builder does not notice
+    infinite ones. ``compute_capabilities``: for ``tensorrt_rtx`` alone, build for these (as ``"86"``) without a GPU.
+
+    Raises ``ModelError`` with the names of the nodes if TensorRT refuses the graph, ``BackendUnavailableError`` if the
+    builder itself cannot be made, ``UsageError`` for an option this TensorRT does not have.
+    """
+    logger = make_logger(trt)
+    builder = _make(lambda: trt.Builder(logger), "builder", logger)
+    network = _make(lambda: builder.create_network(network_flags(trt)), "network", logger)
+    parser = _make(lambda: trt.OnnxParser(network, logger), "ONNX parser", logger)
+    parse(parser, model, logger)
+    check_network(trt, network, model)
+    config = _make(builder.create_builder_config, "builder configuration", logger)
+    configure(trt, config, options, compute_capabilities)
+    add_profile(builder, config, options.profile, model.spec, logger)
+    if timing_cache is not None:
+        _use_timing_cache(config, timing_cache)
+    plan = builder.build_serialized_network(network, config)
+    engine = b"" if plan is None else bytes(plan)
+    if not engine:
+        raise ModelError(f"{model.path}: TensorRT {trt.__version__} cannot build an engine: {why(logger)}")
+    if timing_cache is not None:
+        _save_timing_cache(config, timing_cache)
+    return engine
+
+
+def network_flags(trt: Any) -> int:
+    """Flags of a strongly typed network: asked for in TensorRT 10, the only kind there is in 11."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    if flag is None and version_tuple(trt.__version__) < (11,):
+        raise BackendUnavailableError(
+            f"TensorRT {trt.__version__} has no strongly typed networks, without which it would choose the precision "
+            "itself; update it: pip install 'cellseg-deploy[tensorrt]'"
+        )
+    return 0 if flag is None else 1 << int(flag)
+
+
+def parse(parser: Any, model: ModelFile, logger: Any) -> None:
+    """Parse the bytes of ``model``; raises ``ModelError`` that names each node the parser stumbled over."""
+    parsed = parser.parse(model.data)
+    errors = [_describe_error(parser.get_error(i)) for i in range(parser.num_errors)]
+    if parsed and not errors:
+        return
+    shown = errors[:_SHOWN_ERRORS]
+    if len(errors) > len(shown):
+        shown.append(f"and {len(errors) - len(shown)} more")
+    reasons = "\n  - ".join(shown) or why(logger)
+    raise ModelError(f"{model.path}: TensorRT's parser refuses the graph:\n  - {reasons}")
+
+
+def check_network(trt: Any, network: Any, model: ModelFile) -> None:
+    """Raise ``ModelError`` unless the parsed network takes and gives what the model promises.
+
+    The parser says yes to bytes that are no model at all, and leaves the network empty.
+    """
+    spec, size = model.spec, model.spec.tile_size
+    expected = [
+        (INPUT_NAME, trt.DataType.UINT8, (-1, size, size, 3)),
+        (OUTPUT_NAME, trt.DataType.FLOAT, (-1, len(spec.channels), size, size)),
+    ]
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    found = [(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
+    if found != expected:
+        raise ModelError(
+            f"{model.path}: TensorRT reads inputs and outputs as {_signature(found)}; expected {_signature(expected)}"
+        )
+
+
+def configure(trt: Any, config: Any, options: BuildOptions, compute_capabilities: Sequence[str] = ()) -> None:
+    """Put ``options`` into the builder configuration. Raises ``UsageError`` for one that this TensorRT lacks."""
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    config.builder_optimization_level = options.optimization_level
+    # On by default in TensorRT, for fp32 matrices and convolutions, from Ampere on.
+    if options.tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatibility != "none":
+        config.hardware_compatibility_level = _member(
+            trt, "HardwareCompatibilityLevel", _HARDWARE[options.hardware_compatibility]
+        )
+    if compute_capabilities:
+        config.num_compute_capabilities = len(compute_capabilities)
+        for i, capability in enumerate(compute_capabilities):
+            if config.set_compute_capability(_member(trt, "ComputeCapability", f"SM{capability}"), i) is False:
+                raise UsageError(f"TensorRT {trt.__version__} does not build for compute capability {capability}")
+
+
+def add_profile(builder: Any, config: Any, profile: BatchProfile, spec: ModelSpec, logger: Any) -> None:
+    """Declare the batch sizes of ``profile``. Raises ``ModelError`` if TensorRT does not take them."""
+    shapes = _make(builder.create_optimization_profile, "optimisation profile", logger)
+    try:
+        shapes.set_shape(INPUT_NAME, *profile.input_shapes(spec))
+        index = config.add_optimization_profile(shapes)
+    except ValueError as error:
+        raise ModelError(f"TensorRT does not take batches of {profile}: {error}") from error
+    if index != 0:
+        raise ModelError(f"TensorRT does not take batches of {profile}: {why(logger)}")
+
+
+def _make(maker: Any, what: str, logger: Any) -> Any:
+    """What ``maker`` gives; None, or pybind11's TypeError for a constructor that found nothing, become our error."""
+    try:
+        made = maker()
+    except (TypeError, RuntimeError) as error:
+        raise BackendUnavailableError(
+            f"TensorRT could not make its {what} ({_first_line(error)}): {why(logger)}; is there an NVIDIA GPU and a "
+            "driver that fits? See nvidia-smi"
+        ) from error
+    if made is None:
+        raise BackendUnavailableError(f"TensorRT could not make its {what}: {why(logger)}")
+    return made
+
+
+def _describe_error(error: Any) -> str:
+    """``encoder.blocks.0.attn/Softmax (Softmax): reason [code]``; old parsers know only the number of a node."""
+    name = _ask(error, "node_name") or f"node {_ask(error, 'node')}"
+    operator = _ask(error, "node_operator")
+    text = " ".join(str(_ask(error, "desc")).split())
+    return f"{name}{f' ({operator})' if operator else ''}: {text} [{_ask(error, 'code')}]"
+
+
+def _ask(error: Any, what: str) -> Any:
+    method = getattr(error, what, None)
+    return None if method is None else method()
+
+
+def _member(trt: Any, enum: str, name: str) -> Any:
+    value = getattr(getattr(trt, enum, None), name, None)
+    if value is None:
+        raise UsageError(f"TensorRT {trt.__version__} has no {enum}.{name}; update it, or leave that option out")
+    return value
+
+
+def _use_timing_cache(config: Any, cache: TimingCache) -> None:
+    known = cache.read()
+    made = config.create_timing_cache(known)
+    if made is not None and config.set_timing_cache(made, ignore_mismatch=False):
+        cache.note = f"timing cache of {len(known)} bytes used from {cache.path}" if known else ""
+        return
+    # Of another TensorRT or GPU: useless but harmless. It is told, and replaced after the build.
+    cache.note = f"{cache.path}: this timing cache is of another TensorRT or GPU; it was not used"
+    _log.warning("%s", cache.note)
+    made = config.create_timing_cache(b"")
+    if made is None or not config.set_timing_cache(made, ignore_mismatch=False):
+        raise ModelError("TensorRT could not make an empty timing cache")
+
+
+def _save_timing_cache(config: Any, cache: TimingCache) -> None:
+    made = config.get_timing_cache()
+    data = None if made is None else made.serialize()
+    if data is None:
+        raise ModelError("TensorRT did not give back the timing cache after the build")
+    cache.write(bytes(data))
+
+
+def _signature(tensors: Sequence[tuple[str, Any, tuple[int, ...]]]) -> str:
+    parts = [f"{name}: {str(dtype).rpartition('.')[2].lower()} {shape}" for name, dtype, shape in tensors]
+    return ", ".join(parts) or "nothing at all"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

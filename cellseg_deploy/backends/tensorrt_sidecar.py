@@ -1,0 +1,166 @@
+"""``MODEL.engine.json``: what an engine is, what it was built on, and whether it may be opened here.
+
+An engine is a program for one kind of GPU and one TensorRT, and its bytes say neither what network it is nor where it
+came from. Opening it runs code. So the file beside it names all of this, with the SHA-256 of the engine, and the engine
+is handed to TensorRT only after the hash and the machine were checked.
+
+The hash guards against damaged, renamed and mixed-up files. Whoever can write to the folder can write both files: take
+engines from places you trust, or build them yourself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from cellseg_deploy.backends.tensorrt_buffers import BatchProfile
+from cellseg_deploy.errors import ModelError, UsageError
+from cellseg_deploy.model_spec import ModelSpec, check, from_json, to_json
+
+SIDECAR_VERSION = 1
+SUFFIX = ".engine"
+
+HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+_REBUILD = "build it again on this machine: cellseg-export tensorrt MODEL.onnx -o MODEL.engine"
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an engine is built or opened. ``compute_capability``: as ``"8.6"``. ``cuda``: version of the runtime
+    library, ``driver``: of the NVIDIA driver, both for the record only."""
+
+    gpu: str
+    compute_capability: str
+    tensorrt: str
+    cuda: str = "unknown"
+    driver: str = "unknown"
+
+
+class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True):
+    """Description of one engine file.
+
+    ``engine_sha256``: of the engine's bytes. ``onnx_sha256``, ``model_identity``: of the ONNX file it was built from
+    (see ``model_file``). ``precision``: of that file's weights. ``profile``: tiles a call. ``version_compatible``,
+    ``hardware_compatibility``: how far from ``built_on`` it may be opened. ``tf32``: whether fp32 products may be
+    rounded to 10 bits. ``spec``: its ``parity`` is a sentence on how the counts of this engine were compared, not those
+    of the ONNX file; ``parity_report``: the whole gate.
+    """
+
+    sidecar_version: int = SIDECAR_VERSION
+    engine_sha256: str
+    engine_bytes: int
+    onnx_name: str
+    onnx_sha256: str
+    model_identity: str
+    precision: str
+    built_on: Machine
+    profile: BatchProfile
+    workspace_mib: int | None
+    optimization_level: int
+    version_compatible: bool
+    hardware_compatibility: HardwareCompatibility
+    tf32: bool
+    spec: ModelSpec
+    parity_report: dict[str, Any] | None = None
+
+
+def sidecar_path(engine: Path) -> Path:
+    """``MODEL.engine.json`` for ``MODEL.engine``."""
+    return engine.with_name(engine.name + ".json")
+
+
+def write_sidecar(engine: Path, sidecar: EngineSidecar) -> None:
+    """Write ``sidecar`` beside ``engine``, whole or not at all. Raises ``OutputError``."""
+    from cellseg_deploy.outputs.atomic import write_bytes
+
+    write_bytes(sidecar_path(engine), to_bytes(sidecar))
+
+
+def to_bytes(sidecar: EngineSidecar) -> bytes:
+    """``sidecar`` as indented JSON, ending in a newline."""
+    return msgspec.json.format(msgspec.json.encode(sidecar), indent=2) + b"\n"
+
+
+def read_sidecar(engine: Path) -> EngineSidecar:
+    """The checked sidecar of ``engine``. Raises ``ModelError`` if it is missing or does not fit."""
+    path = sidecar_path(engine)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: the description of the engine is missing ({error.strerror}); without it none is opened; "
+            f"copy both files together, or {_REBUILD}"
+        ) from error
+    try:
+        loose = msgspec.json.decode(data)
+        version = loose.get("sidecar_version") if isinstance(loose, dict) else None
+        if version != SIDECAR_VERSION:
+            raise ModelError(
+                f"{path}: the description of the engine has version {version}, this program reads {SIDECAR_VERSION}; "
+                f"{_REBUILD}"
+            )
+        sidecar = msgspec.convert(loose, EngineSidecar)
+    except (msgspec.DecodeError, msgspec.ValidationError, UsageError) as error:
+        raise ModelError(f"{path}: not the description of an engine: {error}; {_REBUILD}") from error
+    from_json(to_json(sidecar.spec), source=str(path))  # its version, too
+    check(sidecar.spec, source=str(path))
+    return sidecar
+
+
+def misfits(sidecar: EngineSidecar, here: Machine) -> list[str]:
+    """Why an engine must not be opened on ``here``; empty if it may.
+
+    Rules of TensorRT: the same version, unless built version compatible (then the same major version, not older); the
+    same GPU model, unless built for ``ampere_plus`` (compute capability 8.0 or more) or ``same_compute_capability``.
+    """
+    built = sidecar.built_on
+    problems = []
+    if sidecar.version_compatible:
+        then, now = version_tuple(built.tensorrt), version_tuple(here.tensorrt)
+        if then[:1] != now[:1] or now < then:
+            problems.append(
+                f"it was built with TensorRT {built.tensorrt} for this and later versions of the same major version, "
+                f"here is {here.tensorrt}"
+            )
+    elif built.tensorrt != here.tensorrt:
+        problems.append(f"it was built with TensorRT {built.tensorrt}, here is {here.tensorrt}")
+    same_capability = built.compute_capability == here.compute_capability
+    if sidecar.hardware_compatibility == "ampere_plus":
+        if version_tuple(here.compute_capability) < (8, 0):
+            problems.append(f"it needs compute capability 8.0 or more, {here.gpu} has {here.compute_capability}")
+    elif not same_capability:
+        problems.append(
+            f"it was built for {built.gpu} of compute capability {built.compute_capability}, here is {here.gpu} of "
+            f"{here.compute_capability}"
+        )
+    elif sidecar.hardware_compatibility == "none" and built.gpu != here.gpu:
+        problems.append(f"it was built on {built.gpu}, here is {here.gpu}")
+    return problems
+
+
+def check_engine(engine: Path, data: bytes, sidecar: EngineSidecar, here: Machine, *, how_to_rebuild: str = "") -> None:
+    """Raise ``ModelError`` unless ``data``, the bytes of the file ``engine``, are those that ``sidecar`` describes and
+    may be opened on ``here``. Comes before TensorRT sees them. ``how_to_rebuild``: last words of the message."""
+    cure = how_to_rebuild or _REBUILD
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sidecar.engine_sha256:
+        raise ModelError(
+            f"{engine}: not the engine that its description is of, or damaged: SHA-256 {digest[:12]}..., expected "
+            f"{sidecar.engine_sha256[:12]}...; {cure}"
+        )
+    problems = misfits(sidecar, here)
+    if problems:
+        raise ModelError(f"{engine}: this engine is not for this machine: {'; '.join(problems)}; {cure}")
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """``"10.13.0.35"`` as (10, 13, 0, 35); anything after the leading numbers is left out."""
+    numbers = []
+    for part in text.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)

@@ -1,0 +1,43 @@
+"""A hidden folder to make a file in that other programs must be able to open before it gets its name.
+
+It lies beside the final file, so that a rename is enough at the end, and is locked while its process lives: what a
+killed process left is told by the lock that nobody holds, and removed by the next one.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cellseg_deploy.errors import OutputError
+from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, make_folder
+from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
+
+
+@contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """A new folder within ``folder`` (which exists), gone with all that is in it when the block ends.
+
+    Raises ``OutputError`` if it cannot be made.
+    """
+    _remove_abandoned(folder)
+    place = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    make_folder(place)
+    try:
+        with exclusive(place):
+            yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)  # the block's own error is the one to report
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for lock in folder.glob(f"{TEMPORARY_PREFIX}*/{LOCK_NAME}"):
+        try:
+            with exclusive(lock.parent):
+                pass
+        except OutputError:  # in use, or somebody else's: not ours to remove
+            continue
+        shutil.rmtree(lock.parent, ignore_errors=True)

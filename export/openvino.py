@@ -1,0 +1,224 @@
+"""A model file, or a trained network, to OpenVINO's .xml and .bin, handed over only if it counts the same cells.
+
+model -> OpenVINO network, ModelSpec in rt_info -> temporary pair -> OpenVINO against its origin on images -> MODEL.xml
+                                                       |                                                   MODEL.bin
+                                                       +-> MODEL.xml.parity.json; refused: MODEL.xml.refused.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cellseg_deploy.backends.openvino import OpenVinoBackend, import_openvino
+from cellseg_deploy.backends.openvino_ir import SUFFIX, IrFacts, weights_path, write_rt_info
+from cellseg_deploy.errors import ModelError, OutputError, UsageError
+from cellseg_deploy.model_file import ModelFile, read_model_file
+from cellseg_deploy.model_spec import ModelSpec
+from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX
+from cellseg_deploy.outputs.workspace import workspace
+from cellseg_deploy.parity import ParityPolicy, ParityReport, policy_for
+from cellseg_deploy.parity_records import ParityRecord
+from cellseg_export.judge import judge
+from cellseg_export.record import record_form
+from cellseg_export.verify import GateImages, sample_images, verify
+
+Weights = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class ExportedIr:
+    """``path``: the .xml. ``report``: the gate's, also at ``report_path``. ``record``: None if nothing was verified."""
+
+    path: Path
+    report: ParityReport
+    report_path: Path
+    spec: ModelSpec
+    facts: IrFacts
+    record: ParityRecord | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an OpenVINO form is made from. ``file``: the checked ONNX file. ``path``: what the user gave."""
+
+    path: Path
+    file: ModelFile
+    reference: Backend
+
+
+def report_path_of(path: Path) -> Path:
+    """Where the gate's report of the .xml ``path`` lies: beside it, apart from that of an .onnx of its name."""
+    return path.with_name(path.name + ".parity.json")
+
+
+def export_openvino(
+    source: Path,
+    path: Path,
+    *,
+    weights: Weights = "fp32",
+    precision: Precision = "fp32",
+    images: GateImages | None = None,
+    policy: ParityPolicy | None = None,
+    unverified: bool = False,
+    tile_batch: int = 8,
+    threads: int | None = None,
+    on_image: Callable[[str], None] = lambda _: None,
+) -> ExportedIr:
+    """Write ``source`` (an .onnx, a run folder or its .safetensors) to ``path`` (ending in .xml) and its .bin.
+
+    ``weights``: how they are stored; fp16 halves the file and rounds them. ``precision``: arithmetic in which it is
+    compared and recorded; the pair itself runs in either. ``images``, ``policy``, ``unverified``, ``tile_batch``: as in
+    ``export_onnx``. A pair that was at ``path`` before stays as it is if the gate refuses the new one.
+
+    Raises ``ParityError`` (the report is written first), ``ModelError``, ``BackendUnavailableError`` without OpenVINO,
+    ONNX Runtime or, for bf16, a CPU that has it, ``OutputError``, ``UsageError``.
+    """
+    check_output(path)
+    ov = import_openvino()
+    policy = policy or policy_for("bf16" if precision == "bf16" else weights)
+    with open_origin(source, threads) as origin:
+        model = read_network(ov, origin.file)
+        facts = IrFacts(
+            model_identity=origin.file.identity,
+            onnx_sha256=origin.file.file_sha256,
+            precision="fp32",
+            weights="fp16" if weights == "fp16" or origin.file.precision == "fp16" else "fp32",
+            made_with={"openvino": str(ov.__version__)},
+        )
+        return hand_over(
+            ov,
+            model,
+            facts,
+            origin,
+            path,
+            images=images or sample_images(origin.file.spec),
+            policy=policy,
+            precision=precision,
+            unverified=unverified,
+            tile_batch=tile_batch,
+            threads=threads,
+            on_image=on_image,
+        )
+
+
+def hand_over(
+    ov: Any,
+    model: Any,
+    facts: IrFacts,
+    origin: Origin,
+    path: Path,
+    *,
+    images: GateImages,
+    policy: ParityPolicy,
+    precision: str = "fp32",
+    unverified: bool = False,
+    tile_batch: int = 8,
+    threads: int | None = None,
+    on_image: Callable[[str], None] = lambda _: None,
+) -> ExportedIr:
+    """Write ``model`` (openvino.Model) to ``path`` if the gate lets it pass, with its record; errors as
+    ``export_openvino``."""
+    report_path = report_path_of(path)
+    record = None
+    with workspace(path.parent) as place:
+        temporary = place / path.name
+        spec = msgspec.structs.replace(origin.file.spec, parity="unverified")
+        facts = save_pair(ov, model, spec, facts, temporary)
+        # Not cached: the folder of compiled networks would keep every attempt.
+        with OpenVinoBackend(temporary, threads=threads, precision=precision, use_cache=False) as candidate:
+            report = verify(origin.reference, candidate, images, policy, batch_size=tile_batch, on_image=on_image)
+            report = _without_temporary(report, path, facts)
+            spec = msgspec.structs.replace(spec, parity=judge(report, path, report_path, unverified=unverified))
+            save_pair(ov, model, spec, facts, temporary)
+            _move(temporary, path)
+            if report.verdict == "passed":
+                record = record_form(
+                    report, origin.reference, candidate, path, images, (path, origin.path), batch_size=tile_batch
+                )
+    return ExportedIr(path, report, report_path, spec, facts, record)
+
+
+@contextmanager
+def open_origin(source: Path, threads: int | None = None) -> Iterator[Origin]:
+    """``source`` as a checked ONNX file, and what a form of it is compared with: ONNX Runtime for an .onnx, PyTorch for
+    a training run, which goes through a temporary ONNX file."""
+    if source.suffix.lower() == ".onnx":
+        with OnnxRuntimeBackend(source, threads=threads) as reference:
+            yield Origin(source, reference.model_file, reference)
+        return
+    if not source.is_dir() and source.suffix.lower() != ".safetensors":
+        raise UsageError(f"{source}: expected an .onnx, a training run folder or its model.safetensors")
+    import tempfile
+
+    from cellseg_export.onnx import write_graph
+    from cellseg_export.torch_backend import TorchBackend
+    from cellseg_train.checkpoint import load_network
+
+    network = load_network(source)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder:
+        write_graph(network, Path(folder) / "model.onnx")
+        file = read_model_file(Path(folder) / "model.onnx")
+    yield Origin(source, file, TorchBackend(network))
+
+
+def read_network(ov: Any, file: ModelFile) -> Any:
+    """The openvino.Model of a checked ONNX file. Raises ``ModelError`` where OpenVINO cannot read it."""
+    try:
+        return ov.Core().read_model(file.data)
+    except Exception as error:  # OpenVINO raises plain RuntimeError
+        raise ModelError(f"{file.path}: OpenVINO {ov.__version__} cannot read the model: {error}") from error
+
+
+def save_pair(ov: Any, model: Any, spec: ModelSpec, facts: IrFacts, path: Path) -> IrFacts:
+    """Write ``model`` to ``path`` and its .bin with ``spec`` and ``facts``, which get the hash of the .bin.
+
+    ``facts.weights`` decides how floats are stored. Raises ``OutputError``.
+    """
+    half = facts.weights == "fp16"
+    try:
+        ov.save_model(model, path, compress_to_fp16=half)
+        with weights_path(path).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        facts = msgspec.structs.replace(facts, bin_sha256=digest)
+        write_rt_info(model, spec, facts)
+        ov.save_model(model, path, compress_to_fp16=half)  # the .xml names the hash of the .bin, so it comes second
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{path}: cannot be written ({error}); check free space and permissions") from error
+    return facts
+
+
+def check_output(path: Path) -> None:
+    """Raise ``UsageError`` or ``OutputError`` before any work is done for a ``path`` that cannot be written."""
+    if path.suffix.lower() != SUFFIX:
+        raise UsageError(f"{path}: the name of an OpenVINO model must end in {SUFFIX}; its .bin gets the same name")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder; make it, or choose another -o")
+    for part in (path, weights_path(path)):
+        if part.is_dir():
+            raise OutputError(f"{part}: there is a folder of that name; choose another -o")
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Give the pair its name, weights first: a crash between leaves two files that are known not to fit."""
+    try:
+        weights_path(temporary).replace(weights_path(path))
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _without_temporary(report: ParityReport, path: Path, facts: IrFacts) -> ParityReport:
+    """``report`` with the name the file will have and what it is made of; the hash of the .xml is not yet known."""
+    details = {key: value for key, value in report.candidate.details.items() if key != "model_file_sha256"}
+    details |= {"model_path": str(path), "weights": facts.weights, "bin_sha256": facts.bin_sha256}
+    return replace(report, candidate=replace(report.candidate, details=details))
