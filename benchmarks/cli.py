@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cellseg_benchmarks.cli_robustness import robustness_command
 from cellseg_benchmarks.cli_study import study_command
 from cellseg_deploy.cli import _common
 
@@ -114,6 +115,7 @@ def network_command(output: Path, encoder: str, tiles: int, epochs: int, seed: i
 
 
 command.add_command(study_command)
+command.add_command(robustness_command)
 
 
 def main() -> None:

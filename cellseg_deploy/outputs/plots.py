@@ -78,6 +78,28 @@ def reliability_png(found: Reliability, *, title: str) -> bytes:
     return _png(figure)
 
 
+def curves_png(
+    panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]]]], *, y_label: str, title: str = ""
+) -> bytes:
+    """A panel for each of ``panels``: its title, and by name the x and y of its curves. x is a factor: 1 is marked."""
+    columns = min(2, len(panels))
+    n_rows = -(-len(panels) // columns)
+    figure, axes = _figure(n_rows, columns, (6.2 * columns, 3.6 * n_rows))
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (name, curves) in zip(axes, panels, strict=False):
+        for colour, (label, (x, y)) in zip(_colours(len(curves)), curves.items(), strict=True):
+            axis.plot(x, y, marker=".", color=colour, label=label)
+        axis.axvline(1, color="0.6", linewidth=1, linestyle="--")
+        axis.set_ylim(0, 1)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("factor")
+        axis.set_ylabel(y_label)
+    axes[0].legend(fontsize=8, loc="center left")
+    figure.suptitle(title, fontsize=11)
+    return _png(figure)
+
+
 def histograms_png(panels: Sequence[tuple[str, npt.NDArray[np.float64], float | None, str]], *, title: str) -> bytes:
     """A histogram for each of ``panels``: axis label, values, a value to mark (None: none) and what it is."""
     columns = min(3, len(panels))
