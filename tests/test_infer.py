@@ -462,3 +462,18 @@ def test_options_default_to_those_of_the_library() -> None:
     defaults = command.make_context("cellseg-infer", ["in", "-o", "out"]).params
     assert defaults["batch_size"] == BATCH_SIZE
     assert (defaults["overwrite"], defaults["save"]) == (RunOptions().overwrite, "labels,overlays")
+
+
+@pytest.mark.parametrize("option", [["--ort-provider", "cuda"], ["--rebuild"], ["--streams", "2"], ["--cuda-graph"]])
+def test_explain_takes_no_option_that_it_would_not_show(
+    option: list[str], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer("--explain", "--model", model, *option) == 2
+    assert f"{option[0]} and --explain exclude each other" in capsys.readouterr().err
+
+
+def test_a_cuda_graph_needs_tensorrt(
+    model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(smears, "-o", tmp_path / "out", "--model", model, "--cuda-graph") == 2
+    assert "--cuda-graph belongs to --backend tensorrt" in capsys.readouterr().err

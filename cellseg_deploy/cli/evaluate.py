@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ONLY_WITH_A_MODEL = (
     *("model", "task", "scale", "cell_diameter", "batch_size", "device", "backend", "precision"),
-    *("ort_provider", "rebuild", "threads", "streams", "halo", "max_pixels", "bit_depth", "save_labels"),
+    *("ort_provider", "rebuild", "cuda_graph", "threads", "streams", "halo", "max_pixels", "bit_depth", "save_labels"),
 )
 
 _EPILOG = """\b
@@ -75,6 +75,7 @@ def command(
     backend: str,
     ort_provider: str | None,
     rebuild: bool,
+    cuda_graph: bool,
     precision: str | None,
     threads: int | None,
     streams: int | None,
@@ -115,6 +116,7 @@ def command(
                     halo=halo,
                     threads=threads,
                     rebuild=rebuild,
+                    cuda_graph=cuda_graph,
                     ort_provider=ort_provider,
                     precision=precision,
                     streams=streams,
@@ -150,14 +152,8 @@ def _judged_folder(context: click.Context, images: Path | None, labels: Path | N
         return images
     if images is not None:
         raise click.UsageError("--images and --labels exclude each other: a model's cells are judged, or given labels")
-    given = [
-        name
-        for name in _ONLY_WITH_A_MODEL
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        option = f"--{given[0].replace('_', '-')}"
-        raise click.UsageError(f"{option} and --labels exclude each other: given labels are judged without a model")
+    without_model = "and --labels exclude each other: given labels are judged without a model"
+    _common.refuse_options(context, _ONLY_WITH_A_MODEL, without_model)
     return labels
 
 
