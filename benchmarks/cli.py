@@ -32,6 +32,7 @@ def command() -> None:
 @click.option("--images", metavar="DIR", type=_FOLDER, help="Images to compare on.  [default: sample smears]")
 @click.option("--masks", metavar="DIR", type=_FOLDER, help="Their true masks.")
 @click.option("--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
 @click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
 def parity_command(
     network: Path | None,
@@ -40,6 +41,7 @@ def parity_command(
     images: Path | None,
     masks: Path | None,
     tile_batch: int,
+    threads: int | None,
     quiet: bool,
 ) -> int:
     """Make every form of a network with cellseg-export and show the gate's verdicts side by side.
@@ -53,19 +55,23 @@ def parity_command(
         raise click.UsageError("--images and --masks belong together: INT8 is judged by true cells")
 
     from cellseg_benchmarks.parity_table import DEFAULT_FORMS, TABLE_FILE, TABLE_TEXT, forms_named, parity_table
-    from cellseg_deploy.errors import ModelError, OutputError, ParityError
+    from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
     from cellseg_deploy.models import default_weights_path
     from cellseg_deploy.outputs.atomic import make_folder, write_bytes
 
     network = network or default_weights_path()
     if not network.exists():
         raise ModelError(f"{network}: no such file or folder; give a run folder or its model.safetensors")
+    if not network.is_dir() and network.suffix.lower() != ".safetensors":
+        raise UsageError(f"{network}: expected a run folder or its model.safetensors, from which every form is made")
     names = DEFAULT_FORMS if forms is None else [name.strip() for name in forms.split(",")]
     forms_named(names)  # raises before anything is made
     if output.exists() and not (output / TABLE_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output}: exists and is not the folder of such a table; choose another -o")
     make_folder(output)
     gate = ["--tile-batch", str(tile_batch)]
+    if threads is not None:
+        gate += ["--threads", str(threads)]
     if images is not None and masks is not None:
         gate += ["--images", str(images), "--masks", str(masks)]
     table = parity_table(

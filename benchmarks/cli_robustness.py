@@ -52,8 +52,8 @@ def robustness_command(
 
     with ExitStack() as stack:
         segmenters = {
-            name: stack.enter_context(Segmenter.from_file(model, cell_diameter_px=diameter, threads=threads))
-            for name, diameter in ((robustness.FIXED, None), (robustness.AUTO, "auto"))
+            robustness.FIXED: stack.enter_context(Segmenter.from_file(model, threads=threads)),
+            robustness.AUTO: stack.enter_context(Segmenter.from_file(model, cell_diameter_px="auto", threads=threads)),
         }
         shifted = robustness.conditions(segmenters, lambda: _pairs(images, masks), say=say)
         crowded = robustness.crowding(segmenters, say=say)

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import click
 
 from cellseg_deploy.cli import _common
-from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError
-from cellseg_deploy.outputs.atomic import make_folder, write_bytes
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, UsageError
+from cellseg_deploy.outputs.atomic import make_folder, write_bytes, writing
 
 Status = Literal["passed", "failed", "skipped"]
 REPORT_VERSION = 2
@@ -79,7 +79,7 @@ class Form:
 
     name: str
     file: Path
-    settings: dict[str, str]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,20 @@ Say = Callable[[str], None]
 
 def steps_for(model: Path, out: Path) -> list[Step]:
     """What to try with ``model``, in order; files go to ``out``. Forms on the GPU are compared with the CPU."""
-    made = ("fp16.onnx", "model.xml", "fp16.engine", "fp32.engine")
-    half, openvino, engine, engine32 = (str(out / name) for name in made)
+    made = ("fp16.onnx", "mixed.onnx", "model.xml", "bf16.xml", "int8.xml", "fp16.engine", "fp32.engine")
+    half, mixed, openvino, bf16, int8, engine, engine32 = (str(out / name) for name in made)
     verify = (*_EXPORT, "verify", "--device", "cuda", "--reference-device", "cpu", str(model))
     return [
         Step("FP16 ONNX", (*_EXPORT, "onnx", str(model), "-o", half, "--precision", "fp16"), half),
-        Step("OpenVINO", (*_EXPORT, "openvino", str(model), "-o", openvino), openvino),
+        Step("mixed ONNX", (*_EXPORT, "onnx", str(model), "-o", mixed, "--precision", "mixed"), mixed),
+        Step("OpenVINO, fp32", (*_EXPORT, "openvino", str(model), "-o", openvino), openvino),
+        Step("OpenVINO, bf16", (*_EXPORT, "openvino", str(model), "-o", bf16, "--precision", "bf16"), bf16),
+        Step("OpenVINO, int8", (*_EXPORT, "int8", str(model), "-o", int8), int8),
         Step("TensorRT-RTX builds ahead of time", (*_EXPORT, "tensorrt", str(model), "--check-only")),
         Step("ONNX Runtime CUDA, fp32", (*verify, str(model))),
         Step("ONNX Runtime CUDA, fp16", (*verify, half), needs=(half,)),
+        Step("ONNX Runtime CUDA, mixed", (*verify, mixed), needs=(mixed,)),
+        Step("ONNX Runtime TensorRT provider, fp16", (*verify, half, "--ort-provider", "tensorrt"), needs=(half,)),
         Step("TensorRT engine, fp16", (*_EXPORT, "tensorrt", str(model), "-o", engine), engine),
         Step(
             "TensorRT engine, fp32",
@@ -166,23 +171,33 @@ def steps_for(model: Path, out: Path) -> list[Step]:
 def forms_to_time(model: Path, out: Path) -> list[Form]:
     """Forms of the latency table, the CPU's first."""
 
-    def form(name: str, file: Path, backend: str, device: str = "cuda", **more: str) -> Form:
+    def form(name: str, file: Path, backend: str, device: str = "cuda", **more: Any) -> Form:
         return Form(name, file, {"backend": backend, "device": device} | more)
 
-    half = out / "fp16.onnx"
+    half, engine = out / "fp16.onnx", out / "fp16.engine"
     return [
         form("onnx fp32", model, "onnxruntime", "cpu"),
-        form("openvino fp32", model, "openvino", "cpu"),
+        form("openvino fp32", out / "model.xml", "openvino", "cpu"),
+        form("openvino bf16", out / "bf16.xml", "openvino", "cpu", precision="bf16"),
+        form("openvino int8", out / "int8.xml", "openvino", "cpu"),
         form("onnx fp32", model, "onnxruntime"),
         form("onnx fp16", half, "onnxruntime"),
+        form("onnx mixed", out / "mixed.onnx", "onnxruntime"),
         form("onnx fp16, TensorRT provider", half, "onnxruntime", ort_provider="tensorrt"),
         form("engine fp32", out / "fp32.engine", "tensorrt"),
-        form("engine fp16", out / "fp16.engine", "tensorrt"),
+        form("engine fp16", engine, "tensorrt"),
+        form("engine fp16, CUDA graph", engine, "tensorrt", cuda_graph=True),
     ]
 
 
 def run_step(step: Step, run: Run) -> Result:
-    """Try ``step``; one whose files are missing, or whose engine or device is not here, is skipped."""
+    """Try ``step``; one whose files are missing, or whose engine or device is not here, is skipped.
+
+    What an earlier check left at ``makes`` goes first: only what this one made is compared and timed.
+    """
+    if step.makes:
+        with writing(Path(step.makes)):
+            Path(step.makes).unlink(missing_ok=True)
     command = " ".join(("python", *step.command))
     missing = [name for name in step.needs if not Path(name).is_file()]
     if missing:
@@ -235,7 +250,7 @@ def time_form(form: Form, run: Run) -> list[Latency]:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("settings", type=json.loads)
-def time_command(file: Path, settings: dict[str, str]) -> None:
+def time_command(file: Path, settings: dict[str, Any]) -> None:
     """Time FILE, opened with SETTINGS, on a sample smear; one line of JSON."""
     import msgspec
 
@@ -244,7 +259,7 @@ def time_command(file: Path, settings: dict[str, str]) -> None:
     from cellseg_export.record import time_backend
     from cellseg_export.verify import sample_images
 
-    with open_backend(file, **settings) as backend:  # type: ignore[arg-type]
+    with open_backend(file, **settings) as backend:
         _, image_hwc = next(sample_images(backend.spec, 1).load())
         tile = middle_tile(backend.spec, image_hwc)
         timings = [time_backend(backend, tile, batch_size=n) for n in BATCHES]
@@ -316,6 +331,8 @@ def command(model: Path | None, output: Path) -> int:
         model = default_model_path()
     if not model.is_file():
         raise ModelError(f"{model}: no such file; give an .onnx model with --model")
+    if model.resolve().parent == output.resolve():
+        raise UsageError(f"{output}: the model lies there, and the files of an earlier check go; choose another -o")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: not a folder; choose another -o")
     make_folder(output)

@@ -28,7 +28,7 @@ from cellseg_train.losses import segmentation_loss
 from cellseg_train.model import CellSegNet, enliven_layer_scale, normalise
 from cellseg_train.optim import make_optimizer, make_schedule
 
-LAYER_SCALE = 0.1
+LAYER_SCALE = 0.2
 SMEARS, VALIDATION_SMEARS = 40, 3
 SMEAR_HW = (900, 1200)
 TILE_BATCH = 8

@@ -162,7 +162,12 @@ def _rows_of(path: Path, table: Table) -> dict[str, Row]:
         old, new = getattr(earlier, what), getattr(table, what)
         if old != new:
             raise OutputError(f"{path} is of another {what}: {old}, now {new}; choose another folder")
-    return {row.form: row for row in earlier.rows if row.verdict != "not run" and row.figures}
+    files = {form.name: path.parent / form.file for form in FORMS}
+    return {
+        row.form: row
+        for row in earlier.rows
+        if row.verdict != "not run" and row.figures and (row.megabytes is None or _is_whole(files[row.form]))
+    }
 
 
 def _sha256(network: Path) -> str:
@@ -253,8 +258,15 @@ def _truth(row: dict[str, Any] | None) -> str:
 
 
 def _megabytes(file: Path) -> float:
-    parts = (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,)
-    return sum(part.stat().st_size for part in parts) / 1e6
+    return sum(part.stat().st_size for part in _parts(file)) / 1e6
+
+
+def _is_whole(file: Path) -> bool:
+    return all(part.is_file() for part in _parts(file))
+
+
+def _parts(file: Path) -> tuple[Path, ...]:
+    return (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,)
 
 
 def _tail(text: str) -> str:

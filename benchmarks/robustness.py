@@ -32,7 +32,7 @@ CONDITIONS: dict[str, tuple[float, ...]] = {
     "brightness": (0.5, 0.7, 0.85, 1.0, 1.1, 1.2),
     "cast": (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3),
 }
-CROWDING: dict[str, dict[str, float]] = {
+CROWDING: dict[str, dict[str, Any]] = {  # of SmearParams
     "apart": {"clustering": 0.0, "overlap": 0.0, "rouleaux": 0.0},
     "touching": {"clustering": 0.7, "overlap": 0.0, "rouleaux": 0.0},
     "overlapping": {"clustering": 0.7, "overlap": 0.5, "rouleaux": 0.1},

@@ -43,7 +43,11 @@ class ModelFile:
 
 def read_model_file(path: Path) -> ModelFile:
     """Read and check the ``.onnx`` file ``path``; raises ``ModelError`` with one clear sentence."""
-    data = _read_bytes(path)
+    return check_model(path, _read_bytes(path))
+
+
+def check_model(path: Path, data: bytes) -> ModelFile:
+    """Check ``data``, the bytes of a model file that ``path`` names in messages; raises as ``read_model_file``."""
     model = _parse(path, data)
     if not model.graph.node:
         raise ModelError(f"{path}: the model has no node; the file is empty or cut short; copy or export it again")

@@ -54,6 +54,11 @@ class ParityPolicy:
         return f"{self.name}: {', '.join(limits)}, at least {self.min_cells} cells"
 
 
+def is_looser(policy: str, precision: str) -> bool:
+    """Whether the policy of that name asks less than the one for a form that computes in ``precision``."""
+    return POLICIES.index(policy) > POLICIES.index(policy_for(precision).name) if policy in POLICIES else True
+
+
 def policy_for(precision: str) -> ParityPolicy:
     """The policy of a form that computes in ``precision``: fp32, fp16, mixed (fp16 and fp32 blocks), bf16 or int8.
 

@@ -7,16 +7,25 @@ of one network (by its identity, which calibrating leaves alone), one file, one 
 from __future__ import annotations
 
 import hashlib
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from cellseg_deploy.errors import ModelError
+from cellseg_deploy.errors import ModelError, OutputInUseError
 from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.outputs.lock import exclusive
 
 RECORDS_VERSION = 1
 _SUFFIX = ".parity-records.json"
+_WAIT_SECONDS = 30.0
+# What may change in an .xml while the network stays: what it says of itself (see ``openvino_ir``), and names of layers,
+# which OpenVINO numbers anew each time it reads the model.
+_METADATA = re.compile(rb'<cellseg>.*</cellseg>|(?<=") name="[^"]*"(?= type=)', re.DOTALL)
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +40,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Verdict of the gate on one form, and how fast it was there.
 
-    ``file``: name of its file, beside the records. ``file_sha256``: of that file (of both, for an .xml and its .bin).
+    ``file``: name of its file, beside the records. ``file_sha256``: see ``form_sha256``.
     ``model_identity``: of the network (see ``model_file``). ``backend``, ``precision``: as a Backend names them;
     ``inference_precision``: what was asked of an engine that lets one choose, else empty. ``engine_version``: of the
     installed distribution. ``device_class``: see ``device_class``. ``reference``: name of the engine it was compared
@@ -102,21 +111,45 @@ def read_records(path: Path) -> tuple[ParityRecord, ...]:
 
 
 def add_record(path: Path, record: ParityRecord) -> None:
-    """Write ``record`` into the file ``path``, in place of one with its key. Raises ``ModelError``, ``OutputError``."""
-    kept = [other for other in read_records(path) if other.key != record.key]
-    records = tuple(sorted((*kept, record), key=lambda item: item.key))
-    content = _Content(records_version=RECORDS_VERSION, records=records)
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+    """Write ``record`` into the file ``path``, in place of one with its key. Raises ``ModelError``, ``OutputError``,
+    ``OutputInUseError`` if other programs write to that folder for half a minute."""
+    with _alone_in(path.parent):
+        kept = [other for other in read_records(path) if other.key != record.key]
+        records = tuple(sorted((*kept, record), key=lambda item: item.key))
+        content = _Content(records_version=RECORDS_VERSION, records=records)
+        write_bytes(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
 
 def form_sha256(path: Path) -> str:
-    """SHA-256 (hex) of the file ``path``, of an .xml followed by its .bin; "" if there is none."""
+    """SHA-256 (hex) of the file ``path``, of the network in an .xml followed by its .bin; "" if there is none."""
     digest = hashlib.sha256()
-    for part in (path, path.with_suffix(".bin")) if path.suffix.lower() == ".xml" else (path,):
-        try:
-            with part.open("rb") as stream:
-                while block := stream.read(2**20):
-                    digest.update(block)
-        except OSError:
-            return ""
+    weights = path
+    try:
+        if path.suffix.lower() == ".xml":
+            digest.update(_METADATA.sub(b"", path.read_bytes()))
+            weights = path.with_suffix(".bin")
+        with weights.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    except OSError:
+        return ""
     return digest.hexdigest()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold ``folder``; another export may be adding its own record, so wait for it."""
+    end = time.monotonic() + _WAIT_SECONDS
+    while True:
+        lock = exclusive(folder)
+        try:
+            lock.__enter__()
+            break
+        except OutputInUseError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)

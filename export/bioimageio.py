@@ -23,12 +23,19 @@ from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.model_file import ModelFile
 from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.outputs.workspace import workspace
 from cellseg_deploy.parity import middle_tile
 from cellseg_export.verify import sample_images
 
 FORMAT_VERSION = "0.5.3"
 _WEIGHTS, _DOCUMENTATION, _INPUT, _OUTPUT = "model.onnx", "README.md", "test-input.npy", "test-output.npy"
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+# Licences that weights come under. What a ModelSpec says is free text, and one word is not yet an identifier.
+_LICENCES = (
+    *("0BSD", "AGPL-3.0-only", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "GPL-3.0-only", "ISC", "MIT", "MPL-2.0"),
+    *("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-3.0", "CC-BY-NC-4.0"),
+    *("CC-BY-NC-SA-3.0", "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0", "CC-BY-ND-4.0", "Unlicense"),
+)
 _PAPERS = {
     "dinov2": ("Oquab et al. (2024): DINOv2: Learning Robust Visual Features without Supervision",
                "10.48550/arXiv.2304.07193"),
@@ -39,7 +46,8 @@ _PAPERS = {
 
 @dataclass(frozen=True)
 class Credits:
-    """``authors``: names of those who made the model. ``licence``: SPDX identifier, None for that of the weights.
+    """``authors``: names of those who made the model. ``licence``: SPDX identifier, None for that of the weights,
+    if the ModelSpec names one.
     ``cite``: (text, DOI) of what to cite beside the encoder's paper."""
 
     authors: tuple[str, ...] = ("made with cellseg-deploy",)
@@ -65,7 +73,11 @@ def export_bioimageio(
         raise UsageError(f"{path}: the name of the package must end in .zip")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; make it, or choose another -o")
-    with OnnxRuntimeBackend(source, threads=threads) as backend:
+    if path.is_dir():
+        raise OutputError(f"{path}: there is a folder of that name; choose another -o")
+    # The workspace is made for its check alone: a folder that cannot be written is told before any work.
+    with workspace(path.parent), OnnxRuntimeBackend(source, threads=threads) as backend:
+        licence_of(backend.spec, credits)  # raises before the network is run
         _, image_hwc = next(sample_images(backend.spec, 1).load())
         tile = middle_tile(backend.spec, image_hwc)
         answer = backend.predict(tile)
@@ -85,11 +97,7 @@ def export_bioimageio(
 def description(model: ModelFile, credits: Credits, files: dict[str, bytes], now: datetime.datetime) -> dict[str, Any]:
     """Content of rdf.yaml for ``model`` and the ``files`` of the package."""
     spec = model.spec
-    licence = spec.weights.licence if credits.licence is None else credits.licence
-    if not _SPDX.fullmatch(licence):
-        raise UsageError(
-            f"licence {licence!r} is no SPDX identifier such as MIT or Apache-2.0; name one with --licence"
-        )
+    licence = licence_of(spec, credits)
     if not credits.authors:
         raise UsageError("a package needs an author; name one with --author")
     return {
@@ -114,6 +122,22 @@ def description(model: ModelFile, credits: Credits, files: dict[str, bytes], now
         },
         "config": {"cellseg": {"model_identity": model.identity, "spec": msgspec.to_builtins(spec)}},
     }
+
+
+def licence_of(spec: ModelSpec, credits: Credits) -> str:
+    """SPDX identifier of the package's licence. Raises ``UsageError`` where nobody named one."""
+    if credits.licence is not None:
+        if not _SPDX.fullmatch(credits.licence):
+            raise UsageError(f"--licence {credits.licence!r} is no SPDX identifier such as MIT or CC-BY-4.0")
+        return credits.licence
+    text = spec.weights.licence.strip()
+    known = {name.lower(): name for name in _LICENCES}
+    if text.lower() not in known:
+        raise UsageError(
+            f"the model states its licence as {text!r}, which is no SPDX identifier such as MIT or CC-BY-4.0; "
+            "name the package's licence with --licence"
+        )
+    return known[text.lower()]
 
 
 def documentation(model: ModelFile) -> str:

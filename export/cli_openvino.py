@@ -92,7 +92,7 @@ def openvino_command(
     "--calibration",
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Images to take the ranges of activations from.  [default: those of --images]",
+    help="Images to take the ranges of activations from.  [default: those it is judged by]",
 )
 @click.option("--tiles", type=click.IntRange(8), default=128, show_default=True, help="Tiles to calibrate with.")
 @click.option(

@@ -68,7 +68,7 @@ def triton_command(
 @click.argument("source", metavar="MODEL.onnx", type=shared.PATH)
 @click.option("-o", "--output", required=True, metavar="PACKAGE.zip", type=shared.PATH, help="Package to write.")
 @click.option("--author", "authors", multiple=True, help="Who made the model; can be repeated.")
-@click.option("--licence", help="SPDX identifier.  [default: that of the weights]")
+@click.option("--licence", help="SPDX identifier, as CC-BY-4.0.  [default: what the model states, if it is one]")
 @shared.threads_option
 @_common.log_options
 def bioimageio_command(

@@ -19,6 +19,8 @@ Exit codes: 0 done, 2 usage, 3 an image cannot be read, 4 no image found, 5 mode
 does not count the same (or too few cells were seen to tell), 6 file cannot be written, 8 no GPU, TensorRT or driver.
 """
 
+_NOT_CHECKED = ("device", "images", "masks", "reference", "unverified", "timing_cache", "threads")
+
 
 @click.command("tensorrt", context_settings=SETTINGS, epilog=_EPILOG)
 @click.argument("model", metavar="MODEL.onnx", type=PATH)
@@ -70,7 +72,9 @@ does not count the same (or too few cells were seen to tell), 6 file cannot be w
 )
 @threads_option
 @_common.log_options
+@click.pass_context
 def tensorrt_command(
+    context: click.Context,
     model: Path,
     output: Path | None,
     precision: Precision,
@@ -114,6 +118,7 @@ def tensorrt_command(
     )
     say: Any = (lambda _: None) if quiet else (lambda text: click.echo(text, err=True))
     if check_only:
+        _common.refuse_options(context, _NOT_CHECKED, "and --check-only exclude each other: nothing is run or kept")
         _check(model, options, precision, compute_capabilities, say, quiet=quiet)
         return
     if compute_capabilities is not None:

@@ -39,6 +39,11 @@ _DEPLOYABLE = (".onnx", ".engine", ".xml")
 )
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of CANDIDATE in OpenVINO.")
 @click.option(
+    "--ort-provider",
+    type=click.Choice(["cuda", "tensorrt"]),
+    help="What ONNX Runtime runs CANDIDATE with on a GPU.  [default: cuda]",
+)
+@click.option(
     "--record",
     is_flag=True,
     help="Time both, and keep the verdict beside CANDIDATE, where cellseg-infer --backend auto looks for it.",
@@ -58,6 +63,7 @@ def verify_command(
     reference_device: str | None,
     backend: str | None,
     precision: str | None,
+    ort_provider: str | None,
     record: bool,
     tile_batch: int,
     threads: int | None,
@@ -71,6 +77,8 @@ def verify_command(
     true labels (--masks, or on the sample smears) both are judged by these too, side by side; int8 forms must be.
     """
     _common.set_up_logging(verbose)
+    if record and ort_provider == "tensorrt":
+        raise click.UsageError("--record keeps what --backend auto runs, and it never takes ONNX Runtime's TensorRT")
     if any(path.suffix.lower() not in _DEPLOYABLE for path in (reference, candidate)):
         _common.require_packages("export", "torch", "timm", "safetensors")
 
@@ -78,6 +86,7 @@ def verify_command(
     from cellseg_deploy.outputs import parity_picture
     from cellseg_deploy.outputs.atomic import write_bytes
     from cellseg_deploy.parity import policy_for
+    from cellseg_export.record import check_recordable, record_form
     from cellseg_export.verify import look_inside, open_form, sample_images, verify
 
     if picture is not None:
@@ -86,20 +95,30 @@ def verify_command(
     shared.set_threads(threads)
     with (
         open_form(reference, device=reference_device or device, threads=threads) as first,
-        open_form(candidate, device=device, threads=threads, backend=backend, precision=precision) as second,
+        open_form(
+            candidate,
+            device=device,
+            threads=threads,
+            backend=backend,
+            precision=precision,
+            ort_provider=ort_provider,
+        ) as second,
     ):
         seen = given or sample_images(first.spec)
+        limits = policy_for(policy or second.precision)
+        if record:  # before the comparison, which takes long
+            check_recordable(first, second, candidate, limits)
         result = verify(
             first,
             second,
             seen,
-            None if policy is None else policy_for(policy),
+            limits,
             batch_size=tile_batch,
             on_image=lambda name: None if quiet else click.echo(f"compared {_common.printable(name)}", err=True),
         )
-        if record:
-            from cellseg_export.record import record_form
-
+        if record and result.verdict == "inconclusive":
+            click.echo("no record is kept: too few cells to judge by", err=True)
+        elif record:
             record_form(result, first, second, candidate, seen, (candidate, reference), batch_size=tile_batch)
     if first.name == "pytorch" and candidate.suffix.lower() == ".onnx":
         from cellseg_train.checkpoint import load_network

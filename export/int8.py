@@ -84,21 +84,25 @@ def export_int8(
     check_output(path)
     ov, nncf = import_openvino(), _import_nncf()
     policy = replace(policy_for("int8"), max_f1_drop=options.max_f1_drop)
-    with open_origin(source, threads) as origin:
+    with open_origin(source, path.parent, threads) as origin:
         if origin.file.precision != "fp32":
             raise UsageError(f"{source}: holds {origin.file.precision} weights; int8 is made from the fp32 model")
         images = images or sample_images(origin.file.spec)
         if images.truth is None:
             raise UsageError("int8 is judged by true cells, and these images come without masks; give --masks")
-        on_step(f"calibrating on {options.n_tiles} tiles of {(calibration or images).source}")
-        tiles = calibration_tiles(origin.file.spec, calibration or images, options.n_tiles, seed=options.seed)
+        given = calibration or images
+        on_step(f"calibrating on {options.n_tiles} tiles of {given.source}")
+        tiles = calibration_tiles(origin.file.spec, given, options.n_tiles, seed=options.seed)
+        note = f"ranges of activations from {len(tiles)} tiles of {given.source}"
+        if calibration is None:
+            note += ", the images it is judged by"
         model = quantise(nncf, read_network(ov, origin.file), tiles)
         facts = _facts(origin, ov, nncf)
 
         def hand(network: Any, made: IrFacts) -> ExportedIr:
             return hand_over(
                 ov, network, made, origin, path,
-                images=images, policy=policy, tile_batch=tile_batch, threads=threads, on_image=on_image,
+                images=images, policy=policy, notes=(note,), tile_batch=tile_batch, threads=threads, on_image=on_image,
             )  # fmt: skip
 
         try:

@@ -18,21 +18,22 @@ import msgspec
 
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cellseg_deploy.backends.openvino import OpenVinoBackend, import_openvino
-from cellseg_deploy.backends.openvino_ir import SUFFIX, IrFacts, weights_path, write_rt_info
-from cellseg_deploy.errors import ModelError, OutputError, UsageError
+from cellseg_deploy.backends.openvino import OpenVinoBackend, import_openvino, read_ir
+from cellseg_deploy.backends.openvino_ir import SUFFIX, IrFacts, IrFile, weights_path, write_rt_info
+from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
 from cellseg_deploy.model_file import ModelFile, read_model_file
 from cellseg_deploy.model_spec import ModelSpec
-from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX
+from cellseg_deploy.outputs.atomic import writing
 from cellseg_deploy.outputs.workspace import workspace
 from cellseg_deploy.parity import ParityPolicy, ParityReport, policy_for
-from cellseg_deploy.parity_records import ParityRecord
+from cellseg_deploy.parity_records import ParityRecord, form_sha256
 from cellseg_export.judge import judge
-from cellseg_export.record import record_form
+from cellseg_export.record import record_form, record_refusal
 from cellseg_export.verify import GateImages, sample_images, verify
 
 Weights = Literal["fp32", "fp16"]
 Precision = Literal["fp32", "bf16"]
+_PROBE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class Origin:
     reference: Backend
 
 
-def report_path_of(path: Path) -> Path:
-    """Where the gate's report of the .xml ``path`` lies: beside it, apart from that of an .onnx of its name."""
-    return path.with_name(path.name + ".parity.json")
+def report_path_of(path: Path, precision: str = "fp32") -> Path:
+    """Where the gate's report of the .xml ``path``, run in ``precision``, lies: beside it, apart from that of an .onnx
+    of its name and from that of the other precision."""
+    return path.with_name(f"{path.name}{'.bf16' if precision == 'bf16' else ''}.parity.json")
 
 
 def export_openvino(
@@ -77,7 +79,8 @@ def export_openvino(
     """Write ``source`` (an .onnx, a run folder or its .safetensors) to ``path`` (ending in .xml) and its .bin.
 
     ``weights``: how they are stored; fp16 halves the file and rounds them. ``precision``: arithmetic in which it is
-    compared and recorded; the pair itself runs in either. ``images``, ``policy``, ``unverified``, ``tile_batch``: as in
+    compared and recorded; the pair itself runs in either, and what it says of a passed fp32 comparison stays if
+    the same network is then compared in bf16. ``images``, ``policy``, ``unverified``, ``tile_batch``: as in
     ``export_onnx``. A pair that was at ``path`` before stays as it is if the gate refuses the new one.
 
     Raises ``ParityError`` (the report is written first), ``ModelError``, ``BackendUnavailableError`` without OpenVINO,
@@ -86,7 +89,7 @@ def export_openvino(
     check_output(path)
     ov = import_openvino()
     policy = policy or policy_for("bf16" if precision == "bf16" else weights)
-    with open_origin(source, threads) as origin:
+    with open_origin(source, path.parent, threads) as origin:
         model = read_network(ov, origin.file)
         facts = IrFacts(
             model_identity=origin.file.identity,
@@ -121,25 +124,33 @@ def hand_over(
     images: GateImages,
     policy: ParityPolicy,
     precision: str = "fp32",
+    notes: tuple[str, ...] = (),
     unverified: bool = False,
     tile_batch: int = 8,
     threads: int | None = None,
     on_image: Callable[[str], None] = lambda _: None,
 ) -> ExportedIr:
     """Write ``model`` (openvino.Model) to ``path`` if the gate lets it pass, with its record; errors as
-    ``export_openvino``."""
-    report_path = report_path_of(path)
+    ``export_openvino``. ``notes``: for its report."""
+    report_path = report_path_of(path, precision)
     record = None
     with workspace(path.parent) as place:
         temporary = place / path.name
         spec = msgspec.structs.replace(origin.file.spec, parity="unverified")
-        facts = save_pair(ov, model, spec, facts, temporary)
+        facts = save_pair(ov, model, spec, facts, temporary, path)
         # Not cached: the folder of compiled networks would keep every attempt.
         with OpenVinoBackend(temporary, threads=threads, precision=precision, use_cache=False) as candidate:
             report = verify(origin.reference, candidate, images, policy, batch_size=tile_batch, on_image=on_image)
-            report = _without_temporary(report, path, facts)
-            spec = msgspec.structs.replace(spec, parity=judge(report, path, report_path, unverified=unverified))
-            save_pair(ov, model, spec, facts, temporary)
+            report = replace(_without_temporary(report, path, facts), notes=(*report.notes, *notes))
+            try:
+                parity = judge(report, path, report_path, unverified=unverified)
+            except ParityError:
+                record_refusal(report, candidate, path, (path, origin.path))
+                raise
+            if precision == "bf16":  # fp32 is what the pair runs in unless asked otherwise: its sentence counts
+                parity = _sentence_of_same(path, temporary, spec) or parity
+            spec = msgspec.structs.replace(spec, parity=parity)
+            save_pair(ov, model, spec, facts, temporary, path)
             _move(temporary, path)
             if report.verdict == "passed":
                 record = record_form(
@@ -149,25 +160,23 @@ def hand_over(
 
 
 @contextmanager
-def open_origin(source: Path, threads: int | None = None) -> Iterator[Origin]:
+def open_origin(source: Path, folder: Path, threads: int | None = None) -> Iterator[Origin]:
     """``source`` as a checked ONNX file, and what a form of it is compared with: ONNX Runtime for an .onnx, PyTorch for
-    a training run, which goes through a temporary ONNX file."""
+    a training run, which goes through a temporary ONNX file within ``folder``."""
     if source.suffix.lower() == ".onnx":
         with OnnxRuntimeBackend(source, threads=threads) as reference:
             yield Origin(source, reference.model_file, reference)
         return
     if not source.is_dir() and source.suffix.lower() != ".safetensors":
         raise UsageError(f"{source}: expected an .onnx, a training run folder or its model.safetensors")
-    import tempfile
-
     from cellseg_export.onnx import write_graph
     from cellseg_export.torch_backend import TorchBackend
     from cellseg_train.checkpoint import load_network
 
     network = load_network(source)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder:
-        write_graph(network, Path(folder) / "model.onnx")
-        file = read_model_file(Path(folder) / "model.onnx")
+    with workspace(folder) as place:
+        write_graph(network, place / "model.onnx")
+        file = read_model_file(place / "model.onnx")
     yield Origin(source, file, TorchBackend(network))
 
 
@@ -179,10 +188,10 @@ def read_network(ov: Any, file: ModelFile) -> Any:
         raise ModelError(f"{file.path}: OpenVINO {ov.__version__} cannot read the model: {error}") from error
 
 
-def save_pair(ov: Any, model: Any, spec: ModelSpec, facts: IrFacts, path: Path) -> IrFacts:
+def save_pair(ov: Any, model: Any, spec: ModelSpec, facts: IrFacts, path: Path, final: Path) -> IrFacts:
     """Write ``model`` to ``path`` and its .bin with ``spec`` and ``facts``, which get the hash of the .bin.
 
-    ``facts.weights`` decides how floats are stored. Raises ``OutputError``.
+    ``facts.weights`` decides how floats are stored. Raises ``OutputError``, which names ``final``.
     """
     half = facts.weights == "fp16"
     try:
@@ -193,7 +202,9 @@ def save_pair(ov: Any, model: Any, spec: ModelSpec, facts: IrFacts, path: Path) 
         write_rt_info(model, spec, facts)
         ov.save_model(model, path, compress_to_fp16=half)  # the .xml names the hash of the .bin, so it comes second
     except (OSError, RuntimeError) as error:
-        raise OutputError(f"{path}: cannot be written ({error}); check free space and permissions") from error
+        with writing(final):  # OpenVINO does not say what the operating system said, so ask it again
+            path.with_suffix(".probe").write_bytes(bytes(_PROBE_BYTES))
+        raise OutputError(f"{final}: OpenVINO cannot write it ({error}); check free space and permissions") from error
     return facts
 
 
@@ -206,6 +217,8 @@ def check_output(path: Path) -> None:
     for part in (path, weights_path(path)):
         if part.is_dir():
             raise OutputError(f"{part}: there is a folder of that name; choose another -o")
+    with workspace(path.parent):  # it can be made, so files can be written there
+        pass
 
 
 def _move(temporary: Path, path: Path) -> None:
@@ -215,6 +228,15 @@ def _move(temporary: Path, path: Path) -> None:
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _sentence_of_same(path: Path, temporary: Path, spec: ModelSpec) -> str:
+    """How the pair at ``path`` says that it passed, "" if it did not or is not of this ``spec`` and network."""
+    if form_sha256(path) != form_sha256(temporary):
+        return ""
+    older: IrFile = read_ir(path)
+    same = msgspec.structs.replace(older.spec, parity=spec.parity) == spec
+    return older.spec.parity if same and older.spec.parity.startswith("verified") else ""
 
 
 def _without_temporary(report: ParityReport, path: Path, facts: IrFacts) -> ParityReport:

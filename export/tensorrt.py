@@ -9,12 +9,9 @@ TensorRT for consumer cards, builds ahead of time on any machine.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +24,8 @@ from cellseg_deploy.backends.tensorrt_build import BuildOptions, TimingCache, bu
 from cellseg_deploy.backends.tensorrt_sidecar import SUFFIX, EngineSidecar, sidecar_path, write_sidecar
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import BackendUnavailableError, OutputError, UsageError
-from cellseg_deploy.model_file import ModelFile, read_model_file
-from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX
+from cellseg_deploy.model_file import ModelFile, check_model, read_model_file
+from cellseg_deploy.outputs.workspace import workspace
 from cellseg_deploy.parity import ParityReport
 from cellseg_deploy.parity_policy import ParityPolicy, policy_for
 from cellseg_deploy.parity_records import ParityRecord
@@ -135,14 +132,20 @@ def export_tensorrt(
         ) from error
     source = read_model_file(model_path)
     images = images or sample_images(source.spec)
-    temporary = output.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{SUFFIX}")
     report_path = output.with_name(output.name + ".parity.json")
     cache = None if timing_cache is None else TimingCache(timing_cache)
-    try:
-        with in_precision(source, precision, output.parent) as model:
-            built = build_to(
-                trt, model, here, options, temporary, parity="unverified", source=source, timing_cache=cache
-            )
+    with workspace(output.parent) as place:
+        temporary = place / output.name
+        built = build_to(
+            trt,
+            in_precision(source, precision),
+            here,
+            options,
+            temporary,
+            parity="unverified",
+            source=source,
+            timing_cache=cache,
+        )
         with (
             open_form(reference or model_path, threads=threads) as expected,
             TensorRTBackend(temporary, device=device) as candidate,
@@ -169,10 +172,6 @@ def export_tensorrt(
                 record = record_form(
                     report, expected, candidate, output, images, (output, model_path), batch_size=options.profile.max
                 )
-    finally:
-        for leftover in (temporary, sidecar_path(temporary)):
-            with contextlib.suppress(OSError):  # the first error is the one to report
-                leftover.unlink(missing_ok=True)
     return BuiltEngine(output, sidecar, report, report_path, cache.note if cache else "", record)
 
 
@@ -200,23 +199,20 @@ def check_only(
         raise UsageError("--check-only builds with TensorRT-RTX, which has no version or hardware compatible engines")
     trt = import_tensorrt_rtx()
     builds = []
-    with in_precision(read_model_file(model_path), precision) as model:
-        for capability in compute_capabilities:
-            started = time.perf_counter()
-            size = len(build_engine(trt, model, options, compute_capabilities=[capability]))
-            builds.append(AheadOfTimeBuild(capability, size, time.perf_counter() - started))
-            on_build(capability)
-        built = model.precision
-    return BuildCheck(model_path, built, f"TensorRT-RTX {trt.__version__}, without a GPU", tuple(builds))
+    model = in_precision(read_model_file(model_path), precision)
+    for capability in compute_capabilities:
+        started = time.perf_counter()
+        size = len(build_engine(trt, model, options, compute_capabilities=[capability]))
+        builds.append(AheadOfTimeBuild(capability, size, time.perf_counter() - started))
+        on_build(capability)
+    return BuildCheck(model_path, model.precision, f"TensorRT-RTX {trt.__version__}, without a GPU", tuple(builds))
 
 
-@contextmanager
-def in_precision(source: ModelFile, precision: Precision, folder: Path | None = None) -> Iterator[ModelFile]:
-    """``source``, or its graph in half precision for as long as the context lasts, checked like any model file.
+def in_precision(source: ModelFile, precision: Precision) -> ModelFile:
+    """``source``, or its graph in half precision, checked like any model file; nothing is written.
 
-    ``folder``: where the file of the half graph lies meanwhile, None for the system's temporary folder. Raises
-    ``UsageError`` where the precision cannot be had without a change that nobody asked for, ``BackendUnavailableError``
-    without onnx-ir, which edits the graph.
+    Raises ``UsageError`` where the precision cannot be had without a change that nobody asked for,
+    ``BackendUnavailableError`` without onnx-ir, which edits the graph.
     """
     if precision == "fp32" and source.precision != "fp32":
         raise UsageError(
@@ -226,23 +222,15 @@ def in_precision(source: ModelFile, precision: Precision, folder: Path | None = 
     if source.precision == "int8":
         raise UsageError(f"{source.path}: int8 models are not built into TensorRT engines; give the fp32 or fp16 model")
     if precision == source.precision or source.precision != "fp32":
-        yield source
-        return
+        return source
     _common.require_packages("tensorrt", "onnx_ir")
-    import tempfile
-
     import onnx
 
     from cellseg_export.precision import check_types, to_half
 
     half = to_half(onnx.load_model_from_string(source.data))
     check_types(half)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as name:
-        path = Path(name) / source.path.name
-        path.write_bytes(half.SerializeToString(deterministic=True))
-        del half
-        model = read_model_file(path)
-        yield dataclasses.replace(model, path=source.path)
+    return check_model(source.path, half.SerializeToString(deterministic=True))
 
 
 def _move(temporary: Path, output: Path) -> None:

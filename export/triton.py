@@ -7,9 +7,8 @@ REPO/NAME/1/model.onnx    the model file itself (or model.plan, or model.xml wit
 
 from __future__ import annotations
 
+import contextlib
 import re
-import secrets
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,8 @@ import msgspec
 
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.model_spec import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, ModelSpec, to_json
-from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, make_folder, write_bytes
+from cellseg_deploy.outputs.atomic import make_folder, write_bytes, writing
+from cellseg_deploy.outputs.workspace import workspace
 
 Kind = Literal["auto", "cpu", "gpu"]
 
@@ -78,21 +78,27 @@ def export_triton(
     folder = repository / name
     if folder.exists():
         raise OutputError(f"{folder}: there is an entry of that name already; remove it, or choose another --name")
+    new = not repository.exists()
     make_folder(repository)
-    temporary = repository / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
-        make_folder(temporary / "1")
-        for file, data in entry.files.items():
-            write_bytes(temporary / "1" / file, data)
-        write_bytes(temporary / "labels.txt", "".join(f"{channel}\n" for channel in entry.spec.channels).encode())
-        write_bytes(temporary / "config.pbtxt", config_text(name, entry, options).encode())
-        try:
-            temporary.rename(folder)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with workspace(repository) as place:
+            _write_entry(place / name, name, entry, options)
+            with writing(folder):
+                (place / name).rename(folder)
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # not empty: somebody else's by now
+                repository.rmdir()
+        raise
     return folder
+
+
+def _write_entry(folder: Path, name: str, entry: Entry, options: TritonOptions) -> None:
+    make_folder(folder / "1")
+    for file, data in entry.files.items():
+        write_bytes(folder / "1" / file, data)
+    write_bytes(folder / "labels.txt", "".join(f"{channel}\n" for channel in entry.spec.channels).encode())
+    write_bytes(folder / "config.pbtxt", config_text(name, entry, options).encode())
 
 
 def read_entry(source: Path) -> Entry:

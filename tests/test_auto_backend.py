@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import pytest
 from conftest import draw_discs, make_spec
 
 from cellseg_deploy.backends import auto, open_backend, selection
-from cellseg_deploy.backends.device_class import device_class, engine_version
+from cellseg_deploy.backends import device_class as device_module
+from cellseg_deploy.backends.device_class import device_class, engine_problem, engine_version
 from cellseg_deploy.backends.selection import Form, Here, candidates_of, choose, table
 from cellseg_deploy.cli import _common, infer
 from cellseg_deploy.errors import BackendUnavailableError, ModelError, ParityError, UsageError
@@ -133,6 +137,33 @@ def test_a_form_that_failed_is_not_taken_for_want_of_another() -> None:
         chosen(record(**ORT, verdict="failed"))
 
 
+def test_too_few_cells_are_no_failure() -> None:
+    result = chosen(record(**ORT, verdict="inconclusive"))
+    assert (result.form.backend, result.verified) == ("onnxruntime", True)  # the export could tell
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"reference": "openvino"}, "compared with openvino only"), ({"policy": "int8"}, "judged by policy int8 only")],
+)
+def test_a_record_must_have_been_judged_as_its_form_is(changes: dict[str, Any], words: str) -> None:
+    result = chosen(record(**changes))
+    assert result.form.backend == "onnxruntime"
+    assert words in reason(result, "openvino")
+
+
+def test_times_of_other_thread_counts_are_not_ranked() -> None:
+    def with_threads(ms: float, threads: int | None) -> Timing:
+        return Timing(ms_per_tile=ms, batch_size=8, calls=3, threads=threads)
+
+    slow = record(timing=with_threads(10, None), reference_timing=with_threads(20, None))
+    fast = record(**BF16, timing=with_threads(4, 16), reference_timing=with_threads(5, 16))
+    result = chosen(slow, fast)
+    assert (result.form.backend, result.form.precision) == ("openvino", "fp32")
+    assert "4 ms a tile with 16 threads" in reason(result, "openvino", "bf16")
+    assert "20 ms a tile" in reason(result, "onnxruntime")
+
+
 def test_another_file_is_taken_only_if_it_is_the_one_compared(tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
     pair = tmp_path / "m.int8.xml"
@@ -195,6 +226,62 @@ def test_damaged_records_are_not_skipped(tmp_path: Path, text: str, words: str) 
     path.write_text(text)
     with pytest.raises(ModelError, match=words):
         read_records(path)
+
+
+def network(said: str, number: int, kind: str = "Relu") -> str:
+    """An .xml in which OpenVINO gave a layer that number."""
+    return f'<net><layer id="0" name="op_{number}" type="{kind}"/><cellseg>{said}</cellseg></net>'
+
+
+def test_what_a_form_says_of_itself_is_not_the_form(tmp_path: Path) -> None:
+    pair = tmp_path / "m.xml"
+    pair.with_suffix(".bin").write_bytes(b"weights")
+    hashes = set()
+    for text in (network("fp32", 1), network("bf16", 2), network("bf16", 2, "Tanh")):
+        pair.write_text(text)
+        hashes.add(form_sha256(pair))
+    assert len(hashes) == 2
+
+
+def test_two_exports_at_once_lose_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cellseg_deploy import parity_records as module
+
+    path = records_path(tmp_path / "m.onnx")
+    read = module.read_records
+
+    def slowly(place: Path) -> tuple[ParityRecord, ...]:
+        found = read(place)
+        time.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(module, "read_records", slowly)
+    threads = [threading.Thread(target=add_record, args=(path, record(file=f"{i}.xml"))) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read(path)) == 3
+
+
+def test_an_engine_that_cannot_run_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "engine_version", lambda name: "1.22")
+    monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda name: object())
+    for builds, device, words in (
+        (["onnxruntime"], "cpu", ""),
+        (["onnxruntime-gpu"], "cpu", ""),
+        (["onnxruntime-gpu"], "cuda", ""),
+        (["onnxruntime"], "cuda", "onnxruntime runs no NVIDIA GPU"),
+        (["onnxruntime", "onnxruntime-gpu"], "cpu", "overwrite each other's files; keep one"),
+    ):
+        monkeypatch.setattr(device_module, "installed_builds", lambda found=builds: found)
+        assert words in engine_problem("onnxruntime", device)
+        assert bool(engine_problem("onnxruntime", device)) == bool(words)
+
+
+def test_an_engine_of_which_only_the_metadata_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "engine_version", lambda name: "2026.1")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert "pip install 'cellseg-deploy[openvino]'" in engine_problem("openvino", "cpu")
 
 
 def test_kinds_of_device() -> None:
@@ -285,8 +372,49 @@ def test_explain_shows_the_choice_and_ends(onnx_file: OnnxFile, capsys: Any) -> 
     assert "chosen     onnxruntime fp32 (stub.onnx), verified" in text
     assert "openvino bf16" in text
     assert call("--explain", "--model", path, "--backend", "onnxruntime") == 2
+    assert call("--explain", "--model", path, "--device", "gpu") == 2
+    assert call("--explain", "--model", path, "--device", "openvino") == 2
     assert call("--model", path) == 2
     assert "PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--ort-provider", "cuda"], ["--rebuild"], ["--streams", "2"], ["--cuda-graph"]])
+def test_explain_takes_no_option_that_it_would_not_show(option: list[str], onnx_file: OnnxFile, capsys: Any) -> None:
+    assert call("--explain", "--model", onnx_file(), *option) == 2
+    assert f"{option[0]} and --explain exclude each other" in capsys.readouterr().err
+
+
+def test_explain_shows_no_choice_that_the_run_would_refuse(
+    onnx_file: OnnxFile, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = verified_model(onnx_file)
+    monkeypatch.setattr(device_module, "installed_builds", lambda: ["onnxruntime"])
+    assert call("--explain", "--model", path, "--device", "cuda") == 8
+    assert "runs no NVIDIA GPU" in capsys.readouterr().err
+    monkeypatch.setattr(device_module, "installed_builds", lambda: ["onnxruntime", "onnxruntime-gpu"])
+    assert call("--explain", "--model", path) == 8
+    assert "overwrite each other's files" in capsys.readouterr().err
+
+
+def test_a_broken_engine_gives_way_to_the_next_and_says_so(
+    onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from cellseg_deploy.backends import openvino as engine
+
+    def broken() -> Any:
+        raise BackendUnavailableError("OpenVINO is not installed or broken (libtbb.so)")
+
+    if engine_version("openvino") is None:
+        pytest.skip("OpenVINO is not installed")
+    path = verified_model(onnx_file)
+    write_record(path)
+    write_record(path, **BF16, timing=timed(3))
+    monkeypatch.setattr(engine, "import_openvino", broken)
+    monkeypatch.setattr(logging.getLogger("cellseg_deploy"), "propagate", True)
+    with caplog.at_level(logging.WARNING), open_backend(path, threads=1) as backend:
+        assert (backend.name, backend.verified) == ("onnxruntime", True)
+        assert "openvino bf16 (stub.onnx) was chosen before it, but cannot be loaded" in backend.choice
+    assert "libtbb.so" in caplog.text
 
 
 def test_run_json_says_whether_the_form_was_verified(onnx_file: OnnxFile, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cellseg_benchmarks import cli, network
+from cellseg_benchmarks import parity_table as parity_table_module
 from cellseg_benchmarks.parity_table import (
     FORMS,
     TABLE_FILE,
@@ -128,6 +129,33 @@ def test_a_table_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / TABLE_FILE).read_bytes())["rows"][3]["form"] == "int8"
 
 
+@pytest.mark.parametrize("lost", ["fp32.onnx", "openvino.xml", "openvino.bin"])
+def test_a_form_whose_file_is_gone_is_made_again(tmp_path: Path, lost: str) -> None:
+    names = ["fp32", "fp16", "openvino-fp32"]
+    table_of(tmp_path, {"fp16.onnx": 5}, names)  # a refused form has no file
+    (tmp_path / lost).unlink()
+    table, export = table_of(tmp_path, {}, names)
+    (call,) = export.calls
+    assert Path(call[call.index("-o") + 1]).stem == Path(lost).stem
+    assert (tmp_path / lost).is_file()
+    assert [row.verdict for row in table.rows] == ["passed", "failed", "passed"]
+
+
+def test_threads_go_to_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gates: list[Sequence[str]] = []
+
+    def table(*_: Any, gate: Sequence[str], **__: Any) -> Any:
+        gates.append(gate)
+        raise OutputError("seen enough")
+
+    monkeypatch.setattr(parity_table_module, "parity_table", table)
+    (tmp_path / "net.safetensors").touch()
+    arguments = ["parity", str(tmp_path / "net.safetensors"), "-o", str(tmp_path / "out")]
+    assert run(cli.command, [*arguments, "--threads", "3"]) == 6
+    assert run(cli.command, arguments) == 6
+    assert gates == [["--tile-batch", "8", "--threads", "3"], ["--tile-batch", "8"]]
+
+
 def test_a_table_of_another_network_is_left_alone(tmp_path: Path) -> None:
     table_of(tmp_path, {}, ["fp32"])
     before = (tmp_path / TABLE_FILE).read_bytes()
@@ -150,7 +178,13 @@ def test_unknown_forms_are_named() -> None:
 def test_bad_calls_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
+    (tmp_path / "net.onnx").touch()
     for arguments, code, words in (
+        (
+            ["parity", tmp_path / "net.onnx", "-o", tmp_path / "new"],
+            2,
+            "expected a run folder or its model.safetensors",
+        ),
         (["parity", tmp_path / "none.safetensors", "-o", tmp_path / "out"], 5, "no such file or folder"),
         (["parity", "-o", tmp_path / "full"], 6, "exists and is not the folder of such a table"),
         (["parity", "-o", tmp_path / "out", "--images", tmp_path], 2, "--images and --masks belong together"),

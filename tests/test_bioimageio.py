@@ -16,7 +16,7 @@ from conftest import DarknessBackend, make_onnx, make_spec
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.model_spec import TrainingInfo, WeightsInfo
-from cellseg_export.bioimageio import Credits, export_bioimageio
+from cellseg_export.bioimageio import Credits, export_bioimageio, licence_of
 from cellseg_export.cli import command
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -84,6 +84,29 @@ def test_mistakes(onnx_file: OnnxFile, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no such folder"):
         export_bioimageio(unclear, tmp_path / "none" / "p.zip")
     assert not (tmp_path / "q.zip").exists()
+    (tmp_path / "folder.zip").mkdir()
+    with pytest.raises(OutputError, match="a folder of that name"):  # before the licence
+        export_bioimageio(unclear, tmp_path / "folder.zip")
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "licence"),
+    [
+        ("MIT", None, "MIT"),
+        ("apache-2.0", None, "Apache-2.0"),  # as timm writes it
+        ("as the training data allows", None, None),
+        ("unknown", None, None),
+        ("unknown", "CC-BY-NC-SA-3.0", "CC-BY-NC-SA-3.0"),
+        ("MIT", "ask us", None),
+    ],
+)
+def test_a_licence_is_an_identifier_or_asked_for(text: str, given: str | None, licence: str | None) -> None:
+    spec = make_spec(weights=WeightsInfo(origin="somewhere", licence=text))
+    if licence is not None:
+        assert licence_of(spec, Credits(licence=given)) == licence
+    else:
+        with pytest.raises(UsageError, match="no SPDX identifier.*" if given else "'.*no SPDX identifier.*--licence"):
+            licence_of(spec, Credits(licence=given))
 
 
 def test_the_command(tmp_path: Path, capsys: Any) -> None:

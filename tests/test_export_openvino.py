@@ -16,6 +16,7 @@ from cellseg_deploy.backends import open_backend
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
 from cellseg_deploy.model_file import read_model_file
+from cellseg_deploy.parity_policy import policy_for
 from cellseg_deploy.parity_records import form_sha256, read_records, records_path
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'cellseg-deploy[openvino]'")
@@ -25,6 +26,7 @@ from cellseg_deploy.backends.openvino import OpenVinoBackend, native_bf16, read_
 from cellseg_export import openvino as module
 from cellseg_export.cli import command
 from cellseg_export.openvino import export_openvino
+from cellseg_export.record import check_recordable
 from cellseg_export.verify import GateImages
 
 OnnxFile = Callable[..., Path]
@@ -98,11 +100,34 @@ def test_bf16_is_judged_and_recorded_as_bf16(onnx_file: OnnxFile, tmp_path: Path
         assert (backend.precision, backend.verified) == ("fp32", False)
 
 
+@needs_bf16
+@pytest.mark.parametrize("order", [("fp32", "bf16"), ("bf16", "fp32")])
+def test_one_pair_passes_in_both_precisions(onnx_file: OnnxFile, tmp_path: Path, order: tuple[Any, ...]) -> None:
+    source, path = onnx_file(), tmp_path / "m.xml"
+    for precision in order:
+        export_openvino(source, path, images=discs(), precision=precision, threads=1)
+    assert "under policy fp32" in read_ir(path).spec.parity  # in which it runs unless asked otherwise
+    assert names(tmp_path) >= {"m.xml.parity.json", "m.xml.bf16.parity.json"}
+    for precision in order:
+        with open_backend(path, precision=precision, threads=1) as backend:
+            assert (backend.precision, backend.verified) == (precision, True)
+
+
+@needs_bf16
+def test_a_sentence_is_not_kept_for_another_network(onnx_file: OnnxFile, tmp_path: Path) -> None:
+    source, path = onnx_file(), tmp_path / "m.xml"
+    export_openvino(source, path, images=discs(), weights="fp16", threads=1)
+    export_openvino(source, path, images=discs(), precision="bf16", threads=1)
+    assert "under policy bf16" in read_ir(path).spec.parity
+
+
 def test_fp16_weights_are_rounded_and_said_so(onnx_file: OnnxFile, tmp_path: Path) -> None:
     exported = export_openvino(onnx_file(), tmp_path / "h.xml", images=discs(), weights="fp16", threads=1)
     assert (exported.facts.weights, exported.facts.precision) == ("fp16", "fp32")
     assert exported.report.policy.name == "fp16"
     assert "f16" in exported.path.read_text().lower()
+    with open_backend(exported.path, threads=1) as backend:
+        assert backend.verified  # by the policy of its weights
 
 
 @pytest.mark.usefixtures("darkening")
@@ -118,6 +143,15 @@ def test_a_pair_that_counts_otherwise_is_refused_and_the_older_one_stays(onnx_fi
     assert json.loads((out / "m.xml.refused.json").read_bytes())["verdict"] == "failed"
     assert not [name for name in names(out) if name.startswith(".") or "records" in name]
     assert read_records(records_path(source)) == ()
+
+
+@pytest.mark.usefixtures("darkening")
+def test_a_refusal_is_on_record(onnx_file: OnnxFile, tmp_path: Path) -> None:
+    source = onnx_file()
+    with pytest.raises(ParityError):
+        export_openvino(source, tmp_path / "m.xml", images=discs(), threads=1)
+    (record,) = read_records(records_path(source))
+    assert (record.file, record.verdict, record.timing) == ("m.xml", "failed", None)
 
 
 def test_too_few_cells_are_no_proof(onnx_file: OnnxFile, tmp_path: Path) -> None:
@@ -140,8 +174,89 @@ def test_names_that_cannot_be_written(onnx_file: OnnxFile, tmp_path: Path) -> No
     (tmp_path / "m.bin").mkdir()
     with pytest.raises(OutputError, match="a folder of that name"):
         export_openvino(source, tmp_path / "m.xml")
+    with pytest.raises(OutputError, match=r"^/proc: cannot be written \(No such file"):
+        module.check_output(Path("/proc/m.xml"))
     with pytest.raises(UsageError, match=r"expected an \.onnx"):
         export_openvino(tmp_path / "x.xml", tmp_path / "n.xml")
+
+
+def test_a_full_disk_is_named_by_its_reason_and_the_final_name(onnx_file: OnnxFile, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    source, path = onnx_file(), tmp_path / "m.xml"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError) as caught:
+            export_openvino(source, path, images=discs(), threads=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(caught.value).startswith(f"{path}: cannot be written (File too large)")
+    assert names(tmp_path) == {"stub.onnx"}
+
+
+def test_the_onnx_file_of_a_run_lies_where_the_next_export_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = pytest.importorskip("cellseg_train.checkpoint")
+    from cellseg_export import onnx
+
+    seen: list[Path] = []
+
+    def write(network: Any, path: Path) -> None:
+        seen.append(path)
+        assert (path.parent / ".cellseg-lock").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "load_network", lambda source: None)
+    monkeypatch.setattr(onnx, "write_graph", write)
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        export_openvino(run, tmp_path / "m.xml", images=discs(), threads=1)
+    assert seen[0].parent.parent == tmp_path
+    assert names(tmp_path) == {"run"}
+
+
+def verify_record(*arguments: object) -> int:
+    return _common.run(command, ["verify", "--record", "--threads", "1", *map(str, arguments)])
+
+
+def test_what_no_record_is_kept_of(
+    onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from cellseg_export import verify as gate
+
+    source, path = onnx_file(), tmp_path / "out" / "m.xml"
+    path.parent.mkdir()
+    export_openvino(source, path, images=discs(), threads=1)
+    records_path(path).unlink()
+    few = discs(1)
+    monkeypatch.setattr(gate, "sample_images", lambda spec: few)
+    assert verify_record(source, path) == 5
+    assert "no record is kept: too few cells" in capsys.readouterr().err
+
+    def compared(*_: Any, **__: Any) -> Any:
+        raise AssertionError("refused only after the comparison")
+
+    monkeypatch.setattr(gate, "verify", compared)
+    for arguments, words in (
+        ((path, path), "not with openvino"),
+        ((source, source), "compared with itself"),
+        ((source, path, "--policy", "int8"), "policy int8 asks less than a form in fp32"),
+    ):
+        assert verify_record(*arguments) == 2
+        assert words in capsys.readouterr().err
+    with pytest.raises(UsageError, match="PyTorch network itself"):
+        check_recordable(*pytorch_candidate(source), tmp_path, policy_for("fp32"))
+    assert not records_path(path).exists()
+
+
+def pytorch_candidate(source: Path) -> tuple[Any, Any]:
+    """A reference, and a candidate that says it is PyTorch."""
+    backend = open_backend(source, backend="onnxruntime", threads=1)
+    other = open_backend(source, backend="onnxruntime", threads=1)
+    other.name = "pytorch"
+    return backend, other
 
 
 def test_an_onnx_file_under_the_name_of_a_pair_is_not_even_opened(onnx_file: OnnxFile, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -27,7 +28,7 @@ from cellseg_benchmarks.gpu_check import (
     steps_for,
     time_form,
 )
-from cellseg_deploy.backends import cuda_runtime
+from cellseg_deploy.backends import cuda_runtime, open_backend
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import BackendUnavailableError
 
@@ -69,7 +70,17 @@ def test_files_between_steps(tmp_path: Path) -> None:
     assert run_step(making, answering(0)).status == "failed"
     file.write_text("")
     assert run_step(needing, answering(0)).status == "passed"
-    assert run_step(making, answering(0)).status == "passed"
+    assert run_step(making, lambda _: Outcome(file.write_text("") or 0, "", "", 1.5)).status == "passed"
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, "failed"), (5, "failed"), (8, "skipped")])
+def test_what_an_earlier_check_left_is_not_this_one_s(tmp_path: Path, code: int, status: str) -> None:
+    file = tmp_path / "fp16.onnx"
+    for step in (Step("x", (), makes=str(file)), Step("x", (), makes=str(file), needs=(str(tmp_path / "none"),))):
+        file.write_text("old")
+        assert run_step(step, answering(code)).status in (status, "skipped")
+        assert not file.exists()
+    assert run_step(Step("y", (), needs=(str(file),)), answering(0)).status == "skipped"
 
 
 def test_processes_are_really_run() -> None:
@@ -82,18 +93,24 @@ def test_processes_are_really_run() -> None:
 def test_every_form_is_tried(tmp_path: Path) -> None:
     steps = steps_for(tmp_path / "model.onnx", tmp_path)
     commands = [" ".join(step.command) for step in steps]
-    for words in ("--precision fp16", "openvino", "--check-only", "--device cuda", "fp16.engine", "-m gpu"):
-        assert any(words in command for command in commands)
+    for words in (
+        *("--precision fp16", "--precision mixed", " openvino ", "--precision bf16", " int8 ", "--check-only"),
+        *("--device cuda", "--ort-provider tensorrt", "fp16.engine", "-m gpu"),
+    ):
+        assert any(words in command for command in commands), words
     forms = forms_to_time(tmp_path / "model.onnx", tmp_path)
-    made = {step.makes for step in steps} | {str(tmp_path / "model.onnx")}
-    assert {str(form.file) for form in forms} <= made
-    assert len({(form.name, *form.settings.values()) for form in forms}) == 7
+    made = {step.makes for step in steps if step.makes} | {str(tmp_path / "model.onnx")}
+    assert {str(form.file) for form in forms} == made
+    assert len({(form.name, *form.settings.values()) for form in forms}) == 11
+    assert any(form.settings.get("cuda_graph") for form in forms)
+    known = inspect.signature(open_backend).parameters
+    assert all(set(form.settings) <= set(known) for form in forms)
 
 
 def test_a_form_on_the_gpu_is_compared_with_the_cpu(tmp_path: Path) -> None:
     """A GPU agrees with itself, whatever it computes."""
     steps = [step.command for step in steps_for(tmp_path / "model.onnx", tmp_path) if "verify" in step.command]
-    assert len(steps) == 2
+    assert len(steps) == 4
     for command in steps:
         assert command[command.index("--device") + 1] == "cuda"
         assert command[command.index("--reference-device") + 1] == "cpu"
@@ -190,6 +207,8 @@ def test_the_command_writes_both_files(
     assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(out)]) == 5
     assert _common.run(gpu_check.command, ["--model", str(tmp_path / "none.onnx"), "-o", str(out)]) == 5
     assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(onnx_file())]) == 6
+    assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(onnx_file().parent)]) == 2
+    assert onnx_file().is_file()
 
 
 def test_latency_is_measured_in_a_process_of_its_own(onnx_file: OnnxFile) -> None:

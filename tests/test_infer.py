@@ -488,3 +488,10 @@ def test_cells_cut_by_the_border_count_as_the_rule_says(
     record = json.loads((tmp_path / "out/run.json").read_text())
     assert (record["settings"]["count_rule"], record["totals"]["counted"]) == (rule, number)
     assert (f"{number} counted" in capsys.readouterr().out) == (rule != "all")
+
+
+def test_a_cuda_graph_needs_tensorrt(
+    model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(smears, "-o", tmp_path / "out", "--model", model, "--cuda-graph") == 2
+    assert "--cuda-graph belongs to --backend tensorrt" in capsys.readouterr().err

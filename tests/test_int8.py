@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import make_spec
 
-from cellseg_deploy.errors import BackendUnavailableError, ParityError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, OutputError, ParityError, UsageError
 from cellseg_deploy.parity_records import read_records, records_path
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -39,6 +40,7 @@ def test_it_is_int8_and_finds_the_cells(onnx_file: OnnxFile, tmp_path: Path) -> 
     exported = export_int8(source, path, images=discs(), options=Int8Options(n_tiles=16), threads=1)
     assert exported.report.verdict == "passed"
     assert exported.facts.floating == ()
+    assert exported.report.notes == ("ranges of activations from 16 tiles of discs, the images it is judged by",)
     rows = json.loads(exported.report_path.read_bytes())["truth"]["counting"]
     assert rows["reference"]["f1"] - rows["candidate"]["f1"] <= 0.01
     assert rows["reference"]["n_true"] == 240
@@ -50,6 +52,22 @@ def test_it_is_int8_and_finds_the_cells(onnx_file: OnnxFile, tmp_path: Path) -> 
     assert record.timing is not None
     assert record.reference_timing is not None
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".cellseg")]
+
+
+def test_images_for_calibration_alone_are_named(onnx_file: OnnxFile, tmp_path: Path) -> None:
+    other = replace(discs(1), source="folder other")
+    options = Int8Options(n_tiles=8)
+    exported = export_int8(onnx_file(), tmp_path / "m.xml", images=discs(), calibration=other, options=options)
+    assert exported.report.notes == ("ranges of activations from 8 tiles of folder other",)
+    assert exported.spec.parity.endswith("8 tiles of folder other")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "calibration_tiles", lambda *_, **__: pytest.fail("calibrated first"))
+    with pytest.raises(OutputError, match=r"^/proc: cannot be written"):
+        export_int8(onnx_file(), Path("/proc/m.xml"), images=discs())
 
 
 def broken(nncf: Any, model: Any, tiles: Any) -> Any:

@@ -66,6 +66,14 @@ def engine(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> Path:
     return build(onnx_file(), tmp_path / "model.engine")
 
 
+def test_cuda_graphs_are_tensorrt_s(engine: Path, onnx_file: OnnxFile) -> None:
+    for graph in (False, True):
+        with open_backend(engine, cuda_graph=graph) as backend:
+            assert backend.describe()["cuda_graph"] is graph
+    with pytest.raises(UsageError, match="--cuda-graph belongs to --backend tensorrt, not to onnxruntime"):
+        open_backend(onnx_file(), backend="onnxruntime", cuda_graph=True)
+
+
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("profile", [BatchProfile(1, 4, 4), BatchProfile(4, 4, 4), BatchProfile(1, 1, 1)])
 def test_answers_are_those_of_the_network(

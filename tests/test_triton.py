@@ -13,6 +13,8 @@ from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import ModelError, OutputError, UsageError
 from cellseg_deploy.model_file import read_model_file
 from cellseg_deploy.model_spec import from_json
+from cellseg_deploy.outputs.lock import LOCK_NAME
+from cellseg_export import triton
 from cellseg_export.cli import command
 from cellseg_export.triton import TritonOptions, export_triton, quoted
 
@@ -106,6 +108,27 @@ def test_a_broken_model_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"expected an \.onnx"):
         export_triton(tmp_path / "model.pt", tmp_path / "repo")
     assert not (tmp_path / "repo").exists()
+
+
+def test_what_a_killed_or_failed_export_made_goes(
+    onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, repository = onnx_file(), tmp_path / "repo"
+    left = repository / ".cellseg-killed"
+    (left / "stub").mkdir(parents=True)
+    (left / LOCK_NAME).touch()
+    export_triton(source, repository)
+    assert [p.name for p in repository.iterdir()] == ["stub"]
+
+    def full(*_: Any) -> str:
+        raise OutputError("no space left")
+
+    monkeypatch.setattr(triton, "config_text", full)
+    for folder in (repository, tmp_path / "new"):
+        with pytest.raises(OutputError, match="no space left"):
+            export_triton(source, folder, name="other")
+    assert [p.name for p in repository.iterdir()] == ["stub"]
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command(onnx_file: OnnxFile, tmp_path: Path, capsys: Any) -> None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,10 @@ from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, ParityError, UsageError
 from cellseg_deploy.model_file import read_model_file
 from cellseg_deploy.models import default_model_path
+from cellseg_deploy.outputs.lock import LOCK_NAME
 from cellseg_deploy.parity_records import read_records, records_path
 from cellseg_export import precision
+from cellseg_export import tensorrt as export_module
 from cellseg_export.cli import command
 from cellseg_export.precision import to_half
 from cellseg_export.tensorrt import COMPUTE_CAPABILITIES, check_only, export_tensorrt, in_precision
@@ -133,6 +137,13 @@ def test_vit_large_builds(tmp_path: Path) -> None:
         (["--check-only", "--compute-capability", ","], 2),
         (["--check-only", "--version-compatible"], 2),
         (["--compute-capability", "86", "-o", "x.engine"], 2),
+        (["--check-only", "--timing-cache", "t"], 2),
+        (["--check-only", "--reference", "r.onnx"], 2),
+        (["--check-only", "--images", "."], 2),
+        (["--check-only", "--masks", "."], 2),
+        (["--check-only", "--unverified"], 2),
+        (["--check-only", "--device", "cuda"], 2),
+        (["--check-only", "--threads", "1"], 2),
         ([], 2),
         (["-o", "x.trt"], 2),
         (["-o", "x.engine", "--min-batch", "9"], 2),
@@ -164,20 +175,33 @@ def test_without_tensorrt_rtx(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPat
 def test_without_onnx_ir_only_a_half_model_is_taken(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch) -> None:
     source, half = read_model_file(onnx_file(model=named_model())), to_half(named_model())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with (
-        pytest.raises(BackendUnavailableError, match=r"onnx_ir not installed.*cellseg-deploy\[tensorrt\]"),
-        in_precision(source, "fp16"),
-    ):
-        pass
+    with pytest.raises(BackendUnavailableError, match=r"onnx_ir not installed.*cellseg-deploy\[tensorrt\]"):
+        in_precision(source, "fp16")
     given = read_model_file(onnx_file(model=half))
-    with in_precision(given, "fp16") as model:
-        assert model is given
+    assert in_precision(given, "fp16") is given
 
 
 def test_a_half_graph_with_wrong_types_is_not_built(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "to_half", lambda model: model)
-    with pytest.raises(ModelError), in_precision(read_model_file(onnx_file(model=named_model())), "fp16"):
-        pass
+    source = read_model_file(onnx_file(model=named_model()))
+    with pytest.raises(ModelError):
+        in_precision(source, "fp16")
+
+
+def test_half_precision_is_made_in_memory(onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is never on disk cannot stay there when the process is killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = onnx_file(model=named_model())
+    seen: list[Any] = []
+
+    def build(trt: Any, model: Any, *_: Any, **__: Any) -> bytes:
+        seen.append((model.precision, tree(tmp_path)))
+        return b"engine"
+
+    monkeypatch.setattr(export_module, "build_engine", build)
+    monkeypatch.setattr(export_module, "import_tensorrt_rtx", lambda: SimpleNamespace(__version__="1.7"))
+    check_only(path, compute_capabilities=["86"])
+    assert seen == [("fp16", ["stub.onnx"])]
 
 
 # --- the gate, on a GPU of Python
@@ -229,6 +253,23 @@ def test_an_engine_that_counts_the_same_is_kept(cuda: FakeCuda, onnx_file: OnnxF
     assert built.sidecar.precision == "fp32"
 
 
+def test_what_a_killed_build_left_goes_with_the_next(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:
+    path, output = onnx_file(model=named_model()), tmp_path / "model.engine"
+    left = tmp_path / ".cellseg-killed"
+    left.mkdir()
+    (left / LOCK_NAME).touch()
+    (left / "model.engine").touch()
+    hidden: set[str] = set()
+
+    def look(_: str) -> None:
+        hidden.update(name for name in tree(tmp_path) if name.startswith("."))
+
+    export_tensorrt(path, output, images=discs(210), threads=1, on_image=look)
+    (folder,) = {name.split("/")[0] for name in hidden}
+    assert hidden == {folder} | {f"{folder}/{name}" for name in (LOCK_NAME, "model.engine", "model.engine.json")}
+    assert not [name for name in tree(tmp_path) if name.startswith(".")]
+
+
 def test_an_engine_that_finds_nothing_is_not_kept(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:
     """As FP16 ViT engines that collapsed to one class did."""
     path, output = onnx_file(model=named_model()), tmp_path / "model.engine"
@@ -277,6 +318,27 @@ def test_an_engine_is_verified_against_the_cpu(
     message = capsys.readouterr().err
     assert "SHA-256" in message
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stub.onnx", "--ort-provider", "tensorrt"], "provider"),  # no GPU was named
+        (["model.engine", "--ort-provider", "tensorrt"], "belongs to --backend onnxruntime, not to tensorrt"),
+        (["stub.onnx", "--ort-provider", "tensorrt", "--device", "cuda", "--record"], "--record"),
+        ([".", "--ort-provider", "cuda"], "--ort-provider are for an .onnx"),
+    ],
+)
+def test_verify_hands_the_provider_on(
+    onnx_file: OnnxFile,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(onnx_file().parent)
+    assert call("verify", "stub.onnx", *arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_too_few_cells_prove_nothing(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:

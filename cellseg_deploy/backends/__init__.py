@@ -24,6 +24,7 @@ def open_backend(
     device: str | None = None,
     threads: int | None = None,
     rebuild: bool = False,
+    cuda_graph: bool = False,
     ort_provider: str | None = None,
     precision: str | None = None,
     streams: int | None = None,
@@ -33,7 +34,8 @@ def open_backend(
     ``path``: an ``.onnx``, an OpenVINO ``.xml`` with its ``.bin``, or a TensorRT ``.engine`` with its ``.engine.json``;
     the last two open in their own engine. ``device``: ``cpu``, ``cuda``,
     ``cuda:1``; None for the GPU with TensorRT and the CPU otherwise. ``rebuild``: build a cached TensorRT engine anew.
-    ``ort_provider``: ``cuda`` or ``tensorrt``, what ONNX Runtime runs a GPU with; None for ``cuda``.
+    ``cuda_graph``: let TensorRT record a full batch as a CUDA graph and replay it. ``ort_provider``: ``cuda`` or
+    ``tensorrt``, what ONNX Runtime runs a GPU with; None for ``cuda``.
 
     ``backend``: an engine of ``BACKENDS``; ``auto`` takes the fastest form that passed the gate for this model on this
     kind of device (see ``selection``). ``precision``: ``fp32`` or ``bf16``, for OpenVINO. ``threads``: CPU threads of
@@ -69,6 +71,7 @@ def open_backend(
         device=device or "cpu",
         threads=threads,
         rebuild=rebuild,
+        cuda_graph=cuda_graph,
         ort_provider=ort_provider,
         precision=precision,
         streams=streams,
@@ -90,6 +93,7 @@ def _open_named(
     device: str,
     threads: int | None,
     rebuild: bool,
+    cuda_graph: bool,
     ort_provider: str | None,
     precision: str | None,
     streams: int | None,
@@ -98,6 +102,7 @@ def _open_named(
     for setting, value, owner in (
         ("an execution provider", ort_provider, "onnxruntime"),
         ("--rebuild", rebuild or None, "tensorrt"),
+        ("--cuda-graph", cuda_graph or None, "tensorrt"),
         ("--precision", precision, "openvino"),
         ("--streams", streams, "openvino"),
     ):
@@ -106,7 +111,7 @@ def _open_named(
     if engine == "tensorrt":
         from cellseg_deploy.backends.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(path, device=device, rebuild=rebuild)
+        return TensorRTBackend(path, device=device, rebuild=rebuild, cuda_graph=cuda_graph)
     if engine == "openvino":
         from cellseg_deploy.backends.openvino import OpenVinoBackend
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.backends.device_class import device_class, engine_version
+from cellseg_deploy.backends.device_class import INSTALL, device_class, engine_problem, engine_version
 from cellseg_deploy.backends.selection import (
-    INSTALL,
     Candidate,
     Form,
     Here,
@@ -20,10 +21,13 @@ from cellseg_deploy.errors import BackendUnavailableError, UsageError
 from cellseg_deploy.model_file import read_model_file
 from cellseg_deploy.parity_records import read_records, records_path
 
+_log = logging.getLogger(__name__)
+
 
 def here(device: str) -> Here:
     """This machine, for forms that run on ``device``."""
-    return Here(device, device_class(device), {name: engine_version(name) for name in INSTALL})
+    problems = {name: problem for name in INSTALL if (problem := engine_problem(name, device))}
+    return Here(device, device_class(device), {name: engine_version(name) for name in INSTALL}, problems)
 
 
 def select(model: Path, *, device: str = "cpu", precision: str | None = None) -> tuple[Selection, Here]:
@@ -34,18 +38,44 @@ def select(model: Path, *, device: str = "cpu", precision: str | None = None) ->
     """
     if model.suffix.lower() != ".onnx":
         raise UsageError(f"{model}: only an .onnx file leaves a choice of engines; this one opens its own")
-    file = read_model_file(model)
     machine = here(device)
-    found = candidates_of(
-        model, file.identity, file.precision, file.spec.parity, read_records(records_path(model)), machine
-    )
-    if precision is not None:
-        found = tuple(c for c in found if c.form.precision == precision)
-        if not found:
-            raise BackendUnavailableError(
-                f"precision {precision} was asked for, but no engine runs {model.name} in it on {device}"
-            )
-    return choose(found, machine), machine
+    file = read_model_file(model)
+    records = read_records(records_path(model))
+    passed_over = ""
+    while True:  # ends: an engine that cannot be loaded is not chosen again
+        found = candidates_of(model, file.identity, file.precision, file.spec.parity, records, machine)
+        if precision is not None:
+            found = tuple(c for c in found if c.form.precision == precision)
+            if not found:
+                raise BackendUnavailableError(
+                    f"precision {precision} was asked for, but no engine runs {model.name} in it on {device}"
+                )
+        selection = choose(found, machine)
+        try:
+            _load(selection.form.backend, device)
+        except BackendUnavailableError as error:
+            engine = selection.form.backend
+            _log.warning("%s was chosen but cannot run, the next form is taken: %s", selection.form, error)
+            machine = replace(machine, problems={**machine.problems, engine: f"cannot be loaded: {error}"})
+            passed_over += f"; {selection.form} was chosen before it, but cannot be loaded"
+            continue
+        return replace(selection, why=selection.why + passed_over), machine
+
+
+def _load(engine: str, device: str) -> None:
+    """Load ``engine`` as opening a form does; raises ``BackendUnavailableError`` if that fails."""
+    if engine == "openvino":
+        from cellseg_deploy.backends.openvino import import_openvino
+
+        import_openvino()
+    elif engine == "onnxruntime":
+        from cellseg_deploy.backends.onnxruntime import import_runtime
+
+        import_runtime(device)
+    else:
+        from cellseg_deploy.backends.tensorrt import import_tensorrt
+
+        import_tensorrt()
 
 
 def form_of(backend: Backend, file: Path) -> Form:

@@ -155,6 +155,11 @@ def _providers(provider: str, options: dict[str, Any], spec: ModelSpec) -> list[
     return [(_TENSORRT, options | profile), (_CUDA, options | {"use_tf32": 0})]
 
 
+def import_runtime(device: str) -> Any:
+    """The module onnxruntime, if it runs ``device``; raises ``BackendUnavailableError``."""
+    return _import_runtime(_provider_for(device)[0])
+
+
 def _import_runtime(provider: str) -> Any:
     """The module onnxruntime, once it is sure that one build is here and that it knows ``provider``."""
     extra = "cpu" if provider == CPU_PROVIDER else "gpu"

@@ -132,7 +132,11 @@ class OpenVinoBackend(Backend):
         facts = (
             {"model_identity": source.identity, "model_opset": source.opset}
             if isinstance(source, ModelFile)
-            else {"model_identity": source.facts.model_identity, "floating_point": list(source.facts.floating)}
+            else {
+                "model_identity": source.facts.model_identity,
+                "weights": source.facts.weights,
+                "floating_point": list(source.facts.floating),
+            }
         )
         return {
             "model_path": str(source.path),

@@ -7,15 +7,18 @@ an engine, another kind of device, or another file of the same name.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cellseg_deploy.backends.device_class import INSTALL
 from cellseg_deploy.errors import BackendUnavailableError, ParityError
+from cellseg_deploy.parity_policy import is_looser
 from cellseg_deploy.parity_records import ParityRecord, form_sha256
 
-INSTALL = {"onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt"}
-"""Engine -> the extra that brings it to a CPU, or to a GPU where it has no other."""
+REFERENCES = ("pytorch", "onnxruntime")
+"""Engines that a record may have been made against; any other is itself a form that has to be compared."""
 
 _HOW = "`cellseg-export verify REF MODEL --backend {} --record` compares and times it"
 
@@ -38,13 +41,15 @@ class Form:
 
 @dataclass(frozen=True)
 class Candidate:
-    """``eligible``: installed, and passed the gate here. ``reason``: why, or why not, as a sentence's end."""
+    """``eligible``: runs here, and passed the gate here. ``reason``: why, or why not, as a sentence's end.
+    ``threads``: with which it was timed, None for the engine's default."""
 
     form: Form
     eligible: bool
     reason: str
     ms_per_tile: float | None = None
     failed: bool = False
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,17 @@ class Selection:
 
 @dataclass(frozen=True)
 class Here:
-    """What a choice depends on beside model and records. ``versions``: of each engine, None for one that is missing."""
+    """What a choice depends on beside model and records. ``versions``: of each engine, None for one that is missing.
+    ``problems``: of each engine that cannot run on ``device``, why, as a sentence's end."""
 
     device: str
     device_class: str
     versions: Mapping[str, str | None]
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    def runs(self, backend: str) -> bool:
+        """Whether that engine is here and nothing is known to speak against it."""
+        return self.versions.get(backend) is not None and backend not in self.problems
 
 
 def forms_of(model: Path, precision: str, records: Sequence[ParityRecord], device: str) -> list[Form]:
@@ -87,9 +98,9 @@ def forms_of(model: Path, precision: str, records: Sequence[ParityRecord], devic
 def judge_form(form: Form, identity: str, records: Sequence[ParityRecord], here: Here) -> Candidate:
     """Whether ``form`` of the network ``identity`` may be taken, by ``records``."""
     installed = here.versions.get(form.backend)
-    if installed is None:
-        extra = "gpu" if form.backend == "onnxruntime" and here.device != "cpu" else INSTALL[form.backend]
-        return Candidate(form, False, f"not installed: pip install 'cellseg-deploy[{extra}]'")
+    if not here.runs(form.backend):
+        missing = f"not installed: pip install 'cellseg-deploy[{INSTALL[form.backend]}]'"
+        return Candidate(form, False, here.problems.get(form.backend, missing))
     of_form = [r for r in records if _is_of(r, form)]
     if not of_form:
         return Candidate(form, False, f"never compared with the reference: {_HOW.format(form.backend)}")
@@ -105,33 +116,49 @@ def judge_form(form: Form, identity: str, records: Sequence[ParityRecord], here:
         seen = ", ".join(sorted({r.engine_version for r in of_device}))
         return Candidate(form, False, f"compared with version {seen}, {installed} is installed")
     if not record.passed:
-        return Candidate(form, False, f"parity {record.verdict} (policy {record.policy})", failed=True)
+        failed = record.verdict == "failed"  # too few cells to judge by is no failure
+        return Candidate(form, False, f"parity {record.verdict} (policy {record.policy})", failed=failed)
+    if record.reference not in REFERENCES:
+        return Candidate(form, False, f"compared with {record.reference} only: {_HOW.format(form.backend)}")
+    if is_looser(record.policy, "fp16" if _may_be_rounded(form) else form.precision):
+        return Candidate(form, False, f"judged by policy {record.policy} only: {_HOW.format(form.backend)}")
     if form.file.suffix.lower() != ".onnx" and form_sha256(form.file) != record.file_sha256:
         what = "has changed since it was compared" if form.file.is_file() else "is not there"
         return Candidate(form, False, f"the file {form.file.name} {what}")
-    speed = "not timed" if record.timing is None else f"{record.timing.ms_per_tile:.3g} ms a tile"
-    reason = f"passed the gate against {record.reference} (policy {record.policy}), {speed}"
-    return Candidate(form, True, reason, None if record.timing is None else record.timing.ms_per_tile)
+    reason = f"passed the gate against {record.reference} (policy {record.policy}), "
+    if record.timing is None:
+        return Candidate(form, True, reason + "not timed")
+    ms, threads = record.timing.ms_per_tile, record.timing.threads
+    return Candidate(form, True, reason + _speed(ms, threads), ms, threads=threads)
 
 
 def candidates_of(
     model: Path, identity: str, precision: str, parity: str, records: Sequence[ParityRecord], here: Here
 ) -> tuple[Candidate, ...]:
     """Every form of ``model`` with its verdict. ``parity``: sentence of the ModelSpec; the export itself compared the
-    file in ONNX Runtime on a CPU, so for that form it stands in for a record that nobody wrote."""
+    file in ONNX Runtime on a CPU, so for that form it stands in for a record that nobody wrote.
+
+    Only times taken with one number of threads are compared, that of most forms; others count as not timed.
+    """
     judged = [judge_form(form, identity, records, here) for form in forms_of(model, precision, records, here.device)]
-    times = [
-        record.reference_timing.ms_per_tile
+    references = [
+        record.reference_timing
         for record in records
         if (record.model_identity, record.device_class, record.reference)
         == (identity, here.device_class, "onnxruntime")
         and record.reference_timing is not None
     ]
-    speed = f"{min(times):.3g} ms a tile" if times else "not timed here"
+    counts = Counter(item.threads for item in judged if item.ms_per_tile is not None)
+    counts = counts or Counter(timing.threads for timing in references)
+    threads = max(counts, key=lambda n: (counts[n], n is None, n or 0), default=None)
+    ms = min((timing.ms_per_tile for timing in references if timing.threads == threads), default=None)
+    speed = "not timed here" if ms is None else _speed(ms, threads)
     return tuple(
-        Candidate(item.form, True, f"passed the gate when the model was exported, {speed}", min(times, default=None))
+        Candidate(item.form, True, f"passed the gate when the model was exported, {speed}", ms, threads=threads)
         if _passed_at_export(item, model, parity, here)
         else item
+        if item.threads == threads
+        else replace(item, ms_per_tile=None)
         for item in judged
     )
 
@@ -151,9 +178,9 @@ def choose(candidates: Sequence[Candidate], here: Here) -> Selection:
         return Selection(best.form, True, rank + best.reason, all_of_them)
     plain = all_of_them[0]
     listing = "".join(f"\n  - {c.form}: {c.reason}" for c in all_of_them)
-    if here.versions.get(plain.form.backend) is None:
+    if not here.runs(plain.form.backend):
         raise BackendUnavailableError(
-            f"no installed engine passed the gate for {plain.form.file.name} on {here.device_class}; install one, or "
+            f"no engine here passed the gate for {plain.form.file.name} on {here.device_class}; install one, or "
             f"name one with --backend to run it unverified:{listing}"
         )
     if plain.failed:
@@ -186,6 +213,15 @@ def table(selection: Selection, here: Here) -> str:
                       f"chosen     {selection.form}, {mark}: {selection.why}"])  # fmt: skip
 
 
+def _speed(ms_per_tile: float, threads: int | None) -> str:
+    return f"{ms_per_tile:.3g} ms a tile" + ("" if threads is None else f" with {threads} thread{'s' * (threads > 1)}")
+
+
+def _may_be_rounded(form: Form) -> bool:
+    """An .xml computes in fp32 on weights that may be stored in fp16, and is then judged as such."""
+    return form.precision == "fp32" and form.file.suffix.lower() == ".xml"
+
+
 def _is_of(record: ParityRecord, form: Form) -> bool:
     return (record.file, record.backend, record.precision, record.inference_precision) == (
         form.file.name,
@@ -196,6 +232,6 @@ def _is_of(record: ParityRecord, form: Form) -> bool:
 
 
 def _passed_at_export(item: Candidate, model: Path, parity: str, here: Here) -> bool:
-    if item.eligible or item.failed or here.versions.get("onnxruntime") is None or here.device != "cpu":
+    if item.eligible or item.failed or not here.runs("onnxruntime") or here.device != "cpu":
         return False
     return item.form.backend == "onnxruntime" and item.form.file == model and parity.startswith("verified")

@@ -105,6 +105,13 @@ def _cell_diameter(_ctx: click.Context, _option: click.Parameter, value: str | N
         raise click.BadParameter(f"{value!r} is neither a number of pixels nor auto") from None
 
 
+def refuse_options(context: click.Context, names: Sequence[str], because: str) -> None:
+    """Raise click's usage error if one of the parameters ``names`` was given; ``because``: what is wrong with it."""
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} {because}")
+
+
 def model_options(function: F) -> F:
     """Options of every command that runs a model: which one, on what, with which settings."""
     options = [
@@ -150,6 +157,11 @@ def model_options(function: F) -> F:
             help="What ONNX Runtime runs a GPU with; tensorrt builds its engine at each start.  [default: cuda]",
         ),
         click.option("--rebuild", is_flag=True, help="Build the TensorRT engine of the model anew."),
+        click.option(
+            "--cuda-graph",
+            is_flag=True,
+            help="Let TensorRT replay full batches as one CUDA graph: fewer launches, a second context in GPU memory.",
+        ),
         click.option(
             "--precision",
             type=click.Choice(["fp32", "bf16"]),

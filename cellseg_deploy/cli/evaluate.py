@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _ONLY_WITH_A_MODEL = (
     *("model", "task", "scale", "cell_diameter", "batch_size", "device", "backend", "precision"),
-    *("ort_provider", "rebuild", "threads", "streams", "halo", "max_pixels", "bit_depth", "save_labels"),
+    *("ort_provider", "rebuild", "cuda_graph", "threads", "streams", "halo", "max_pixels", "bit_depth", "save_labels"),
     *("sweep", "calibrate", "describe"),
 )
 
@@ -77,6 +77,7 @@ class Options:
     backend: str
     ort_provider: str | None
     rebuild: bool
+    cuda_graph: bool
     precision: str | None
     threads: int | None
     streams: int | None
@@ -103,6 +104,7 @@ class Options:
             threads=self.threads,
             ort_provider=self.ort_provider,
             rebuild=self.rebuild,
+            cuda_graph=self.cuda_graph,
             precision=self.precision,
             streams=self.streams,
         )
@@ -242,14 +244,8 @@ def _judged_folder(context: click.Context, options: Options) -> Path:
         return options.images
     if options.images is not None:
         raise click.UsageError("--images and --labels exclude each other: a model's cells are judged, or given labels")
-    given = [
-        name
-        for name in _ONLY_WITH_A_MODEL
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        option = f"--{given[0].replace('_', '-')}"
-        raise click.UsageError(f"{option} and --labels exclude each other: given labels are judged without a model")
+    without_model = "and --labels exclude each other: given labels are judged without a model"
+    _common.refuse_options(context, _ONLY_WITH_A_MODEL, without_model)
     return options.labels
 
 

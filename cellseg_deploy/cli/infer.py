@@ -72,6 +72,7 @@ def command(
     backend: str,
     ort_provider: str | None,
     rebuild: bool,
+    cuda_graph: bool,
     precision: str | None,
     threads: int | None,
     streams: int | None,
@@ -90,6 +91,8 @@ def command(
     """Count and outline the cells of images (PNG, JPEG, TIFF): files, or folders with all that is in them."""
     _common.set_up_logging(verbose)
     if explain:
+        unused = ("ort_provider", "rebuild", "cuda_graph", "streams")
+        _common.refuse_options(context, unused, "and --explain exclude each other: it shows what is chosen without")
         click.echo(_explanation(model, backend, device or "cpu", precision))
         return _common.EXIT_OK
     if not paths or output is None:
@@ -128,6 +131,7 @@ def command(
             halo=halo,
             threads=threads,
             rebuild=rebuild,
+            cuda_graph=cuda_graph,
             ort_provider=ort_provider,
             precision=precision,
             streams=streams,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cellseg_deploy.errors import OutputError
-from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, make_folder
+from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, writing
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
 
 
@@ -25,7 +25,8 @@ def workspace(folder: Path) -> Iterator[Path]:
     """
     _remove_abandoned(folder)
     place = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    make_folder(place)
+    with writing(folder):
+        place.mkdir()
     try:
         with exclusive(place):
             yield place
