@@ -237,7 +237,7 @@ def summary(result: dict[str, Any]) -> str:
     found = result["points"][method]["counting"]["figures"]
     return (
         f"{method}: F1 {found['f1']:.3f} (apart {found['f1_apart']:.3f}), Dice {found['dice']:.4f}, "
-        f"count error {100 * (found['count_mape'] or 0):.1f} %"
+        f"count error {_percent(found['count_mape'])}"
     )
 
 
@@ -259,3 +259,8 @@ def _finite(found: dict[str, float]) -> dict[str, float | None]:
         name: value if isinstance(value, int) else (round(float(value), 6) if math.isfinite(value) else None)
         for name, value in found.items()
     }
+
+
+def _percent(share: float | None) -> str:
+    """A share in percent; unknown where there is no true cell."""
+    return "unknown" if share is None else f"{100 * share:.1f} %"

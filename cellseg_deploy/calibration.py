@@ -48,7 +48,7 @@ _VALUES: dict[str, tuple[float, ...]] = {
     "boundary_weight": (0.25, 0.5, 1.0, 1.5),
     # Ends at 0.2: images of another magnification may hold cells of half the model's cell area.
     "min_area_rel": (0.1, 0.15, 0.2),
-    "min_border_area_rel": (0.1, 0.2, 0.3, 0.4),
+    "min_border_area_rel": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
 }
 # How deep in a cell a seed begins; as a share of the way, not a probability.
 _DEPTH = {"seed_threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "min_seed_area_rel": (0.005, 0.01, 0.02, 0.04)}

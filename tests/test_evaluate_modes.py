@@ -133,6 +133,63 @@ def test_calibrate_writes_a_better_model_of_the_same_identity(
     assert read_model_file(model).spec == after.spec
 
 
+def test_a_failed_evaluation_leaves_the_earlier_anatomy(smears: Path, model: Path) -> None:
+    assert run(smears, model, "--anatomy") == 0
+    pages = {path.name: path.read_bytes() for path in (smears / "out/anatomy").iterdir()}
+    (smears / "masks/d.png").write_bytes(b"no picture")
+    assert run(smears, model, "--anatomy") == 3
+    assert {path.name: path.read_bytes() for path in (smears / "out/anatomy").iterdir()} == pages
+    assert sorted(path.name for path in (smears / "out").iterdir()) == [
+        *("anatomy", "anatomy.csv", "metrics.csv", "metrics.json"),
+    ]
+
+
+def test_extras_of_an_earlier_evaluation_go_and_other_files_stay(smears: Path, model: Path) -> None:
+    assert run(smears, model, "--anatomy", "--sweep") == 0
+    (smears / "out/anatomy/split-2024-party.jpg").write_bytes(b"mine")
+    assert run(smears, model) == 0
+    assert sorted(path.name for path in (smears / "out").iterdir()) == ["anatomy", "metrics.csv", "metrics.json"]
+    assert [path.name for path in (smears / "out/anatomy").iterdir()] == ["split-2024-party.jpg"]
+
+
+def test_a_folder_named_anatomy_that_is_not_ours_is_left_alone(
+    smears: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(smears / "out/anatomy/merge-01.jpg", draw(bridge=121))
+    assert run(smears, model, "--anatomy") == 6
+    assert "anatomy: not written by cellseg-evaluate" in capsys.readouterr().err
+    assert (smears / "out/anatomy/merge-01.jpg").is_file()
+
+
+def test_calibrate_stays_out_of_its_input_and_off_other_files(
+    smears: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(smears, model, "--calibrate", out="images/m.onnx") == 2
+    assert "lies among the images or masks" in capsys.readouterr().err
+    (smears / "m.calibration.json").write_text('{"mine": 1}')
+    assert run(smears, model, "--calibrate", out="m.onnx") == 6
+    assert "m.calibration.json: not written by cellseg-evaluate" in capsys.readouterr().err
+    assert not (smears / "m.onnx").exists()
+
+
+def test_nothing_is_calibrated_without_a_true_cell(
+    smears: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abcd":
+        write(smears / "masks" / f"{name}.png", np.zeros((80, 90), np.uint8))
+    assert run(smears, model, "--calibrate", out="m.onnx") == 3
+    assert "hold no cell" in capsys.readouterr().err
+    assert not (smears / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("mode", ["--sweep", "--calibrate", "--describe"])
+def test_modes_that_know_no_count_rule_refuse_one(
+    mode: str, smears: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(smears, model, mode, "--count-rule", "frame", out="m.onnx") == 2
+    assert f"--count-rule and {mode} exclude each other" in capsys.readouterr().err
+
+
 def test_calibrate_replaces_no_other_file(smears: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (smears / "notes.onnx").write_text("mine")
     other = make_onnx(contrast=9.0)

@@ -12,6 +12,7 @@ import torch
 
 from cellseg_deploy.errors import CellsegError, DataError, UsageError
 from cellseg_deploy.images import Pair
+from cellseg_train import augment
 from cellseg_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from cellseg_train.data import (
     ExampleStore,
@@ -19,6 +20,7 @@ from cellseg_train.data import (
     TileDataset,
     TileLoader,
     find_pairs,
+    make_targets,
     read_pair,
     split_by_image,
 )
@@ -182,3 +184,20 @@ def test_each_epoch_visits_every_image_in_another_order(dataset):
     assert sorted((i, p) for _, i, p in first) == [(i, p) for i in range(4) for p in range(3)]
     assert [index[1:] for index in first] != [index[1:] for index in second]
     assert len(loader) == 3
+
+
+def test_the_distance_in_a_cell_that_the_tile_cuts_is_that_of_the_whole_cell() -> None:
+    """A disc of radius 50 px of which the tile sees the outer 10 px: nowhere more than a fifth of the way in."""
+    disc = np.zeros((300, 300), np.int32)
+    cv2.circle(disc, (150, 150), 50, 1, -1)
+    image = np.zeros((300, 300, 3), np.uint8)
+    matrix = np.array([[1.0, 0.0, 190.0], [0.0, 1.0, 100.0]])  # the tile begins 40 px right of the middle
+    config = TrainConfig(model=ModelConfig(variant="distance", tile_size=112))
+    _, wide = augment.cut(image, disc, 1.0, matrix, 112, 60)
+    _, narrow = augment.cut(image, disc, 1.0, matrix, 112)
+    assert wide.shape == (232, 232)
+    assert np.array_equal(wide[60:-60, 60:-60], narrow)
+    depth = make_targets(wide, config, margin=60)["targets"][1]
+    assert depth.shape == (112, 112)
+    assert 0.15 < depth.max() < 0.25
+    assert make_targets(narrow, config)["targets"][1].max() == 1  # what would be learned without the margin

@@ -52,16 +52,21 @@ def cut(
     labels_scale: float,
     matrix: npt.NDArray[np.float64],
     tile_size: int,
+    margin: int = 0,
 ) -> tuple[Image, npt.NDArray[np.int32]]:
-    """Tile (S, S, 3) and its labels int32 (S, S) under the same ``matrix`` of ``random_affine``.
+    """Tile (S, S, 3) and its labels int32 (S + 2 margin, same) under the same ``matrix`` of ``random_affine``.
+
+    ``margin``: px on each side that the labels reach further than the tile, to see the whole of cells that it cuts.
 
     ``labels_hw`` may lie on a finer grid, ``labels_scale`` of its px to one px of the image: sampled once from full
     size, gaps of two pixels survive that a halved label image would have lost. Past the border both are mirrored.
     """
     tile = _warp(image_hwc, matrix, tile_size, cv2.INTER_LINEAR)
-    fine = matrix * labels_scale
+    around = matrix.copy()
+    around[:, 2] -= matrix[:, :2].sum(axis=1) * margin
+    fine = around * labels_scale
     fine[:, 2] += (labels_scale - 1) / 2  # pixel centres: x_fine + 0.5 = labels_scale * (x + 0.5)
-    labels = _warp(labels_hw, fine, tile_size, cv2.INTER_NEAREST)
+    labels = _warp(labels_hw, fine, tile_size + 2 * margin, cv2.INTER_NEAREST)
     return np.asarray(tile, np.uint8), labels.astype(np.int32)
 
 

@@ -29,6 +29,7 @@ from cellseg_train import augment, targets
 from cellseg_train.config import TrainConfig
 
 BATCHES_AHEAD = 2
+_MARGIN = 0.4  # of the tile: more than a cell, also where it is zoomed
 
 TileIndex = tuple[int, int, int]  # epoch, image, patch
 
@@ -183,26 +184,36 @@ class TileDataset(Dataset[dict[str, Tensor]]):
             matrix = augment.random_affine(rng, hw, size, self.config.augment.scale)
         else:
             matrix = augment.plain_crop(rng, hw, size)
-        tile, labels = augment.cut(example.image_hwc, example.labels_hw, example.labels_scale, matrix, size)
+        margin = round(size * _MARGIN) if "distance" in self.config.model.channels else 0
+        tile, labels = augment.cut(example.image_hwc, example.labels_hw, example.labels_scale, matrix, size, margin)
         if self.augmented:
             tile = augment.recolour(rng, tile, self.config.augment)
-        made = make_targets(labels, self.config)
+        made = make_targets(labels, self.config, margin=margin)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1))),
             **{name: torch.from_numpy(plane) for name, plane in made.items()},
         }
 
 
-def make_targets(labels_hw: npt.NDArray[np.int32], config: TrainConfig) -> dict[str, npt.NDArray[np.float32]]:
+def make_targets(
+    labels_hw: npt.NDArray[np.int32], config: TrainConfig, *, margin: int = 0
+) -> dict[str, npt.NDArray[np.float32]]:
     """What the loss compares with, float32: ``targets`` (K, H, W) in [0, 1] in the order of the model's channels,
-    ``gap`` weights (H, W), and for a surface loss the signed distances ``surface`` (H, W) of the boundary channel."""
+    ``gap`` weights (H, W), and for a surface loss the signed distances ``surface`` (H, W) of the boundary channel.
+
+    ``margin``: px on each side of ``labels_hw`` that lie outside the tile (H, W). The distance channel needs them: how
+    deep a pixel lies in a cell that the tile cuts is told by the whole cell.
+    """
     channels, loss = config.model.channels, config.loss
+    wide_hw = labels_hw
+    labels_hw = labels_hw[margin : labels_hw.shape[0] - margin, margin : labels_hw.shape[1] - margin]
     foreground = targets.foreground_target(labels_hw)
     planes: dict[str, npt.NDArray[Any]] = {"foreground": foreground}
     if "boundary" in channels:
         planes["boundary"] = targets.boundary_target(labels_hw, config.data.boundary_width_px)
     if "distance" in channels:
-        planes["distance"] = targets.distance_target(foreground, labels_hw)
+        wide = targets.distance_target(targets.foreground_target(wide_hw), wide_hw)
+        planes["distance"] = wide[margin : wide.shape[0] - margin, margin : wide.shape[1] - margin]
     made = {
         "targets": np.stack([planes[name] for name in channels]).astype(np.float32),
         "gap": targets.gap_weights(foreground, labels_hw, loss.gap_weight, loss.gap_sigma_px),

@@ -71,8 +71,8 @@ def distance_target(foreground_hw: npt.NDArray[np.uint8], labels_hw: Labels) -> 
 
     Each cell's own maximum is the measure, as for StarDist's object probability (Schmidt et al. 2018): one seed
     threshold then means the same share of a small and of a large cell, at any magnification. ``foreground_hw`` is
-    ``foreground_target(labels_hw)``, whose cells are parted, so one transform serves them all. The tile's border is
-    no edge: a cell that is cut by it goes on outside.
+    ``foreground_target(labels_hw)``, whose cells are parted, so one transform serves them all. The border of the
+    array is no edge: a cell that it cuts goes on outside, so give labels wide enough to hold those of the tile.
     """
     if not foreground_hw.any():
         return np.zeros(labels_hw.shape, np.float32)

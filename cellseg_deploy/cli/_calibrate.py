@@ -20,12 +20,13 @@ import msgspec
 from cellseg_deploy import calibration, evaluation
 from cellseg_deploy.cli import _common
 from cellseg_deploy.cli._extras import measure_reliability, reliability_record
-from cellseg_deploy.errors import ModelError, OutputError
+from cellseg_deploy.errors import DataError, ModelError, OutputError
 from cellseg_deploy.images import check_same_size, pair_by_stem, read_image, read_labels
 from cellseg_deploy.kept import KeptImages, kept_images
 from cellseg_deploy.model_file import ModelFile, read_model_file, rewritten
 from cellseg_deploy.models import default_model_path
 from cellseg_deploy.outputs import atomic, plots
+from cellseg_deploy.outputs.folder import was_written_by
 
 if TYPE_CHECKING:
     from cellseg_deploy.calibration import TaskCalibration
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from cellseg_deploy.model_spec import InstanceParams, Task
     from cellseg_deploy.pipeline import Segmenter
 
-SUFFIX = ".onnx"
+SUFFIX, REPORT_SUFFIX, FIGURE_SUFFIX = ".onnx", ".calibration.json", ".calibration.png"
 _SECONDS_BETWEEN_LINES = 10.0
 _MAIN = {"counting": "f1_apart", "confluence": "dice"}
 
@@ -44,12 +45,18 @@ def run(options: Options, folder: Path) -> int:
     out = options.output
     model = read_model_file(options.model or default_model_path())
     check_target(out, model)
+    for inputs in (folder, options.given_masks):
+        if out.resolve().parent == inputs.resolve():
+            raise click.UsageError(f"{out} lies among the images or masks of {inputs}; choose another place for it")
+    check_report(out)
     pairs = pair_by_stem(folder, options.given_masks)
     calibration.deal(len(pairs))  # too few images are refused before any work
     atomic.make_folder(out.parent)
     with kept_images() as kept:
         with options.open_segmenter() as segmenter:
             _predict(segmenter, pairs, kept, options)
+        if not any(item.true_labels.any() for item in kept):
+            raise DataError(f"the masks in {options.masks} hold no cell, so nothing can be chosen by them")
         spec = model.spec
         labelling = calibration.Labelling(spec.channels, spec.cell_diameter_px, options.min_area_px)
         scorer = calibration.Scorer(kept, labelling, workers=os.cpu_count() or 1)
@@ -72,10 +79,13 @@ def run(options: Options, folder: Path) -> int:
         "tasks": {task: _task_record(task, one) for task, one in found.items()},
         "reliability": reliability_record(reliability),
     }
-    atomic.write_bytes(out.with_suffix(".calibration.json"), _json(record))
+    atomic.write_bytes(out.with_suffix(REPORT_SUFFIX), _json(record))
     title = f"{spec.name}: {len(pairs)} images"
-    atomic.write_bytes(out.with_suffix(".calibration.png"), plots.reliability_png(reliability, title=title))
-    atomic.write_bytes(out, rewritten(model, msgspec.structs.replace(spec, operating_points=points)))
+    atomic.write_bytes(out.with_suffix(FIGURE_SUFFIX), plots.reliability_png(reliability, title=title))
+    # Of images that had no part in the choice; what the model said before was measured at other settings.
+    held_out = {name: round(value, 5) for name, value in found["counting"].fit_figures.items() if math.isfinite(value)}
+    training = msgspec.structs.replace(spec.training, val_metrics=held_out)
+    atomic.write_bytes(out, rewritten(model, msgspec.structs.replace(spec, operating_points=points, training=training)))
     if not options.quiet:
         _print(found, len(pairs), reliability.ece, out)
     return _common.EXIT_OK
@@ -93,6 +103,14 @@ def check_target(out: Path, model: ModelFile) -> None:
         raise OutputError(f"{out}: not replaced, it is no model file of ours ({error}); choose another name") from error
     if identity != model.identity:
         raise OutputError(f"{out}: holds another network than {model.path}, so it is not replaced; choose another name")
+
+
+def check_report(out: Path) -> None:
+    """Raise ``OutputError`` if a file that calibration did not write lies where its report goes."""
+    report, figure = out.with_suffix(REPORT_SUFFIX), out.with_suffix(FIGURE_SUFFIX)
+    there = [path for path in (report, figure) if os.path.lexists(path)]
+    if there and not was_written_by(evaluation.PROGRAM, report):
+        raise OutputError(f"{there[0]}: not written by {evaluation.PROGRAM}, so it is not replaced; choose another -o")
 
 
 def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, options: Options) -> None:
@@ -149,9 +167,11 @@ def matters(task: Task, one: TaskCalibration) -> dict[str, tuple[float, float]]:
 
 
 def _print(found: dict[Task, TaskCalibration], n_images: int, ece: float, out: Path) -> None:
-    click.echo(f"{n_images} images; every figure is of images on which its settings were not chosen, with the 95 %")
-    click.echo("interval of a bootstrap over images; 'before' is the model's own point, which")
-    click.echo("flatters if it was once chosen on these very images")
+    click.echo(
+        f"{n_images} images; figures with an interval (95 %, bootstrap over images) are of images on which their"
+    )
+    click.echo("settings were not chosen; 'before' is the model's own point, which flatters if it was once chosen on")
+    click.echo("these very images; 'moved alone' and ece are over all of them")
     for task, one in found.items():
         click.echo(f"\n{task}: {_words(one.chosen)}")
         for name in calibration.REPORTED[:4]:

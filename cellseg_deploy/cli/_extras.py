@@ -35,7 +35,7 @@ SWEEP_CSV, SWEEP_PNG = "sweep.csv", "sweep.png"
 RELIABILITY_JSON, RELIABILITY_PNG = "reliability.json", "reliability.png"
 ANATOMY_CSV = "anatomy.csv"
 SWEEP_FILES = (SWEEP_CSV, SWEEP_PNG, RELIABILITY_JSON, RELIABILITY_PNG)
-ANATOMY_FILES = (ANATOMY_CSV,)
+ANATOMY_FILES = (ANATOMY_CSV, contact_sheet.FOLDER)
 ANATOMY_COLUMNS = (
     *("image", "kind", "at_border", "left_px", "top_px", "width_px", "height_px"),
     *("true_labels", "predicted_labels", "page"),
@@ -43,17 +43,21 @@ ANATOMY_COLUMNS = (
 
 
 class Anatomy:
-    """Errors of each image: rows of anatomy.csv and crops. ``photographs``: whether ``pair.image`` is one."""
+    """Errors of each image: rows of anatomy.csv and crops.
 
-    def __init__(self, options: Options, *, photographs: bool) -> None:
+    ``place``: a temporary folder for the pages, so that an evaluation that fails leaves the earlier ones.
+    ``photographs``: whether ``pair.image`` is one.
+    """
+
+    def __init__(self, options: Options, place: Path, *, photographs: bool) -> None:
         self._out = options.output
         self._min_area_px = options.min_area_px
         self._photographs = photographs
         self._reading: dict[str, Any] = {"bit_depth": options.bit_depth}
         if options.max_pixels is not None:
             self._reading["max_pixels"] = options.max_pixels
-        contact_sheet.remove_earlier(self._out)
-        self._sheets = contact_sheet.ContactSheets(self._out)
+        self._place = place
+        self._sheets = contact_sheet.ContactSheets(place)
         self._rows: list[list[Any]] = [list(ANATOMY_COLUMNS)]
         self.by_image: dict[str, dict[str, int]] = {}
 
@@ -73,6 +77,7 @@ class Anatomy:
     def finish(self) -> dict[str, Any]:
         """Write what is left; gives what metrics.json says of it: how many of each group, in all and by image."""
         self._sheets.close()
+        contact_sheet.move_pages(self._place, self._out)
         atomic.write_bytes(self._out / ANATOMY_CSV, tables.csv_rows(self._rows))
         total = {group: sum(one[group] for one in self.by_image.values()) for group in anatomy.GROUPS}
         return {"anatomy": {**total, "by_image": self.by_image}}
@@ -156,6 +161,15 @@ class Sweep:
                 **{name: best.figures[name] for name in names},
             },
         }
+
+
+def remove_stale(out: Path, *, sweep: bool, anatomy: bool) -> None:
+    """Remove what an earlier evaluation in ``out`` left of the extras that this one was not asked for."""
+    if not anatomy:
+        contact_sheet.remove_earlier(out)
+    for name in (*(() if sweep else SWEEP_FILES), *(() if anatomy else (ANATOMY_CSV,))):
+        with atomic.writing(out / name):
+            (out / name).unlink(missing_ok=True)
 
 
 def extra_rows(about: dict[str, Any]) -> list[tuple[str, str]]:

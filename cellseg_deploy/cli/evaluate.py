@@ -182,9 +182,10 @@ def command(context: click.Context, /, **given: Any) -> int:
 def _evaluate(options: Options, judged: Path) -> int:
     """Score every pair, with the extras that were asked for, and write the report."""
     from cellseg_deploy import evaluation
-    from cellseg_deploy.cli._extras import ANATOMY_FILES, SWEEP_FILES, Anatomy, Sweep
+    from cellseg_deploy.cli._extras import ANATOMY_FILES, SWEEP_FILES, Anatomy, Sweep, remove_stale
     from cellseg_deploy.images import pair_by_stem
     from cellseg_deploy.outputs.folder import check_apart
+    from cellseg_deploy.outputs.workspace import workspace
 
     output, masks = options.output, options.given_masks
     check_apart([judged, masks], output)
@@ -205,9 +206,12 @@ def _evaluate(options: Options, judged: Path) -> int:
             )
             about["model"] = evaluation.describe_model(segmenter)
         names = [evaluation.METRICS_JSON, evaluation.METRICS_CSV]
-        names += [*(SWEEP_FILES if options.sweep else ()), *(ANATOMY_FILES if options.anatomy else ())]
+        names += [*SWEEP_FILES, *ANATOMY_FILES]
         stack.enter_context(evaluation.report_folder(output, names))
-        anatomy = Anatomy(options, photographs=options.labels is None) if options.anatomy else None
+        anatomy: Anatomy | None = None
+        if options.anatomy:
+            place = stack.enter_context(workspace(output))
+            anatomy = Anatomy(options, place, photographs=options.labels is None)
         write_labels = evaluation.LabelWriter(output, [pair.stem for pair in pairs])
         scores = []
         scored = evaluation.score_pairs(
@@ -225,6 +229,7 @@ def _evaluate(options: Options, judged: Path) -> int:
             about |= anatomy.finish()
         if sweep is not None:
             about |= sweep.finish(output, quiet=options.quiet)
+        remove_stale(output, sweep=options.sweep, anatomy=options.anatomy)
         pooled = evaluation.write_report(output, scores, min_area_px=options.min_area_px, about=about)
     if not options.quiet:
         _print_table(pooled, about, output)
@@ -254,6 +259,9 @@ def _check_modes(options: Options) -> None:
     modes = [name for name in ("calibrate", "describe") if getattr(options, name)]
     if not options.describe:
         _ = options.given_masks
+    for mode in ("sweep", *modes):
+        if getattr(options, mode) and options.count_rule != "all":
+            raise click.UsageError(f"--count-rule and --{mode} exclude each other: it tries settings on all cells")
     for mode in modes:
         for name in ("calibrate", "describe", "sweep", "anatomy", "save_labels"):
             if name != mode and getattr(options, name):

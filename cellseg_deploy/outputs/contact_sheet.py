@@ -75,9 +75,21 @@ class ContactSheets:
 def remove_earlier(out: Path) -> None:
     """Remove the pages of an earlier evaluation: files in ``out``/anatomy that are named as ours are, nothing else."""
     for group in TITLES:
-        for path in (out / FOLDER).glob(f"{group}-[0-9][0-9]*{SUFFIX}"):
-            with atomic.writing(path):
-                path.unlink()
+        for digits in ("[0-9][0-9]", "[0-9][0-9][0-9]"):
+            for path in (out / FOLDER).glob(f"{group}-{digits}{SUFFIX}"):
+                with atomic.writing(path):
+                    path.unlink()
+
+
+def move_pages(made: Path, out: Path) -> None:
+    """Put the pages in ``made``/anatomy in the place of those of an earlier evaluation in ``out``/anatomy."""
+    remove_earlier(out)
+    pages = sorted((made / FOLDER).glob(f"*{SUFFIX}"))
+    if pages:
+        atomic.make_folder(out / FOLDER)
+    for path in pages:
+        with atomic.writing(out / FOLDER / path.name):
+            path.replace(out / FOLDER / path.name)
 
 
 def crop_box(box: tuple[int, int, int, int]) -> tuple[int, int, int]:
