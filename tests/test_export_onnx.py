@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -244,6 +245,18 @@ def test_what_a_killed_export_left_is_swept_and_what_a_running_one_uses_is_not(t
     with workspace(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_just_being_made_is_not_swept(tmp_path: Path) -> None:
+    made = tmp_path / ".cellseg-0123456789abcdef"
+    made.mkdir()
+    lock = made / ".cellseg-lock"
+    lock.touch()  # made, but not held yet
+    with workspace(tmp_path):
+        assert lock.exists()
+    os.utime(lock, (0, 0))  # nobody takes that long
+    with workspace(tmp_path):
+        assert not made.exists()
 
 
 def test_a_network_that_finds_nothing_needs_unverified(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, writing
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
+
+_NEW_SECONDS = 60.0
 
 
 @contextmanager
@@ -37,8 +40,18 @@ def workspace(folder: Path) -> Iterator[Path]:
 def _remove_abandoned(folder: Path) -> None:
     for lock in folder.glob(f"{TEMPORARY_PREFIX}*/{LOCK_NAME}"):
         try:
+            if _may_be_new(lock):
+                continue
             with exclusive(lock.parent):
                 pass
+        except OSError:  # gone in the meantime: its own process was faster
+            continue
         except OutputError:  # in use, or somebody else's: not ours to remove
             continue
         shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _may_be_new(lock: Path) -> bool:
+    """Whether its process may be about to lock it: a lock file exists a moment before it is held, and nothing else
+    lies there then."""
+    return time.time() - lock.stat().st_mtime < _NEW_SECONDS and len(list(lock.parent.iterdir())) == 1
