@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.outputs.plots import COLOURS
 
 Result = dict[str, Any]
 
@@ -25,7 +26,6 @@ _COUNTING = (
     ("map", "mean AP", 1, 3),
 )
 _CONFLUENCE = (("dice", "Dice", 1, 4), ("area_error", "area error %", 100, 2), ("f1", "F1", 1, 3))
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 
 
 def write_report(out: Path, arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> None:
@@ -157,7 +157,7 @@ def sweep_figure(names: Sequence[str], results: Sequence[Result]) -> bytes:
     axes = figure.subplots(2, len(panels))
     for row, (own, what) in enumerate(((False, "threshold + components"), (True, "own method, seed threshold"))):
         for axis, (metric, label, factor) in zip(axes[row], panels, strict=True):
-            for colour, name in zip(_COLOURS, names, strict=False):
+            for colour, name in zip(COLOURS, names, strict=False):
                 curves = [_curve(result, own=own) for result in _of(results, name)]
                 if not curves[0]:
                     continue

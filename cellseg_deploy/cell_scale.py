@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.instances import whole_areas
 from cellseg_deploy.runs import Labels
 
 MAX_SCALE = 32.0
@@ -64,11 +65,7 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
 
     ``first_scale`` itself where the cells are nearly as large, and, with a note, where there are too few to tell.
     """
-    area = np.bincount(labels.reshape(-1))
-    area[0] = 0
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        area[edge] = 0  # cut by the image border
-    whole = area[area > 0]
+    whole = whole_areas(labels)
     if len(whole) < MIN_CELLS:
         return ScaleChoice(
             first_scale,

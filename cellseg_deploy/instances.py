@@ -154,16 +154,22 @@ def flood(score: Plane, seeds: Labels, inside: Mask) -> Labels:
     return np.where(deep, seeds, grown).astype(np.int32, copy=False)
 
 
+def whole_areas(labels: Labels) -> npt.NDArray[np.intp]:
+    """Area in px of each label of ``labels`` (h, w) that does not touch the image border, in no order that matters."""
+    area = np.bincount(labels.reshape(-1))
+    area[0] = 0
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        area[edge] = 0
+    return area[area > 0]
+
+
 def typical_area(labels: Labels, disc_px: float) -> float:
     """Area in px that the limits for small cells refer to: ``disc_px``, or the image's own median cell if smaller.
 
     The median is over labels that do not touch the image border and have a twentieth of ``disc_px``; with fewer than
     ``_FEW_CELLS`` of them it says nothing. Never below a quarter of ``disc_px``, half the model's cell diameter.
     """
-    area = np.bincount(labels.reshape(-1))
-    area[0] = 0
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        area[edge] = 0
+    area = whole_areas(labels)
     cells = area[area >= 0.05 * disc_px]
     if len(cells) < _FEW_CELLS:
         return disc_px
