@@ -9,26 +9,23 @@ becomes a note.
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 import stat
 import struct
-import threading
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy import resolution
+from cellseg_deploy.decoder_messages import collected
 from cellseg_deploy.errors import DataError
-
-_decoder_lock = threading.Lock()  # warnings.catch_warnings and logging handlers are process-wide
+from cellseg_deploy.resolution import Resolution
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -45,7 +42,7 @@ class Decoded:
     """Samples as the file holds them. ``kind``: grey, rgb, cmyk or palette (then ``palette`` is uint8 (n, 3 or 4)).
 
     ``samples``: (h, w) for grey and palette, else (h, w, channels); ``alpha``: (h, w) or None, same dtype.
-    ``bits``: bits that the file declares for a sample.
+    ``bits``: bits that the file declares for a sample. ``resolution``: what it says of the size of its pixels.
     """
 
     container: str
@@ -56,13 +53,14 @@ class Decoded:
     palette: npt.NDArray[np.uint8] | None = None
     orientation: int = 1
     notes: tuple[str, ...] = ()
+    resolution: tuple[Resolution, ...] = ()
 
 
 def decode(path: Path, max_pixels: int) -> Decoded:
     """Samples of ``path`` as they are in the file; every failure of a decoder becomes a ``DataError``."""
     data = _read_regular_file(path)
     reader = _reader_for(path, data)
-    with _decoder_lock, _collected_messages() as messages:
+    with collected() as messages:
         try:
             decoded = reader(path, data, max_pixels)
         except (DataError, MemoryError):
@@ -76,17 +74,54 @@ def decode(path: Path, max_pixels: int) -> Decoded:
     return replace(decoded, notes=(*decoded.notes, *messages.notes))
 
 
-def _read_regular_file(path: Path) -> bytes:
-    """All bytes of ``path``. Never blocks on a pipe or device and notices a file that changes under our hands."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+def declared_pixels(path: Path) -> int:
+    """Pixels that the header of ``path`` declares, before anything is decoded; 0 where that cannot be told.
+
+    To plan memory by. Why a file cannot be read is for ``decode`` to say, so no error is raised here.
+    """
     try:
-        descriptor = os.open(path, flags)
-        with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
-            before = os.fstat(descriptor)
-            if not stat.S_ISREG(before.st_mode):
-                raise DataError(f"{path}: not a regular file (a folder, pipe or device); expected an image file")
+        with _opened(path) as file, collected():
+            head = file.read(26)
+            file.seek(0)
+            if head.startswith(_PNG):
+                width, height = struct.unpack_from(">II", head, 16)
+            elif head.startswith(_JPEG):
+                from PIL import JpegImagePlugin
+
+                with JpegImagePlugin.JpegImageFile(file) as image:
+                    width, height = image.size
+            elif head[:4] in _TIFF:
+                import tifffile
+
+                with tifffile.TiffFile(file) as tiff:
+                    width, height = tiff.pages[0].imagewidth, tiff.pages[0].imagelength
+            else:
+                return 0
+    except Exception:  # as in decode, which will meet it again
+        return 0
+    return int(width) * int(height)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """``path``, open for reading. Never blocks on a pipe or device: those raise ``DataError``."""
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise DataError(f"{path}: not a regular file (a folder, pipe or device); expected an image file")
+        return descriptor
+
+    return open(path, "rb", opener=opener)
+
+
+def _read_regular_file(path: Path) -> bytes:
+    """All bytes of ``path``. Notices a file that changes under our hands."""
+    try:
+        with _opened(path) as file:
+            before = os.fstat(file.fileno())
             data = file.read()
-            after = os.fstat(descriptor)
+            after = os.fstat(file.fileno())
     except OSError as error:
         dangling = "a link to a file that does not exist" if path.is_symlink() and not path.exists() else error.strerror
         raise DataError(f"{path}: cannot be read: {dangling}") from error
@@ -105,39 +140,6 @@ def _reader_for(path: Path, data: bytes) -> Callable[[Path, bytes, int], Decoded
     if data[:4] in _TIFF:
         return _decode_tiff
     raise DataError(f"{path}: not a PNG, JPEG or TIFF, whatever its name says (it starts with {data[:8]!r})")
-
-
-class _Messages(logging.Handler):
-    """Collects what the decoders say on the side: tifffile logs, Pillow warns."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.thread = threading.get_ident()
-        self.errors: list[str] = []
-        self.notes: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self.thread:
-            (self.errors if record.levelno >= logging.ERROR else self.notes).append(record.getMessage())
-
-
-@contextmanager
-def _collected_messages() -> Iterator[_Messages]:
-    messages = _Messages()
-    logger = logging.getLogger("tifffile")
-    propagate, level = logger.propagate, logger.level
-    logger.addHandler(messages)
-    logger.propagate = False
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield messages
-        messages.notes += [str(warning.message) for warning in caught]
-    finally:
-        logger.removeHandler(messages)
-        logger.propagate = propagate
-        logger.setLevel(level)
 
 
 def _check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
@@ -159,10 +161,10 @@ def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
     width, height, bits, colour = _check_png(path, data)
     _check_pixels(path, width, height, max_pixels)
     if bits == 16:
-        return _decode_png16(data, colour)
+        return replace(_decode_png16(data, colour), resolution=resolution.of_png(data))
     # The class itself instead of Image.open: no guessing of formats, and our own limit instead of a global one.
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
-        return _from_pillow(path, "PNG", image)
+        return replace(_from_pillow(path, "PNG", image), resolution=resolution.of_png(data))
 
 
 def _check_png(path: Path, data: bytes) -> tuple[int, int, int, int]:
@@ -217,7 +219,7 @@ def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
     _check_jpeg(path, data)
     with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
         _check_pixels(path, image.width, image.height, max_pixels)
-        return _from_pillow(path, "JPEG", image)
+        return replace(_from_pillow(path, "JPEG", image), resolution=resolution.of_jpeg(image))
 
 
 def _check_jpeg(path: Path, data: bytes) -> None:
@@ -290,7 +292,7 @@ def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
         _check_single_plane(path, tiff)
         _check_tiff_page(path, page, data, max_pixels)
         samples = page.asarray(maxworkers=1)
-        return _from_tiff_page(path, page, samples)
+        return replace(_from_tiff_page(path, page, samples), resolution=resolution.of_tiff(tiff))
 
 
 def _check_single_plane(path: Path, tiff: Any) -> None:

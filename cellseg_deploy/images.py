@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.decoders import Decoded, decode
+from cellseg_deploy.decoders import Decoded, declared_pixels, decode
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.image_files import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
+from cellseg_deploy.resolution import Resolution
 from cellseg_deploy.runs import pieces, renumber, row_runs
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Pair",
     "check_same_size",
     "check_settings",
+    "declared_pixels",
     "find_images",
     "pair_by_stem",
     "read_image",
@@ -57,10 +59,14 @@ _OBJECT_PX = 20
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """``pixels_hwc``: uint8 RGB (h, w, 3), upright. ``notes``: what was converted or looks odd, one sentence each."""
+    """``pixels_hwc``: uint8 RGB (h, w, 3), upright. ``notes``: what was converted or looks odd, one sentence each.
+
+    ``resolution``: what the file says of the size of its pixels, as it lies in the file.
+    """
 
     pixels_hwc: npt.NDArray[np.uint8]
     notes: tuple[str, ...]
+    resolution: tuple[Resolution, ...] = ()
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, bit_depth: int | None = None) -> LoadedImage:
@@ -85,7 +91,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, bit_depth: int | Non
     if decoded.orientation != 1:
         rgb = _upright(rgb, decoded.orientation)
         notes.append(f"turned upright as the file's orientation tag {decoded.orientation} says; outputs match that")
-    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes))
+    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), decoded.resolution)
 
 
 def check_settings(max_pixels: int, bit_depth: int | None) -> None:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cellseg_deploy.errors import OutputError, UsageError
-from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder
+from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove_stale
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
-from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX
+from cellseg_deploy.outputs.per_image import OUTPUTS
+from cellseg_deploy.outputs.workspace import remove_abandoned
 
-LABELS, OVERLAYS, RUN_JSON = "labels", "overlays", "run.json"
+RUN_JSON = "run.json"
 PROGRAM = "cellseg-infer"
 _TABLES = ("cells.csv", "images.csv", RUN_JSON)  # run.json last: without it the rest is not recognised as ours
 
@@ -22,7 +23,7 @@ _TABLES = ("cells.csv", "images.csv", RUN_JSON)  # run.json last: without it the
 def output_folder(out: Path, *, overwrite: bool) -> Iterator[None]:
     """``out`` existing, empty and held by this process alone.
 
-    With ``overwrite`` the files of an earlier run are removed first: tables, label TIFFs, overlays, and nothing else.
+    With ``overwrite`` the files of an earlier run are removed first: tables, outputs of images, and nothing else.
     Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if it holds other things.
     """
     make_folder(out)
@@ -55,6 +56,8 @@ def was_written_by(program: str, record: Path) -> bool:
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
+    remove_stale(out)  # a run that was killed before it could write anything leaves nothing else
+    remove_abandoned(out)
     there = sorted(path.name for path in out.iterdir() if path.name != LOCK_NAME)
     if not there:
         return
@@ -74,19 +77,16 @@ def _make_room(out: Path, overwrite: bool) -> None:
 
 
 def _remove_earlier_run(out: Path) -> None:
-    for name, suffix in ((LABELS, LABEL_SUFFIX), (OVERLAYS, OVERLAY_SUFFIX)):
-        folder = out / name
+    for output in OUTPUTS:
+        folder = out / output.folder
         if folder.is_symlink():
             raise OutputError(f"{folder}: a link out of the output folder; remove it or choose another output folder")
         for path, _, files in os.walk(folder, topdown=False):  # links to folders are not entered
             for file in files:
-                if file.endswith(suffix) or _is_temporary(file):
+                if file.endswith(output.suffix) or _is_temporary(file):
                     Path(path, file).unlink()
             if not any(Path(path).iterdir()):
                 Path(path).rmdir()
-    for path_in_out in out.iterdir():
-        if _is_temporary(path_in_out.name):
-            path_in_out.unlink()
     for name in _TABLES:
         (out / name).unlink(missing_ok=True)
 

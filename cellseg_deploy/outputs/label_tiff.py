@@ -28,6 +28,7 @@ def encode(labels: npt.NDArray[np.int32]) -> bytes:
         compressionargs={"level": 6},
         predictor=False,
         rowsperstrip=256,
+        maxworkers=1,  # see the module threads; any other number gives the same bytes
         metadata=None,
         software="cellseg-deploy",
         datetime=None,
