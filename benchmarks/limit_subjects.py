@@ -41,7 +41,7 @@ def subject(part: str, device: str, size: int, threads: int | None, triad: bool 
 class _Entries:
     """Entries as they are collected, and the facts that go with them."""
 
-    library: str
+    made_by: str
     device: str = "cpu"
     calls: dict[str, Callable[[], object]] = field(default_factory=dict)
     work: dict[str, float] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class _Entries:
         try:
             call()
         except Exception as error:  # whatever the library raises where it lacks a kernel
-            self.missing[f"{self.library} {name}"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.missing[f"{self.made_by} {name}"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return
         self.calls[name], self.work[name] = call, work
         if kernel:
@@ -61,7 +61,7 @@ class _Entries:
 
     def subject(self, sync: Callable[[], object] = lambda: None) -> Subject:
         facts: Mapping[str, Any] = {
-            "library": self.library,
+            "library": self.made_by,
             "device": self.device,
             "work": self.work,
             "kernels": self.kernels,
@@ -116,13 +116,13 @@ def _openvino(device: str, size: int, threads: int | None, triad: bool) -> Subje
     given = rng.random((size, size), np.float32)
     for name, hint in (("fp32", "f32"), ("bf16", "bf16"), ("int8", "f32")):
         if name == "bf16" and "BF16" not in able:
-            found.missing[f"{found.library} gemm bf16"] = "this processor has no bf16 instructions"
+            found.missing[f"{found.made_by} gemm bf16"] = "this processor has no bf16 instructions"
             continue
         settings = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads or 0}
         compiled = core.compile_model(_chain(ov, size, quantised=name == "int8"), "CPU", settings)
         kernels = products_in(compiled)
         if not is_in_precision(kernels, name):
-            found.missing[f"{found.library} gemm {name}"] = f"computed as {', '.join(sorted(set(kernels)))}"
+            found.missing[f"{found.made_by} gemm {name}"] = f"computed as {', '.join(sorted(set(kernels)))}"
             continue
         request = compiled.create_infer_request()
         call = partial(request.infer, {0: given})

@@ -33,7 +33,7 @@ class Limit:
 
     kind: str
     what: str
-    library: str
+    made_by: str
     device: str
     work: float
     times: Times
@@ -68,7 +68,7 @@ class Limits:
         for x in sorted(self.rates, key=lambda x: (x.device, x.kind, x.what, -x.rate)):
             unit = UNITS[x.kind][0].replace("FLOP", "OP" if x.what == "int8" else "FLOP")
             lines.append(
-                f"| {x.kind} | {x.what} | {x.library}, {x.device} | {x.rate:.3g} {unit} | {x.best:.3g} | {x.kernel} |"
+                f"| {x.kind} | {x.what} | {x.made_by}, {x.device} | {x.rate:.3g} {unit} | {x.best:.3g} | {x.kernel} |"
             )
         lines += [f"| {name} | | | not yet run | | {reason} |" for name, reason in self.missing.items()]
         return "\n".join(lines) + "\n"
@@ -99,7 +99,7 @@ def png(report: LimitsReport) -> bytes:
             kind,
             unit,
             tuple(
-                Bar(f"{x.what} {x.library.partition(' ')[0]} {x.device}", x.rate, note=f"{x.rate:.3g}", group=x.library)
+                Bar(f"{x.what} {x.made_by.partition(' ')[0]} {x.device}", x.rate, note=f"{x.rate:.3g}", group=x.made_by)
                 for x in rates
                 if x.kind == kind
             ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from cellseg_deploy.errors import BackendUnavailableError
+
 _STATUS = Path("/proc/self/status")
 _REFS = Path("/proc/self/clear_refs")
 
@@ -19,7 +21,7 @@ def peak_rss_bytes() -> int:
     if found is not None:
         return found
     if sys.platform == "win32":
-        raise NotImplementedError("peak memory is not known on Windows")
+        raise BackendUnavailableError("peak memory is not known on Windows; measure on Linux or macOS")
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
