@@ -71,18 +71,15 @@ def robustness_command(
 
 
 def _pairs(images: Path | None, masks: Path | None) -> Iterator[tuple[Any, Any]]:
-    from cellseg_deploy.images import check_same_size, pair_by_stem, read_image, read_labels
+    from cellseg_benchmarks.image_set import judged_pairs
     from cellseg_deploy.samples import SmearParams, make_smear
 
-    if images is None or masks is None:
-        for seed in range(4):
-            smear = make_smear(SmearParams(), seed)
-            yield smear.image_hwc, smear.labels_hw
+    if images is not None and masks is not None:
+        yield from judged_pairs(images, masks)
         return
-    for pair in pair_by_stem(images, masks):
-        image, labels = read_image(pair.image).pixels_hwc, read_labels(pair.mask)
-        check_same_size(pair, (image.shape[0], image.shape[1]), (labels.shape[0], labels.shape[1]))
-        yield image, labels
+    for seed in range(4):
+        smear = make_smear(SmearParams(), seed)
+        yield smear.image_hwc, smear.labels_hw
 
 
 def _panel(rows: list[Row], condition: str) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:

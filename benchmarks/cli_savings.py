@@ -79,17 +79,14 @@ def savings_command(
 
 
 def _pairs(images: Path | None, masks: Path | None, most: int) -> Iterator[tuple[Any, Any]]:
-    from cellseg_deploy.images import check_same_size, pair_by_stem, read_image, read_labels
+    from cellseg_benchmarks.image_set import judged_pairs
     from cellseg_deploy.samples import make_smear
     from cellseg_deploy.samples.write import sample_params
 
-    if images is None or masks is None:
-        for index in range(min(most, 6)):
-            params, seed = sample_params(0, index, (1200, 1600), vary=False)
-            smear = make_smear(params, seed)
-            yield smear.image_hwc, smear.labels_hw
+    if images is not None and masks is not None:
+        yield from judged_pairs(images, masks, most)
         return
-    for pair in pair_by_stem(images, masks)[:most]:
-        image, labels = read_image(pair.image).pixels_hwc, read_labels(pair.mask)
-        check_same_size(pair, (image.shape[0], image.shape[1]), (labels.shape[0], labels.shape[1]))
-        yield image, labels
+    for index in range(min(most, 6)):
+        params, seed = sample_params(0, index, (1200, 1600), vary=False)
+        smear = make_smear(params, seed)
+        yield smear.image_hwc, smear.labels_hw

@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from cellseg_deploy import tiling
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.pipeline import resize
+from cellseg_deploy.pipeline import Segmenter, resize
 
 Image = npt.NDArray[np.uint8]
-Probabilities = npt.NDArray[np.float32]
 
 _BINS = 1000  # of |difference| in [0, 1], for percentiles without keeping every pixel
 
@@ -60,9 +59,10 @@ def halo_curve(
     reach = size // 2
     counts = np.zeros((reach, _BINS + 1), np.int64)
     sums, flips = np.zeros(reach), np.zeros(reach, np.int64)
+    innermost = Segmenter(backend, scale=scale, halo=size * 7 // 16, batch_size=batch_size)
     for number, image in enumerate(images, start=1):
         scaled = resize(image, scale)
-        reference = predict(backend, scaled, halo=size * 7 // 16, batch_size=batch_size)
+        reference = innermost.probabilities(image)
         plan = tiling.plan((scaled.shape[0], scaled.shape[1]), size, 0)
         padded = tiling.pad(scaled, plan)
         for start in range(0, len(plan), batch_size):
@@ -88,16 +88,6 @@ def halo_curve(
         ]
     )
     return HaloCurve(pixels, mean, p99, flipped)
-
-
-def predict(backend: Backend, scaled_hwc: Image, *, halo: int, batch_size: int) -> Probabilities:
-    """Probabilities (K, h, w) of an image that is at model scale already, tiled with ``halo``."""
-    plan = tiling.plan((scaled_hwc.shape[0], scaled_hwc.shape[1]), backend.spec.tile_size, halo)
-    padded = tiling.pad(scaled_hwc, plan)
-    out = np.empty((len(backend.spec.channels), *plan.image_hw), np.float32)
-    for start in range(0, len(plan), batch_size):
-        tiling.stitch_into(out, plan, start, backend.predict(tiling.cut(padded, plan, start, start + batch_size)))
-    return out
 
 
 def cut_distance(tile: tiling.Tile, plan: tiling.TilePlan) -> npt.NDArray[np.int64]:

@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 from cellseg_deploy.image_files import find_images
-from cellseg_deploy.images import MAX_PIXELS, read_image
+from cellseg_deploy.images import MAX_PIXELS, check_same_size, pair_by_stem, read_image, read_labels
 from cellseg_deploy.outputs.atomic import make_folder, write_bytes
 from cellseg_deploy.samples import Smear, SmearParams, make_smear
 from cellseg_deploy.samples.write import sample_params
 
 Image = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int32]
 
 FORMATS = ("png", "jpg", "tif")
 JPEG_QUALITY = 92
@@ -40,6 +41,17 @@ def smear_with_truth(hw: tuple[int, int] = (1200, 1600), index: int = 0, *, seed
     """Smear ``index`` of the series, with its labels."""
     params, image_seed = sample_params(seed, index, hw, vary=False)
     return make_smear(params, image_seed)
+
+
+def judged_pairs(images: Path, masks: Path, most: int | None = None) -> Iterator[tuple[Image, Labels]]:
+    """Images uint8 RGB (h, w, 3) with their true labels (h, w): of two folders, ``most`` at most.
+
+    Raises ``DataError`` for a file without its partner, that cannot be read or is of another size than its partner.
+    """
+    for pair in pair_by_stem(images, masks)[:most]:
+        image, labels = read_image(pair.image).pixels_hwc, read_labels(pair.mask)
+        check_same_size(pair, (image.shape[0], image.shape[1]), (labels.shape[0], labels.shape[1]))
+        yield image, labels
 
 
 def given_images(paths: Sequence[Path], most: int | None = None) -> Iterator[Image]:

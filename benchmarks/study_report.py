@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cellseg_benchmarks.report import table
 from cellseg_benchmarks.study_answers import answers
 from cellseg_deploy.outputs.atomic import write_bytes
 from cellseg_deploy.outputs.plots import make_figure, pick_colours, to_png
@@ -231,5 +232,5 @@ def _short(weights: str) -> str:
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    return [head, "|" + "---|" * len(rows[0]), *body]
+    head, *body = rows
+    return table(head, body, words=len(head))

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from benchmark_fakes import FakeWorker, make_conditions
 from conftest import make_spec
+from written_reports import written_report
 
 from cellseg_benchmarks import cli, latency, limits, made
 from cellseg_benchmarks.flops import Flops
@@ -298,12 +298,7 @@ def test_the_command_times_a_form_in_a_worker(
         *("--batch-sizes", "3", "--rounds", "2", "--settle", "0", "--min-seconds", "0", "--threads", "1"),
     ]
     assert run(cli.command, arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["latency.json", "latency.md", "latency.png"]
-    found = json.loads((out / "latency.json").read_bytes())
-    assert (
-        msgspec.json.decode((out / "latency.json").read_bytes(), type=LatencyReport).to_markdown()
-        in (out / "latency.md").read_text()
-    )
+    found = written_report(out, "latency", LatencyReport)
     assert {"benchmark", "report_version", "conditions", "threads", "plan", "gflop_per_tile", "rows", "limits"} == set(
         found
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from benchmark_fakes import FakeWorker, make_conditions
+from written_reports import written_report
 
 from cellseg_benchmarks import cli, limit_subjects, limits
 from cellseg_benchmarks.limit_subjects import is_in_precision, products_in, subject, triad_elements
@@ -203,12 +202,7 @@ def test_the_command_leaves_three_files(
         "32",
     ]
     assert run(cli.command, arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["limits.json", "limits.md", "limits.png"]
-    found = json.loads((out / "limits.json").read_bytes())
-    assert (
-        msgspec.json.decode((out / "limits.json").read_bytes(), type=LimitsReport).to_markdown()
-        in (out / "limits.md").read_text()
-    )
+    found = written_report(out, "limits", LimitsReport)
     assert (found["benchmark"], found["report_version"]) == ("limits", 1)
     assert found["limits"]["rates"][0]["times"]["seconds"]
     assert len(found["limits"]["rates"][0]["times"]["seconds"]) == 2

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from benchmark_fakes import FakeWorker, make_conditions
 from PIL import Image
+from written_reports import written_report
 
 from cellseg_benchmarks import cli, image_set, peer_cellpose, peer_instanseg, peer_stardist, peers
 from cellseg_benchmarks.peers import PeersReport, Row, measure_peers
@@ -150,12 +149,7 @@ def test_the_command_leaves_three_files(
         *("--folder-images", "2", "--rounds", "2", "--settle", "0", "--threads", "1"),
     ]
     assert run(cli.command, arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["peers.json", "peers.md", "peers.png"]
-    found = json.loads((out / "peers.json").read_bytes())
-    assert (
-        msgspec.json.decode((out / "peers.json").read_bytes(), type=PeersReport).to_markdown()
-        in (out / "peers.md").read_text()
-    )
+    found = written_report(out, "peers", PeersReport)
     assert (found["benchmark"], found["report_version"], found["diameter_px"]) == ("peers", 1, image_set.DIAMETER_PX)
     ours = found["rows"][0]
     assert (ours["name"], ours["what"], ours["images_per_call"]) == ("stub", "folder of 2, files to results", 2)

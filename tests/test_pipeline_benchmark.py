@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from benchmark_fakes import FakeWorker, make_conditions
 from PIL import Image
+from written_reports import written_report
 
 from cellseg_benchmarks import cli, folder_subject, image_set, limits, pipeline
 from cellseg_benchmarks.limits import Limit, Limits
@@ -280,12 +279,7 @@ def test_the_command_leaves_three_files(
         *("--formats", "png,tif", "--rounds", "1", "--warm", "1", "--threads", "1", "--save", "labels"),
     ]
     assert run(cli.command, arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["pipeline.json", "pipeline.md", "pipeline.png"]
-    found = json.loads((out / "pipeline.json").read_bytes())
-    assert (
-        msgspec.json.decode((out / "pipeline.json").read_bytes(), type=PipelineReport).to_markdown()
-        in (out / "pipeline.md").read_text()
-    )
+    found = written_report(out, "pipeline", PipelineReport)
     assert (found["benchmark"], found["report_version"], found["images_from"]) == ("pipeline", 1, "given images")
     assert found["megapixels"] == pytest.approx(3 * 90 * 120 / 1e6)
     assert [(r["file_format"], r["state"], r["images"]) for r in found["runs"]] == [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from benchmark_fakes import FakeWorker, make_conditions
+from written_reports import written_report
 
 from cellseg_benchmarks import cli, scaling
 from cellseg_benchmarks.scaling import (
@@ -169,12 +168,7 @@ def test_the_command_leaves_three_files(
         *("--max-megapixels", "0.1", "--max-images", "10", "--small", "0.01", "--rounds", "1", "--threads", "1"),
     ]
     assert run(cli.command, arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["scaling.json", "scaling.md", "scaling.png"]
-    found = json.loads((out / "scaling.json").read_bytes())
-    assert (
-        msgspec.json.decode((out / "scaling.json").read_bytes(), type=ScalingReport).to_markdown()
-        in (out / "scaling.md").read_text()
-    )
+    found = written_report(out, "scaling", ScalingReport)
     assert (found["benchmark"], found["report_version"]) == ("scaling", 1)
     assert [(p["series"], p["n"]) for p in found["points"]] == [
         *(("megapixels", 0.02), ("megapixels", 0.08), ("images", 2)),
