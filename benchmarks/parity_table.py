@@ -144,7 +144,7 @@ def parity_table(
             say(f"{form.name} ...")
             row = make_form(form, network, folder, gate, run)
             say(f"{form.name}: {row.verdict} after {row.seconds:.0f} s{f': {row.detail}' if row.detail else ''}")
-        report = _report(folder / form.file) or {}
+        report = _report(form, folder) or {}
         table = replace(table, rows=(*table.rows, row), images=report.get("images_from", table.images))
         write_bytes(path, table.to_json())
     return table
@@ -184,12 +184,12 @@ def make_form(form: Form, network: Path, folder: Path, gate: Sequence[str], run:
     shown = shlex.join(("cellseg-export", *form.arguments, source.name, "-o", file.name))
     if form.needs and not source.is_file():
         return Row(form.name, "not run", shown, 0.0, detail=f"{source.name}, which it is made from, was not made")
-    for report_path in report_paths(file):
+    for report_path in report_paths(form, folder):
         report_path.unlink(missing_ok=True)  # whatever is there afterwards speaks of this attempt
     seconds_since = stopwatch()
     code, text = run((*form.arguments, str(source), "-o", str(file), *gate))
     seconds = seconds_since()
-    report = _report(file)
+    report = _report(form, folder)
     if code not in (0, ParityError.exit_code) or report is None:
         verdict: Verdict = "not run" if code == BackendUnavailableError.exit_code else "failed"
         return Row(form.name, verdict, shown, seconds, detail=f"exit code {code}: {_tail(text)}")
@@ -228,19 +228,26 @@ def describe_machine() -> dict[str, Any]:
     return {"device_class": device_class("cpu"), **versions()}
 
 
-def _report(file: Path) -> dict[str, Any] | None:
-    """The newest report of the form at ``file``: of a refusal, else of the form that was kept."""
-    for path in report_paths(file):
+def _report(form: Form, folder: Path) -> dict[str, Any] | None:
+    """The newest report of ``form``: of a refusal, else of the form that was kept."""
+    for path in report_paths(form, folder):
         if path.is_file():
             content: dict[str, Any] = json.loads(path.read_bytes())
             return content
     return None
 
 
-def report_paths(file: Path) -> tuple[Path, ...]:
-    """Where ``cellseg-export`` leaves the report of ``file``, a refusal first."""
-    stem = file.with_suffix("") if file.suffix == ".onnx" else file
-    return tuple(stem.with_name(stem.name + end) for end in (".refused.json", ".parity.json"))
+def report_paths(form: Form, folder: Path) -> tuple[Path, Path]:
+    """Where ``cellseg-export`` leaves the report of ``form``, a refusal first."""
+    from cellseg_export import onnx, openvino
+    from cellseg_export.judge import refused_path_of
+
+    file = folder / form.file
+    if file.suffix == ".onnx":
+        passed = onnx.report_path_of(file)
+    else:
+        passed = openvino.report_path_of(file, "bf16" if "bf16" in form.arguments else "fp32")
+    return refused_path_of(passed), passed
 
 
 def _line(row: Row) -> str:

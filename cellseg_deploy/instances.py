@@ -43,7 +43,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.model_spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams
-from cellseg_deploy.runs import Labels, largest_pieces, paint, raster_ranks, row_runs
+from cellseg_deploy.runs import Labels, Runs, bands, largest_pieces, paint, raster_ranks, row_runs, stacked
 
 Plane = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -83,8 +83,10 @@ def segment(
     labels = drop_small(labels, params.min_area_rel * typical_px, params.min_border_area_rel * typical_px)
     labels = fill_holes(labels, params.max_hole_rel * disc_px)
     if out_hw is not None and out_hw != labels.shape:
-        labels = enlarge(labels, foreground, params.foreground_threshold, out_hw)
-    runs = row_runs(labels)
+        runs = enlarge(labels, foreground, params.foreground_threshold, out_hw)
+    else:
+        runs = row_runs(labels)
+    del labels  # as large as the probabilities, and the result is to come
     return paint(runs, raster_ranks(runs.label)[runs.label])
 
 
@@ -255,8 +257,8 @@ def fill_holes(labels: Labels, max_px: float) -> Labels:
     return filled
 
 
-def enlarge(labels: Labels, foreground: Plane, threshold: float, out_hw: tuple[int, int]) -> Labels:
-    """``labels`` (h, w) at size ``out_hw``, rims where the bilinearly enlarged ``foreground`` crosses ``threshold``.
+def enlarge(labels: Labels, foreground: Plane, threshold: float, out_hw: tuple[int, int]) -> Runs:
+    """Runs of ``labels`` (h, w) at size ``out_hw``, rims where bilinear ``foreground`` crosses ``threshold``.
 
     Labels are repeated (nearest) and cut by the enlarged foreground, so outlines are smooth while the lines between
     touching cells stay where they were found. Each cell stays one 4-connected piece: its largest. A cell smaller than
@@ -264,15 +266,37 @@ def enlarge(labels: Labels, foreground: Plane, threshold: float, out_hw: tuple[i
     """
     import cv2
 
-    out_wh = (out_hw[1], out_hw[0])
     outside = foreground < threshold
     grown = np.where((labels == 0) & outside, _neighbour(labels), labels)
     # Filled holes count as certain foreground; anything lower could reopen them where they meet the cell.
     solid = np.where((labels > 0) & outside, np.float32(1), foreground)
-    big_labels = cv2.resize(grown, out_wh, interpolation=cv2.INTER_NEAREST_EXACT)
-    big_inside = cv2.resize(solid, out_wh, interpolation=cv2.INTER_LINEAR) >= threshold
-    runs = largest_pieces(row_runs(np.multiply(big_labels, big_inside, dtype=np.int32)))
-    return paint(runs, runs.label)
+    nearest = _nearest_rows(len(labels), out_hw[0])
+    above, weight = _linear_rows(len(labels), out_hw[0])
+    parts = []
+    for rows in bands(out_hw):  # rows first, then columns by OpenCV: the enlarged planes never stand in memory
+        low = solid[above[rows]]
+        low += (solid[np.minimum(above[rows] + 1, len(solid) - 1)] - low) * weight[rows, np.newaxis]
+        out_wh = (out_hw[1], rows.stop - rows.start)
+        inside = cv2.resize(low, out_wh, interpolation=cv2.INTER_LINEAR) >= threshold
+        band = cv2.resize(grown[nearest[rows]], out_wh, interpolation=cv2.INTER_NEAREST_EXACT)
+        parts.append(row_runs(np.multiply(band, inside, dtype=np.int32)))
+    return largest_pieces(stacked(parts))
+
+
+def _nearest_rows(n: int, n_out: int) -> npt.NDArray[np.int32]:
+    """Row of ``n`` that is nearest to each of ``n_out``, (n_out,), as OpenCV has it for columns."""
+    import cv2
+
+    column = np.arange(n, dtype=np.int32)[:, np.newaxis]
+    return np.asarray(cv2.resize(column, (1, n_out), interpolation=cv2.INTER_NEAREST_EXACT), np.int32).reshape(-1)
+
+
+def _linear_rows(n: int, n_out: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Between which of ``n`` rows each of ``n_out`` lies, pixel centres aligned: the upper one, and the weight of the
+    lower, both (n_out,). Beyond the first and the last row the image goes on as it ends."""
+    at = np.clip((np.arange(n_out) + 0.5) * (n / n_out) - 0.5, 0, n - 1)
+    above = at.astype(np.int32)
+    return above, (at - above).astype(np.float32)
 
 
 def _neighbour(labels: Labels) -> Labels:

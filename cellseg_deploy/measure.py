@@ -18,13 +18,14 @@ Area, centroid, box, axes, eccentricity and perimeter are those of ``skimage.mea
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.runs import Ints, Runs, row_runs
+from cellseg_deploy.runs import Ints, Runs, bands, row_runs
 
 COLUMNS: tuple[str, ...] = (
     "label",
@@ -175,7 +176,23 @@ def crofton_perimeters(labels: npt.NDArray[np.integer[Any]], label: Ints) -> Flo
     Every 2 x 2 neighbourhood that is not of one label says, for each label in it, which of its four pixels belong to
     it; the sixteen patterns have fixed weights. Only the outlines are looked at, all cells at once.
     """
-    framed = np.pad(labels, 1)
+    count = np.zeros((len(label), len(_CROFTON)), np.int64)
+    height, width = labels.shape
+    for rows in bands((height + 1, width)):  # of neighbourhoods: one row more than the image has
+        framed = np.zeros((rows.stop - rows.start + 1, width + 2), labels.dtype)
+        inside = slice(max(rows.start - 1, 0), min(rows.stop, height))
+        top = inside.start - (rows.start - 1)
+        framed[top : top + inside.stop - inside.start, 1:-1] = labels[inside]
+        for own, pattern in _patterns(framed):
+            at = np.searchsorted(label, own) * len(_CROFTON) + pattern
+            first = int(at.min(initial=count.size))  # a band has few of the labels, of close numbers
+            found = np.bincount(at - first)
+            count.reshape(-1)[first : first + len(found)] += found
+    return count @ _CROFTON
+
+
+def _patterns(framed: npt.NDArray[np.integer[Any]]) -> Iterator[tuple[npt.NDArray[np.integer[Any]], Ints]]:
+    """Labels and patterns of the mixed neighbourhoods of ``framed``, in four parts of (n,) each."""
     corner = framed[:-1, :-1]
     mixed = corner != framed[:-1, 1:]
     mixed |= corner != framed[1:, :-1]
@@ -185,16 +202,14 @@ def crofton_perimeters(labels: npt.NDArray[np.integer[Any]], label: Ints) -> Flo
     flat = framed.reshape(-1)
     # Order of the pattern's bits: top left 1, bottom left 2, top right 4, bottom right 8 (symmetric in the weights).
     quad = np.stack([flat[at + step] for step in (0, framed.shape[1], 1, framed.shape[1] + 1)])
-    perimeter = np.zeros(len(label), np.float64)
     for pixel in range(4):
         # Each label of a neighbourhood is looked at once: at the first of its pixels.
         is_first = quad[pixel] > 0
         for earlier in range(pixel):
             is_first &= quad[earlier] != quad[pixel]
         own = quad[pixel, is_first]
-        pattern = sum((quad[bit, is_first] == own).astype(np.int64) << bit for bit in range(4))
-        perimeter += np.bincount(np.searchsorted(label, own), weights=_CROFTON[pattern], minlength=len(label))
-    return perimeter
+        bits = [(quad[bit, is_first] == own).astype(np.int64) << bit for bit in range(4)]
+        yield own, np.sum(bits, axis=0)
 
 
 def _crofton_weights() -> Floats:

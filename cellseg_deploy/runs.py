@@ -12,6 +12,7 @@ cheap, whatever the number of cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ from cellseg_deploy.errors import UsageError
 
 Labels = npt.NDArray[np.int32]
 Ints = npt.NDArray[np.int64]
+
+BAND_PIXELS = 1 << 19
+"""Of a large image that are looked at together: few enough for the processor's caches."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,30 @@ def row_runs(labels: npt.NDArray[np.integer[Any]]) -> Runs:
     Raises ``UsageError`` for another shape, for floats and masks, and for negative labels.
     """
     check_labels(labels)
+    return stacked([_runs_of_band(labels[rows]) for rows in bands((labels.shape[0], labels.shape[1]))])
+
+
+def bands(image_hw: tuple[int, int]) -> list[slice]:
+    """Rows of an image in pieces of about ``BAND_PIXELS``; one piece, empty, if there are none.
+
+    What needs arrays as large as the image for a moment needs them for a band only.
+    """
+    height, width = image_hw
+    rows = max(1, BAND_PIXELS // max(width, 1))
+    return [slice(start, min(start + rows, height)) for start in range(0, max(height, 1), rows)]
+
+
+def stacked(parts: Sequence[Runs]) -> Runs:
+    """Runs of the image that consists of ``parts``, one below the other, all of one width; at least one part."""
+    tops = np.cumsum([0, *(part.image_hw[0] for part in parts)])
+    rows = [part.row + top for part, top in zip(parts, tops, strict=False)]
+    label, start, stop = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("label", "start", "stop")
+    )
+    return Runs(label, np.concatenate(rows), start, stop, (int(tops[-1]), parts[0].image_hw[1]))
+
+
+def _runs_of_band(labels: npt.NDArray[np.integer[Any]]) -> Runs:
     height, width = labels.shape
     if labels.size == 0:
         empty = np.empty(0, np.int64)

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 @shared.masks_option
 @shared.unverified_option
 @click.option("--tile-size", type=click.IntRange(8), metavar="PX", help="Side of the input.  [default: as trained]")
+@click.option(
+    "--halo",
+    type=click.IntRange(0),
+    metavar="PX",
+    help="Context on each side of a tile that is thrown away.  [default: as trained, a seventh of another tile]",
+)
 @click.option("--opset", type=click.IntRange(20, 22), help="ONNX operator set of the graph.  [default: 20]")
 @shared.batch_option
 @shared.threads_option
@@ -41,6 +47,7 @@ def onnx_command(
     masks: Path | None,
     unverified: bool,
     tile_size: int | None,
+    halo: int | None,
     opset: int | None,
     tile_batch: int,
     threads: int | None,
@@ -64,7 +71,7 @@ def onnx_command(
 
     shared.set_threads(threads)
     exported = export_onnx(
-        _source(source, tile_size, opset),
+        _source(source, tile_size, halo, opset),
         output,
         precision=precision,
         images=shared.gate_images(images, masks),
@@ -82,22 +89,23 @@ def onnx_command(
         click.echo(f"report     {_common.printable(exported.report_path)}")
 
 
-def _source(path: Path, tile_size: int | None, opset: int | None) -> LoadedNetwork | Path:
-    """The network in ``path`` for tiles of ``tile_size``, or ``path`` itself if it is a model file."""
+def _source(path: Path, tile_size: int | None, halo: int | None, opset: int | None) -> LoadedNetwork | Path:
+    """The network in ``path`` for such tiles, or ``path`` itself if it is a model file."""
     if path.suffix.lower() == ".onnx":
-        if tile_size is not None or opset is not None:
-            raise click.UsageError("--tile-size and --opset are chosen when RUN is exported; a model file has its own")
+        if any(setting is not None for setting in (tile_size, halo, opset)):
+            raise click.UsageError(
+                "--tile-size, --halo and --opset are chosen when RUN is exported; a model file has its own"
+            )
         return path
-    from cellseg_export.onnx import with_tile_size
+    from cellseg_export.onnx import with_tiles
     from cellseg_train.checkpoint import load_network
 
-    network = load_network(path)
-    if tile_size is None or tile_size == network.config.tile_size:
-        return network
-    network = with_tile_size(network, tile_size)
-    click.echo(
-        f"tiles of {tile_size} px: the metrics in the run were measured with other tiles and are left out; "
-        "measure the model with cellseg-evaluate",
-        err=True,
-    )
+    trained = load_network(path)
+    network = with_tiles(trained, tile_size=tile_size, halo=halo)
+    if network is not trained:
+        click.echo(
+            f"tiles of {network.spec.tile_size} px with a halo of {network.spec.halo}: the metrics in the run were "
+            "measured with other tiles and are left out; measure the model with cellseg-evaluate",
+            err=True,
+        )
     return network

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 import msgspec
 import torch
 
-from cellseg_deploy import model_file
+from cellseg_deploy import model_file, tiling
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cellseg_deploy.errors import ModelError, OutputError, UsageError
@@ -39,6 +39,7 @@ from cellseg_export.judge import REPORT_END, judge
 from cellseg_export.torch_backend import TorchBackend
 from cellseg_export.verify import GateImages, look_inside, sample_images, verify
 from cellseg_train.checkpoint import LoadedNetwork
+from cellseg_train.config import ModelConfig
 from cellseg_train.loop import halo_of
 from cellseg_train.model import CellSegNet
 
@@ -242,29 +243,39 @@ def trace(network: LoadedNetwork, opset: int) -> Any:
     return model
 
 
-def with_tile_size(network: LoadedNetwork, tile_size: int) -> LoadedNetwork:
-    """``network`` for tiles of ``tile_size`` px: the position embedding is resampled once, as timm does it.
+def with_tiles(network: LoadedNetwork, *, tile_size: int | None = None, halo: int | None = None) -> LoadedNetwork:
+    """``network`` for tiles of ``tile_size`` px that share ``halo`` px of context on each side.
 
-    The metrics in the ModelSpec are dropped, for they were measured with other tiles. Raises ``UsageError`` for a
-    size that does not fit patch and decoder.
+    ``tile_size``: by default as trained; for another the position embedding is resampled once, as timm does it.
+    ``halo``: by default the trained one, of another tile its usual share. The metrics in the ModelSpec are dropped, for
+    they were measured with other tiles. Raises ``UsageError`` for sizes that do not fit patch, decoder or tile.
     """
+    config, net, spec = network.config, network.net, network.spec
+    if tile_size is not None and tile_size != config.tile_size:
+        config = dataclasses.replace(config, tile_size=tile_size)
+        net = _resampled(network.net, config)
+        spec = msgspec.structs.replace(spec, tile_size=tile_size, halo=halo_of(tile_size))
+    if halo is not None and halo != spec.halo:
+        tiling.plan((1, 1), spec.tile_size, halo)  # raises for one that does not fit
+        spec = msgspec.structs.replace(spec, halo=halo)
+    if spec is network.spec:
+        return network
+    training = msgspec.structs.replace(spec.training, val_metrics=TrainingInfo().val_metrics)
+    return LoadedNetwork(net.eval(), config, msgspec.structs.replace(spec, training=training))
+
+
+def _resampled(trained: CellSegNet, config: ModelConfig) -> CellSegNet:
+    """A network of ``config`` with the weights of ``trained``, which differs in the size of its tiles."""
     from timm.layers import resample_abs_pos_embed
 
-    if tile_size == network.config.tile_size:
-        return network
-    config = dataclasses.replace(network.config, tile_size=tile_size)
     net = CellSegNet(config)
-    state = network.net.state_dict()
+    state = trained.state_dict()
     embedding = state["encoder.pos_embed"]
     state["encoder.pos_embed"] = resample_abs_pos_embed(
-        embedding,
-        new_size=[net.grid, net.grid],
-        num_prefix_tokens=embedding.shape[1] - network.net.grid**2,
+        embedding, new_size=[net.grid, net.grid], num_prefix_tokens=embedding.shape[1] - trained.grid**2
     )
     net.load_state_dict(state)
-    training = msgspec.structs.replace(network.spec.training, val_metrics=TrainingInfo().val_metrics)
-    spec = msgspec.structs.replace(network.spec, tile_size=tile_size, halo=halo_of(tile_size), training=training)
-    return LoadedNetwork(net.eval(), config, spec)
+    return net
 
 
 def _without_temporary(report: ParityReport, path: Path) -> ParityReport:

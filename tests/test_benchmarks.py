@@ -19,7 +19,6 @@ from cellseg_benchmarks.parity_table import (
     forms_named,
     make_form,
     parity_table,
-    report_paths,
 )
 from cellseg_deploy.cli._common import run
 from cellseg_deploy.errors import OutputError, UsageError
@@ -54,7 +53,8 @@ class FakeExport:
         self.calls.append(tuple(arguments))
         file = Path(arguments[arguments.index("-o") + 1])
         code = self.codes.get(file.name, 0)
-        refused, passed = report_paths(file)
+        stem = file.stem if file.suffix == ".onnx" else file.name + (".bf16" if "bf16" in arguments else "")
+        refused, passed = (file.with_name(stem + end) for end in (".refused.json", ".parity.json"))
         if code == 0:
             file.write_bytes(b"x" * 2_000_000)
             if file.suffix == ".xml":
@@ -114,7 +114,7 @@ def test_what_a_form_is_made_from_must_be_there(tmp_path: Path) -> None:
 
 def test_an_older_report_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
     form = Form("fp32", "fp32.onnx", ("onnx",))
-    report_paths(tmp_path / form.file)[1].write_text(json.dumps(report_of()))
+    (tmp_path / "fp32.parity.json").write_text(json.dumps(report_of()))
     row = make_form(form, tmp_path / "net.safetensors", tmp_path, (), lambda _: (1, "Traceback\nValueError: no"))
     assert row.verdict == "failed"
     assert row.detail == "exit code 1: ValueError: no"

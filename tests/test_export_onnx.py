@@ -323,10 +323,14 @@ def test_unverified_still_wants_tensors_that_agree(
 
 def test_another_tile_size_is_the_same_network_on_more_context(run: Path) -> None:
     network = load_network(run)
-    larger = export.with_tile_size(network, 168)
+    larger = export.with_tiles(network, tile_size=168)
     assert (larger.spec.tile_size, larger.spec.halo) == (168, 24)
     assert larger.spec.training.val_metrics == {}  # measured with other tiles
-    assert export.with_tile_size(network, 112) is network
+    assert export.with_tiles(network, tile_size=112, halo=16) is network
+    assert export.with_tiles(network, tile_size=168, halo=9).spec.halo == 9
+    narrow = export.with_tiles(network, halo=5)
+    assert (narrow.spec.tile_size, narrow.spec.halo, narrow.spec.training.val_metrics) == (112, 5, {})
+    assert narrow.net is network.net
     _, image = next(sample_images(network.spec).load())
     counts = [Segmenter(TorchBackend(each))(image).count for each in (network, larger)]
     assert counts[0] > 60
@@ -347,6 +351,7 @@ def test_too_large_for_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (["onnx", "{tmp}", "-o", "{tmp}/model.onnx"], 5, "no trained network"),
         (["onnx", "{run}", "-o", "{tmp}/model.onnx", "--opset", "23"], 2, "opset"),
         (["onnx", "{run}", "-o", "{tmp}/model.onnx", "--tile-size", "100"], 2, "tile_size"),
+        (["onnx", "{run}", "-o", "{tmp}/model.onnx", "--halo", "56"], 2, "halo of 56 px does not fit a tile of 112 px"),
         (["onnx", "{run}", "-o", "{tmp}/model.onnx", "--images", "{tmp}"], 4, "no image"),
         (["verify", "{run}", "{tmp}/model.pt"], 2, "expected a training run"),
         (["verify", "{run}", "{tmp}/gone.onnx"], 5, "no such file"),

@@ -11,10 +11,12 @@ import pytest
 from skimage.measure import label as skimage_label
 from skimage.segmentation import watershed
 
+from cellseg_deploy import runs
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.instances import drop_small, enlarge, fill_holes, flood, join_fragments, segment
 from cellseg_deploy.metrics import score_image
 from cellseg_deploy.model_spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams
+from cellseg_deploy.runs import Labels, paint
 
 Plane = npt.NDArray[np.float32]
 DIAMETER = 20.0
@@ -217,9 +219,25 @@ def test_enlarging_favours_no_side() -> None:
     """Mirrored input, mirrored output: a shift by part of a pixel would show."""
     probabilities = planes((30, 25, 10), (30, 44, 10))
     labels = boundary_labels(probabilities)
-    there = enlarge(labels, probabilities[0], 0.5, (151, 191))
-    back = enlarge(labels[:, ::-1], np.ascontiguousarray(probabilities[0, :, ::-1]), 0.5, (151, 191))[:, ::-1]
+    there = enlarged(labels, probabilities[0], (151, 191))
+    back = enlarged(labels[:, ::-1], np.ascontiguousarray(probabilities[0, :, ::-1]), (151, 191))[:, ::-1]
     np.testing.assert_array_equal(there, back)
+
+
+def test_enlarging_treats_rows_as_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are enlarged by us, band by band, columns by OpenCV."""
+    probabilities = planes((30, 25, 10), (30, 44, 10), (48, 70, 9))
+    labels = boundary_labels(probabilities)
+    there = enlarged(labels, probabilities[0], (151, 191))
+    monkeypatch.setattr(runs, "BAND_PIXELS", 7 * 191)
+    turned = enlarged(np.ascontiguousarray(labels.T), np.ascontiguousarray(probabilities[0].T), (191, 151))
+    np.testing.assert_array_equal(there, turned.T)
+    np.testing.assert_array_equal(there, enlarged(labels, probabilities[0], (151, 191)))
+
+
+def enlarged(labels: Labels, foreground: Plane, out_hw: tuple[int, int]) -> Labels:
+    rows = enlarge(labels, foreground, 0.5, out_hw)
+    return paint(rows, rows.label)
 
 
 def test_enlarging_keeps_counts_lines_and_filled_holes() -> None:
@@ -239,7 +257,7 @@ def test_a_cell_cut_by_enlarging_keeps_its_largest_piece() -> None:
     labels[2:10, 2:10] = labels[2:10, 16:28] = labels[6, 10:16] = 1
     foreground = np.where(labels > 0, 0.95, 0.0).astype(np.float32)
     foreground[6, 10:16] = 0.51
-    large = enlarge(labels, foreground, 0.5, (24, 60))
+    large = enlarged(labels, foreground, (24, 60))
     assert skimage_label(large, connectivity=1).max() == 1
     assert (large[10, 40], large[10, 10]) == (1, 0)
 
