@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from cellseg_benchmarks import cli_options as shared
 
 @click.command("savings", context_settings=shared.SETTINGS)
 @click.option("--model", type=shared.PATH, help="Model file.  [default: the one that ships]")
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="MODEL",
+    type=shared.PATH,
+    help="Another model file, as the same network for tiles of another size; may be given more than once.",
+)
 @click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images.  [default: six sample smears]")
 @click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their masks.")
 @click.option("--most", type=click.IntRange(1), default=10, show_default=True, help="Images, held in memory.")
@@ -21,6 +29,7 @@ from cellseg_benchmarks import cli_options as shared
 @shared.measuring_options
 def savings_command(
     model: Path | None,
+    also: tuple[Path, ...],
     images: Path | None,
     masks: Path | None,
     most: int,
@@ -37,7 +46,7 @@ def savings_command(
     threads: int | None,
     quiet: bool,
 ) -> int:
-    """What less context around a tile and a smaller scale save, and what they cost in cells found.
+    """What less context around a tile, a smaller scale and other tiles save, and what they cost in cells found.
 
     Writes savings.json, savings.md and savings.png to DIR. The curve of context takes some fifty times the tiles of
     a usual run.
@@ -56,11 +65,17 @@ def savings_command(
     say = shared.teller(quiet)
     settings = shared.engine_settings(backend, device, precision, batch_size, streams)
     del settings["batch_size"]
-    with open_backend(model or default_model_path(), threads=threads, **settings) as opened:
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_backend(model or default_model_path(), threads=threads, **settings))
+        others = {
+            savings.usual_setting(other, f"model {path.stem}"): other
+            for path in also
+            for other in [stack.enter_context(open_backend(path, threads=threads, **settings))]
+        }
         new_folder(output)
         pairs = list(_pairs(images, masks, most))
         outcomes, measured = savings.compare(
-            opened, pairs, savings.settings_for(opened), plan, batch_size=batch_size, say=say
+            opened, pairs, savings.settings_for(opened), plan, others=others, batch_size=batch_size, say=say
         )
         scale = opened.spec.image_scale
         curve = halo_curve(opened, (image for image, _ in pairs), scale=scale, batch_size=batch_size, say=say)
@@ -68,6 +83,7 @@ def savings_command(
             outcomes,
             measured,
             curve,
+            empty=savings.empty_tiles(opened, (image for image, _ in pairs), batch_size=batch_size),
             conditions=shared.conditions(machine, before),
             threads=threads,
             backend=opened,

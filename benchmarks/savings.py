@@ -1,13 +1,14 @@
 """Less work: what it saves and what it costs. Each setting of the runtime by two figures, time and cells found.
 
-Two experiments. ``compare`` runs the same images with other settings (halo, scale), interleaved, and scores what each
-finds against true masks. ``halo_curve`` shows where the network stops needing more context.
+Three experiments. ``compare`` runs the same images with other settings (halo, scale, tiles of another size),
+interleaved, and scores what each finds against true masks. ``halo_curve`` shows where the network stops needing more
+context. ``empty_tiles`` counts what could be left out if empty background were known beforehand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,12 @@ REPORTED = ("dice", "f1", "f1_apart", "count_mape", "count_mape_apart", "n_true"
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run the same network. ``halo`` in model px, ``scale`` in model px per image px."""
+    """One way to run the same network. ``halo``, ``tile_size`` in model px, ``scale`` in model px per image px."""
 
     name: str
     halo: int
     scale: float
+    tile_size: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Outcome:
             "setting": self.setting.name,
             "halo_px": self.setting.halo,
             "scale": self.setting.scale,
+            "tile_size_px": self.setting.tile_size,
             "tiles": self.tiles,
             "seconds": self.seconds,
             "times_faster": {"median": median, "low": low, "high": high},
@@ -70,11 +73,15 @@ class Outcome:
 
 def settings_for(backend: Backend, halos: Sequence[int] = HALOS, scales: Sequence[float] = SCALES) -> list[Setting]:
     """The usual setting, then every other halo at the usual scale and every other scale at the usual halo."""
-    spec = backend.spec
-    found = [Setting(USUAL, spec.halo, spec.image_scale)]
-    found += [Setting(f"halo {halo}", halo, spec.image_scale) for halo in halos if halo != spec.halo]
-    found += [Setting(f"scale x {by:g}", spec.halo, spec.image_scale * by) for by in scales if by != 1]
-    return found
+    usual = usual_setting(backend, USUAL)
+    fits = [halo for halo in halos if halo != usual.halo and 2 * halo < usual.tile_size]
+    found = [usual, *(replace(usual, name=f"halo {halo}", halo=halo) for halo in fits)]
+    return [*found, *(replace(usual, name=f"scale x {by:g}", scale=usual.scale * by) for by in scales if by != 1)]
+
+
+def usual_setting(backend: Backend, name: str) -> Setting:
+    """What the model itself says."""
+    return Setting(name, backend.spec.halo, backend.spec.image_scale, backend.spec.tile_size)
 
 
 def compare(
@@ -83,6 +90,7 @@ def compare(
     settings: Sequence[Setting],
     plan: Plan,
     *,
+    others: Mapping[Setting, Backend] | None = None,
     batch_size: int = 8,
     min_area_px: int = MIN_AREA_PX,
     say: Callable[[str], None] = lambda _: None,
@@ -90,11 +98,13 @@ def compare(
     """Time and score each of ``settings``, the first of which is what the others are compared with.
 
     ``pairs``: images uint8 RGB (h, w, 3) with true labels (h, w). A turn of the watch is one pass over all of them,
-    from decoded pixels to labels and table.
+    from decoded pixels to labels and table. ``others``: settings of models of their own, such as the same network for
+    other tiles.
     """
     if not pairs:
         raise UsageError("there must be at least one image to compare settings on")
-    segmenters = {s.name: Segmenter(backend, halo=s.halo, scale=s.scale, batch_size=batch_size) for s in settings}
+    ways = {**dict.fromkeys(settings, backend), **(others or {})}
+    segmenters = {s.name: Segmenter(of, halo=s.halo, scale=s.scale, batch_size=batch_size) for s, of in ways.items()}
 
     def passing(segmenter: Segmenter) -> Callable[[], None]:
         def all_images() -> None:
@@ -105,7 +115,7 @@ def compare(
 
     measured = interleave({name: turn_of(passing(s)) for name, s in segmenters.items()}, plan, say=say)
     outcomes = []
-    for setting in settings:
+    for setting in ways:
         if setting.name in measured.failed:
             raise UsageError(f"{setting.name}: {measured.failed[setting.name]}")
         scores = [
@@ -118,7 +128,7 @@ def compare(
         outcomes.append(
             Outcome(
                 setting,
-                sum(_tiles(image, setting, backend.spec.tile_size) for image, _ in pairs),
+                sum(_tiles(image, setting) for image, _ in pairs),
                 taken.median,
                 (faster.median, faster.low, faster.high),
                 {name: float(pooled[name]) for name in REPORTED},
@@ -128,14 +138,28 @@ def compare(
     return outcomes, measured
 
 
-def _tiles(image_hwc: Image, setting: Setting, tile_size: int) -> int:
+def _tiles(image_hwc: Image, setting: Setting) -> int:
     height, width = (max(1, round(side * setting.scale)) for side in image_hwc.shape[:2])
-    return len(tiling.plan((height, width), tile_size, setting.halo))
+    return len(tiling.plan((height, width), setting.tile_size, setting.halo))
+
+
+def empty_tiles(backend: Backend, images: Iterable[Image], *, batch_size: int = 8) -> tuple[int, int]:
+    """Tiles in whose own part the network sees no pixel of a cell (foreground below 0.5), and all tiles."""
+    segmenter = Segmenter(backend, batch_size=batch_size)
+    foreground = list(backend.spec.channels).index("foreground")
+    empty = total = 0
+    for image in images:
+        seen_hw = segmenter.probabilities(image)[foreground] >= 0.5
+        tiles = tiling.plan((seen_hw.shape[0], seen_hw.shape[1]), backend.spec.tile_size, segmenter.halo).tiles
+        empty += sum(1 for tile in tiles if not seen_hw[tile.write].any())
+        total += len(tiles)
+    return empty, total
 
 
 @dataclass(frozen=True)
 class SavingsReport:
-    """Both experiments. ``curve``: of ``halo_curve``, a row a distance; ``halo_needed_px``: its ``needed``."""
+    """All experiments. ``curve``: of ``halo_curve``, a row a distance; ``halo_needed_px``: its ``needed``.
+    ``empty_tiles``: of the function of that name."""
 
     conditions: Conditions
     threads: int | None
@@ -143,6 +167,7 @@ class SavingsReport:
     engine: str
     n_images: int
     halo_needed_px: int
+    empty_tiles: tuple[int, int]
     curve: dict[str, tuple[float | None, ...]]
     outcomes: tuple[dict[str, Any], ...]
     raw_seconds: dict[str, tuple[float, ...]]
@@ -161,6 +186,9 @@ class SavingsReport:
             f"**Context.** From {self.halo_needed_px} px inside a cut edge on, pixels change sides of 0.5 no more than "
             "twice as often as in the tile's inner half.",
             "",
+            f"**Empty background.** {self.empty_tiles[0]} of {self.empty_tiles[1]} tiles hold no pixel of a cell: more "
+            "than these cannot be skipped.",
+            "",
         ]
         shown = [d for d in (0, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96) if d < len(self.curve["mean"])]
         rows = [
@@ -176,6 +204,7 @@ def report_of(
     measured: Measured,
     curve: HaloCurve,
     *,
+    empty: tuple[int, int],
     conditions: Conditions,
     threads: int | None,
     backend: Backend,
@@ -189,6 +218,7 @@ def report_of(
         engine=f"{backend.name} {backend.precision} on {backend.device}",
         n_images=n_images,
         halo_needed_px=curve.needed(),
+        empty_tiles=empty,
         curve={
             name: tuple(None if np.isnan(v) else float(v) for v in getattr(curve, name))
             for name in ("mean", "p99", "flipped")
@@ -228,12 +258,16 @@ def png(report: SavingsReport) -> bytes:
     return panels_png([context, speed], title=f"{report.model}: less work")
 
 
-_HEAD = ("setting", "halo px", "scale", "tiles", "s", "times as fast", "Dice", "F1", "F1 apart", "count error apart")
+_HEAD = (
+    *("setting", "tile px", "halo px", "scale", "tiles", "s"),
+    *("times as fast", "Dice", "F1", "F1 apart", "count error apart"),
+)
 
 
 def _row(outcome: dict[str, Any]) -> list[str]:
     return [
         outcome["setting"],
+        str(outcome["tile_size_px"]),
         str(outcome["halo_px"]),
         number(outcome["scale"]),
         str(outcome["tiles"]),

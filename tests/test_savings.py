@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -34,6 +35,25 @@ class NearSighted(Backend):
         out[:, 0] = 1
         out[:, 0, self.blind : size - self.blind, self.blind : size - self.blind] = 0
         return out
+
+
+class Bright(Backend):
+    """Says "cell" where the picture is bright."""
+
+    name, device, precision = "stub", "cpu", "fp32"
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def _predict(self, tiles_nhwc):
+        foreground = (tiles_nhwc[..., 0] > 128).astype(np.float32)
+        return np.stack([foreground] * len(self.spec.channels), axis=1)
+
+
+def bright_corner(hw):
+    image = np.zeros((*hw, 3), np.uint8)
+    image[-10:, -10:] = 255
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +119,30 @@ def test_settings_are_compared_by_time_and_cells(backend):
     assert outcomes[0].flat()["times_faster"] == {"median": 1.0, "low": None, "high": None}
 
 
+def test_another_model_takes_part_with_its_own_tiles(backend):
+    blind = NearSighted(msgspec.structs.replace(backend.spec, tile_size=112, halo=20), blind=0)
+    smear = make_smear(SmearParams(size_hw=(600, 800), n_cells=25), 3)
+    outcomes, _ = savings.compare(
+        backend,
+        [(smear.image_hwc, smear.labels_hw)],
+        savings.settings_for(backend, halos=(), scales=()),
+        Plan(rounds=1, min_rounds=1, min_seconds=0, settle_seconds=0),
+        others={savings.usual_setting(blind, "small tiles"): blind},
+    )
+    assert [(o.setting.name, o.setting.tile_size, o.tiles) for o in outcomes] == [
+        (savings.USUAL, backend.spec.tile_size, 2),
+        ("small tiles", 112, 20),
+    ]
+    assert outcomes[1].figures["n_predicted"] == 0
+
+
+def test_empty_tiles_are_those_without_a_cell(backend):
+    spec = msgspec.structs.replace(backend.spec, tile_size=112, halo=0, image_scale=1.0)
+    assert savings.empty_tiles(NearSighted(spec, 0), [np.zeros((112, 336, 3), np.uint8)]) == (3, 3)
+    assert savings.empty_tiles(NearSighted(spec, 4), [np.zeros((112, 336, 3), np.uint8)]) == (0, 3)
+    assert savings.empty_tiles(Bright(spec), [bright_corner((224, 336))]) == (5, 6)
+
+
 def test_nothing_to_compare_on_is_said(backend):
     with pytest.raises(UsageError, match="at least one image"):
         savings.compare(backend, [], savings.settings_for(backend), Plan())
@@ -120,7 +164,7 @@ def test_the_command_writes_its_three_files(tmp_path):
     assert report["n_images"] == 1
     assert next(row["setting"] for row in report["outcomes"]) == savings.USUAL
     assert len(report["raw_seconds"]) == len(report["outcomes"])
-    assert len(report["curve"]["flipped"]) == 112
+    assert len(report["curve"]["flipped"]) == report["outcomes"][0]["tile_size_px"] // 2
     assert "| as the model says |" in (out / "savings.md").read_text()
 
 
