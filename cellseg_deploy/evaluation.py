@@ -103,7 +103,7 @@ class Predictor:
 
     def __call__(self, pair: Pair, mask_hw: tuple[int, int]) -> Labels:
         """See ``score_pairs``."""
-        limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
+        limit: dict[str, Any] = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
         image_hwc = read_image(pair.image, bit_depth=self.bit_depth, **limit).pixels_hwc
         check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
         found = self.segmenter(image_hwc)

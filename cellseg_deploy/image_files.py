@@ -67,7 +67,7 @@ def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[Fo
     others: set[Path] = set()
     for path in paths:
         is_folder = path.is_dir()
-        root = _absolute(path if is_folder else path.parent)
+        root = _root(path)
         files = _walk(root, follow_links, others) if is_folder else iter([root / path.name])
         named |= set() if is_folder else {root / path.name}
         for file in files:
@@ -86,6 +86,11 @@ def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[Fo
         for file in files
     ]
     return sorted(found, key=lambda image: image.name)
+
+
+def input_roots(paths: Sequence[Path]) -> list[Path]:
+    """The absolute folders that names of ``find_images(paths)`` are relative to, sorted, each once."""
+    return sorted({_root(path) for path in paths})
 
 
 def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
@@ -118,6 +123,10 @@ def check_same_size(pair: Pair, image_hw: tuple[int, int], mask_hw: tuple[int, i
             f"{pair.mask} is {mask_hw[1]} x {mask_hw[0]} px (width x height) but its image {pair.image} is "
             f"{image_hw[1]} x {image_hw[0]}; they must be of one size"
         )
+
+
+def _root(path: Path) -> Path:
+    return _absolute(path if path.is_dir() else path.parent)
 
 
 def _absolute(path: Path) -> Path:

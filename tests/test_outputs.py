@@ -163,6 +163,15 @@ def test_output_names_never_meet() -> None:
     assert output_names(list(reversed(names))) == result
 
 
+def test_output_names_that_are_in_use_stay() -> None:
+    """a.png was done before A.png came, which would otherwise be the first of the two."""
+    assert output_names(["a.png"]) == {"a.png": "a.png"}
+    assert output_names(["A.png", "a.png"], {"a.png": "a.png"}) == {"a.png": "a.png", "A.png": "A.png~2"}
+    assert output_names(["A.png", "b.png"], {"gone.png": "a.png"}) == {"A.png": "A.png~2", "b.png": "b.png"}
+    names = ["a.png", "A.png", "x" * 255]
+    assert output_names(names, output_names(names)) == output_names(names)
+
+
 # --- atomic
 
 

@@ -117,7 +117,7 @@ def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, options:
     """Run the network once over each photograph and keep what it says with the truth."""
     from cellseg_deploy.cli.evaluate import with_progress
 
-    limit = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
+    limit: dict[str, Any] = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
     for pair in with_progress(pairs, len(pairs), options.quiet):
         true = read_labels(pair.mask)
         image_hwc = read_image(pair.image, bit_depth=options.bit_depth, **limit).pixels_hwc
