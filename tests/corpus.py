@@ -238,6 +238,11 @@ HOSTILE = [
         lambda: payload_tiff(encoded(Image.new("L", (8000, 8000)), "JPEG"), 7),
         "8000 x 8000",
     ),
+    (
+        "tiff jpeg taller than declared",
+        lambda: payload_tiff(encoded(Image.new("L", (64, 60_000)), "JPEG"), 7),
+        "64 x 60000",
+    ),
     ("tiff png inside", lambda: payload_tiff(good_png(), 34933), "compression 34933"),
     ("tiff jpeg 2000 inside", lambda: payload_tiff(b"\0", 34712), "compression 34712"),
     ("tiff webp inside", lambda: payload_tiff(b"\0", 50001, colours=3), "compression 50001"),

@@ -40,7 +40,14 @@ def cells_csv(image: SegmentedImage) -> list[dict[str, str]]:
 
 @pytest.fixture(
     scope="module",
-    params=["smear", "odd", "no cell", "one pixel", pytest.param("photographs", marks=pytest.mark.real)],
+    params=[
+        "smear",
+        "odd",
+        "all one cell",
+        "no cell",
+        "one pixel",
+        pytest.param("photographs", marks=pytest.mark.real),
+    ],
 )
 def images(request: pytest.FixtureRequest) -> list[SegmentedImage]:
     if request.param == "photographs":
@@ -48,6 +55,7 @@ def images(request: pytest.FixtureRequest) -> list[SegmentedImage]:
     return {
         "smear": lambda: [smear()],
         "odd": lambda: [segmented(odd_labels())],
+        "all one cell": lambda: [segmented(np.ones((5, 7)))],
         "no cell": lambda: [segmented(np.zeros((30, 40)))],
         "one pixel": lambda: [segmented(np.ones((1, 1)), pixel_size_um=0.25)],
     }[request.param]()
@@ -79,6 +87,7 @@ def test_imagej_regions_cover_the_cells_pixels(images: list[SegmentedImage]) -> 
 def regions(data: bytes, roifile: Any) -> Iterator[Any]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.testzip() is None
+        assert {entry.date_time for entry in archive.infolist()} <= {(1980, 1, 1, 0, 0, 0)}  # the same bytes tomorrow
         for name in archive.namelist():
             roi = roifile.ImagejRoi.frombytes(archive.read(name))
             assert name == f"{roi.name}.roi"
@@ -129,7 +138,10 @@ def check_qupath(content: Any) -> None:
 
         assert feature["type"] == "Feature"
         uuid.UUID(feature["id"])
-        assert feature["geometry"]["type"] in ("Polygon", "MultiPolygon")
+        kind, coordinates = feature["geometry"]["type"], feature["geometry"]["coordinates"]
+        assert kind in ("Polygon", "MultiPolygon")
+        for polygon in [coordinates] if kind == "Polygon" else coordinates:
+            assert all(ring[0] == ring[-1] and len(ring) >= 5 for ring in polygon)
         properties = feature["properties"]
         assert properties["objectType"] == "detection"
         assert isinstance(properties["name"], str)
@@ -343,11 +355,17 @@ def test_any_size_and_no_cell(file: str, hw: tuple[int, int]) -> None:
     assert format.encode(segmented(labels, probabilities_khw=probabilities, scale=1 / 32))
 
 
-def test_parquet_is_the_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block_bytes", [1 << 22, 400])
+def test_parquet_is_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr(
+        "cellseg_deploy.outputs.parquet._BLOCK_BYTES", block_bytes
+    )  # names with line ends across blocks
     parquet = pytest.importorskip("pyarrow.parquet")
     image = segmented(odd_labels(), name='=quo"te,\nline.png', pixel_size_um=0.3)
     rows = [["image", *image.columns], *tables.cell_rows(image.name, image.columns)]
-    (tmp_path / "cells.csv").write_bytes(tables.csv_rows([*rows, *(["None", *row[1:]] for row in rows[1:])]))
+    rows += [[f"{row[0]} {number}", *row[1:]] for number in range(20) for row in rows[1:]]
+    rows += [["None", *row[1:]] for row in rows[1:3]]
+    (tmp_path / "cells.csv").write_bytes(tables.csv_rows(rows))
     BY_FILE["parquet"].finish(tmp_path, [])
     table = parquet.read_table(tmp_path / "cells.parquet")
     with (tmp_path / "cells.csv").open(newline="", encoding="utf-8") as file:

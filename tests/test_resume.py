@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,8 @@ def test_images_without_a_good_record(images: list[FoundImage], out: Path) -> No
     assert decide(images[0], None, out).reason == "not done yet"
     bad = next(image for image in images if image.name == BAD)
     assert decide(bad, entries[BAD], out).reason == "failed before"
+    known = replace(entries[BAD], record=replace(entries[BAD].record, input=entries["a.png"].record.input))
+    assert decide(images[0], known, out).reason == "failed before"
     linked = FoundImage(images[0].path, "a.png", problem="a link out of the folder")
     assert not decide(linked, entries["a.png"], out).is_done
 

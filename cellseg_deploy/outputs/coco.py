@@ -1,7 +1,7 @@
 """Cells as COCO JSON, for whoever trains or scores with pycocotools, detectron2, mmdetection or FiftyOne.
 
 Masks are run lengths (RLE, compressed as COCO does it), not polygons: exact for every cell, with holes and in pieces,
-where COCO's polygons know no hole, and a seventh of their size. Who wants polygons finds them in the GeoJSON.
+where COCO's polygons know no hole, and a tenth of their size. Who wants polygons finds them in the GeoJSON.
 
 Programs want one file for all images, but a run of ten thousand must neither hold a million cells in memory nor lose
 them to a power cut. So each image has its own complete file, and ``merge`` joins them when the run ends.

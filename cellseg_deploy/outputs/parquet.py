@@ -1,4 +1,4 @@
-"""cells.csv as Parquet, for pandas, polars, DuckDB and R: the same rows and values, with types and a tenth of the size.
+"""cells.csv as Parquet, for pandas, polars, DuckDB and R: the same rows and values, with types and much smaller.
 
 Written when the run ends, from the finished cells.csv: Parquet's index stands at its end, so a file that grew during
 the night would be lost with the process.
