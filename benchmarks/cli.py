@@ -7,7 +7,12 @@ from pathlib import Path
 
 import click
 
+from cellseg_benchmarks.cli_latency import latency_command, limits_command
+from cellseg_benchmarks.cli_peers import peers_command
+from cellseg_benchmarks.cli_pipeline import pipeline_command
 from cellseg_benchmarks.cli_robustness import robustness_command
+from cellseg_benchmarks.cli_savings import savings_command
+from cellseg_benchmarks.cli_scaling import scaling_command
 from cellseg_benchmarks.cli_study import study_command
 from cellseg_deploy.cli import _common
 
@@ -120,8 +125,17 @@ def network_command(output: Path, encoder: str, tiles: int, epochs: int, seed: i
     click.echo(f"{output}, {output.stat().st_size / 1e6:.0f} MB")
 
 
-command.add_command(study_command)
-command.add_command(robustness_command)
+for added in (
+    latency_command,
+    limits_command,
+    pipeline_command,
+    scaling_command,
+    peers_command,
+    savings_command,
+    study_command,
+    robustness_command,
+):
+    command.add_command(added)
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ def robustness_command(
 
     from cellseg_benchmarks import robustness
     from cellseg_deploy.errors import OutputError
+    from cellseg_deploy.images import pair_by_stem
     from cellseg_deploy.outputs.atomic import make_folder, write_bytes
     from cellseg_deploy.outputs.plots import curves_png
     from cellseg_deploy.outputs.tables import csv_rows
@@ -44,7 +45,8 @@ def robustness_command(
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output}: exists and is not an empty folder; choose another -o")
-    make_folder(output)
+    if images is not None and masks is not None:
+        pair_by_stem(images, masks)  # a file without partner must not wait until the folder is there
 
     def say(line: str) -> None:
         if not quiet:
@@ -55,6 +57,7 @@ def robustness_command(
             robustness.FIXED: stack.enter_context(Segmenter.from_file(model, threads=threads)),
             robustness.AUTO: stack.enter_context(Segmenter.from_file(model, cell_diameter_px="auto", threads=threads)),
         }
+        make_folder(output)
         shifted = robustness.conditions(segmenters, lambda: _pairs(images, masks), say=say)
         crowded = robustness.crowding(segmenters, say=say)
     rows = [*shifted, *crowded]
@@ -68,18 +71,15 @@ def robustness_command(
 
 
 def _pairs(images: Path | None, masks: Path | None) -> Iterator[tuple[Any, Any]]:
-    from cellseg_deploy.images import check_same_size, pair_by_stem, read_image, read_labels
+    from cellseg_benchmarks.image_set import judged_pairs
     from cellseg_deploy.samples import SmearParams, make_smear
 
-    if images is None or masks is None:
-        for seed in range(4):
-            smear = make_smear(SmearParams(), seed)
-            yield smear.image_hwc, smear.labels_hw
+    if images is not None and masks is not None:
+        yield from judged_pairs(images, masks)
         return
-    for pair in pair_by_stem(images, masks):
-        image, labels = read_image(pair.image).pixels_hwc, read_labels(pair.mask)
-        check_same_size(pair, (image.shape[0], image.shape[1]), (labels.shape[0], labels.shape[1]))
-        yield image, labels
+    for seed in range(4):
+        smear = make_smear(SmearParams(), seed)
+        yield smear.image_hwc, smear.labels_hw
 
 
 def _panel(rows: list[Row], condition: str) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:

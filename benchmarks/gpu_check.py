@@ -9,29 +9,26 @@ run. Without a GPU there is nothing to check, and it ends at once.
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
+from cellseg_benchmarks.machine import describe_machine
+from cellseg_benchmarks.timer import Plan, interleave, stopwatch, turn_of
 from cellseg_deploy.cli import _common
-from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputError, UsageError
 from cellseg_deploy.outputs.atomic import make_folder, write_bytes, writing
 
 Status = Literal["passed", "failed", "skipped"]
 REPORT_VERSION = 2
 BATCHES = (1, 8)
-_PACKAGES = (
-    *("cellseg-deploy", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
-    *("cuda-bindings", "torch"),
-)
+PLAN = Plan(rounds=20, settle_seconds=0.0, budget_seconds=6.0)
 _EXPORT = ("-c", "from cellseg_export.cli import main; main()")
 _TIME = ("-c", "from cellseg_benchmarks.gpu_check import time_main; time_main()")
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
@@ -84,8 +81,8 @@ class Form:
 
 @dataclass(frozen=True)
 class Latency:
-    """A row of the latency table. ``ms_per_tile``: median over ``calls`` calls of ``batch`` tiles, host to host; None
-    if nothing was timed, and ``note`` says why."""
+    """A row of the latency table. ``ms_per_tile``: median over ``calls`` turns with ``batch`` tiles a call, host to
+    host; None if nothing was timed, and ``note`` says why."""
 
     form: str
     backend: str
@@ -222,14 +219,14 @@ def run_step(step: Step, run: Run) -> Result:
 
 def run_python(arguments: Sequence[str], *, timeout: float = _TIMEOUT) -> Outcome:
     """Run this Python with ``arguments``; ends it after ``timeout`` seconds."""
-    started = time.perf_counter()
+    seconds = stopwatch()
     try:
         done = subprocess.run(
             [sys.executable, *arguments], capture_output=True, text=True, errors="replace", timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
         return Outcome(-9, "", f"ended after {timeout:.0f} s without an answer", timeout)
-    return Outcome(done.returncode, done.stdout, done.stderr, time.perf_counter() - started)
+    return Outcome(done.returncode, done.stdout, done.stderr, seconds())
 
 
 def time_form(form: Form, run: Run) -> list[Latency]:
@@ -252,39 +249,29 @@ def time_form(form: Form, run: Run) -> list[Latency]:
 @click.argument("settings", type=json.loads)
 def time_command(file: Path, settings: dict[str, Any]) -> None:
     """Time FILE, opened with SETTINGS, on a sample smear; one line of JSON."""
-    import msgspec
-
+    from cellseg_benchmarks.forms import sample_tiles
     from cellseg_deploy.backends import open_backend
-    from cellseg_deploy.parity import middle_tile
-    from cellseg_export.record import time_backend
-    from cellseg_export.verify import sample_images
 
-    with open_backend(file, **settings) as backend:
-        _, image_hwc = next(sample_images(backend.spec, 1).load())
-        tile = middle_tile(backend.spec, image_hwc)
-        timings = [time_backend(backend, tile, batch_size=n) for n in BATCHES]
-    click.echo(msgspec.json.encode(timings))
+    with open_backend(file, **settings) as backend:  # answers when it is done: nothing to synchronise
+        tiles = {n: sample_tiles(backend.spec, n) for n in BATCHES}
+        entries = {str(n): turn_of(partial(backend.predict, batch)) for n, batch in tiles.items()}
+        measured = interleave(entries, PLAN)
+    if measured.failed:
+        raise DataError("; ".join(measured.failed.values()))
+    rows = [
+        {
+            "batch_size": n,
+            "ms_per_tile": round(1000 * measured.times[str(n)].median / n, 4),
+            "calls": len(measured.times[str(n)].seconds),
+        }
+        for n in BATCHES
+    ]
+    click.echo(json.dumps(rows))
 
 
 def time_main() -> None:
     """Entry point of the process that times one form."""
     sys.exit(_common.run(time_command))
-
-
-def describe_machine() -> dict[str, Any]:
-    """System, processor, Python, and versions of what takes part."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or "unknown",
-        "python": platform.python_version(),
-        **versions,
-    }
 
 
 def describe_gpu() -> dict[str, Any]:

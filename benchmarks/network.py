@@ -22,7 +22,7 @@ from cellseg_deploy.samples import write_samples
 from cellseg_train import validate
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-from cellseg_train.data import ExampleStore, TileDataset, find_pairs
+from cellseg_train.data import ExampleStore, TileDataset, TrainingCells, find_pairs
 from cellseg_train.loop import halo_of
 from cellseg_train.losses import segmentation_loss
 from cellseg_train.model import CellSegNet, enliven_layer_scale, normalise
@@ -65,9 +65,9 @@ def random_encoder_network(
         write_samples(root / "train", SMEARS, seed + 1, SMEAR_HW, vary=True)
         write_samples(root / "val", VALIDATION_SMEARS, seed + 2, SMEAR_HW, vary=True)
         store = ExampleStore(find_pairs([root / "train" / "images"], [root / "train" / "masks"]), config)
-        diameter = store.check_and_fill() * config.data.image_scale
+        cells = store.check_and_fill()
         _train_decoder(net, _token_maps(net, TileDataset(store, config), n_tiles, say), config, say)
-        spec = _describe(net, config, round(diameter, 2))
+        spec = _describe(net, config, cells)
         return _calibrated(net, config, spec, root / "val", say)
 
 
@@ -116,7 +116,7 @@ def _train_decoder(net: CellSegNet, maps: dict[str, Tensor], config: TrainConfig
     net.eval()
 
 
-def _describe(net: CellSegNet, config: TrainConfig, cell_diameter_px: float) -> ModelSpec:
+def _describe(net: CellSegNet, config: TrainConfig, cells: TrainingCells) -> ModelSpec:
     return ModelSpec(
         name=config.name,
         variant=config.model.variant,
@@ -124,11 +124,16 @@ def _describe(net: CellSegNet, config: TrainConfig, cell_diameter_px: float) -> 
         tile_size=config.model.tile_size,
         halo=halo_of(config.model.tile_size),
         image_scale=config.data.image_scale,
-        cell_diameter_px=cell_diameter_px,
+        cell_diameter_px=round(cells.diameter_px * config.data.image_scale, 2),
         patch_size=net.patch_size,
         encoder=config.model.encoder_name,
         weights=WeightsInfo(origin="random initialisation", licence="MIT"),
-        training=TrainingInfo(data="synthetic smears; the decoder only", epochs=config.optim.epochs, seed=config.seed),
+        training=TrainingInfo(
+            data="synthetic smears; the decoder only",
+            epochs=config.optim.epochs,
+            seed=config.seed,
+            data_summary=cells.summary,
+        ),
         operating_points=default_operating_points(config.model.variant),
     )
 

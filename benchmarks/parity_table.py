@@ -15,7 +15,6 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from cellseg_benchmarks.timer import stopwatch
 from cellseg_deploy.errors import BackendUnavailableError, OutputError, ParityError, UsageError
 from cellseg_deploy.outputs.atomic import write_bytes
 
@@ -136,7 +136,7 @@ def parity_table(
     """
     run = run or run_export
     path = folder / TABLE_FILE
-    table = Table(network.name, _sha256(network), tuple(gate), "no images", describe_machine(), ())
+    table = Table(network.name, sha256_of(network), tuple(gate), "no images", describe_machine(), ())
     done = _rows_of(path, table)
     for form in forms_named(names):
         row = done.get(form.name)
@@ -170,7 +170,8 @@ def _rows_of(path: Path, table: Table) -> dict[str, Row]:
     }
 
 
-def _sha256(network: Path) -> str:
+def sha256_of(network: Path) -> str:
+    """SHA-256 of the weights of ``network``, a .safetensors file or run folder."""
     from cellseg_train.checkpoint import WEIGHTS_FILE
 
     with (network / WEIGHTS_FILE if network.is_dir() else network).open("rb") as file:
@@ -185,9 +186,9 @@ def make_form(form: Form, network: Path, folder: Path, gate: Sequence[str], run:
         return Row(form.name, "not run", shown, 0.0, detail=f"{source.name}, which it is made from, was not made")
     for report_path in report_paths(file):
         report_path.unlink(missing_ok=True)  # whatever is there afterwards speaks of this attempt
-    started = time.perf_counter()
+    seconds_since = stopwatch()
     code, text = run((*form.arguments, str(source), "-o", str(file), *gate))
-    seconds = time.perf_counter() - started
+    seconds = seconds_since()
     report = _report(file)
     if code not in (0, ParityError.exit_code) or report is None:
         verdict: Verdict = "not run" if code == BackendUnavailableError.exit_code else "failed"
@@ -221,7 +222,7 @@ def run_export(arguments: Sequence[str]) -> tuple[int, str]:
 
 def describe_machine() -> dict[str, Any]:
     """Processor and versions that a table depends on."""
-    from cellseg_benchmarks.gpu_check import describe_machine as versions
+    from cellseg_benchmarks.machine import describe_machine as versions
     from cellseg_deploy.backends.device_class import device_class
 
     return {"device_class": device_class("cpu"), **versions()}

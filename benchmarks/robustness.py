@@ -118,12 +118,6 @@ def crowding(segmenters: dict[str, Segmenter], *, seed: int = 0, say: Say = lamb
     return rows
 
 
-def best_and_worst(rows: Sequence[Row], condition: str, scale: str) -> tuple[Row, Row]:
-    """Rows with the highest and the lowest F1 under ``condition``."""
-    chosen = sorted((r for r in rows if (r.condition, r.scale) == (condition, scale)), key=lambda r: r.figures["f1"])
-    return chosen[-1], chosen[0]
-
-
 def _smears(level: str, size: float, seed: int) -> Iterator[tuple[Image, Labels]]:
     usual = SmearParams()
     hw = (round(usual.size_hw[0] * size * 0.75), round(usual.size_hw[1] * size * 0.75))

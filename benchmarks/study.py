@@ -13,18 +13,19 @@ Each finished run is one small JSON file and is not trained again; a run that wa
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from cellseg_benchmarks.study_report import write_report
+from cellseg_benchmarks.study_report import METRICS, SWEPT_METRICS, write_report
+from cellseg_benchmarks.timer import stopwatch
 from cellseg_deploy.calibration import Labelling, Scorer, cross_fit, deal, figures, intervals
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.model_spec import TASKS, InstanceParams, Variant, default_operating_points
@@ -39,7 +40,36 @@ from cellseg_train.optim import choose_device
 
 FOLDS = 2
 RESULT_VERSION = 1
-REPORTED = ("f1_apart", "f1", "count_mape_apart", "count_mape", "dice", "area_error", "map")
+
+
+class _Point(msgspec.Struct):
+    figures: dict[str, float | None]
+
+
+class _SweepPoint(_Point):
+    method: str
+    parameter: str
+    threshold: float
+
+
+class _Seconds(msgspec.Struct):
+    train: float
+    measure: float
+
+
+class _Result(msgspec.Struct):
+    """What a result file must hold for the report; it holds more."""
+
+    version: int
+    run: str
+    seed: int
+    settings: dict[str, Any]
+    split_sha256: str
+    n_train_images: int
+    n_val_images: int
+    points: Annotated[dict[str, dict[str, _Point]], msgspec.Meta(min_length=1)]
+    sweep: Annotated[list[_SweepPoint], msgspec.Meta(min_length=1)]
+    seconds: _Seconds
 
 
 @dataclass(frozen=True)
@@ -143,7 +173,7 @@ def _one(
         "n_val_images": len(split.val),
     }
     if path.exists():
-        found: dict[str, Any] = checkpoint.load_json(path)
+        found = read_result(path)
         differing = [key for key, value in about.items() if found.get(key) != value]
         if differing:
             raise UsageError(
@@ -153,16 +183,44 @@ def _one(
         say("  finished before")
         return found
     folder = out / "runs" / f"{arm.name}-{config.seed}"
-    began = time.perf_counter()
+    seconds_since = stopwatch()
     _train(folder, RunRecord(config, inputs), quiet=quiet)
-    trained = time.perf_counter()
+    trained = seconds_since()
     result: dict[str, Any] = about | measure_run(folder, config, split)
-    seconds = {"train": round(trained - began, 1), "measure": round(time.perf_counter() - trained, 1)}
+    seconds = {"train": round(trained, 1), "measure": round(seconds_since() - trained, 1)}
     result["seconds"] = seconds
     make_folder(path.parent)
     checkpoint.save_json(path, result)
     say(f"  {summary(result)}; {seconds['train']:.0f} s + {seconds['measure']:.0f} s")
     return result
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The result of a finished run. Raises ``ModelError`` if the file is damaged or lacks what the report needs."""
+    try:
+        content = path.read_bytes()
+        shape = msgspec.json.decode(content, type=_Result)
+        for needed, found_figures in _figures_of(shape):
+            missing = [name for name in needed if name not in found_figures]
+            if missing:
+                raise ValueError(f"figures without {', '.join(missing)}")
+        found: dict[str, Any] = json.loads(content)
+    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+        raise ModelError(
+            f"{path}: damaged result of a finished run ({error}); remove the file, and this run is measured again (and "
+            "trained again if its folder in runs is gone)"
+        ) from error
+    return found
+
+
+def _figures_of(result: _Result) -> Iterator[tuple[Sequence[str], dict[str, float | None]]]:
+    """Names that the report needs, and the figures that must have them."""
+    for tasks in result.points.values():
+        missing = [task for task in TASKS if task not in tasks]
+        if missing:
+            raise ValueError(f"no point for {', '.join(missing)}")
+        yield from ((METRICS, point.figures) for point in tasks.values())
+    yield from ((SWEPT_METRICS, point.figures) for point in result.sweep)
 
 
 def _train(folder: Path, record: RunRecord, *, quiet: bool) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cellseg_benchmarks.report import table
+from cellseg_benchmarks.study_answers import answers
 from cellseg_deploy.outputs.atomic import write_bytes
-from cellseg_deploy.outputs.plots import COLOURS
+from cellseg_deploy.outputs.plots import make_figure, pick_colours, to_png
 
 Result = dict[str, Any]
 
@@ -26,6 +27,11 @@ _COUNTING = (
     ("map", "mean AP", 1, 3),
 )
 _CONFLUENCE = (("dice", "Dice", 1, 4), ("area_error", "area error %", 100, 2), ("f1", "F1", 1, 3))
+METRICS = tuple(dict.fromkeys(name for name, *_ in (*_COUNTING, *_CONFLUENCE)))
+"""Figures that each point must have."""
+_SWEPT = (("dice", "Dice", 1), ("f1", "F1", 1), ("f1_apart", "F1 apart", 1), ("count_mape", "count error %", 100))
+SWEPT_METRICS = tuple(name for name, *_ in _SWEPT)
+"""Figures that each step of the sweep must have."""
 
 
 def write_report(out: Path, arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> None:
@@ -56,6 +62,13 @@ def markdown(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> str:
         "cross-fitted: those for one half of the validation images were chosen on the other half, and the figures are "
         "pooled over images that had no part in the choice. *apart*: without true components that look like several "
         "cells. Mean ± standard deviation over seeds.",
+        "",
+        "## What it means",
+        "",
+        *(line for paragraph in answers(results) for line in (paragraph, "")),
+        "**What still fails?** `cellseg-evaluate --anatomy --images DIR --masks DIR --model MODEL.onnx -o DIR` writes "
+        "contact sheets of every merge, split, miss and invention; `cellseg-export onnx` makes the model of any run "
+        "folder of this study.",
         "",
         "## Counting point",
         "",
@@ -149,15 +162,11 @@ def _peaks(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> list[s
 
 def sweep_figure(names: Sequence[str], results: Sequence[Result]) -> bytes:
     """PNG: Dice, F1, F1 apart and count error against the threshold; a colour a network, shaded over its seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = (("dice", "Dice", 1), ("f1", "F1", 1), ("f1_apart", "F1 apart", 1), ("count_mape", "count error %", 100))
-    figure = Figure(figsize=(15, 7.5), dpi=100, layout="constrained")
-    axes = figure.subplots(2, len(panels))
+    figure, axes = make_figure(2, len(_SWEPT), (15, 7.5))
     for row, (own, what) in enumerate(((False, "threshold + components"), (True, "own method, seed threshold"))):
-        for axis, (metric, label, factor) in zip(axes[row], panels, strict=True):
-            for colour, name in zip(COLOURS, names, strict=False):
+        in_row = axes[row * len(_SWEPT) : (row + 1) * len(_SWEPT)]
+        for axis, (metric, label, factor) in zip(in_row, _SWEPT, strict=True):
+            for colour, name in zip(pick_colours(len(names)), names, strict=True):
                 curves = [_curve(result, own=own) for result in _of(results, name)]
                 if not curves[0]:
                     continue
@@ -170,14 +179,10 @@ def sweep_figure(names: Sequence[str], results: Sequence[Result]) -> bytes:
                 )
             axis.set(title=f"{label}: {what}", xlabel="threshold", xlim=(0, 1))
             axis.title.set_fontsize(10)
-            axis.grid(visible=True, color="0.9")
             axis.set_ylim(*((0, 40) if metric.startswith("count") else (0.3, 1)))
-        if axes[row][0].get_legend_handles_labels()[0]:
-            axes[row][0].legend(fontsize=8, loc="lower center")
-    buffer = io.BytesIO()
-    # No "Software" entry: the same numbers give the same bytes with the same matplotlib.
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    return buffer.getvalue()
+        if in_row[0].get_legend_handles_labels()[0]:
+            in_row[0].legend(fontsize=8, loc="lower center")
+    return to_png(figure)
 
 
 def own_method(result: Result) -> str:
@@ -227,5 +232,5 @@ def _short(weights: str) -> str:
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    return [head, "|" + "---|" * len(rows[0]), *body]
+    head, *body = rows
+    return table(head, body, words=len(head))

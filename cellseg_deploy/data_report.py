@@ -1,26 +1,25 @@
-"""What a set of images is like, and whether a model has seen its like: size, magnification, cells, crowding.
+"""What a set of images is like: size, magnification clues, cells, crowding, light and stain.
 
 Cells are those of the masks where there are any, else those that the model finds. Magnification is not written in a
-photograph; the clues are the cells' own size, a scale bar, and the resolution that some cameras write into the file.
+photograph; the clues are the cells' own size, a scale bar, and the pixel size that some programs write into the file.
+Whether a model has seen the like of them: ``data_alignment``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.measure import boxes
-from cellseg_deploy.model_spec import ModelSpec
+from cellseg_deploy.resolution import Resolution
+from cellseg_deploy.stain import colours
 
 NEIGHBOUR_PX = 10
-SIZE_RANGE = (0.7, 1.3)
-"""Median diameters between these multiples of the model's own are what it is made for without being told."""
-_FEW_CELLS = 20
 _BAR_MIN_WIDTH, _BAR_MAX_HEIGHT, _BAR_MIN_ASPECT, _BAR_MIN_FILL = 0.04, 0.03, 5.0, 0.95
 _BAR_CONTRAST = 10  # grey levels around pure black or white that a drawn bar keeps to, JPEG included
 
@@ -33,8 +32,7 @@ class ImageFacts:
     """One image. ``areas_px``: its cells, those at the border left out (their size is unknown).
 
     ``crowded``: cells of which another is within ``NEIGHBOUR_PX``; ``n_cells``: all. ``scale_bar``: left, top, width,
-    height in px, None if none is seen. ``brightness``: mean grey of the background or of all, ``contrast``: that minus
-    the cells' mean grey; NaN without cells.
+    height in px, None if none is seen. ``colours``: of ``stain.colours``. ``resolution``: what its file says.
     """
 
     name: str
@@ -45,8 +43,8 @@ class ImageFacts:
     areas_px: npt.NDArray[np.float64]
     covered: float
     scale_bar: tuple[int, int, int, int] | None
-    brightness: float
-    contrast: float
+    colours: dict[str, float] = field(default_factory=dict)
+    resolution: tuple[Resolution, ...] = ()
 
     @property
     def diameters_px(self) -> npt.NDArray[np.float64]:
@@ -58,8 +56,15 @@ class ImageFacts:
         """None without a whole cell."""
         return float(np.median(self.diameters_px)) if len(self.areas_px) else None
 
+    @property
+    def crowded_share(self) -> float | None:
+        """Share of the cells that have another within ``NEIGHBOUR_PX``; None without a cell."""
+        return self.crowded / self.n_cells if self.n_cells else None
 
-def look_at(name: str, image_hwc: Image, labels: Labels, *, min_area_px: int) -> ImageFacts:
+
+def look_at(
+    name: str, image_hwc: Image, labels: Labels, *, min_area_px: int, resolution: tuple[Resolution, ...] = ()
+) -> ImageFacts:
     """Facts of one photograph, uint8 RGB (h, w, 3), with the cells ``labels`` (h, w); smaller ones are specks."""
     area = np.bincount(labels.reshape(-1))
     area[0] = 0
@@ -69,8 +74,6 @@ def look_at(name: str, image_hwc: Image, labels: Labels, *, min_area_px: int) ->
     left, top, width, height = cell_boxes.T
     whole = (left > 0) & (top > 0) & (left + width < labels.shape[1]) & (top + height < labels.shape[0])
     inside = kept > 0
-    grey = image_hwc.mean(axis=2)
-    field = float(grey[~inside].mean()) if (~inside).any() else float("nan")
     return ImageFacts(
         name=name,
         width_px=labels.shape[1],
@@ -80,8 +83,8 @@ def look_at(name: str, image_hwc: Image, labels: Labels, *, min_area_px: int) ->
         areas_px=area[numbers[whole]].astype(np.float64),
         covered=float(inside.mean()),
         scale_bar=find_scale_bar(image_hwc),
-        brightness=field,
-        contrast=field - float(grey[inside].mean()) if inside.any() else float("nan"),
+        colours=colours(image_hwc, inside),
+        resolution=resolution,
     )
 
 
@@ -113,7 +116,9 @@ def find_scale_bar(image_hwc: Image) -> tuple[int, int, int, int] | None:
 
     height, width = image_hwc.shape[:2]
     best: tuple[int, int, int, int] | None = None
-    for drawn in (image_hwc.max(axis=2) <= _BAR_CONTRAST, image_hwc.min(axis=2) >= 255 - _BAR_CONTRAST):
+    red, green, blue = cv2.split(image_hwc)
+    brightest, darkest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    for drawn in (brightest <= _BAR_CONTRAST, darkest >= 255 - _BAR_CONTRAST):
         _, _, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=4)
         for left, top, w, h, area in stats[1:].tolist():
             flat = w >= _BAR_MIN_WIDTH * width and 2 <= h <= _BAR_MAX_HEIGHT * height and w >= _BAR_MIN_ASPECT * h
@@ -126,7 +131,11 @@ def find_scale_bar(image_hwc: Image) -> tuple[int, int, int, int] | None:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """All images together; lengths in px of the images, None where nothing could be measured."""
+    """All images together; lengths in px of the images, None where nothing could be measured.
+
+    ``resolutions``: tag -> number of images whose file says so. ``um_per_px``: width of a pixel in micrometres, where
+    every file names one and it is the same.
+    """
 
     n_images: int
     n_cells: int
@@ -138,6 +147,8 @@ class DataFacts:
     diameter_iqr_px: tuple[float, float] | None
     crowded_share: float | None
     scale_bars: int
+    resolutions: dict[str, int]
+    um_per_px: float | None
 
 
 def summarise(images: Sequence[ImageFacts]) -> DataFacts:
@@ -149,6 +160,7 @@ def summarise(images: Sequence[ImageFacts]) -> DataFacts:
     for image in images:
         key = f"{image.width_px}x{image.height_px}"
         sizes[key] = sizes.get(key, 0) + 1
+    tags = [str(tag) for image in images for tag in image.resolution]
     pixels = np.array([image.width_px * image.height_px for image in images])
     return DataFacts(
         n_images=len(images),
@@ -165,47 +177,12 @@ def summarise(images: Sequence[ImageFacts]) -> DataFacts:
         else None,
         crowded_share=sum(image.crowded for image in images) / n_cells if n_cells else None,
         scale_bars=sum(image.scale_bar is not None for image in images),
+        resolutions={tag: tags.count(tag) for tag in sorted(set(tags))},
+        um_per_px=_one_pixel_size(images),
     )
 
 
-def training_diameter_px(spec: ModelSpec) -> float:
-    """Median cell diameter of the model's training images in their own px."""
-    return spec.cell_diameter_px / spec.image_scale
-
-
-def warnings(images: Sequence[ImageFacts], facts: DataFacts, spec: ModelSpec) -> list[str]:
-    """How these images differ from what ``spec`` records of the model's training data, a sentence each.
-
-    A ModelSpec records the cells' size; stain, light and crowding of the training images are not in it.
-    """
-    expected = training_diameter_px(spec)
-    found: list[str] = []
-    low, high = SIZE_RANGE
-    median = facts.median_diameter_px
-    if median is None:
-        found.append("no whole cell was seen, so nothing can be said of magnification")
-        return found
-    if sum(len(image.areas_px) for image in images) < _FEW_CELLS:
-        found.append(f"fewer than {_FEW_CELLS} whole cells were seen: every figure here is uncertain")
-    if not low <= median / expected <= high:
-        found.append(
-            f"cells are {median:.0f} px wide (median), {median / expected:.2f} times those of the training images "
-            f"({expected:.0f} px): give --cell-diameter {median:.0f}, or auto"
-        )
-    odd = [
-        image.name
-        for image in images
-        if image.median_diameter_px is not None and not low <= image.median_diameter_px / median <= high
-    ]
-    if odd:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        found.append(
-            f"cells of {', '.join(odd[:3])}{more} differ in size from the others' ({low:g} to {high:g} times their "
-            "median): several magnifications in one folder? Use --cell-diameter auto, or a folder for each"
-        )
-    if facts.scale_bars:
-        found.append(
-            f"a scale bar seems to be drawn into {facts.scale_bars} of {facts.n_images} images: it may be counted as a "
-            "cell; and it says the magnification"
-        )
-    return found
+def _one_pixel_size(images: Sequence[ImageFacts]) -> float | None:
+    sizes = [next((tag.um_per_px[0] for tag in image.resolution if not tag.is_of_print), None) for image in images]
+    known = [size for size in sizes if size is not None]
+    return known[0] if len(known) == len(sizes) and max(known) <= 1.01 * min(known) else None

@@ -9,30 +9,25 @@ becomes a note.
 from __future__ import annotations
 
 import io
-import logging
 import os
 import stat
 import struct
-import threading
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy import pixel_size, tiff_checks
+from cellseg_deploy import resolution, tiff_checks
+from cellseg_deploy.decoder_messages import collected
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.fingerprint import Fingerprint, of_bytes
 from cellseg_deploy.image_limits import check_pixels
 from cellseg_deploy.jpeg_structure import check_effort, walk
-from cellseg_deploy.pixel_size import UNKNOWN, PixelSize
-
-_decoder_lock = threading.Lock()  # warnings.catch_warnings and logging handlers are process-wide
+from cellseg_deploy.resolution import Resolution
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -45,7 +40,7 @@ class Decoded:
     """Samples as the file holds them. ``kind``: grey, rgb, cmyk or palette (then ``palette`` is uint8 (n, 3 or 4)).
 
     ``samples``: (h, w) for grey and palette, else (h, w, channels); ``alpha``: (h, w) or None, same dtype.
-    ``bits``: bits that the file declares for a sample. ``pixel_size``: what the file says of it.
+    ``bits``: bits that the file declares for a sample. ``resolution``: what it says of the size of its pixels.
     ``source``: fingerprint of the bytes that were decoded, if it was asked for.
     """
 
@@ -57,7 +52,7 @@ class Decoded:
     palette: npt.NDArray[np.uint8] | None = None
     orientation: int = 1
     notes: tuple[str, ...] = ()
-    pixel_size: PixelSize = UNKNOWN
+    resolution: tuple[Resolution, ...] = ()
     source: Fingerprint | None = None
 
 
@@ -65,7 +60,7 @@ def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> De
     """Samples of ``path`` as they are in the file; every failure of a decoder becomes a ``DataError``."""
     data, mtime_ns = _read_regular_file(path)
     reader = _reader_for(path, data)
-    with collected_messages() as messages:
+    with collected() as messages:
         try:
             decoded = reader(path, data, max_pixels)
         except (DataError, MemoryError):
@@ -80,20 +75,54 @@ def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> De
     return replace(decoded, notes=(*decoded.notes, *messages.notes), source=source)
 
 
-def _read_regular_file(path: Path) -> tuple[bytes, int]:
-    """All bytes of ``path``, and when it was last changed in ns.
+def declared_pixels(path: Path) -> int:
+    """Pixels that the header of ``path`` declares, before anything is decoded; 0 where that cannot be told.
 
-    Never blocks on a pipe or device, and notices a file that changes under our hands.
+    To plan memory by. Why a file cannot be read is for ``decode`` to say, so no error is raised here.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        descriptor = os.open(path, flags)
-        with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
-            before = os.fstat(descriptor)
-            if not stat.S_ISREG(before.st_mode):
-                raise DataError(f"{path}: not a regular file (a folder, pipe or device); expected an image file")
+        with _opened(path) as file, collected():
+            head = file.read(26)
+            file.seek(0)
+            if head.startswith(_PNG):
+                width, height = struct.unpack_from(">II", head, 16)
+            elif head.startswith(_JPEG):
+                from PIL import JpegImagePlugin
+
+                with JpegImagePlugin.JpegImageFile(file) as image:
+                    width, height = image.size
+            elif head[:4] in _TIFF:
+                import tifffile
+
+                with tifffile.TiffFile(file) as tiff:
+                    width, height = tiff.pages[0].imagewidth, tiff.pages[0].imagelength
+            else:
+                return 0
+    except Exception:  # as in decode, which will meet it again
+        return 0
+    return int(width) * int(height)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """``path``, open for reading. Never blocks on a pipe or device: those raise ``DataError``."""
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise DataError(f"{path}: not a regular file (a folder, pipe or device); expected an image file")
+        return descriptor
+
+    return open(path, "rb", opener=opener)
+
+
+def _read_regular_file(path: Path) -> tuple[bytes, int]:
+    """All bytes of ``path``, and when it was last changed in ns. Notices a file that changes under our hands."""
+    try:
+        with _opened(path) as file:
+            before = os.fstat(file.fileno())
             data = file.read()
-            after = os.fstat(descriptor)
+            after = os.fstat(file.fileno())
     except OSError as error:
         dangling = "a link to a file that does not exist" if path.is_symlink() and not path.exists() else error.strerror
         raise DataError(f"{path}: cannot be read: {dangling}") from error
@@ -114,46 +143,6 @@ def _reader_for(path: Path, data: bytes) -> Callable[[Path, bytes, int], Decoded
     raise DataError(f"{path}: not a PNG, JPEG or TIFF, whatever its name says (it starts with {data[:8]!r})")
 
 
-class _Messages(logging.Handler):
-    """Collects what the decoders say on the side: tifffile logs, Pillow warns."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.thread = threading.get_ident()
-        self.errors: list[str] = []
-        self.notes: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self.thread:
-            (self.errors if record.levelno >= logging.ERROR else self.notes).append(record.getMessage())
-
-
-@contextmanager
-def collected_messages() -> Iterator[_Messages]:
-    """What decoders say within the block, which then is heard nowhere else; one thread at a time."""
-    with _decoder_lock, _listening() as messages:
-        yield messages
-
-
-@contextmanager
-def _listening() -> Iterator[_Messages]:
-    messages = _Messages()
-    logger = logging.getLogger("tifffile")
-    propagate, level = logger.propagate, logger.level
-    logger.addHandler(messages)
-    logger.propagate = False
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield messages
-        messages.notes += [str(warning.message) for warning in caught]
-    finally:
-        logger.removeHandler(messages)
-        logger.propagate = propagate
-        logger.setLevel(level)
-
-
 # ------------------------------------------------------------------------------------------------------ PNG and JPEG
 
 
@@ -163,10 +152,10 @@ def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
     width, height, bits, colour = _check_png(path, data)
     check_pixels(path, width, height, max_pixels)
     if bits == 16:
-        return _decode_png16(data, colour)
+        return replace(_decode_png16(data, colour), resolution=resolution.of_png(data))
     # The class itself instead of Image.open: no guessing of formats, and our own limit instead of a global one.
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
-        return _from_pillow(path, "PNG", image)
+        return replace(_from_pillow(path, "PNG", image), resolution=resolution.of_png(data))
 
 
 def _check_png(path: Path, data: bytes) -> tuple[int, int, int, int]:
@@ -222,7 +211,7 @@ def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
     _check_jpeg(path, data)
     with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
         check_pixels(path, image.width, image.height, max_pixels)
-        return _from_pillow(path, "JPEG", image)
+        return replace(_from_pillow(path, "JPEG", image), resolution=resolution.of_jpeg(image))
 
 
 def _check_jpeg(path: Path, data: bytes) -> None:
@@ -283,7 +272,7 @@ def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
         tiff_checks.check_single_plane(path, tiff)
         tiff_checks.check_page(path, page, data, max_pixels)
         samples = page.asarray(maxworkers=1)
-        return replace(_from_tiff_page(path, page, samples), pixel_size=pixel_size.from_tiff(page))
+        return replace(_from_tiff_page(path, page, samples), resolution=resolution.of_tiff(tiff))
 
 
 def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any]) -> Decoded:

@@ -67,3 +67,13 @@ class BackendUnavailableError(CellsegError):
     """The inference engine or device that was asked for is not available here."""
 
     exit_code = 8
+
+
+def concerns_one_image(error: BaseException) -> bool:
+    """Whether ``error`` ends the work on one image and no more; else the whole run ends.
+
+    That is ``DataError``, lack of memory, and what nobody foresaw: ours to mend, but the other ten thousand images of
+    the night must not pay for it. Errors of model, engine, output or settings would meet every image; an interrupt
+    means all of them.
+    """
+    return isinstance(error, DataError) or (isinstance(error, Exception) and not isinstance(error, CellsegError))

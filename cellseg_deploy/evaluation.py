@@ -2,6 +2,8 @@
 
     pairs by stem --> labels (read, or made by a Segmenter) --> ImageScore each --> metrics.json, metrics.csv
 
+With a Segmenter, reading, the network and scoring of different images overlap.
+
 An evaluation is whole or it is not: one unreadable or mis-sized file stops it, because numbers over the images that
 happened to work cannot be compared with anybody's.
 """
@@ -10,28 +12,28 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy import metrics
 from cellseg_deploy.counting import CountRule
-from cellseg_deploy.errors import OutputError
-from cellseg_deploy.images import Pair, check_same_size, read_image, read_labels
+from cellseg_deploy.images import MAX_PIXELS, Pair, check_same_size, declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import atomic, label_tiff, tables
-from cellseg_deploy.outputs.folder import was_written_by
-from cellseg_deploy.outputs.lock import exclusive
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, output_names
+from cellseg_deploy.passes import Steps
+from cellseg_deploy.schedule import Job
+from cellseg_deploy.threads import ThreadPlan
 
 if TYPE_CHECKING:
-    from cellseg_deploy.pipeline import Segmenter
+    from cellseg_deploy.pipeline import Segmentation, Segmenter
 
+T = TypeVar("T")
 Labels = npt.NDArray[np.int32]
 METRICS_JSON, METRICS_CSV, LABELS_FOLDER = "metrics.json", "metrics.csv", "labels"
 PROGRAM = "cellseg-evaluate"
@@ -55,31 +57,87 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """``name``: the pair's stem. ``labels``: what was judged, ``true_labels``: by what; int32 (h, w)."""
+    """``name``: the pair's stem. ``labels``: what was judged, ``true_labels``: by what; int32 (h, w).
+
+    ``probabilities_khw``: what the network said, float32 (K, h', w') at the model's scale, if the ``Predictor`` keeps
+    it.
+    """
 
     name: str
     score: metrics.ImageScore
     labels: Labels
     true_labels: Labels
+    probabilities_khw: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What makes labels of photographs: ``segmenter``, with the settings of ``read_image``.
+
+    ``keep_probabilities``: hand on what the network said, too.
+    """
+
+    segmenter: Segmenter
+    threads: ThreadPlan
+    bit_depth: int | None = None
+    max_pixels: int = MAX_PIXELS
+    keep_probabilities: bool = False
+
+    def steps(self, pair: Pair, mask_hw: tuple[int, int]) -> Steps[Segmentation]:
+        """The photograph ``pair.image`` in steps; its size is checked before any work is done."""
+        image_hwc = read_image(pair.image, bit_depth=self.bit_depth, max_pixels=self.max_pixels).pixels_hwc
+        check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
+        return (yield from self.segmenter.steps(image_hwc))
+
+
+def predicted_pairs(
+    pairs: Sequence[Pair], predictor: Predictor, finish: Callable[[Pair, Labels, Segmentation], T]
+) -> Generator[T, None, None]:
+    """``finish(pair, true_labels, found)`` of each pair, in order. Pairs overlap (see ``stream``), and ``finish`` is
+    called by the threads that label. To be closed before the segmenter, see ``Segmenter.results``.
+
+    Raises ``DataError`` naming the file that cannot be used, and what the network raises.
+    """
+
+    def steps(pair: Pair) -> Steps[T]:
+        true = read_labels(pair.mask)
+        found = yield from predictor.steps(pair, (true.shape[0], true.shape[1]))
+        return finish(pair, true, found)
+
+    def nbytes(pair: Pair) -> int:
+        pixels = declared_pixels(pair.image)
+        return predictor.segmenter.bytes_in_flight(pixels) + pixels * np.dtype(np.int32).itemsize  # of the truth
+
+    jobs = [Job(partial(steps, pair), partial(nbytes, pair)) for pair in pairs]
+    return predictor.segmenter.results(jobs, predictor.threads)
 
 
 def score_pairs(
-    pairs: Sequence[Pair],
-    labels_of: Callable[[Pair, tuple[int, int]], Labels],
-    *,
-    min_area_px: int,
-    count_rule: CountRule = "all",
-) -> Iterator[ScoredImage]:
-    """Score each pair as it is asked for.
+    pairs: Sequence[Pair], predictor: Predictor | None, *, min_area_px: int, count_rule: CountRule = "all"
+) -> Generator[ScoredImage, None, None]:
+    """Score each pair, in order: what ``predictor`` finds in the photograph, or without one the label image that some
+    tool wrote. To be closed before the segmenter, see ``Segmenter.results``.
 
-    ``labels_of(pair, mask_hw)`` gives the labels to judge; see ``read_predicted`` and ``Predictor``.
     Raises ``DataError`` naming the file that cannot be used.
     """
-    for pair in pairs:
-        true = read_labels(pair.mask)
-        predicted = labels_of(pair, (true.shape[0], true.shape[1]))
-        score = metrics.score_image(true, predicted, min_area_px=min_area_px, count_rule=count_rule)
-        yield ScoredImage(pair.stem, score, predicted, true)
+
+    def scored(
+        pair: Pair, true: Labels, labels: Labels, probabilities_khw: npt.NDArray[np.float32] | None = None
+    ) -> ScoredImage:
+        score = metrics.score_image(true, labels, min_area_px=min_area_px, count_rule=count_rule)
+        return ScoredImage(pair.stem, score, labels, true, probabilities_khw)
+
+    if predictor is None:
+        for pair in pairs:
+            true = read_labels(pair.mask)
+            yield scored(pair, true, read_predicted(pair, (true.shape[0], true.shape[1])))
+    else:
+        keep = predictor.keep_probabilities
+        yield from predicted_pairs(
+            pairs,
+            predictor,
+            lambda pair, true, found: scored(pair, true, found.labels, found.probabilities_khw if keep else None),
+        )
 
 
 def read_predicted(pair: Pair, mask_hw: tuple[int, int]) -> Labels:
@@ -87,29 +145,6 @@ def read_predicted(pair: Pair, mask_hw: tuple[int, int]) -> Labels:
     labels = read_labels(pair.image)
     check_same_size(pair, (labels.shape[0], labels.shape[1]), mask_hw)
     return labels
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """Labels of the photograph ``pair.image`` by ``segmenter``; the size is checked before any work is done.
-
-    ``on_probabilities`` is handed what the network said of each, float32 (K, h', w') at the model's scale.
-    """
-
-    segmenter: Segmenter
-    bit_depth: int | None = None
-    max_pixels: int | None = None
-    on_probabilities: Callable[[npt.NDArray[np.float32]], None] | None = None
-
-    def __call__(self, pair: Pair, mask_hw: tuple[int, int]) -> Labels:
-        """See ``score_pairs``."""
-        limit: dict[str, Any] = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
-        image_hwc = read_image(pair.image, bit_depth=self.bit_depth, **limit).pixels_hwc
-        check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
-        found = self.segmenter(image_hwc)
-        if self.on_probabilities is not None:
-            self.on_probabilities(found.probabilities_khw)
-        return found.labels
 
 
 def describe_model(segmenter: Segmenter) -> dict[str, Any]:
@@ -130,24 +165,6 @@ def describe_model(segmenter: Segmenter) -> dict[str, Any]:
         "halo": segmenter.halo,
         **backend.describe(),
     }
-
-
-@contextmanager
-def report_folder(out: Path, names: Sequence[str] = (METRICS_JSON, METRICS_CSV)) -> Iterator[None]:
-    """``out`` existing, writable and held by this process: found out before hours of work, not after.
-
-    ``names``: files to write, first the JSON that says who wrote it. Raises ``OutputError`` if the folder cannot be
-    written or holds such files that no evaluation of ours wrote,
-    ``OutputInUseError`` if another process writes there.
-    """
-    atomic.make_folder(out)
-    with exclusive(out):
-        there = [name for name in names if os.path.lexists(out / name)]
-        if there and not was_written_by(PROGRAM, out / names[0]):
-            raise OutputError(
-                f"{out / there[0]}: not written by {PROGRAM}, so it is not replaced; choose another output folder"
-            )
-        yield
 
 
 def csv_rows(scored: Sequence[tuple[str, metrics.ImageScore]]) -> list[list[Any]]:

@@ -7,7 +7,7 @@ import stat
 import struct
 from pathlib import Path
 
-from cellseg_deploy.decoders import collected_messages
+from cellseg_deploy.decoder_messages import collected
 from cellseg_deploy.jpeg_structure import walk
 
 _HEAD_BYTES = 1 << 20  # a JPEG's frame comes after EXIF data and colour profile
@@ -43,7 +43,7 @@ def _has_tiff_header(path: Path) -> bool:
 
     try:
         size = path.stat().st_size
-        with collected_messages(), tifffile.TiffFile(path) as tiff:  # of a file that is half there much could be said
+        with collected(), tifffile.TiffFile(path) as tiff:  # of a file that is half there much could be said
             page = tiff.pages[0]
             parts = zip(page.dataoffsets, page.databytecounts, strict=True)
             return bool(page.imagewidth and page.imagelength and all(sum(part) <= size for part in parts))

@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.decoders import Decoded, decode
+from cellseg_deploy.decoders import Decoded, declared_pixels, decode
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.fingerprint import Fingerprint
 from cellseg_deploy.image_files import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
-from cellseg_deploy.pixel_size import check_pixel_size
+from cellseg_deploy.resolution import Resolution, believed_pixel_size, check_pixel_size
 from cellseg_deploy.runs import pieces, renumber, row_runs
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Pair",
     "check_same_size",
     "check_settings",
+    "declared_pixels",
     "find_images",
     "pair_by_stem",
     "read_image",
@@ -61,12 +62,14 @@ _OBJECT_PX = 20
 class LoadedImage:
     """``pixels_hwc``: uint8 RGB (h, w, 3), upright. ``notes``: what was converted or looks odd, one sentence each.
 
-    ``pixel_size_um``: side of a pixel in the specimen in micrometres, None if neither the user nor the file says.
-    ``source``: fingerprint of the very bytes that were decoded, if it was asked for.
+    ``resolution``: what the file says of the size of its pixels, as it lies in the file. ``pixel_size_um``: side of a
+    pixel in the specimen in micrometres, None if neither the user nor the file says. ``source``: fingerprint of the
+    very bytes that were decoded, if it was asked for.
     """
 
     pixels_hwc: npt.NDArray[np.uint8]
     notes: tuple[str, ...]
+    resolution: tuple[Resolution, ...] = ()
     pixel_size_um: float | None = None
     source: Fingerprint | None = None
 
@@ -103,9 +106,10 @@ def read_image(
         rgb = _upright(rgb, decoded.orientation)
         notes.append(f"turned upright as the file's orientation tag {decoded.orientation} says; outputs match that")
     if pixel_size_um is None:
-        pixel_size_um = decoded.pixel_size.um
-        notes += [decoded.pixel_size.note] if decoded.pixel_size.note else []
-    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), pixel_size_um, decoded.source)
+        believed = believed_pixel_size(decoded.resolution)
+        pixel_size_um = believed.um
+        notes += [believed.note] if believed.note else []
+    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), decoded.resolution, pixel_size_um, decoded.source)
 
 
 def check_settings(max_pixels: int, bit_depth: int | None, pixel_size_um: float | None = None) -> None:

@@ -7,10 +7,9 @@ milliseconds, from the operating system's cache mostly.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.errors import OutputError
+from cellseg_deploy.outputs.workspace import workspace
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,15 @@ class KeptImages(Sequence[KeptImage]):
         return self._kept[index]
 
 
-@contextlib.contextmanager
+@contextmanager
 def kept_images() -> Iterator[KeptImages]:
-    """An empty ``KeptImages`` in a folder of its own that is gone afterwards. Raises ``OutputError``."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="cellseg-"))
-    except OSError as error:
-        raise OutputError(f"no temporary folder can be made ({error.strerror or error}); set TMPDIR") from error
-    try:
+    """An empty ``KeptImages`` in a folder of its own that is gone afterwards, also what a killed process left of one.
+
+    Raises ``OutputError`` if there is no place for it.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(workspace(Path(tempfile.gettempdir())))
+        except (OSError, OutputError) as error:
+            raise OutputError(f"no temporary folder can be made ({error}); set TMPDIR to one") from error
         yield KeptImages(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # an error of the block is the one to report

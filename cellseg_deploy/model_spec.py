@@ -6,6 +6,7 @@ companion and a user no magic numbers.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from cellseg_deploy.errors import ModelError, UsageError
 
 SPEC_VERSION = 1
+DATA_SUMMARY_VERSION = 1
 METADATA_KEY = "cellseg"
 INPUT_NAME = "tiles"
 OUTPUT_NAME = "probabilities"
@@ -79,8 +81,33 @@ class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
     licence: str
 
 
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Median of some values, and the 5th and 95th percentile between which nine of ten lie."""
+
+    median: float
+    p05: float
+    p95: float
+
+
+class DataSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What the training images are like: what ``cellseg-evaluate --describe`` compares other images with.
+
+    ``values``: quantity -> spread over images (``diameter_px``: over cells), as measured by ``data_alignment``.
+    ``version``: of those measurements; figures of another version are not compared. The form stays, so that a model
+    with a newer summary still loads.
+    """
+
+    version: int
+    n_images: int
+    n_cells: int
+    values: dict[str, Spread]
+
+
 class TrainingInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Training data in words, the SHA-256 fingerprint of the split, and what validation measured."""
+    """Training data in words, the SHA-256 fingerprint of the split, and what validation measured.
+
+    ``data_summary``: what the training images are like; None in models made before it was written.
+    """
 
     data: str = ""
     split_sha256: str = ""
@@ -89,6 +116,7 @@ class TrainingInfo(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int = 0
     seed: int = 0
     val_metrics: dict[str, float] = {}
+    data_summary: DataSummary | None = None
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +192,10 @@ def check(spec: ModelSpec, *, source: str) -> None:
             f"variant {spec.variant} without a {spec.variant} channel: {spec.channels}",
         ),
         (bool(spec.operating_points), "no operating point"),
+        *(
+            (math.isfinite(v.p95 - v.p05) and v.p05 <= v.median <= v.p95, f"data_summary {name} is no spread: {v}")
+            for name, v in (spec.training.data_summary.values.items() if spec.training.data_summary else ())
+        ),
     ]
     wrong = [message for fine, message in problems if not fine]
     if wrong:

@@ -2,20 +2,20 @@
 
 image_hwc --resize--> model scale --pad, cut--> tiles --backend--> probabilities
     --stitch--> probabilities_khw --segment--> labels (image scale) --measure--> table
+
+``Segmenter.steps`` says this once; calling a ``Segmenter`` runs the steps of one image, a folder run those of many.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy import tiling
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, scale_from_cells
@@ -23,7 +23,12 @@ from cellseg_deploy.errors import DataError, ModelError, UsageError
 from cellseg_deploy.instances import segment
 from cellseg_deploy.measure import CellTable, measure
 from cellseg_deploy.model_spec import InstanceParams
+from cellseg_deploy.passes import StageClock, Steps, TiledPass, run_alone
+from cellseg_deploy.schedule import Job
+from cellseg_deploy.stream import Stream
+from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
 
+T = TypeVar("T")
 BATCH_SIZE = 8
 _MAX_MODEL_PIXELS = 400_000_000
 # A sigmoid in half precision may miss 0 and 1 by rounding; logits miss them by far more.
@@ -36,7 +41,7 @@ class Segmentation:
 
     ``labels``: int32 (h, w) of the image, 0 = background, 1..n in raster order. ``probabilities_khw``: float32
     (K, h', w') in [0, 1] at model scale, channels as in the ModelSpec. ``table``: a row a cell, in image px.
-    ``scale``: model px per image px. ``seconds``: wall seconds of each stage. ``notes``: what the user should know.
+    ``scale``: model px per image px. ``seconds``: seconds of each stage. ``notes``: what the user should know.
     """
 
     labels: npt.NDArray[np.int32]
@@ -155,27 +160,57 @@ class Segmenter:
 
         Raises ``UsageError`` if it is no such array, ``DataError`` if the network's answer for it is unusable.
         """
+        return run_alone(self.steps(image_hwc), self.backend.predict, self.batch_size)
+
+    def steps(self, image_hwc: npt.NDArray[np.uint8], clock: StageClock | None = None) -> Steps[Segmentation]:
+        """Calling the segmenter, in steps (see ``passes``): with ``cell_diameter_px="auto"`` up to two passes.
+
+        ``clock``: takes the seconds of each stage, also those that the network adds later.
+        """
         _check_image(image_hwc)
-        clock = _StageClock()
-        probabilities, labels = self._labels(image_hwc, self.scale, clock)
+        clock = clock or StageClock()
+        probabilities, labels = yield from self._labels(image_hwc, self.scale, clock)
         scale, notes = self.scale, list[str]()
         if self.auto_scale:
             choice = scale_from_cells(labels, self.backend.spec.cell_diameter_px, scale)
             notes += [choice.note] if choice.note else []
             if choice.scale != scale:
                 scale = choice.scale
-                probabilities, labels = self._labels(image_hwc, scale, clock)
+                del probabilities, labels  # two images' worth would stand in memory otherwise
+                probabilities, labels = yield from self._labels(image_hwc, scale, clock)
         with clock("measure"):
             table = measure(labels)
         return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes))
 
+    def stream(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Stream[T]:
+        """Runs ``jobs``, whose steps come from ``steps``, overlapping; see ``stream``."""
+        return Stream(
+            jobs,
+            self.backend.predict,
+            batch=self.batch_size,
+            step=self.backend.batch_step,
+            helpers=threads.helpers,
+            exclusive=threads.exclusive,
+        )
+
+    def results(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Generator[T, None, None]:
+        """What ``jobs`` return, in order; the first error of one is raised and ends all. Close it before the segmenter,
+        if it may be left early (``contextlib.closing``): its threads use the backend."""
+        with single_threaded_libraries(), self.stream(jobs, threads) as stream:
+            for outcome in stream:
+                yield outcome.get()
+
+    def bytes_in_flight(self, pixels: int) -> int:
+        """Bytes that an image of ``pixels`` px holds between its first step and its last: itself and its labels, and
+        at model scale the image and its probabilities. A stage may hold more for a moment."""
+        model_pixels = round(pixels * self.scale**2)
+        return pixels * (3 + 4) + model_pixels * (3 + 4 * len(self.backend.spec.channels))
+
     def _labels(
-        self, image_hwc: npt.NDArray[np.uint8], scale: float, clock: _StageClock
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        self, image_hwc: npt.NDArray[np.uint8], scale: float, clock: StageClock
+    ) -> Steps[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
         """Probabilities at ``scale`` and labels at the image's own size."""
-        with clock("resize"):
-            scaled = resize(image_hwc, scale)
-        probabilities = self._probabilities(scaled, clock)
+        probabilities = yield from self._probabilities(image_hwc, scale, clock)
         with clock("label"):
             labels = segment(
                 probabilities,
@@ -186,10 +221,23 @@ class Segmenter:
             )
         return probabilities, labels
 
+    def _probabilities(
+        self, image_hwc: npt.NDArray[np.uint8], scale: float, clock: StageClock
+    ) -> Steps[npt.NDArray[np.float32]]:
+        spec = self.backend.spec
+        with clock("resize"):
+            scaled = resize(image_hwc, scale)
+        work = TiledPass(scaled, tile_size=spec.tile_size, halo=self.halo, n_channels=len(spec.channels), clock=clock)
+        del scaled  # the pass has it, as long as it lasts
+        yield work
+        with clock("tile"):
+            return _checked_range(work.out_khw)
+
     def probabilities(self, image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (K, h', w') float32 of ``image_hwc`` at model scale, before any labelling."""
         _check_image(image_hwc)
-        return self._probabilities(resize(image_hwc, self.scale), _StageClock())
+        steps = self._probabilities(image_hwc, self.scale, StageClock())
+        return run_alone(steps, self.backend.predict, self.batch_size)
 
     def close(self) -> None:
         """Close the backend."""
@@ -200,23 +248,6 @@ class Segmenter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _probabilities(self, scaled_hwc: npt.NDArray[np.uint8], clock: _StageClock) -> npt.NDArray[np.float32]:
-        spec = self.backend.spec
-        with clock("tile"):
-            plan = tiling.plan((scaled_hwc.shape[0], scaled_hwc.shape[1]), spec.tile_size, self.halo)
-            padded = tiling.pad(scaled_hwc, plan)
-            out = np.empty((len(spec.channels), *plan.image_hw), np.float32)
-        for start in range(0, len(plan.tiles), self.batch_size):
-            stop = min(start + self.batch_size, len(plan.tiles))
-            with clock("tile"):
-                tiles = tiling.cut(padded, plan, start, stop)
-            with clock("network"):
-                answer = self.backend.predict(tiles)
-            with clock("tile"):
-                tiling.stitch_into(out, plan, start, answer)
-        with clock("tile"):
-            return _checked_range(out)
 
 
 def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
@@ -257,18 +288,3 @@ def _checked_range(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.flo
             "was the model exported without its sigmoid? Export it again with cellseg-export"
         )
     return np.clip(probabilities, 0, 1, out=probabilities)
-
-
-class _StageClock:
-    """Wall seconds by stage, summed over calls."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -122,12 +122,26 @@ def pad(image_hwc: npt.NDArray[np.uint8], plan: TilePlan) -> npt.NDArray[np.uint
 
 def cut(padded_hwc: npt.NDArray[np.uint8], plan: TilePlan, start: int, stop: int) -> npt.NDArray[np.uint8]:
     """Tiles ``start`` to ``stop`` (excluded, may lie beyond the last) as (n, tile_size, tile_size, C), contiguous."""
-    _check_size(padded_hwc.shape[:2], plan.padded_hw, "padded image")
-    tiles = plan.tiles[start:stop]
-    out = np.empty((len(tiles), plan.tile_size, plan.tile_size, padded_hwc.shape[2]), padded_hwc.dtype)
-    for tile_hwc, tile in zip(out, tiles, strict=True):
-        tile_hwc[...] = padded_hwc[tile.read]
+    count = len(plan.tiles[start:stop])
+    out = np.empty((count, plan.tile_size, plan.tile_size, padded_hwc.shape[2]), padded_hwc.dtype)
+    cut_into(out, padded_hwc, plan, start)
     return out
+
+
+def cut_into(out_nhwc: npt.NDArray[np.uint8], padded_hwc: npt.NDArray[np.uint8], plan: TilePlan, start: int) -> None:
+    """Fill ``out_nhwc`` (n, tile_size, tile_size, C) with tiles ``start``, ``start + 1``, ..., in place.
+
+    Raises ``UsageError`` if sizes do not fit the plan.
+    """
+    _check_size(padded_hwc.shape[:2], plan.padded_hw, "padded image")
+    expected = (len(out_nhwc), plan.tile_size, plan.tile_size, padded_hwc.shape[2])
+    if out_nhwc.shape != expected or start < 0 or start + len(out_nhwc) > len(plan):
+        raise UsageError(
+            f"a batch of {out_nhwc.shape} from tile {start} on does not fit a plan of {len(plan)} tiles; "
+            f"expected {expected}"
+        )
+    for tile_hwc, tile in zip(out_nhwc, plan.tiles[start:], strict=False):
+        tile_hwc[...] = padded_hwc[tile.read]
 
 
 def stitch_into(

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellseg_deploy.model_spec import ModelSpec, TrainingInfo, WeightsInfo, default_operating_points
+from cellseg_deploy.model_spec import (
+    DataSummary,
+    ModelSpec,
+    Spread,
+    TrainingInfo,
+    WeightsInfo,
+    default_operating_points,
+)
 from cellseg_deploy.samples import SmearParams, make_smear, random_params
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
@@ -18,6 +25,9 @@ from cellseg_train.model import CellSegNet, enliven_layer_scale, normalise
 from cellseg_train.optim import make_optimizer, make_schedule
 
 CELL_PX = 24.0
+SUMMARY = DataSummary(
+    version=1, n_images=6, n_cells=720, values={"diameter_px": Spread(median=24.0, p05=20.0, p95=28.0)}
+)
 TINY = ModelConfig(tile_size=112, tiny_width=48, tiny_depth=2, decoder_channels=(32, 24, 16), image_skip=(16, 16, 16))
 
 
@@ -34,7 +44,7 @@ def spec_of(config: ModelConfig, *, patch_size: int = 14, **changes: Any) -> Mod
         "patch_size": patch_size,
         "encoder": config.encoder_name,
         "weights": WeightsInfo(origin="random initialisation", licence="MIT"),
-        "training": TrainingInfo(val_metrics={"f1": 0.5}),
+        "training": TrainingInfo(val_metrics={"f1": 0.5}, data_summary=SUMMARY),
         "operating_points": default_operating_points(config.variant),
     }
     return ModelSpec(**(values | changes))

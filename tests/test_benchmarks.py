@@ -170,6 +170,12 @@ def test_a_table_of_another_network_is_left_alone(tmp_path: Path) -> None:
         table_of(tmp_path, {}, ["fp32"])
 
 
+def test_every_command_is_documented() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md").read_text()
+    assert {"latency", "pipeline", "scaling", "peers", "parity"} <= cli.command.commands.keys()
+    assert [name for name in cli.command.commands if f"`{name}`" not in text] == []
+
+
 def test_unknown_forms_are_named() -> None:
     with pytest.raises(UsageError, match="no form named fp8; there are fp32, fp16"):
         forms_named(["fp16", "fp8"])

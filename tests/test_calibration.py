@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import pytest
 
 from cellseg_deploy import calibration
 from cellseg_deploy.calibration import Labelling, Scorer
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.kept import kept_images
 from cellseg_deploy.model_spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams
 from cellseg_deploy.reliability import reliability
@@ -212,3 +216,48 @@ def test_kept_images_come_back_and_leave_nothing(tmp_path: Path, monkeypatch: py
         assert [item.name for item in kept] == ["a", "b"]
         assert len(list(tmp_path.iterdir())) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_kept_is_swept_and_what_a_running_one_keeps_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "import time, numpy as np; from cellseg_deploy.kept import kept_images\n"
+        "with kept_images() as kept:\n"
+        "    kept.add('a', np.zeros((1, 4, 4), np.float32), np.zeros((4, 4), np.int32))\n"
+        "    print(kept[0]._base.parent, flush=True); time.sleep(60)\n"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
+        for _ in range(2)
+    ]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "cellseg-notes").mkdir()  # somebody else's, whatever its name
+    try:
+        killed, running = (Path(process.stdout.readline().strip()) for process in both if process.stdout)
+        assert (killed / "0.p.npy").exists()
+        assert killed.stat().st_mode & 0o077 == 0  # nobody else may look at the photographs' masks
+        both[0].send_signal(signal.SIGKILL)
+        both[0].wait()
+        assert (killed / "0.p.npy").exists()
+        with kept_images():
+            assert not killed.exists()
+            assert (running / "0.p.npy").exists()
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    with kept_images():
+        assert not running.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["cellseg-notes"]
+
+
+def test_no_place_to_keep_anything_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(OutputError, match=r"no temporary folder can be made .*nowhere.* set TMPDIR"), kept_images():
+        pass

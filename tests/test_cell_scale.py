@@ -69,9 +69,10 @@ def test_a_smear_at_another_magnification(diameter: int) -> None:
     smear = make_smear(params, 3)
     with Segmenter.from_file(cell_diameter_px="auto") as auto, Segmenter.from_file() as plain:
         found, without = auto(smear.image_hwc), plain(smear.image_hwc)
+        model_diameter = auto.backend.spec.cell_diameter_px
     score, before = (score_image(smear.labels_hw, result.labels, min_area_px=0) for result in (found, without))
-    assert found.scale == pytest.approx(0.5 / zoom, rel=0.15)
+    assert found.scale == pytest.approx(model_diameter / diameter, rel=0.15)
     assert found.notes == ()
     assert score.n_predicted == pytest.approx(score.n_true, rel=0.12)
-    f1, f1_before = (2 * s.matches_at(0.5) / (s.n_true + s.n_predicted) for s in (score, before))
-    assert f1 >= f1_before
+    # Not F1: at a wrong scale slivers at the image border are counted, which this truth holds for cells as well.
+    assert score.merges + score.splits <= before.merges + before.splits

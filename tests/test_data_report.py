@@ -1,4 +1,4 @@
-"""What is said of images: sizes, neighbours, scale bars, and when it warns."""
+"""What is said of images: sizes, neighbours, scale bars, pixel sizes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import math
 
 import numpy as np
 import pytest
-from conftest import make_spec
 from test_metrics_apart import image
 
 from cellseg_deploy import data_report
-from cellseg_deploy.data_report import find_scale_bar, look_at, near_another, summarise, warnings
+from cellseg_deploy.data_report import find_scale_bar, look_at, near_another, summarise
 from cellseg_deploy.measure import boxes
+from cellseg_deploy.resolution import Resolution
 
 GREY = np.full((100, 160, 3), 200, np.uint8)
-
-
-def grid(side: int, name: str = "a", step: int = 40) -> data_report.ImageFacts:
-    squares = [[(top, left, side, side)] for top in range(5, 90 - side, step) for left in range(5, 150 - side, step)]
-    return look_at(name, GREY, image(*squares), min_area_px=5)
 
 
 @pytest.mark.parametrize(("gap", "near"), [(9, True), (10, False)])
@@ -37,9 +32,10 @@ def test_facts_of_an_image() -> None:
     assert (facts.n_cells, facts.crowded, facts.areas_px.tolist()) == (2, 0, [100])  # speck and cut cell have no size
     assert facts.median_diameter_px == pytest.approx(math.sqrt(400 / math.pi))
     assert facts.covered == 200 / 16000
-    assert facts.contrast == pytest.approx(100, abs=0.1)
+    assert facts.colours["stain_red"] == pytest.approx(math.log10(201 / 101), abs=1e-4)
+    assert facts.crowded_share == 0
     empty = look_at("b", GREY, image(), min_area_px=5)
-    assert (empty.n_cells, empty.median_diameter_px, empty.brightness) == (0, None, 200)
+    assert (empty.n_cells, empty.median_diameter_px, empty.crowded_share) == (0, None, None)
     pooled = summarise([facts, empty])
     assert (pooled.n_cells, pooled.cells_per_image, pooled.crowded_share) == (2, 1, 0)
     assert pooled.sizes == {"160x100": 2}
@@ -69,23 +65,13 @@ def test_what_is_no_bar(window: tuple[slice, slice], why: str) -> None:
     assert find_scale_bar(photo) is None, why
 
 
-def test_warnings_say_what_differs() -> None:
-    spec = make_spec(image_scale=0.5, cell_diameter_px=10 * math.sqrt(4 / math.pi) / 2)
-    same = [grid(10, step=15)]
-    assert warnings(same, summarise(same), spec) == []
-    large = [grid(14, step=18)]
-    (told,) = warnings(large, summarise(large), spec)
-    assert "1.40 times" in told
-    assert "--cell-diameter 16" in told
-    mixed = [*same, grid(10, "b", step=15), grid(20, "c", step=30)]
-    (told,) = warnings(mixed, summarise(mixed), spec)
-    assert "cells of c differ" in told
-    few = [grid(10, step=60)]
-    assert "uncertain" in warnings(few, summarise(few), spec)[0]
-    none = [look_at("n", GREY, image(), min_area_px=5)]
-    assert "no whole cell" in warnings(none, summarise(none), spec)[0]
-    barred = GREY.copy()
-    barred[95:97, 100:150] = 0
-    labels = image(*[[(top, left, 10, 10)] for top in range(5, 80, 15) for left in range(5, 140, 15)])
-    with_bar = [look_at("bar", barred, labels, min_area_px=5)]
-    assert "scale bar" in warnings(with_bar, summarise(with_bar), spec)[0]
+def test_pixel_sizes_are_pooled_where_they_agree() -> None:
+    def named(*sizes: float | None) -> data_report.DataFacts:
+        given = [() if um is None else (Resolution("OME", (um, um)),) for um in sizes]
+        return summarise([look_at("a", GREY, image(), min_area_px=5, resolution=tags) for tags in given])
+
+    assert named(0.1, 0.1005).um_per_px == 0.1
+    assert named(0.1, 0.2).um_per_px is None
+    assert named(0.1, None).um_per_px is None
+    assert named(350.0).um_per_px is None  # of a screen
+    assert named(0.1, 0.2, 0.1).resolutions == {"OME 0.1 µm/px": 2, "OME 0.2 µm/px": 1}

@@ -14,8 +14,10 @@ import pytest
 from conftest import DarknessBackend, draw_discs, make_onnx, make_spec
 from test_evaluate import evaluate, report, write
 
+from cellseg_deploy.cli import _calibrate
 from cellseg_deploy.model_file import read_model_file
 from cellseg_deploy.model_spec import ThresholdParams
+from cellseg_deploy.outputs import atomic
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PAIRS = [(15.0, 20.0), (34.0, 20.0), (60.0, 50.0)]
@@ -61,13 +63,13 @@ def test_sweep_and_anatomy_run_the_network_once(
     from cellseg_deploy import pipeline
 
     calls: list[int] = []
-    original = pipeline.Segmenter.__call__
+    original = pipeline.Segmenter.steps
 
-    def counted(self: Any, image: Any) -> Any:
+    def counted(self: Any, image: Any, *more: Any) -> Any:
         calls.append(1)
-        return original(self, image)
+        return original(self, image, *more)
 
-    monkeypatch.setattr(pipeline.Segmenter, "__call__", counted)
+    monkeypatch.setattr(pipeline.Segmenter, "steps", counted)
     assert run(smears, model, "--sweep", "--anatomy") == 0
     assert len(calls) == 4
     out = smears / "out"
@@ -127,6 +129,7 @@ def test_calibrate_writes_a_better_model_of_the_same_identity(
     assert len(counting["chosen_by_fold"]) == 4
     assert (counting["held_out"]["f1_apart"], counting["before_on_these_images"]["f1_apart"]) == (1, pytest.approx(0.4))
     assert (smears / "new" / "better.calibration.png").read_bytes().startswith(PNG)
+    assert record["written"] == {"file": "better.onnx", "file_sha256": after.file_sha256}
     assert run(smears, smears / "new" / "better.onnx") == 0
     assert report(smears / "out")["f1"] == 1
     assert run(smears, model, "--calibrate", out=model.name) == 0  # in place
@@ -210,6 +213,74 @@ def test_calibrate_replaces_no_other_file(smears: Path, model: Path, capsys: pyt
     assert not (smears / "one.onnx").exists()
 
 
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_report_never_speaks_of_a_model_that_is_not_there(
+    written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off after that many files of the second calibration; then the next one may go on."""
+    out = tmp_path / "m.onnx"
+    report, figure = tmp_path / "m.calibration.json", tmp_path / "m.calibration.png"
+
+    def about(model: bytes) -> bytes:
+        return json.dumps({"program": "cellseg-evaluate", "of": model.decode()}).encode()
+
+    _calibrate._replace(out, b"first", about(b"first"), b"figure")
+    original, done = atomic.write_bytes, list[Path]()
+
+    def cut_off(path: Path, data: bytes) -> None:
+        if len(done) == written:
+            raise KeyboardInterrupt
+        done.append(path)
+        original(path, data)
+
+    monkeypatch.setattr(atomic, "write_bytes", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        _calibrate._replace(out, b"second", about(b"second"), b"figure")
+    assert out.read_bytes() == (b"first" if written == 0 else b"second")
+    assert report.exists() == (written == 2)
+    if written == 2:
+        assert report.read_bytes() == about(b"second")
+    assert not figure.exists()
+    _calibrate.check_report(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --images DIR for a model to count, or --labels DIR"),
+        (("--images", "i"), "give --masks DIR, the truth to judge by"),
+        (("--images", "i", "--calibrate", "-o", "x.onnx"), "give --masks DIR, the truth to judge by"),
+        (("--images", "i", "--masks", "m"), "give -o OUT, the folder for the results"),
+        (("--images", "i", "--masks", "m", "--calibrate"), "--calibrate writes a model file: give -o OUT.onnx"),
+        (("--images", "i", "--describe"), "give -o OUT, the folder for the description"),
+        (("--images", "i", "--masks", "m", "-o", "x.onnx"), "named as a model file, which only --calibrate and"),
+        (("--images", "i", "--masks", "m", "-o", "x.onnx", "--sweep"), "named as a model file"),
+        (("--images", "i", "--describe", "--sweep", "-o", "o"), "--sweep and --describe exclude each other"),
+        (("--images", "i", "--masks", "m", "--calibrate", "--task", "counting"), "--task and --calibrate exclude"),
+        (("--labels", "l", "--describe", "-o", "o"), "--describe and --labels exclude each other"),
+        (("--labels", "l", "--calibrate", "-o", "o"), "--calibrate and --labels exclude each other"),
+        (("--labels", "l", "--sweep", "-o", "o"), "--sweep and --labels exclude each other"),
+        (("--images", "i", "--masks", "nowhere", "-o", "o"), "not a folder"),
+        (("--images", "nowhere", "--describe", "-o", "o"), "nowhere"),
+    ],
+)
+def test_each_mistake_is_one_sentence(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "i" / "a.png", draw(bridge=230))
+    (tmp_path / "m").mkdir()
+    assert evaluate(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len([line for line in error.splitlines() if line.lower().startswith("error")]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i", "m"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -235,7 +306,7 @@ def test_without_matplotlib_the_install_command_is_named(
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
-    assert run(smears, model, option, out="x.onnx") == 8
+    assert run(smears, model, option, out="x.onnx" if option == "--calibrate" else "x") == 8
     assert "pip install 'cellseg-deploy[plots]'" in capsys.readouterr().err
     assert not (smears / "x.onnx").exists()
 

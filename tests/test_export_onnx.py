@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_networks import TINY, random_network, trained_network
+from export_networks import SUMMARY, TINY, random_network, trained_network
 from tampering import FAULTS, Tamper, perturb_one_block, swap_mean_and_std, tampered
 
 from cellseg_deploy import model_file
@@ -98,6 +98,7 @@ def test_the_file_says_what_it_is(exported: Path) -> None:
     assert file.spec.parity.startswith("verified: counts as pytorch does under policy fp32")
     assert "sample smears" in file.spec.parity
     assert file.spec.training.val_metrics == {"f1": 0.5}
+    assert file.spec.training.data_summary == SUMMARY
 
 
 def test_the_graph_is_plain_and_folded(exported: Path) -> None:
@@ -257,6 +258,31 @@ def test_a_folder_that_is_just_being_made_is_not_swept(tmp_path: Path) -> None:
     os.utime(lock, (0, 0))  # nobody takes that long
     with workspace(tmp_path):
         assert not made.exists()
+    made.mkdir()  # not even the lock was made yet
+    with workspace(tmp_path):
+        assert made.exists()
+    os.utime(made, (0, 0))
+    with workspace(tmp_path):
+        assert not made.exists()
+
+
+def test_of_others_in_the_same_folder_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in /tmp, where anybody may make a folder or a link of that name."""
+    theirs, elsewhere = tmp_path / ".cellseg-0123456789abcdef", tmp_path / "elsewhere"
+    for folder in (theirs, elsewhere):
+        folder.mkdir()
+        (folder / "data").touch()
+    (tmp_path / ".cellseg-fedcba9876543210").symlink_to(elsewhere)
+    owner = theirs.stat().st_uid
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with workspace(tmp_path):
+        pass
+    assert sorted(path.name for path in theirs.iterdir()) == ["data"]
+    monkeypatch.undo()
+    with workspace(tmp_path):
+        pass
+    assert not theirs.exists()
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["data"]
 
 
 def test_a_network_that_finds_nothing_needs_unverified(

@@ -133,6 +133,7 @@ def test_no_batch_size_thread_or_stream_changes_an_answer(vit: Path, precision: 
         assert np.array_equal(two.predict(tiles), together)
     with OpenVinoBackend(vit, threads=2, streams=2, precision=precision) as streams:
         assert np.array_equal(streams.predict(tiles[:13]), together[:13])
+        assert (one.batch_step, streams.batch_step) == (4, 8)  # tiles that cost as much as one
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -7,8 +7,10 @@ import pytest
 from conftest import DarknessBackend, draw_discs, make_spec
 
 import cellseg_deploy
+from cellseg_deploy import pipeline
 from cellseg_deploy.errors import DataError, ModelError, UsageError
 from cellseg_deploy.pipeline import Segmenter, resize
+from cellseg_deploy.threads import ThreadPlan
 
 CENTRES = [(20, 20), (60, 22), (100, 70), (130, 110), (55, 90)]
 
@@ -126,6 +128,18 @@ def test_nan_is_never_no_cells(image: np.ndarray) -> None:
 
     with pytest.raises(DataError, match="NaN"):
         Segmenter(Broken())(image)
+
+
+def test_many_images_run_as_the_backend_and_the_plan_of_threads_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = DarknessBackend()
+    backend.batch_step = 3
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(pipeline, "Stream", lambda jobs, predict, **settings: given.append(settings))
+    segmenter = Segmenter(backend, batch_size=5)
+    segmenter.stream([], ThreadPlan(1, 7, exclusive=True))
+    segmenter.stream([], ThreadPlan(None, 2))
+    common = {"batch": 5, "step": 3}
+    assert given == [common | {"helpers": 7, "exclusive": True}, common | {"helpers": 2, "exclusive": False}]
 
 
 def test_resize_keeps_at_least_a_pixel_and_refuses_giants() -> None:

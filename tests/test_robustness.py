@@ -62,8 +62,7 @@ def test_rows_tell_where_it_breaks() -> None:
     assert found["brightness", 1.0, robustness.FIXED]["count_mape"] == 0
     assert found["brightness", 1.2, robustness.FIXED]["n_predicted"] == 1  # 140 became 168
     assert found["brightness", 1.2, robustness.FIXED]["count_bias"] == -0.5
-    best, worst = robustness.best_and_worst(rows, "brightness", robustness.FIXED)
-    assert best.figures["f1"] > worst.figures["f1"]
+    assert found["brightness", 1.2, robustness.FIXED]["f1"] < found["brightness", 1.0, robustness.FIXED]["f1"] == 1
 
 
 def test_crowding_is_made_as_it_is_called() -> None:
@@ -109,3 +108,16 @@ def test_the_command_leaves_tables_and_figures(
     assert "| stain | 1 |" in capsys.readouterr().out
     assert run(command, ["robustness", "-o", str(out)]) == 6
     assert run(command, ["robustness", "-o", str(tmp_path / "x"), "--images", str(tmp_path)]) == 2
+
+
+def test_a_missing_model_or_mask_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run(command, ["robustness", "-o", str(out), "--model", str(tmp_path / "none.onnx"), "-q"]) == 5
+    assert "none.onnx: no such file" in capsys.readouterr().err
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "images" / "a.png").touch()
+    places = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    assert run(command, ["robustness", "-o", str(out), *places, "-q"]) == 3
+    assert "no mask of the same name" in capsys.readouterr().err
+    assert not out.exists()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cellseg_benchmarks import study, study_report
+from cellseg_benchmarks import study, study_answers, study_report
 from cellseg_benchmarks.cli_study import study_command
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import UsageError
@@ -106,6 +106,48 @@ def test_a_started_run_goes_on_and_ends_in_the_same_figures(smears, copied, monk
     assert (after["points"], after["sweep"]) == (before["points"], before["sweep"])
 
 
+def without(*keys: str) -> Any:
+    """A change to a result: the last of ``keys`` is taken out of what the others lead to."""
+
+    def change(result: dict[str, Any]) -> dict[str, Any]:
+        place: Any = result
+        for key in keys[:-1]:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        del place[keys[-1]]
+        return result
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: b"", "truncated"),
+        (lambda result: json.dumps(result).encode()[:200], "truncated"),
+        (lambda _: b"\xff\xfe", "malformed"),
+        (lambda _: [1], "Expected `object`"),
+        (without("points"), "missing required field `points`"),
+        (without("seconds"), "missing required field `seconds`"),
+        (without("points", "threshold", "confluence"), "no point for confluence"),
+        (without("points", "threshold", "counting", "figures", "f1_apart"), "figures without f1_apart"),
+        (without("sweep", "0", "figures", "dice"), "figures without dice"),
+        (lambda result: result | {"sweep": []}, "length >= 1"),
+        (lambda result: result | {"points": {}}, "length >= 1"),
+        (lambda result: result | {"seconds": {"train": "long", "measure": 1}}, "Expected `float`"),
+    ],
+)
+def test_a_damaged_result_is_named_and_how_to_go_on(smears, copied, monkeypatch, capsys, change, message):
+    path = copied / "results" / "plain-0.json"
+    content = change(result_of(copied, "plain-0"))
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    no_training(monkeypatch)
+    assert run(smears, copied, "--runs", "plain") == 5
+    error = capsys.readouterr().err
+    assert f"{path}: damaged result of a finished run" in error
+    assert message in error
+    assert "remove the file, and this run is measured again" in error
+
+
 @pytest.mark.parametrize("lost", ["nothing", "result"])
 def test_other_settings_in_the_same_folder_are_refused(smears, copied, monkeypatch, capsys, lost):
     if lost == "result":
@@ -172,7 +214,8 @@ def made(name: str, variant: str, seed: int, f1: float, dice: float, mape: float
         "area_error": 0.02,
     }  # fmt: skip
     method = {"plain": "threshold"}.get(variant, variant)
-    both = {task: {"figures": found, "choices": [], "intervals": {}} for task in ("counting", "confluence")}
+    choices = [{"method": method, "foreground_threshold": 0.5 + 0.1 * seed}, {"method": method, "seed_threshold": 0.8}]
+    both = {task: {"figures": found, "choices": choices, "intervals": {}} for task in ("counting", "confluence")}
     curve = [
         {"method": "threshold", "parameter": "foreground_threshold", "threshold": t, "figures": found | {k: v}}
         for t, k, v in ((0.5, "dice", 0.96), (0.9, "f1", 0.99))
@@ -217,3 +260,24 @@ def test_the_report_gives_mean_spread_and_paired_differences():
     alone = study_report.markdown([("plain", "a")], results[:1])
     assert "`boundary` was not among the runs" in alone
     assert "| 0.500 |" in alone
+
+
+def test_the_answers_are_made_of_the_results():
+    results = [
+        made("plain", "plain", 0, 0.50, 0.95, 0.30),
+        made("boundary", "boundary", 0, 0.70, 0.955, 0.06),
+        made("boundary", "boundary", 1, 0.80, 0.955, 0.04),
+        made("distance", "distance", 0, 0.75, 0.954, 0.05),
+        made("distance", "distance", 1, 0.79, 0.954, 0.05),
+        made("boundary-surface", "boundary", 1, 0.99, 0.90, 0.05),
+    ]
+    head, seeds, distance, surface, best = study_answers.answers(results)
+    assert "0.9500 plain, 0.9550 boundary" in head
+    assert "30.0 % for plain and 5.0 % for boundary" in head
+    assert "threshold of 0.5 " in head
+    assert "foreground threshold 0.5 to 0.6, seeds at 0.8" in seeds
+    assert "F1 apart by +0.020 (higher with 1 of 2 seeds)" in distance  # +0.05 and -0.01
+    assert "Dice by -0.0010 (higher with 0 of 2 seeds)" in distance
+    assert "F1 apart by +0.190 (higher with 1 of 1 seeds)" in surface  # against the same seed alone
+    assert "`distance` with method" in best  # boundary-surface has the better F1, but gives up Dice for it
+    assert study_answers.answers(results[:1])[0].startswith("**The best single")

@@ -89,6 +89,7 @@ def test_answers_are_those_of_the_network(
         assert backend.predict(tiles(8)) is not again
         assert again == pytest.approx(DarknessBackend().predict(tiles(4)), abs=1e-6), "a later call overwrote it"
     assert set(fake_trt().batches) <= set(range(profile.min, profile.max + 1))
+    assert backend.batch_step == (profile.max if profile.min == profile.max else 1)
 
 
 def test_the_last_partial_batch_is_run_as_it_is_or_filled_up(

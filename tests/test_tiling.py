@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.tiling import TilePlan, cut, pad, plan, stitch_into
+from cellseg_deploy.tiling import TilePlan, cut, cut_into, pad, plan, stitch_into
 
 TILE, HALO = 28, 5
 SIZES = [
@@ -124,6 +124,19 @@ def test_the_last_batch_may_be_short() -> None:
 def test_impossible_halo_is_refused(tile: int, halo: int) -> None:
     with pytest.raises(UsageError, match="does not fit a tile"):
         plan((100, 100), tile, halo)
+
+
+def test_tiles_are_cut_into_a_part_of_a_batch() -> None:
+    tile_plan = plan((28, 65), TILE, HALO)
+    image = random_image((28, 65))
+    batch = np.full((5, TILE, TILE, 3), 7, np.uint8)
+    cut_into(batch[1:3], image, tile_plan, 2)
+    assert np.array_equal(batch[1:3], cut(image, tile_plan, 2, 4))
+    assert (batch[[0, 3, 4]] == 7).all()
+    with pytest.raises(UsageError, match="plan of 4 tiles"):
+        cut_into(batch, image, tile_plan, 0)
+    with pytest.raises(UsageError, match="expected"):
+        cut_into(batch[:2, 1:], image, tile_plan, 0)
 
 
 def test_wrong_sizes_are_refused() -> None:

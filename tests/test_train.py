@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from small_encoders import shrink_encoders
 
 from cellseg_deploy.cli import _common
-from cellseg_deploy.model_spec import default_operating_points
+from cellseg_deploy.model_spec import DATA_SUMMARY_VERSION, default_operating_points
 from cellseg_deploy.outputs.lock import exclusive
 from cellseg_deploy.samples import write_samples
-from cellseg_train import validate
+from cellseg_train import validate, weights
 from cellseg_train.checkpoint import load_network
 from cellseg_train.cli import command
 
@@ -73,6 +73,12 @@ def test_a_variant_learns_and_leaves_a_whole_run(smears, tmp_path, variant):
     assert loaded.spec.variant == variant
     assert loaded.spec.operating_points.keys() == {"counting", "confluence"}
     assert (loaded.spec.training.n_train_images, loaded.spec.training.n_val_images) == (3, 1)
+    summary = loaded.spec.training.data_summary
+    assert summary is not None
+    assert (summary.version, summary.n_images) == (DATA_SUMMARY_VERSION, 3)
+    scale = 0.4  # of FAST; the summary leaves out cells that the border cuts, the model's own diameter does not
+    assert summary.values["diameter_px"].median * scale == pytest.approx(loaded.spec.cell_diameter_px, rel=0.1)
+    assert summary.values["stain_green"].median > 0.1
     split = json.loads((run / "split.json").read_text())
     assert len(split["train"]) == 3
     assert split["sha256"] == loaded.spec.training.split_sha256
@@ -243,6 +249,34 @@ def test_what_cannot_be_meant_ends_with_its_code_and_no_run(smears, tmp_path, ca
     assert train(*[argument.format(**places) for argument in arguments]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "message"),
+    [
+        ("hf-hub:lab/net", 2, "could not be fetched from the hub"),
+        ("{folder}/damaged.safetensors", 5, "not a readable safetensors file"),
+        ("{folder}/other.pth", 5, "does not fit encoder"),
+    ],
+)
+def test_weights_that_cannot_be_had_leave_no_run(smears, tmp_path, capsys, monkeypatch, source, code, message):
+    def unreachable(_: str) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(weights, "load_state_dict_from_hf", unreachable)
+    shrink_encoders(monkeypatch, depth=2, embed_dim=48, num_heads=3)
+    (tmp_path / "damaged.safetensors").write_bytes(b"no weights")
+    torch.save({"blocks.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    run = tmp_path / "run"
+    settings = [*inputs(smears), "-o", run, "--encoder", "small", "--epochs", "1", *FAST]
+    assert train(*settings, "--weights", source.format(folder=tmp_path)) == code
+    assert message in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_settings_are_not_silently_ignored_when_a_run_goes_on(tmp_path, capsys):
+    assert train("--resume", tmp_path, "--lr", "1e-4", "--device", "cpu", "--quiet") == 2
+    assert "nor settings with it, got --lr, --device" in capsys.readouterr().err
 
 
 def test_surface_loss_needs_the_boundary_channel(smears, tmp_path, capsys):

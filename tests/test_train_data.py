@@ -88,7 +88,7 @@ def test_folders_come_in_pairs(folders):
 
 def test_median_diameter_is_that_of_the_discs(dataset):
     # Discs of radius 15 and 20 px in equal number: the median lies between 31 and 41 px.
-    assert ExampleStore(dataset.store.pairs, CONFIG).check_and_fill() == pytest.approx(36, abs=1)
+    assert ExampleStore(dataset.store.pairs, CONFIG).check_and_fill().diameter_px == pytest.approx(36, abs=1)
 
 
 def test_specks_are_dropped_and_cells_kept(folders):

@@ -149,7 +149,8 @@ def _setting(
     help="Threads that cut tiles ahead of their use.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def command(**options: Any) -> None:
+@click.pass_context
+def command(context: click.Context, /, **options: Any) -> None:
     """Train a cell-segmentation network on images and masks.
 
     \b
@@ -161,9 +162,17 @@ def command(**options: Any) -> None:
     """
     quiet, resume, out = options.pop("quiet"), options.pop("resume"), options.pop("out")
     if resume is not None:
-        given = [name for name in ("images", "masks", "val_images", "val_masks") if options[name]]
-        if out is not None or given:
-            raise UsageError("--resume goes on with a run as it was started: give neither folders nor -o with it")
+        given = [
+            option.opts[0]
+            for option in context.command.params
+            if option.name not in ("resume", "quiet")
+            and context.get_parameter_source(str(option.name)) is click.core.ParameterSource.COMMANDLINE
+        ]
+        if given:
+            raise UsageError(
+                "--resume goes on with a run as it was started: give neither folders nor -o nor settings with it, got "
+                + ", ".join(given)
+            )
         _resume(resume, quiet)
         _say_next(resume)
         return

@@ -22,8 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from cellseg_deploy.data_alignment import summary
+from cellseg_deploy.data_report import look_at
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.images import Pair, check_same_size, pair_by_stem, read_image, read_labels
+from cellseg_deploy.model_spec import DataSummary
 from cellseg_deploy.pipeline import resize
 from cellseg_train import augment, targets
 from cellseg_train.config import TrainConfig
@@ -117,12 +120,20 @@ def read_pair(pair: Pair, min_object_px: int) -> tuple[npt.NDArray[np.uint8], np
     return image, np.where(area[labels] < min_object_px, 0, labels).astype(np.int32)
 
 
-def load_example(pair: Pair, image_scale: float, min_object_px: int) -> Example:
-    """Read one pair for training."""
-    image, labels = read_pair(pair, min_object_px)
-    small = resize(image, image_scale)
-    compact = labels.astype(np.uint16) if labels.max() < 2**16 else labels
-    return Example(small, compact, labels.shape[1] / small.shape[1])
+def make_example(image_hwc: npt.NDArray[np.uint8], labels_hw: npt.NDArray[np.int32], image_scale: float) -> Example:
+    """One pair of ``read_pair`` as it is trained on."""
+    small = resize(image_hwc, image_scale)
+    compact = labels_hw.astype(np.uint16) if labels_hw.max() < 2**16 else labels_hw
+    return Example(small, compact, labels_hw.shape[1] / small.shape[1])
+
+
+@dataclass(frozen=True)
+class TrainingCells:
+    """What the training images were found to hold. ``diameter_px``: median cell diameter in *image* px (disc of equal
+    area) over all cells. ``summary``: what they are like, for the model's description."""
+
+    diameter_px: float
+    summary: DataSummary
 
 
 class ExampleStore:
@@ -136,20 +147,19 @@ class ExampleStore:
 
     def __getitem__(self, index: int) -> Example:
         kept = self._kept.get(index)
-        return kept or load_example(self.pairs[index], self._data.image_scale, self._data.min_object_px)
+        return kept or make_example(*read_pair(self.pairs[index], self._data.min_object_px), self._data.image_scale)
 
-    def check_and_fill(self, report: Callable[[int], None] = lambda _: None) -> float:
+    def check_and_fill(self, report: Callable[[int], None] = lambda _: None) -> TrainingCells:
         """Read every pair once, so that a bad file is named before the training starts; keep what fits.
 
-        ``report(done)`` is called after each.
-
-        Returns the median cell diameter in *image* px (disc of equal area) over all cells. Raises ``DataError`` if
-        there is no cell at all.
+        ``report(done)`` is called after each. Raises ``DataError`` if there is no cell at all.
         """
-        diameters = []
-        for index in range(len(self.pairs)):
-            example = self[index]
-            areas = np.bincount(example.labels_hw.ravel())[1:]
+        diameters, facts = [], []
+        for index, pair in enumerate(self.pairs):
+            image, labels = read_pair(pair, self._data.min_object_px)
+            facts.append(look_at(pair.stem, image, labels, min_area_px=1))
+            example = make_example(image, labels, self._data.image_scale)
+            areas = np.bincount(labels.ravel())[1:]
             diameters.append(np.sqrt(4 / np.pi * areas[areas > 0]))
             size = example.image_hwc.nbytes + example.labels_hw.nbytes
             if size <= self._free_bytes:
@@ -162,7 +172,7 @@ class ExampleStore:
                 f"the masks of {len(self.pairs)} images hold no object of {self._data.min_object_px} px or more; "
                 "are they masks (0 = background)?"
             )
-        return float(np.median(everyone))
+        return TrainingCells(float(np.median(everyone)), summary(facts))
 
 
 @dataclass

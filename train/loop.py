@@ -31,7 +31,7 @@ from cellseg_deploy.model_spec import (
 from cellseg_train import checkpoint, pictures, validate
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.config import TrainConfig
-from cellseg_train.data import ExampleStore, Split, TileDataset, TileLoader, read_pair
+from cellseg_train.data import ExampleStore, Split, TileDataset, TileLoader, TrainingCells, read_pair
 from cellseg_train.logs import TrainingLog
 from cellseg_train.losses import is_finite, segmentation_loss
 from cellseg_train.model import CellSegNet, normalise
@@ -74,19 +74,30 @@ class Reporter:
         """An epoch ended; its row of ``log.csv``."""
 
 
-def load(config: TrainConfig, split: Split, reporter: Reporter) -> tuple[ExampleStore, float]:
-    """Read and check every pair of both sides, keep the training images; and the median cell diameter in model px.
+def load(config: TrainConfig, split: Split, reporter: Reporter) -> tuple[ExampleStore, TrainingCells]:
+    """Read and check every pair of both sides, keep the training images; and what they hold.
 
     Raises ``DataError`` naming a file that cannot be used, ``UsageError`` if both sides share an image.
     """
     split.check_apart()
     store = ExampleStore(split.train, config)
     n_train, total = len(split.train), len(split.train) + len(split.val)
-    diameter = store.check_and_fill(lambda done: reporter.read(done, total))
+    cells = store.check_and_fill(lambda done: reporter.read(done, total))
     for done, pair in enumerate(split.val, start=1):
         read_pair(pair, config.data.min_object_px)  # a mis-sized mask must not wait for the first validation
         reporter.read(n_train + done, total)
-    return store, diameter * config.data.image_scale
+    return store, cells
+
+
+def initial_network(config: TrainConfig) -> tuple[CellSegNet, WeightsInfo]:
+    """The network before its first update, on its device, and where its weights come from.
+
+    Raises what ``load_initial_weights`` raises: a hub is asked, a file read.
+    """
+    torch.manual_seed(config.seed)
+    net = CellSegNet(config.model)
+    weights = load_initial_weights(net, config.weights)
+    return _placed(net, choose_device(config.device)), weights
 
 
 def train(
@@ -95,14 +106,15 @@ def train(
     split: Split,
     store: ExampleStore,
     *,
-    cell_diameter_px: float,
+    cells: TrainingCells,
     data_note: str,
     reporter: Reporter,
+    initial: tuple[CellSegNet, WeightsInfo] | None = None,
 ) -> ModelSpec:
     """Train into folder ``run`` (which exists and holds ``config.json``), from its last checkpoint if there is one.
 
-    ``store``, ``cell_diameter_px``: of ``load``. ``data_note``: the training data in words, for the model's
-    description. Returns the spec of the best network.
+    ``store``, ``cells``: of ``load``. ``data_note``: the training data in words, for the model's description.
+    ``initial``: of ``initial_network``, if it was made already. Returns the spec of the best network.
     Raises ``TrainingDivergedError`` when the loss is no longer finite; the last checkpoint stays.
     """
     if config.threads:
@@ -115,19 +127,17 @@ def train(
     loader = TileLoader(TileDataset(store, config))
     steps = config.optim.epochs * len(loader)
 
-    torch.manual_seed(config.seed)
-    net = CellSegNet(config.model)
     state = checkpoint.load_checkpoint(run)
     if state is None:
-        weights = load_initial_weights(net, config.weights)
+        net, weights = initial or initial_network(config)
     else:  # what it began with has been trained over, and may no longer be where it was
+        net = _placed(CellSegNet(config.model), device)
         weights = msgspec.convert(state["weights"], WeightsInfo)
-    net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(net, config.optim)
     schedule = make_schedule(optimizer, config.optim, steps)
     ema = ModelEmaV3(net, decay=config.optim.ema_decay, use_warmup=True) if config.optim.ema_decay else None
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    describe = _SpecMaker(config, split, weights, data_note, cell_diameter_px, net.patch_size)
+    describe = _SpecMaker(config, split, weights, data_note, cells, net.patch_size)
 
     first_epoch, step, best = 0, 0, -math.inf
     if state is not None:
@@ -168,7 +178,7 @@ def train(
             if not is_finite(total):
                 raise TrainingDivergedError(
                     f"the loss is {total.item()} in epoch {epoch + 1}, update {step}; "
-                    "lower --lr, lengthen --warmup-fraction or switch --amp off, then --resume"
+                    "start a new run with a lower --lr, a longer --warmup-fraction or --amp off"
                 )
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(total).backward()  # type: ignore[no-untyped-call]
@@ -240,8 +250,13 @@ class _SpecMaker:
     split: Split
     weights: WeightsInfo
     data_note: str
-    cell_diameter_px: float
+    cells: TrainingCells
     patch_size: int
+
+    @property
+    def cell_diameter_px(self) -> float:
+        """Median cell diameter in model px."""
+        return self.cells.diameter_px * self.config.data.image_scale
 
     def __call__(self, epoch: int, metrics: dict[str, float]) -> ModelSpec:
         model, data = self.config.model, self.config.data
@@ -264,6 +279,7 @@ class _SpecMaker:
                 epochs=epoch,
                 seed=self.config.seed,
                 val_metrics=_rounded(metrics),
+                data_summary=self.cells.summary,
             ),
             operating_points=default_operating_points(model.variant),
         )
@@ -272,6 +288,11 @@ class _SpecMaker:
 def halo_of(tile_size: int) -> int:
     """Context on each side of a tile that stitching throws away, in px."""
     return int(tile_size * HALO_SHARE)
+
+
+def _placed(net: CellSegNet, device: torch.device) -> CellSegNet:
+    net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
 
 
 def _images(batch: dict[str, Tensor], config: TrainConfig, device: torch.device) -> Tensor:

@@ -10,25 +10,31 @@ from typing import Any
 
 from cellseg_deploy.cli._common import say
 from cellseg_deploy.errors import ModelError
+from cellseg_deploy.model_spec import WeightsInfo
 from cellseg_deploy.outputs.atomic import make_folder, remove_stale
 from cellseg_deploy.outputs.lock import exclusive
 from cellseg_train import checkpoint, loop
 from cellseg_train.checkpoint import RunInputs, RunRecord
 from cellseg_train.config import TrainConfig
-from cellseg_train.data import ExampleStore, Split, find_pairs, split_by_image
+from cellseg_train.data import ExampleStore, Split, TrainingCells, find_pairs, split_by_image
+from cellseg_train.model import CellSegNet
 
 
 def begin(run: Path, record: RunRecord, *, quiet: bool) -> None:
-    """Find, split and read the data, make the run folder, train. Nothing is written before all was found right."""
+    """Find and split the data, get the weights, read the data, make the run folder, train.
+
+    Nothing is written before all of it was found right.
+    """
     loop.check_settings(record.config)
     split = make_split(record.inputs, record.config)
+    initial = loop.initial_network(record.config)
     with _reporter(quiet) as reporter:
-        store, diameter = _load(record, split, reporter)
+        store, cells = _load(record, split, reporter)
         make_folder(run)
         with exclusive(run):
             checkpoint.save_record(run, record)
             checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split))
-            _train(run, record, split, store, diameter, reporter)
+            _train(run, record, split, store, cells, reporter, initial)
 
 
 def resume(run: Path, *, quiet: bool) -> None:
@@ -72,17 +78,22 @@ def _paths(names: tuple[str, ...]) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def _load(record: RunRecord, split: Split, reporter: loop.Reporter) -> tuple[ExampleStore, float]:
+def _load(record: RunRecord, split: Split, reporter: loop.Reporter) -> tuple[ExampleStore, TrainingCells]:
     reporter.say(f"{len(split.train)} training images, {len(split.val)} validation images")
     return loop.load(record.config, split, reporter)
 
 
 def _train(
-    run: Path, record: RunRecord, split: Split, store: ExampleStore, diameter: float, reporter: loop.Reporter
+    run: Path,
+    record: RunRecord,
+    split: Split,
+    store: ExampleStore,
+    cells: TrainingCells,
+    reporter: loop.Reporter,
+    initial: tuple[CellSegNet, WeightsInfo] | None = None,
 ) -> None:
-    loop.train(
-        run, record.config, split, store, cell_diameter_px=diameter, data_note=record.data_note, reporter=reporter
-    )
+    note = record.data_note
+    loop.train(run, record.config, split, store, cells=cells, data_note=note, reporter=reporter, initial=initial)
 
 
 @contextmanager

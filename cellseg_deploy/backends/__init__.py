@@ -15,6 +15,13 @@ ENGINE_SUFFIX = ".engine"
 """Ending of a TensorRT engine, which no other backend can open."""
 OPENVINO_SUFFIX = ".xml"
 """Ending of OpenVINO's own form, which no other backend can open; its weights lie in the .bin of that name."""
+_OWN_ENGINE = {ENGINE_SUFFIX: "tensorrt", OPENVINO_SUFFIX: "openvino"}
+
+
+def default_device(path: Path | None, backend: str) -> str:
+    """The device that ``open_backend`` takes for the model ``path`` where none is named."""
+    own = None if path is None else _OWN_ENGINE.get(path.suffix.lower())
+    return "cuda" if "tensorrt" in (own, backend) else "cpu"
 
 
 def open_backend(
@@ -51,11 +58,10 @@ def open_backend(
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
     path = Path(path)
-    own = {ENGINE_SUFFIX: "tensorrt", OPENVINO_SUFFIX: "openvino"}.get(path.suffix.lower())
+    own = _OWN_ENGINE.get(path.suffix.lower())
     if own is not None and backend not in ("auto", own):
         raise UsageError(f"{path}: this form opens in {own} only, not in {backend}; give the .onnx it was made from")
-    if own == "tensorrt" or backend == "tensorrt":
-        device = device or "cuda"
+    device = device or default_device(path, backend)
     from cellseg_deploy.backends import auto
     from cellseg_deploy.parity_records import records_path
 
@@ -63,12 +69,12 @@ def open_backend(
     free = backend == "auto" and path.suffix.lower() == ".onnx" and ort_provider is None and not rebuild
     # With neither records nor a wish there is nothing to choose: a large model is then read once and not twice.
     if free and (precision is not None or records_path(path).exists()):
-        chosen, _ = auto.select(path, device=device or "cpu", precision=precision)
+        chosen, _ = auto.select(path, device=device, precision=precision)
         path, backend, precision = chosen.form.file, chosen.form.backend, chosen.form.inference_precision or None
     opened = _open_named(
         path,
         backend if own is None and backend != "auto" else own or "onnxruntime",
-        device=device or "cpu",
+        device=device,
         threads=threads,
         rebuild=rebuild,
         cuda_graph=cuda_graph,

@@ -20,7 +20,8 @@ class Backend(ABC):
     """One opened network on one device.
 
     ``name``: engine name as in ``--backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
-    ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``).
+    ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``). ``batch_step``: tiles
+    that cost as much as one, where the engine fills a call up to a multiple of them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Backend(ABC):
     spec: ModelSpec
     verified: bool = False
     choice: str = ""
+    batch_step: int = 1
 
     def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 in [0, 1] of ``tiles_nhwc`` (N, H, W, 3) uint8 RGB.

@@ -68,6 +68,7 @@ class OpenVinoBackend(Backend):
         quantised = isinstance(self._source, openvino_ir.IrFile) and self._source.facts.precision == "int8"
         self.precision = "int8" if quantised else self.inference_precision
         self._threads, self._streams, self._batch = threads, streams, static_batch
+        self.batch_step = static_batch * streams  # a stream without a batch leaves its cores idle
         self._version = str(ov.__version__)
         cached_in = _cache(cache) if use_cache else None
         self._compiled = self._compile(core, model, cached_in)

@@ -108,6 +108,7 @@ class TensorRTBackend(Backend):
                 spec = msgspec.structs.replace(model.spec, parity=sidecar.spec.parity)
             self.sidecar, self.spec = sidecar, spec
             self.device, self.precision = f"cuda:{index}", sidecar.precision
+            self.batch_step = sidecar.profile.max if sidecar.profile.min == sidecar.profile.max else 1
             self._open(trt, cuda, data, cuda_graph)
         except BaseException:
             self.close()

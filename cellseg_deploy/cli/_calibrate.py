@@ -7,10 +7,12 @@ MODEL.calibration.png           reliability of the probabilities
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,11 @@ import click
 import msgspec
 
 from cellseg_deploy import calibration, evaluation
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import _common, _model_files
 from cellseg_deploy.cli._extras import measure_reliability, reliability_record
-from cellseg_deploy.errors import DataError, ModelError, OutputError
-from cellseg_deploy.images import check_same_size, pair_by_stem, read_image, read_labels
+from cellseg_deploy.errors import DataError, OutputError
+from cellseg_deploy.images import pair_by_stem
 from cellseg_deploy.kept import KeptImages, kept_images
-from cellseg_deploy.model_file import ModelFile, read_model_file, rewritten
-from cellseg_deploy.models import default_model_path
 from cellseg_deploy.outputs import atomic, plots
 from cellseg_deploy.outputs.folder import was_written_by
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cellseg_deploy.model_spec import InstanceParams, Task
     from cellseg_deploy.pipeline import Segmenter
 
-SUFFIX, REPORT_SUFFIX, FIGURE_SUFFIX = ".onnx", ".calibration.json", ".calibration.png"
+REPORT_SUFFIX, FIGURE_SUFFIX = ".calibration.json", ".calibration.png"
 _SECONDS_BETWEEN_LINES = 10.0
 _MAIN = {"counting": "f1_apart", "confluence": "dice"}
 
@@ -43,11 +43,10 @@ _MAIN = {"counting": "f1_apart", "confluence": "dice"}
 def run(options: Options, folder: Path) -> int:
     """Calibrate on the images in ``folder`` as ``options`` say; gives the exit code."""
     out = options.output
-    model = read_model_file(options.model or default_model_path())
-    check_target(out, model)
-    for inputs in (folder, options.given_masks):
-        if out.resolve().parent == inputs.resolve():
-            raise click.UsageError(f"{out} lies among the images or masks of {inputs}; choose another place for it")
+    model = _model_files.read(options.model)
+    if model.path.suffix.lower() != _model_files.ONNX:
+        raise click.UsageError(f"--calibrate takes a model ending in {_model_files.ONNX}, got {model.path}")
+    _model_files.check_target(out, model, (folder, options.given_masks))
     check_report(out)
     pairs = pair_by_stem(folder, options.given_masks)
     calibration.deal(len(pairs))  # too few images are refused before any work
@@ -65,9 +64,14 @@ def run(options: Options, folder: Path) -> int:
         reliability = measure_reliability(kept)
         n_tried = scorer.n_tried
     points: dict[str, InstanceParams] = {**spec.operating_points, **{task: one.chosen for task, one in found.items()}}
+    # Of images that had no part in the choice; what the model said before was measured at other settings.
+    held_out = {name: round(value, 5) for name, value in found["counting"].fit_figures.items() if math.isfinite(value)}
+    training = msgspec.structs.replace(spec.training, val_metrics=held_out)
+    data = model.rewritten(msgspec.structs.replace(spec, operating_points=points, training=training))
     record = {
         "program": evaluation.PROGRAM,
         "model": {"path": str(model.path), "name": spec.name, "model_identity": model.identity},
+        "written": {"file": out.name, "file_sha256": hashlib.sha256(data).hexdigest()},
         "data": {"images": str(folder), "masks": str(options.masks), "n_images": len(pairs)},
         "min_area_px": options.min_area_px,
         "settings_tried": n_tried,
@@ -79,30 +83,23 @@ def run(options: Options, folder: Path) -> int:
         "tasks": {task: _task_record(task, one) for task, one in found.items()},
         "reliability": reliability_record(reliability),
     }
-    atomic.write_bytes(out.with_suffix(REPORT_SUFFIX), _json(record))
-    title = f"{spec.name}: {len(pairs)} images"
-    atomic.write_bytes(out.with_suffix(FIGURE_SUFFIX), plots.reliability_png(reliability, title=title))
-    # Of images that had no part in the choice; what the model said before was measured at other settings.
-    held_out = {name: round(value, 5) for name, value in found["counting"].fit_figures.items() if math.isfinite(value)}
-    training = msgspec.structs.replace(spec.training, val_metrics=held_out)
-    atomic.write_bytes(out, rewritten(model, msgspec.structs.replace(spec, operating_points=points, training=training)))
+    figure = plots.reliability_png(reliability, title=f"{spec.name}: {len(pairs)} images")
+    _replace(out, data, _json(record), figure)
     if not options.quiet:
         _print(found, len(pairs), reliability.ece, out)
     return _common.EXIT_OK
 
 
-def check_target(out: Path, model: ModelFile) -> None:
-    """Raise ``UsageError`` if ``out`` is no name of a model file, ``OutputError`` if it holds another network."""
-    if out.suffix.lower() != SUFFIX:
-        raise click.UsageError(f"with --calibrate OUT is the model file to write, ending in {SUFFIX}; got {out}")
-    if not os.path.lexists(out):
-        return
-    try:
-        identity = read_model_file(out).identity
-    except ModelError as error:
-        raise OutputError(f"{out}: not replaced, it is no model file of ours ({error}); choose another name") from error
-    if identity != model.identity:
-        raise OutputError(f"{out}: holds another network than {model.path}, so it is not replaced; choose another name")
+def _replace(out: Path, model: bytes, report: bytes, figure: bytes) -> None:
+    """Write all three. Whenever this is cut off, a report that is there is about the model that is there, and a figure
+    lies beside a report, by which the next calibration knows it as ours."""
+    report_path, figure_path = out.with_suffix(REPORT_SUFFIX), out.with_suffix(FIGURE_SUFFIX)
+    for path in (figure_path, report_path):
+        with atomic.writing(path):
+            path.unlink(missing_ok=True)
+    atomic.write_bytes(out, model)
+    atomic.write_bytes(report_path, report)
+    atomic.write_bytes(figure_path, figure)
 
 
 def check_report(out: Path) -> None:
@@ -117,12 +114,12 @@ def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, options:
     """Run the network once over each photograph and keep what it says with the truth."""
     from cellseg_deploy.cli.evaluate import with_progress
 
-    limit: dict[str, Any] = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
-    for pair in with_progress(pairs, len(pairs), options.quiet):
-        true = read_labels(pair.mask)
-        image_hwc = read_image(pair.image, bit_depth=options.bit_depth, **limit).pixels_hwc
-        check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), (true.shape[0], true.shape[1]))
-        kept.add(pair.stem, segmenter(image_hwc).probabilities_khw, true)
+    found = evaluation.predicted_pairs(
+        pairs, options.predictor(segmenter), lambda pair, true, found: (pair.stem, found.probabilities_khw, true)
+    )
+    with closing(found):
+        for name, probabilities_khw, true in with_progress(found, len(pairs), options.quiet):
+            kept.add(name, probabilities_khw, true)
 
 
 class _Ticker:

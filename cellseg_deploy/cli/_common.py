@@ -11,12 +11,15 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cellseg_deploy import requirements
 from cellseg_deploy.errors import CellsegError
+
+if TYPE_CHECKING:
+    from cellseg_deploy.threads import ThreadPlan
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,6 +101,14 @@ def _cell_diameter(_ctx: click.Context, _option: click.Parameter, value: str | N
         raise click.BadParameter(f"{value!r} is neither a number of pixels nor auto") from None
 
 
+def plan_threads(total: int | None, *, device: str | None, model: Path | None, backend: str) -> ThreadPlan:
+    """What ``--threads`` means with the other options of ``model_options``."""
+    from cellseg_deploy import threads
+    from cellseg_deploy.backends import default_device
+
+    return threads.plan(total, device=device or default_device(model, backend))
+
+
 def refuse_options(context: click.Context, names: Sequence[str], because: str) -> None:
     """Raise click's usage error if one of the parameters ``names`` was given; ``because``: what is wrong with it."""
     for name in names:
@@ -160,7 +171,11 @@ def model_options(function: F) -> F:
             type=click.Choice(["fp32", "bf16"]),
             help="Arithmetic of OpenVINO; bf16 needs a CPU that has it.  [default: fp32, or what auto chose]",
         ),
-        click.option("--threads", type=int, help="CPU threads of the engine.  [default: one a core]"),
+        click.option(
+            "--threads",
+            type=int,
+            help="CPU threads in all: engine and, beside it, reading, labelling and writing.  [default: one a core]",
+        ),
         click.option("--streams", type=int, help="Batches that OpenVINO computes at a time.  [default: 1]"),
         click.option(
             "--halo", type=int, metavar="PX", help="Context around a tile in model px.  [default: the model's own]"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from cellseg_deploy import anatomy, sweep
 from cellseg_deploy.calibration import Labelling, starting_points
@@ -120,7 +119,6 @@ class Sweep:
         # The model's own point first, then the defaults of the other methods that its channels allow.
         self._methods = starting_points({segmenter.task: segmenter.params}, cast("Task", segmenter.task), spec.variant)
         self._title = f"{spec.name}, {segmenter.task}"
-        self._probabilities: npt.NDArray[np.float32] | None = None
 
     @classmethod
     @contextmanager
@@ -129,16 +127,11 @@ class Sweep:
         with kept_images() as kept:
             yield cls(kept, segmenter, min_area_px)
 
-    def take_probabilities(self, probabilities_khw: npt.NDArray[np.float32]) -> None:
-        """What the network said of the image whose truth comes next."""
-        self._probabilities = probabilities_khw
-
-    def take_truth(self, image: ScoredImage) -> None:
-        """The truth that belongs to the last probabilities."""
-        if self._probabilities is None:
-            raise RuntimeError(f"{image.name}: its truth came before its probabilities")
-        self._kept.add(image.name, self._probabilities, image.true_labels)
-        self._probabilities = None
+    def take(self, image: ScoredImage) -> None:
+        """One more image, with what the network said of it."""
+        if image.probabilities_khw is None:
+            raise RuntimeError(f"{image.name}: its probabilities were not kept")
+        self._kept.add(image.name, image.probabilities_khw, image.true_labels)
 
     def finish(self, out: Path, *, quiet: bool) -> dict[str, Any]:
         """Write sweep and reliability into ``out``; gives what metrics.json says of them."""

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import _common, _modes
 
 if TYPE_CHECKING:
     from cellseg_deploy.counting import CountRule
+    from cellseg_deploy.evaluation import Predictor
     from cellseg_deploy.pipeline import Segmenter
+    from cellseg_deploy.threads import ThreadPlan
 
 T = TypeVar("T")
-
-_ONLY_WITH_A_MODEL = (
-    *("model", "task", "scale", "cell_diameter", "batch_size", "device", "backend", "precision"),
-    *("ort_provider", "rebuild", "cuda_graph", "threads", "streams", "halo", "max_pixels", "bit_depth", "save_labels"),
-    *("sweep", "calibrate", "describe"),
-)
 
 _EPILOG = """\b
 Examples:
@@ -33,6 +29,7 @@ Examples:
   cellseg-evaluate --images val/images --masks val/masks -o scores/ --sweep --anatomy
   cellseg-evaluate --calibrate --model my.onnx --images val/images --masks val/masks -o calibrated.onnx
   cellseg-evaluate --describe --images new/ -o about-new/
+  cellseg-evaluate --describe --model my.onnx --images train/images --masks train/masks -o described.onnx
 
 \b
 Files pair by name without ending: a.png, a.tif and a.png.tif belong together. Masks may be binary (cells are then
@@ -44,8 +41,13 @@ Results (those of an earlier evaluation are replaced):
   OUT/labels/        with --save-labels, the label images that were judged
   OUT/sweep.png      with --sweep, the figure; its numbers in sweep.csv; reliability.png, reliability.json: are the
                      probabilities true
-  OUT/data.png       with --describe, and nothing else: the figure; its numbers in data.json and data.csv
   OUT/anatomy/       with --anatomy, contact sheets by kind of error; each error with its place in anatomy.csv
+With --describe instead:
+  OUT/data.png       the figure; its numbers in data.json and data.csv
+  OUT.onnx           or OUT.safetensors: the model, with what these images, its training images, are like
+With --calibrate instead:
+  OUT.onnx           the model with the chosen operating points; OUT.calibration.json says how good they are and
+                     OUT.calibration.png whether the probabilities are true
 
 \b
 Exit codes: 0 done, 2 usage, 3 a file is damaged, mis-sized or has no partner, 4 no image found, 5 model refused,
@@ -101,7 +103,7 @@ class Options:
             cell_diameter_px=self.cell_diameter,
             batch_size=self.batch_size,
             halo=self.halo,
-            threads=self.threads,
+            threads=self.thread_plan.engine,
             ort_provider=self.ort_provider,
             rebuild=self.rebuild,
             cuda_graph=self.cuda_graph,
@@ -110,10 +112,22 @@ class Options:
         )
 
     @property
+    def thread_plan(self) -> ThreadPlan:
+        """Threads for the engine and the rest."""
+        return _common.plan_threads(self.threads, device=self.device, model=self.model, backend=self.backend)
+
+    def predictor(self, segmenter: Segmenter, *, keep_probabilities: bool = False) -> Predictor:
+        """``segmenter`` with the settings for reading."""
+        from cellseg_deploy.evaluation import Predictor
+
+        limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
+        return Predictor(segmenter, self.thread_plan, self.bit_depth, keep_probabilities=keep_probabilities, **limit)
+
+    @property
     def given_masks(self) -> Path:
-        """The masks, which every mode that judges needs. Raises ``UsageError`` without."""
+        """The masks, where ``_modes.check`` let no command pass without."""
         if self.masks is None:
-            raise click.UsageError("give --masks DIR, the truth to judge by")
+            raise RuntimeError("masks are needed here")
         return self.masks
 
     @property
@@ -131,10 +145,10 @@ class Options:
 @click.option(
     "-o",
     "--output",
-    required=True,
     metavar="OUT",
     type=click.Path(path_type=Path),
-    help="Output folder; with --calibrate the model file to write.",
+    help="Output folder, or the model file to write: with --calibrate, and with --describe of training images.  "
+    "[required]",
 )
 @click.option(
     "--min-area",
@@ -153,7 +167,8 @@ class Options:
 @click.option(
     "--describe",
     is_flag=True,
-    help="What the images are like (cells of --masks, else those found) and whether the model has seen their like.",
+    help="What the images are like (cells of --masks, else those found) and whether the model has seen their like. "
+    "With a model file as OUT they are its training images, and that is written into it.",
 )
 @_common.model_options
 @_common.reading_options
@@ -162,11 +177,10 @@ class Options:
 @click.pass_context
 def command(context: click.Context, /, **given: Any) -> int:
     """Judge the cells of a model, or of any tool's label images, by masks drawn by people."""
+    _common.set_up_logging(given["verbose"])
+    judged = _modes.check(context, given)
     options = Options(**given)
-    _common.set_up_logging(options.verbose)
-    judged = _judged_folder(context, options)
-    _check_modes(options)
-    if options.sweep or options.calibrate or options.describe:
+    if options.sweep or options.calibrate or (options.describe and not _modes.is_model_file(options.output)):
         _common.require_packages("plots", "matplotlib")
     if options.calibrate:
         from cellseg_deploy.cli import _calibrate
@@ -185,6 +199,7 @@ def _evaluate(options: Options, judged: Path) -> int:
     from cellseg_deploy.cli._extras import ANATOMY_FILES, SWEEP_FILES, Anatomy, Sweep, remove_stale
     from cellseg_deploy.images import pair_by_stem
     from cellseg_deploy.outputs.folder import check_apart
+    from cellseg_deploy.outputs.report_folder import report_folder
     from cellseg_deploy.outputs.workspace import workspace
 
     output, masks = options.output, options.given_masks
@@ -193,21 +208,16 @@ def _evaluate(options: Options, judged: Path) -> int:
     kind = "images" if options.labels is None else "labels"
     about: dict[str, Any] = {"data": {kind: str(judged), "masks": str(masks)}, "count_rule": options.count_rule}
     with ExitStack() as stack:
-        labels_of: Any = evaluation.read_predicted
+        predictor: Predictor | None = None
         sweep: Sweep | None = None
         if options.labels is None:
             segmenter = stack.enter_context(options.open_segmenter())
             sweep = stack.enter_context(Sweep.opened(segmenter, options.min_area_px)) if options.sweep else None
-            labels_of = evaluation.Predictor(
-                segmenter,
-                bit_depth=options.bit_depth,
-                max_pixels=options.max_pixels,
-                on_probabilities=None if sweep is None else sweep.take_probabilities,
-            )
+            predictor = options.predictor(segmenter, keep_probabilities=options.sweep)
             about["model"] = evaluation.describe_model(segmenter)
         names = [evaluation.METRICS_JSON, evaluation.METRICS_CSV]
         names += [*SWEEP_FILES, *ANATOMY_FILES]
-        stack.enter_context(evaluation.report_folder(output, names))
+        stack.enter_context(report_folder(output, evaluation.PROGRAM, names))
         anatomy: Anatomy | None = None
         if options.anatomy:
             place = stack.enter_context(workspace(output))
@@ -215,15 +225,16 @@ def _evaluate(options: Options, judged: Path) -> int:
         write_labels = evaluation.LabelWriter(output, [pair.stem for pair in pairs])
         scores = []
         scored = evaluation.score_pairs(
-            pairs, labels_of, min_area_px=options.min_area_px, count_rule=options.count_rule
+            pairs, predictor, min_area_px=options.min_area_px, count_rule=options.count_rule
         )
+        stack.enter_context(closing(scored))
         for pair, image in zip(pairs, with_progress(scored, len(pairs), options.quiet), strict=True):
             if options.save_labels:
                 write_labels(image)
             if anatomy is not None:
                 anatomy.add(pair, image)
             if sweep is not None:
-                sweep.take_truth(image)
+                sweep.take(image)
             scores.append((image.name, image.score))
         if anatomy is not None:
             about |= anatomy.finish()
@@ -239,35 +250,6 @@ def _evaluate(options: Options, judged: Path) -> int:
 def main() -> None:
     """Entry point of the command."""
     sys.exit(_common.run(command))
-
-
-def _judged_folder(context: click.Context, options: Options) -> Path:
-    """The folder to judge, after a check that the options are of one kind."""
-    if options.labels is None:
-        if options.images is None:
-            raise click.UsageError("give --images DIR for a model to count, or --labels DIR with label images to judge")
-        return options.images
-    if options.images is not None:
-        raise click.UsageError("--images and --labels exclude each other: a model's cells are judged, or given labels")
-    without_model = "and --labels exclude each other: given labels are judged without a model"
-    _common.refuse_options(context, _ONLY_WITH_A_MODEL, without_model)
-    return options.labels
-
-
-def _check_modes(options: Options) -> None:
-    """Raise a usage error where two modes, or a mode and an option, exclude each other."""
-    modes = [name for name in ("calibrate", "describe") if getattr(options, name)]
-    if not options.describe:
-        _ = options.given_masks
-    for mode in ("sweep", *modes):
-        if getattr(options, mode) and options.count_rule != "all":
-            raise click.UsageError(f"--count-rule and --{mode} exclude each other: it tries settings on all cells")
-    for mode in modes:
-        for name in ("calibrate", "describe", "sweep", "anatomy", "save_labels"):
-            if name != mode and getattr(options, name):
-                raise click.UsageError(
-                    f"--{name.replace('_', '-')} and --{mode} exclude each other; run the command twice"
-                )
 
 
 def with_progress(images: Iterable[T], total: int, quiet: bool) -> Iterator[T]:

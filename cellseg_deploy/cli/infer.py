@@ -32,7 +32,8 @@ Results:
   OUT/labels/NAME.tif     label image: 0 background, 1..n the cells
   OUT/overlays/NAME.jpg   the image with outlines and count
   OUT/cells.csv           a row a cell          OUT/images.csv   a row an image
-  OUT/run.json            what ran, with what, how long
+  OUT/run.json            what ran, with what, how long by stage, and how busy the network was
+Different images are read, run and written at the same time; no result depends on it, on --threads or --batch-size.
 
 \b
 Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no image found, 5 model refused,
@@ -51,7 +52,8 @@ terminated or terminal closed (what is done is kept).
     "--save",
     default="labels,overlays",
     show_default=True,
-    help="Files to write an image: labels, overlays, both or none. Tables are always written.",
+    help="Files to write, with commas between: labels, overlays, numbered, rois, geojson, coco, probabilities, "
+    "confluence, parquet; or all, or none. Tables are always written.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
 @click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
@@ -98,22 +100,22 @@ def command(
     if not paths or output is None:
         missing = next(p for p in context.command.params if p.name == ("output" if paths else "paths"))
         raise click.MissingParameter(ctx=context, param=missing)
-    saved = _parse_save(save)
 
     from cellseg_deploy import folder_run
     from cellseg_deploy.errors import NothingToDoError
     from cellseg_deploy.images import MAX_PIXELS, SUFFIXES, find_images
     from cellseg_deploy.outputs.folder import check_apart
+    from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.pipeline import Segmenter
 
     options = folder_run.RunOptions(
-        save_labels="labels" in saved,
-        save_overlays="overlays" in saved,
+        save=parse_names(save),
         overwrite=overwrite,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         bit_depth=bit_depth,
         count_rule=count_rule,
     )
+    plan = _common.plan_threads(threads, device=device, model=model, backend=backend)
     check_apart(paths, output)
     images = find_images(paths, follow_links=follow_links)
     if not images:
@@ -129,7 +131,7 @@ def command(
             cell_diameter_px=cell_diameter,
             batch_size=batch_size,
             halo=halo,
-            threads=threads,
+            threads=plan.engine,
             rebuild=rebuild,
             cuda_graph=cuda_graph,
             ort_provider=ort_provider,
@@ -140,7 +142,7 @@ def command(
     ):
         engine = segmenter.backend
         _log.info("engine: %s %s on %s, %s", engine.name, engine.precision, engine.device, engine.choice)
-        summary = folder_run.run_folder(segmenter, images, output, options=options, on_result=progress)
+        summary = folder_run.run_folder(segmenter, images, output, options=options, threads=plan, on_result=progress)
     if as_json:
         click.echo(json.dumps(_for_machines(summary)))
     elif not quiet:
@@ -163,16 +165,6 @@ def _explanation(model: Path | None, backend: str, device: str, precision: str |
         raise click.UsageError(f"--explain shows what --backend auto chooses; {backend} was named")
     selection, here = auto.select(model or default_model_path(), device=device, precision=precision)
     return table(selection, here)
-
-
-def _parse_save(text: str) -> set[str]:
-    known = {"labels", "overlays"}
-    chosen = {part.strip() for part in text.split(",")} - {""}
-    if chosen == {"none"}:
-        return set()
-    if not chosen or not chosen <= known:
-        raise click.BadParameter(f"{text!r}; expected labels, overlays, labels,overlays or none", param_hint="--save")
-    return chosen
 
 
 def _progress(total: int, quiet: bool) -> AbstractContextManager[Any]:

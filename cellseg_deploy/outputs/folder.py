@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cellseg_deploy.errors import OutputError, UsageError
-from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder
+from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove_stale
 from cellseg_deploy.outputs.formats import CELLS_CSV, FORMATS, IMAGES_CSV
 from cellseg_deploy.outputs.journal import JOURNAL
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
+from cellseg_deploy.outputs.workspace import remove_abandoned
 
-LABELS, OVERLAYS, RUN_JSON = "labels", "overlays", "run.json"
+RUN_JSON = "run.json"
 PROGRAM = "cellseg-infer"
 _RUN_FILES = (
     *(CELLS_CSV, IMAGES_CSV),
@@ -27,7 +28,7 @@ _RUN_FILES = (
 def output_folder(out: Path, *, overwrite: bool) -> Iterator[None]:
     """``out`` existing, empty and held by this process alone.
 
-    With ``overwrite`` the files of an earlier run are removed first: tables, label TIFFs, overlays, and nothing else.
+    With ``overwrite`` the files of an earlier run are removed first: tables, outputs of images, and nothing else.
     Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if it holds other things.
     """
     make_folder(out)
@@ -92,9 +93,12 @@ def is_temporary(name: str) -> bool:
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
-    names = [path.name for path in out.iterdir()]
-    there = foreign_names(names)
-    if there and not was_written_by(PROGRAM, out / RUN_JSON):
+    remove_stale(out)  # a run that was killed before it could write anything leaves nothing else
+    remove_abandoned(out)
+    there = foreign_names(path.name for path in out.iterdir())
+    if not there:
+        return
+    if not was_written_by(PROGRAM, out / RUN_JSON):
         raise OutputError(
             f"{out}: the folder is not empty (it holds {_some(there)}) and no earlier run of {PROGRAM} made it; "
             "choose an empty or new folder"

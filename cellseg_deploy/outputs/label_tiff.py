@@ -32,6 +32,7 @@ def encode(labels: npt.NDArray[np.int32], *, pixel_size_um: float | None = None)
         rowsperstrip=256,
         resolution=None if pixel_size_um is None else (10_000 / pixel_size_um,) * 2,
         resolutionunit=None if pixel_size_um is None else "CENTIMETER",
+        maxworkers=1,  # see the module threads; any other number gives the same bytes
         metadata=None,
         software="cellseg-deploy",
         datetime=None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,11 +36,11 @@ _PANELS: tuple[tuple[str, str], ...] = (
 
 def sweep_png(points: Sequence[Point], *, title: str) -> bytes:
     """Each metric against the threshold, a line for each curve of ``points``; the best of a line is marked."""
-    figure, axes = _figure(2, 3, (13, 7.4))
+    figure, axes = make_figure(2, 3, (13, 7.4))
     curves = list(dict.fromkeys(point.curve for point in points))
     for axis, (metric, label) in zip(axes, _PANELS, strict=True):
         is_error = metric.startswith("count")
-        for colour, curve in zip(_colours(len(curves)), curves, strict=True):
+        for colour, curve in zip(pick_colours(len(curves)), curves, strict=True):
             on_curve = [point for point in points if point.curve == curve]
             x = np.array([point.threshold for point in on_curve])
             y = np.array([point.figures[metric] for point in on_curve]) * (100 if is_error else 1)
@@ -56,12 +57,12 @@ def sweep_png(points: Sequence[Point], *, title: str) -> bytes:
         axis.set_xlabel("threshold")
     axes[0].legend(fontsize=8, loc="lower center")
     figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return to_png(figure)
 
 
 def reliability_png(found: Reliability, *, title: str) -> bytes:
     """Reliability curve with the diagonal it should lie on, and below it how many pixels each bin has."""
-    figure, (curve, counts) = _figure(2, 1, (5.2, 6.4), height_ratios=(3, 1), sharex=True)
+    figure, (curve, counts) = make_figure(2, 1, (5.2, 6.4), height_ratios=(3, 1), sharex=True)
     probability, share = found.curve
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="true probabilities")
     curve.plot(probability, share, marker="o", color=COLOURS[0], label=f"foreground, ECE {found.ece:.4f}")
@@ -75,7 +76,7 @@ def reliability_png(found: Reliability, *, title: str) -> bytes:
     counts.set_xlabel("probability of cell that the network gave")
     counts.set_xlim(0, 1)
     figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return to_png(figure)
 
 
 def curves_png(
@@ -84,11 +85,11 @@ def curves_png(
     """A panel for each of ``panels``: its title, and by name the x and y of its curves. x is a factor: 1 is marked."""
     columns = min(2, len(panels))
     n_rows = -(-len(panels) // columns)
-    figure, axes = _figure(n_rows, columns, (6.2 * columns, 3.6 * n_rows))
+    figure, axes = make_figure(n_rows, columns, (6.2 * columns, 3.6 * n_rows))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for axis, (name, curves) in zip(axes, panels, strict=False):
-        for colour, (label, (x, y)) in zip(_colours(len(curves)), curves.items(), strict=True):
+        for colour, (label, (x, y)) in zip(pick_colours(len(curves)), curves.items(), strict=True):
             axis.plot(x, y, marker=".", color=colour, label=label)
         axis.axvline(1, color="0.6", linewidth=1, linestyle="--")
         axis.set_ylim(0, 1)
@@ -97,31 +98,44 @@ def curves_png(
         axis.set_ylabel(y_label)
     axes[0].legend(fontsize=8, loc="center left")
     figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return to_png(figure)
 
 
-def histograms_png(panels: Sequence[tuple[str, npt.NDArray[np.float64], float | None, str]], *, title: str) -> bytes:
-    """A histogram for each of ``panels``: axis label, values, a value to mark (None: none) and what it is."""
-    columns = min(3, len(panels))
+@dataclass(frozen=True)
+class Histogram:
+    """One panel: ``values`` (n,), and where it is known what they should be like, its median and where most lie."""
+
+    label: str
+    values: npt.NDArray[np.float64]
+    expected: float | None = None
+    expected_range: tuple[float, float] | None = None
+
+
+def histograms_png(panels: Sequence[Histogram], *, title: str, columns: int) -> bytes:
+    """A histogram for each of ``panels`` in rows of ``columns``, with its median, on the band of what is expected."""
     n_rows = -(-len(panels) // columns)
-    figure, axes = _figure(n_rows, columns, (4.3 * columns, 3.4 * n_rows))
+    figure, axes = make_figure(n_rows, columns, (4.3 * columns, 3.4 * n_rows))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for axis, (label, values, mark, what) in zip(axes, panels, strict=False):
+    for axis, panel in zip(axes, panels, strict=False):
+        values, expected = panel.values, panel.expected
+        if panel.expected_range is not None:
+            axis.axvspan(*panel.expected_range, color=COLOURS[1], alpha=0.15, linewidth=0)
+        if expected is not None:
+            axis.axvline(expected, color=COLOURS[1], linestyle="--", label=f"training images {expected:.4g}")
         if len(values):
             axis.hist(values, bins=min(40, max(5, round(len(values) ** 0.5))), color=COLOURS[0], alpha=0.8)
             axis.axvline(float(np.median(values)), color="0.2", label=f"median {np.median(values):.4g}")
-        if mark is not None:
-            axis.axvline(mark, color=COLOURS[1], linestyle="--", label=f"{what} {mark:.4g}")
-        axis.set_xlabel(label)
+        axis.set_xlabel(panel.label)
         axis.locator_params(axis="x", nbins=6)
-        if len(values) or mark is not None:
+        if len(values) or expected is not None:
             axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, list[Axes]]:
+def make_figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of ``size`` inches with its panels row by row; ``grid``: ``sharex``, and matplotlib's grid settings."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
@@ -135,11 +149,13 @@ def _figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any)
     return figure, flat
 
 
-def _colours(n: int) -> list[str]:
+def pick_colours(n: int) -> list[str]:
+    """``n`` colours of ``COLOURS``, from the first again where they do not suffice."""
     return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """The finished figure as PNG."""
     buffer = io.BytesIO()
     # No "Software" entry: the same numbers give the same bytes with the same matplotlib.
     figure.savefig(buffer, format="png", metadata={"Software": None})

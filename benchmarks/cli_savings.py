@@ -1,0 +1,92 @@
+"""``python -m cellseg_benchmarks savings``: words to settings, outcomes to files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cellseg_benchmarks import cli_options as shared
+
+
+@click.command("savings", context_settings=shared.SETTINGS)
+@click.option("--model", type=shared.PATH, help="Model file.  [default: the one that ships]")
+@click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images.  [default: six sample smears]")
+@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their masks.")
+@click.option("--most", type=click.IntRange(1), default=10, show_default=True, help="Images, held in memory.")
+@shared.engine_options
+@shared.rounds_options(3)
+@shared.measuring_options
+def savings_command(
+    model: Path | None,
+    images: Path | None,
+    masks: Path | None,
+    most: int,
+    backend: str,
+    device: str | None,
+    precision: str | None,
+    batch_size: int,
+    streams: int | None,
+    rounds: int,
+    min_seconds: float,
+    settle: float,
+    budget: float | None,
+    output: Path,
+    threads: int | None,
+    quiet: bool,
+) -> int:
+    """What less context around a tile and a smaller scale save, and what they cost in cells found.
+
+    Writes savings.json, savings.md and savings.png to DIR. The curve of context takes some fifty times the tiles of
+    a usual run.
+    """
+    from cellseg_benchmarks import savings
+    from cellseg_benchmarks.halo_curve import halo_curve
+    from cellseg_benchmarks.report import new_folder, write_report
+    from cellseg_deploy.backends import open_backend
+    from cellseg_deploy.cli import _common
+    from cellseg_deploy.models import default_model_path
+
+    if (images is None) != (masks is None):
+        raise click.UsageError("--images and --masks belong together: settings are judged by true cells")
+    plan = shared.plan_of(rounds, min_seconds, settle, budget)
+    machine, before = shared.start()
+    say = shared.teller(quiet)
+    settings = shared.engine_settings(backend, device, precision, batch_size, streams)
+    del settings["batch_size"]
+    with open_backend(model or default_model_path(), threads=threads, **settings) as opened:
+        new_folder(output)
+        pairs = list(_pairs(images, masks, most))
+        outcomes, measured = savings.compare(
+            opened, pairs, savings.settings_for(opened), plan, batch_size=batch_size, say=say
+        )
+        scale = opened.spec.image_scale
+        curve = halo_curve(opened, (image for image, _ in pairs), scale=scale, batch_size=batch_size, say=say)
+        report = savings.report_of(
+            outcomes,
+            measured,
+            curve,
+            conditions=shared.conditions(machine, before),
+            threads=threads,
+            backend=opened,
+            n_images=len(pairs),
+        )
+    write_report(output, report, savings.png(report))
+    click.echo(report.to_markdown())
+    return _common.EXIT_OK
+
+
+def _pairs(images: Path | None, masks: Path | None, most: int) -> Iterator[tuple[Any, Any]]:
+    from cellseg_benchmarks.image_set import judged_pairs
+    from cellseg_deploy.samples import make_smear
+    from cellseg_deploy.samples.write import sample_params
+
+    if images is not None and masks is not None:
+        yield from judged_pairs(images, masks, most)
+        return
+    for index in range(min(most, 6)):
+        params, seed = sample_params(0, index, (1200, 1600), vary=False)
+        smear = make_smear(params, seed)
+        yield smear.image_hwc, smear.labels_hw

@@ -1,0 +1,169 @@
+"""What a folder run was asked for, what became of each image, and run.json: what ran, with what, how long."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from cellseg_deploy.counting import CountRule, check_rule
+from cellseg_deploy.images import MAX_PIXELS, check_settings
+from cellseg_deploy.outputs.folder import PROGRAM
+from cellseg_deploy.outputs.formats import chosen_formats
+from cellseg_deploy.pipeline import Segmenter
+from cellseg_deploy.threads import ThreadPlan
+
+IMAGE_COLUMNS = (
+    "image",
+    "status",
+    "cells",
+    "counted",
+    "confluence",
+    "median_cell_area_px",
+    "scale",
+    "warning",
+    "error",
+)
+_LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillow", "tifffile")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to write and how to read, with the defaults of ``cellseg-infer``; ``UsageError`` if it cannot be meant.
+
+    ``save``: files to write an image, names of ``outputs.formats.FORMATS``.
+    """
+
+    save: tuple[str, ...] = ("labels", "overlays")
+    overwrite: bool = False
+    max_pixels: int = MAX_PIXELS
+    bit_depth: int | None = None
+    count_rule: CountRule = "all"
+
+    def __post_init__(self) -> None:
+        chosen_formats(self.save)
+        check_rule(self.count_rule)
+        check_settings(self.max_pixels, self.bit_depth)
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers.
+
+    ``cells``: all that were found; ``counted``: those that the count rule lets in. ``seconds``: by stage; of a call of
+    the network with tiles of several images, each has its share.
+    """
+
+    image: str
+    status: str
+    cells: int | None = None
+    counted: int | None = None
+    confluence: float | None = None
+    median_cell_area_px: float | None = None
+    scale: float | None = None
+    warning: str = ""
+    error: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class RunSummary:
+    """Totals of a run; ``remaining`` is 0 unless it was stopped.
+
+    ``stage_seconds``: sums over images, which overlap, so together more than ``wall_seconds``. ``engine_seconds``: how
+    long some call of the network was under way.
+    """
+
+    found: int
+    output: Path
+    done: int = 0
+    failed: int = 0
+    cells: int = 0
+    counted: int = 0
+    wall_seconds: float = 0.0
+    engine_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def remaining(self) -> int:
+        """Images that were neither done nor failed."""
+        return self.found - self.done - self.failed
+
+    @property
+    def engine_busy(self) -> float:
+        """Share of the wall time during which the network ran, 0 to 1."""
+        return self.engine_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
+
+    def add(self, result: ImageResult) -> None:
+        """Count one more image."""
+        if result.status == "done":
+            self.done += 1
+            self.cells += result.cells or 0
+            self.counted += result.counted or 0
+        else:
+            self.failed += 1
+        for stage, seconds in result.seconds.items():
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+
+
+def run_json(
+    segmenter: Segmenter,
+    options: RunOptions,
+    threads: ThreadPlan,
+    summary: RunSummary,
+    *,
+    status: str,
+    started: datetime.datetime,
+) -> bytes:
+    """Content of run.json; ``status``: ``running``, ``finished`` or ``stopped``."""
+    backend, spec = segmenter.backend, segmenter.backend.spec
+    engine = backend.describe()
+    record = {
+        "program": PROGRAM,
+        "version": version("cellseg-deploy"),
+        "status": status,
+        "model": {
+            "name": spec.name,
+            "variant": spec.variant,
+            "parity": spec.parity,
+            **{key: engine.pop(key) for key in sorted(engine) if key.startswith("model_")},
+        },
+        "backend": {
+            "name": backend.name,
+            "device": backend.device,
+            "precision": backend.precision,
+            "verified": backend.verified,
+            "choice": backend.choice,
+            **engine,
+        },
+        "task": segmenter.task,
+        "operating_point": msgspec.to_builtins(segmenter.params),
+        "settings": {
+            "scale": "auto" if segmenter.auto_scale else segmenter.scale,
+            "tile_size": spec.tile_size,
+            "halo": segmenter.halo,
+            "batch_size": segmenter.batch_size,
+            **msgspec.to_builtins(options),
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+        "threads": msgspec.to_builtins(threads),
+        "started": started.isoformat(timespec="seconds"),
+        "wall_seconds": round(summary.wall_seconds, 3),
+        "engine_busy": round(summary.engine_busy, 4),
+        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in summary.stage_seconds.items()},
+        "totals": {
+            "found": summary.found,
+            "done": summary.done,
+            "failed": summary.failed,
+            "remaining": summary.remaining,
+            "cells": summary.cells,
+            "counted": summary.counted,
+        },
+    }
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"

@@ -1,0 +1,80 @@
+"""How many threads do what: the one place that decides it.
+
+========================  =======================================================================================
+engine, on a CPU          as many as there are in all: with a network of any size it is most of the work, and its
+                          threads share the cores with the helpers' by the operating system. Where fewer than the
+                          cores were asked for, a quarter is the helpers', so that the number is kept.
+engine, on a GPU          one: it waits for the GPU.
+helpers                   one a core, at most 16: decoding, labelling, encoding of different images. They do what
+                          the engine needs first and then wait, so more of them than needed cost nothing.
+OpenCV inside a helper    one: images are what is shared among threads, not the rows of one image.
+tifffile, inside          one (``maxworkers=1`` where it is called), imagecodecs and Pillow use one as they are.
+BLAS, OpenMP of numpy     none of the stages calls BLAS, so its threads sleep; nothing to set.
+========================  =======================================================================================
+
+One thread in all (``exclusive``): helper and engine take turns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cellseg_deploy.errors import UsageError
+
+MAX_HELPERS = 16
+
+
+@dataclass(frozen=True)
+class ThreadPlan:
+    """``engine``: CPU threads of the engine, None for its own default. ``helpers``: threads for all the rest.
+    ``exclusive``: engine and helpers take turns."""
+
+    engine: int | None
+    helpers: int
+    exclusive: bool = False
+
+
+def plan(total: int | None = None, *, device: str = "cpu") -> ThreadPlan:
+    """Threads for a run of ``total`` in all, None for all cores; ``device``: what the network runs on.
+
+    Raises ``UsageError`` if ``total`` is below 1.
+    """
+    return plan_for(cores(), total, on_gpu=device != "cpu")
+
+
+def plan_for(n_cores: int, total: int | None, *, on_gpu: bool) -> ThreadPlan:
+    """``plan`` on a machine of ``n_cores``; see the module."""
+    if total is not None and total < 1:
+        raise UsageError(f"threads must be at least 1, got {total}")
+    usable = min(n_cores, MAX_HELPERS)
+    if on_gpu:
+        return ThreadPlan(None if total is None else 1, usable if total is None else min(total, MAX_HELPERS))
+    if total == 1:
+        return ThreadPlan(1, 1, exclusive=True)
+    if total is None or total >= n_cores:
+        return ThreadPlan(total, usable)
+    helpers = min(max(1, total // 4), MAX_HELPERS)
+    return ThreadPlan(total - helpers, helpers)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; a batch system often leaves a job only some
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def single_threaded_libraries() -> Iterator[None]:
+    """Each call of OpenCV in one thread while the block lasts; a setting of the whole process."""
+    import cv2
+
+    former = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(former)

@@ -1,0 +1,98 @@
+"""Who gets how many threads, and OpenCV's setting around a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cellseg_deploy import threads
+from cellseg_deploy.backends import default_device
+from cellseg_deploy.cli import _common
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.threads import ThreadPlan, plan_for
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "total", "expected"),
+    [
+        (2, None, ThreadPlan(None, 2)),
+        (64, None, ThreadPlan(None, 16)),
+        (1, None, ThreadPlan(None, 1)),
+        (1, 1, ThreadPlan(1, 1, exclusive=True)),
+        (64, 1, ThreadPlan(1, 1, exclusive=True)),
+        (2, 2, ThreadPlan(2, 2)),
+        (2, 5, ThreadPlan(5, 2)),
+        (64, 2, ThreadPlan(1, 1)),
+        (64, 8, ThreadPlan(6, 2)),
+        (1, 3, ThreadPlan(3, 1)),
+    ],
+)
+def test_on_a_cpu(n_cores: int, total: int | None, expected: ThreadPlan) -> None:
+    assert plan_for(n_cores, total, on_gpu=False) == expected
+
+
+@pytest.mark.parametrize("total", range(2, 64))
+def test_fewer_than_the_cores_are_kept_to(total: int) -> None:
+    plan = plan_for(64, total, on_gpu=False)
+    assert plan.engine is not None
+    assert plan.engine + plan.helpers == total
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "total", "expected"),
+    [
+        (8, None, ThreadPlan(None, 8)),
+        (64, None, ThreadPlan(None, 16)),
+        (8, 3, ThreadPlan(1, 3)),
+        (8, 1, ThreadPlan(1, 1)),
+    ],
+)
+def test_on_a_gpu_the_helpers_get_the_cores(n_cores: int, total: int | None, expected: ThreadPlan) -> None:
+    assert plan_for(n_cores, total, on_gpu=True) == expected
+
+
+def test_none_at_all_cannot_be_meant() -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        threads.plan(0)
+
+
+def test_the_plan_is_for_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert threads.cores() >= 1
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    assert threads.plan() == ThreadPlan(None, 3)
+    assert threads.plan(2, device="cuda:1") == ThreadPlan(1, 2)
+
+
+def test_opencv_has_one_thread_within_and_its_own_afterwards() -> None:
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        with threads.single_threaded_libraries():
+            assert cv2.getNumThreads() == 1
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
+
+
+@pytest.mark.parametrize(
+    ("model", "backend", "device"),
+    [
+        (None, "auto", "cpu"),
+        ("m.onnx", "openvino", "cpu"),
+        ("m.xml", "auto", "cpu"),
+        ("m.onnx", "tensorrt", "cuda"),
+        ("m.ENGINE", "auto", "cuda"),
+    ],
+)
+def test_the_command_plans_for_the_device_that_will_be_opened(
+    monkeypatch: pytest.MonkeyPatch, model: str | None, backend: str, device: str
+) -> None:
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    path = None if model is None else Path(model)
+    assert default_device(path, backend) == device
+    plan = _common.plan_threads(4, device=None, model=path, backend=backend)
+    assert plan == (ThreadPlan(3, 1) if device == "cpu" else ThreadPlan(1, 4))
+    assert _common.plan_threads(4, device="cuda:1", model=path, backend=backend) == ThreadPlan(1, 4)
