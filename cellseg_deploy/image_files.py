@@ -28,12 +28,14 @@ _log = logging.getLogger(__name__)
 class FoundImage:
     """An image file and the name it goes by in every output: its posix path relative to the folder that was given.
 
-    ``problem``: why it must not be read, empty if it may; a run reports it as failed with this reason.
+    ``problem``: why it must not be read, empty if it may; a run reports it as failed with this reason. ``root``: the
+    folder that ``name`` is relative to, where names of several folders begin with the folder's own.
     """
 
     path: Path
     name: str
     problem: str = ""
+    root: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,13 @@ def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[Fo
                 seen.add(file)
                 roots.setdefault(root, []).append(file)
     _warn_of_other_formats(others - seen)
-    prefixes = _unique_folder_names(list(roots)) if len(roots) > 1 else dict.fromkeys(roots, "")
+    prefixes = _unique_folder_names(sorted(roots)) if len(roots) > 1 else dict.fromkeys(roots, "")
     found = [
         FoundImage(
             file,
             prefixes[root] + file.relative_to(root).as_posix(),
             problem="" if follow_links or file in named else _leads_out(file, root),
+            root=root,
         )
         for root, files in roots.items()
         for file in files

@@ -33,7 +33,7 @@ from cellseg_deploy.decoders import Decoded, declared_pixels, decode
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.fingerprint import Fingerprint
 from cellseg_deploy.image_files import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
-from cellseg_deploy.resolution import Resolution, believed_pixel_size, check_pixel_size
+from cellseg_deploy.resolution import GIVEN, UNKNOWN, PixelSize, Resolution, believed_pixel_size, check_pixel_size
 from cellseg_deploy.runs import pieces, renumber, row_runs
 
 __all__ = [
@@ -62,15 +62,15 @@ _OBJECT_PX = 20
 class LoadedImage:
     """``pixels_hwc``: uint8 RGB (h, w, 3), upright. ``notes``: what was converted or looks odd, one sentence each.
 
-    ``resolution``: what the file says of the size of its pixels, as it lies in the file. ``pixel_size_um``: side of a
-    pixel in the specimen in micrometres, None if neither the user nor the file says. ``source``: fingerprint of the
-    very bytes that were decoded, if it was asked for.
+    ``resolution``: what the file says of the size of its pixels, as it lies in the file. ``pixel_size``: of a pixel
+    in the specimen, as the user says or else the file. ``source``: fingerprint of the very bytes that were decoded, if
+    it was asked for.
     """
 
     pixels_hwc: npt.NDArray[np.uint8]
     notes: tuple[str, ...]
     resolution: tuple[Resolution, ...] = ()
-    pixel_size_um: float | None = None
+    pixel_size: PixelSize = UNKNOWN
     source: Fingerprint | None = None
 
 
@@ -105,11 +105,9 @@ def read_image(
     if decoded.orientation != 1:
         rgb = _upright(rgb, decoded.orientation)
         notes.append(f"turned upright as the file's orientation tag {decoded.orientation} says; outputs match that")
-    if pixel_size_um is None:
-        believed = believed_pixel_size(decoded.resolution)
-        pixel_size_um = believed.um
-        notes += [believed.note] if believed.note else []
-    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), decoded.resolution, pixel_size_um, decoded.source)
+    size = believed_pixel_size(decoded.resolution) if pixel_size_um is None else PixelSize(pixel_size_um, GIVEN)
+    notes += [size.note] if size.note else []
+    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), decoded.resolution, size, decoded.source)
 
 
 def check_settings(max_pixels: int, bit_depth: int | None, pixel_size_um: float | None = None) -> None:

@@ -20,6 +20,8 @@ from cellseg_deploy.errors import UsageError
 
 PRINT_UM = 5.0
 """A red cell is 6 to 8 micrometres wide: pixels of this size and more are those of a page or a screen."""
+GIVEN = "given"
+"""Source of a pixel size that the user gave."""
 PLAUSIBLE_UM = (0.01, 20.0)
 """Side of a pixel: from a fine camera behind a 100x objective to a plate scanner of 1,300 dpi."""
 _OF_MICROSCOPES = ("OME", "ImageJ", "TIFF")
@@ -61,10 +63,15 @@ class Resolution:
 
 @dataclass(frozen=True)
 class PixelSize:
-    """``um``: side of a pixel in micrometres, None if nothing credible is known. ``note``: what was not believed."""
+    """``um``: side of a pixel in micrometres, None if nothing credible is known. ``source``: who says so, a tag of the
+    file or the user. ``note``: what was not believed."""
 
     um: float | None = None
+    source: str = ""
     note: str = ""
+
+
+UNKNOWN = PixelSize()
 
 
 def believed_pixel_size(said: Sequence[Resolution]) -> PixelSize:
@@ -72,7 +79,7 @@ def believed_pixel_size(said: Sequence[Resolution]) -> PixelSize:
     believed, nor are the densities of PNG and JPEG."""
     sizes = [one for one in said if one.source in _OF_MICROSCOPES]
     if not sizes:
-        return PixelSize()
+        return UNKNOWN
     x, y = sizes[0].um_per_px
     low, high = PLAUSIBLE_UM
     if not (low <= x <= high and low <= y <= high):
@@ -85,7 +92,7 @@ def believed_pixel_size(said: Sequence[Resolution]) -> PixelSize:
             note=f"the file's pixels are not square ({x:.4g} x {y:.4g} micrometres) and their size was not used; "
             "give --pixel-size for micrometres"
         )
-    return PixelSize(x)
+    return PixelSize(x, sizes[0].source)
 
 
 def check_pixel_size(pixel_size_um: float | None) -> None:

@@ -7,8 +7,7 @@ import csv
 import io
 import json
 import os
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from read_back import area_of, check_qupath, regions, rings_of
 from segmented_images import odd_labels, photographs, segmented, smear
 
 from cellseg_deploy.errors import BackendUnavailableError, UsageError
@@ -65,9 +65,9 @@ def images(request: pytest.FixtureRequest) -> list[SegmentedImage]:
 
 
 def test_imagej_regions_cover_the_cells_pixels(images: list[SegmentedImage]) -> None:
-    roifile = pytest.importorskip("roifile")
+    pytest.importorskip("roifile")
     for image in images:
-        rows, found = cells_csv(image), list(regions(made("rois", image), roifile))
+        rows, found = cells_csv(image), list(regions(made("rois", image)))
         assert [int(roi.name) for roi in found] == [int(row["label"]) for row in rows]
         for roi, row in zip(found, rows, strict=True):
             assert area_of(roi) == int(row["area_px"])
@@ -84,33 +84,6 @@ def test_imagej_regions_cover_the_cells_pixels(images: list[SegmentedImage]) -> 
         assert counted == [row["counted"] == "true" for row in rows]
 
 
-def regions(data: bytes, roifile: Any) -> Iterator[Any]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        assert archive.testzip() is None
-        assert {entry.date_time for entry in archive.infolist()} <= {(1980, 1, 1, 0, 0, 0)}  # the same bytes tomorrow
-        for name in archive.namelist():
-            roi = roifile.ImagejRoi.frombytes(archive.read(name))
-            assert name == f"{roi.name}.roi"
-            yield roi
-
-
-def rings_of(roi: Any) -> list[np.ndarray]:
-    """Corners of each ring, and that the kind of region is one that ImageJ makes of such corners."""
-    import roifile
-
-    expected = roifile.ROI_TYPE.RECT if roi.composite else roifile.ROI_TYPE.TRACED
-    assert roi.roitype == expected
-    return [np.asarray(ring, int) for ring in roi.coordinates(multi=True)]
-
-
-def area_of(roi: Any) -> float:
-    shapely = pytest.importorskip("shapely")
-    area = 0.0
-    for ring in rings_of(roi):
-        area += shapely.Polygon(ring).area * (1 if shapely.LinearRing(ring).is_ccw else -1)
-    return area
-
-
 def filled(ring: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
     """Pixels whose centre lies in a ring of pixel corners: an odd number of its vertical edges is to their left."""
     crossings = np.zeros((hw[0], hw[1] + 1), np.uint8)
@@ -120,37 +93,12 @@ def filled(ring: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
 
 
 def test_a_region_beyond_imagejs_16_bit_coordinates() -> None:
-    roifile = pytest.importorskip("roifile")
+    pytest.importorskip("roifile")
     labels = np.zeros((4, 70_000), np.int32)
     labels[1:3, 69_000:69_500] = 1
-    (roi,) = regions(made("rois", segmented(labels)), roifile)
+    (roi,) = regions(made("rois", segmented(labels)))
     assert area_of(roi) == 1000
     assert rings_of(roi)[0].max(axis=0).tolist() == [69_500, 3]
-
-
-def check_qupath(content: Any) -> None:
-    """What QuPath 0.4 to 0.6 reads of a GeoJSON file, and of what type (its GsonTools and their tests)."""
-    assert content["type"] == "FeatureCollection"
-    ids = [feature["id"] for feature in content["features"]]
-    assert len(set(ids)) == len(ids)
-    for feature in content["features"]:
-        import uuid
-
-        assert feature["type"] == "Feature"
-        uuid.UUID(feature["id"])
-        kind, coordinates = feature["geometry"]["type"], feature["geometry"]["coordinates"]
-        assert kind in ("Polygon", "MultiPolygon")
-        for polygon in [coordinates] if kind == "Polygon" else coordinates:
-            assert all(ring[0] == ring[-1] and len(ring) >= 5 for ring in polygon)
-        properties = feature["properties"]
-        assert properties["objectType"] == "detection"
-        assert isinstance(properties["name"], str)
-        assert isinstance(properties["classification"]["name"], str)
-        assert all(type(part) is int and 0 <= part <= 255 for part in properties["classification"]["color"])
-        assert len(properties["classification"]["color"]) == 3
-        for name, value in properties["measurements"].items():
-            assert isinstance(name, str)
-            assert type(value) in (int, float)  # Map<String, Double>: true, null and text are refused
 
 
 def test_geojson_is_what_qupath_imports_with_the_cells_measurements(images: list[SegmentedImage]) -> None:

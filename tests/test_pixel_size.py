@@ -70,9 +70,9 @@ KNOWN: dict[str, tuple[bytes, float]] = {
 def test_files_that_say_their_pixel_size(tmp_path: Path, case: str) -> None:
     data, expected = KNOWN[case]
     image = loaded(tmp_path, data)
-    assert image.pixel_size_um == pytest.approx(expected, rel=1e-4)
+    assert image.pixel_size.um == pytest.approx(expected, rel=1e-4)
     assert not any("resolution" in note for note in image.notes)
-    assert loaded(tmp_path, data, pixel_size_um=0.1).pixel_size_um == 0.1
+    assert loaded(tmp_path, data, pixel_size_um=0.1).pixel_size.um == 0.1
 
 
 NOT_BELIEVED: dict[str, tuple[bytes, str]] = {
@@ -90,11 +90,11 @@ NOT_BELIEVED: dict[str, tuple[bytes, str]] = {
 def test_what_no_microscope_has_is_not_believed_and_said(tmp_path: Path, case: str) -> None:
     data, words = NOT_BELIEVED[case]
     image = loaded(tmp_path, data)
-    assert image.pixel_size_um is None
+    assert image.pixel_size.um is None
     (note,) = [note for note in image.notes if "--pixel-size" in note]
     assert words in note
     told = loaded(tmp_path, data, pixel_size_um=0.2)
-    assert told.pixel_size_um == 0.2
+    assert told.pixel_size.um == 0.2
     assert not any("--pixel-size" in note for note in told.notes)  # nothing left to say
 
 
@@ -129,16 +129,16 @@ SILENT: dict[str, bytes] = {
 @pytest.mark.parametrize("case", SILENT)
 def test_files_that_say_nothing(tmp_path: Path, case: str) -> None:
     image = loaded(tmp_path, SILENT[case])
-    assert image.pixel_size_um is None
+    assert image.pixel_size.um is None
     assert image.notes == ("grey image converted to RGB",)
 
 
 def test_a_density_for_printers_is_not_read(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
         path = save(tmp_path / name, Image.fromarray(picture()), dpi=(25_400 / 0.5, 25_400 / 0.5))
-        assert read_image(path).pixel_size_um is None
+        assert read_image(path).pixel_size.um is None
         assert read_image(path).notes == ()
-        assert read_image(path, pixel_size_um=0.5).pixel_size_um == 0.5
+        assert read_image(path, pixel_size_um=0.5).pixel_size.um == 0.5
 
 
 @pytest.mark.parametrize("size", [0.0, -1.0, math.nan, math.inf, 1001.0])
@@ -153,5 +153,5 @@ def test_a_description_of_a_megabyte_costs_nothing(tmp_path: Path) -> None:
     hostile = b"<OME " + b"<Pixels " * 100_000 + b' PhysicalSizeX="' * 20_000
     data = tiff(np.zeros((4, 4), np.uint8), description=hostile, metadata=None)
     start = time.monotonic()
-    assert loaded(tmp_path, data).pixel_size_um is None
+    assert loaded(tmp_path, data).pixel_size.um is None
     assert time.monotonic() - start < 5

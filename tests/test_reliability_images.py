@@ -8,15 +8,12 @@ import os
 import re
 import subprocess
 import sys
-import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tifffile
-from conftest import ROOT, DarknessBackend, draw_discs, run_obeying_permissions
+from conftest import ROOT, DarknessBackend
 from corpus import CASES, Case
-from PIL import Image
 
 from cellseg_deploy.folder_run import ImageResult, RunSummary, run_folder
 from cellseg_deploy.images import find_images
@@ -150,95 +147,3 @@ def test_nothing_of_the_corpus_is_missing_from_the_tables(
 def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-# --- file system
-
-
-def smear(path: Path) -> None:
-    Image.fromarray(draw_discs((40, 40), [(20, 20)])).save(path, "PNG")
-
-
-NAMES = {
-    "formula": "=cmd|calc.png",
-    "tag": "<img src=x onerror=alert(1)>.png",
-    "option": "-rf.png",
-    "line end": "new\nline.png",
-    "no unicode": os.fsdecode(b"a\xff.png"),
-    "longest": "x" * 251 + ".png",
-    "composed": unicodedata.normalize("NFC", "e\u0301.png"),
-    "decomposed": "e\u0301.png",
-    "upper": "CASE.PNG",
-    "lower": "case.png",
-    "spaces": ' a , "b" \'.png',
-    "terminal": "\x1b[31mred.png",
-}
-
-
-def test_names_that_bite(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for name in NAMES.values():
-        smear(tmp_path / "in" / name)
-    summary = run_folder(Segmenter(DarknessBackend()), find_images([tmp_path / "in"]), tmp_path / "out")
-    assert (summary.done, summary.failed) == (len(NAMES), 0)
-    labels = list((tmp_path / "out" / "labels").iterdir())
-    assert len({unicodedata.normalize("NFC", path.name).casefold() for path in labels}) == len(NAMES)
-    for table in ("images.csv", "cells.csv"):
-        rows = read_rows(tmp_path / "out" / table)
-        assert len({row["image"] for row in rows}) == len(NAMES)
-        for row in rows:
-            assert not row["image"].startswith(("=", "+", "-", "@", "\t", "\r"))
-    assert all(row["cells"] == "1" for row in read_rows(tmp_path / "out" / "images.csv"))
-
-
-STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "fifo.png": (os.mkfifo, "not a regular file"),
-    "dangling.png": (lambda path: path.symlink_to("nowhere"), "link to a file that does not exist"),
-    "loop.png": (lambda path: path.symlink_to(path.name), "link"),
-    "out.png": (lambda path: path.symlink_to(path.parent.parent / "outside.png"), "--follow-links"),
-    "device.png": (lambda path: path.symlink_to("/dev/zero"), "--follow-links"),
-}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="pipes and links as POSIX has them")
-def test_what_is_no_file_fails_and_the_run_goes_on(tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    (folder / "folder.png").mkdir(parents=True)
-    smear(tmp_path / "outside.png")
-    smear(folder / "good.png")
-    for name, (make, _) in STRANGE.items():
-        make(folder / name)
-    run_folder(Segmenter(DarknessBackend()), find_images([folder]), tmp_path / "out")
-    rows = {row["image"]: row for row in read_rows(tmp_path / "out" / "images.csv")}
-    assert set(rows) == {"good.png", *STRANGE}  # the folder is no image
-    assert rows["good.png"]["cells"] == "1"
-    for name, (_, words) in STRANGE.items():
-        assert rows[name]["status"] == "failed"
-        assert words in rows[name]["error"], rows[name]["error"]
-
-
-def test_a_file_that_vanishes_fails(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png", "c.png"):
-        smear(tmp_path / name)
-    images = find_images([tmp_path])
-
-    def remove(result: ImageResult) -> None:
-        if result.image == "a.png":
-            (tmp_path / "b.png").unlink()
-
-    out = tmp_path.parent / "out of vanished"
-    summary = run_folder(Segmenter(DarknessBackend()), images, out, on_result=remove)
-    assert (summary.done, summary.failed) == (2, 1)
-    assert "No such file" in read_rows(out / "images.csv")[1]["error"]
-
-
-def test_a_file_that_nobody_may_read_fails(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    (tmp_path / "in").mkdir()
-    for name in ("a.png", "secret.png"):
-        smear(tmp_path / "in" / name)
-    (tmp_path / "in" / "secret.png").chmod(0)
-    done = run_obeying_permissions("infer", tmp_path / "in", "-o", tmp_path / "out", "--model", onnx_file())
-    assert done.returncode == 3, done.stderr
-    assert "failed: secret.png: cannot be read: Permission denied" in done.stderr
-    assert [row["status"] for row in read_rows(tmp_path / "out" / "images.csv")] == ["done", "failed"]

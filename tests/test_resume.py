@@ -14,10 +14,10 @@ from run_records import BAD, all_files, identity, make_images, run
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.outputs import journal as journals
-from cellseg_deploy.outputs.folder import make_place, output_folder, remove_earlier_run
+from cellseg_deploy.outputs.folder import make_place, remove_earlier_run
 from cellseg_deploy.outputs.journal import JOURNAL, Journal
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
-from cellseg_deploy.outputs.resume import check_usable, classify, decide, kept_files, look_at, sweep
+from cellseg_deploy.outputs.resume import begin, check_usable, classify, decide, kept_files, look_at, sweep
 
 
 @pytest.fixture
@@ -50,8 +50,9 @@ def test_fresh_folders(tmp_path: Path) -> None:
 def test_a_start_that_was_killed_does_not_make_a_folder_foreign(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).touch()
     (tmp_path / ".cellseg-00.tmp").touch()
-    with output_folder(tmp_path, overwrite=False):
-        assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
+    assert begin(tmp_path, identity(), overwrite=False).kind == "fresh"
+    sweep(tmp_path, ())
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
 
 
 def test_a_run_of_ours_with_the_same_identity_goes_on(out: Path) -> None:

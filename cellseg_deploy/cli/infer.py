@@ -104,9 +104,12 @@ def command(
     from cellseg_deploy import folder_run
     from cellseg_deploy.errors import NothingToDoError
     from cellseg_deploy.images import MAX_PIXELS, SUFFIXES, find_images
+    from cellseg_deploy.models import default_model_path
     from cellseg_deploy.outputs.folder import check_apart
     from cellseg_deploy.outputs.formats import parse_names
+    from cellseg_deploy.outputs.resume import check_usable, look_at
     from cellseg_deploy.pipeline import Segmenter
+    from cellseg_deploy.run_identity import engine_to_go_on_with
 
     options = folder_run.RunOptions(
         save=parse_names(save),
@@ -121,11 +124,16 @@ def command(
     if not images:
         where = ", ".join(_common.printable(path) for path in paths)
         raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
+    state = look_at(output)
+    if state.kind == "foreign" or not overwrite:
+        check_usable(state, output)
+    engine_asked: dict[str, Any] = {"path": model, "backend": backend, "device": device, "precision": precision}
+    is_free = backend == "auto" and (device, precision, ort_provider, rebuild) == (None, None, None, False)
+    if is_free and state.journal is not None and not overwrite:
+        engine_asked = engine_to_go_on_with(state.journal.identity, model or default_model_path()) or engine_asked
     with (
         Segmenter.from_file(
-            model,
-            backend=backend,
-            device=device,
+            **engine_asked,
             task=task,
             scale=scale,
             cell_diameter_px=cell_diameter,
@@ -135,7 +143,6 @@ def command(
             rebuild=rebuild,
             cuda_graph=cuda_graph,
             ort_provider=ort_provider,
-            precision=precision,
             streams=streams,
         ) as segmenter,
         _progress(len(images), quiet) as progress,

@@ -12,8 +12,7 @@ from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove_stale
 from cellseg_deploy.outputs.formats import CELLS_CSV, FORMATS, IMAGES_CSV
 from cellseg_deploy.outputs.journal import JOURNAL
-from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
-from cellseg_deploy.outputs.workspace import remove_abandoned
+from cellseg_deploy.outputs.lock import exclusive
 
 RUN_JSON = "run.json"
 PROGRAM = "cellseg-infer"
@@ -25,15 +24,13 @@ _RUN_FILES = (
 
 
 @contextmanager
-def output_folder(out: Path, *, overwrite: bool) -> Iterator[None]:
-    """``out`` existing, empty and held by this process alone.
+def held_folder(out: Path) -> Iterator[None]:
+    """``out``, made if it was not there, and held by this process alone.
 
-    With ``overwrite`` the files of an earlier run are removed first: tables, outputs of images, and nothing else.
-    Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if it holds other things.
+    Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if it cannot be written.
     """
     make_folder(out)
     with exclusive(out):
-        _make_room(out, overwrite)
         yield
 
 
@@ -74,8 +71,8 @@ def make_place(out: Path, relative: str) -> Path:
 
 
 def foreign_names(names: Iterable[str]) -> list[str]:
-    """Those of ``names`` that are neither our lock nor temporary files of a run that was killed, sorted."""
-    return sorted(name for name in names if name != LOCK_NAME and not is_temporary(name))
+    """Those of ``names`` that are neither our lock nor temporary files and folders of a run that was killed, sorted."""
+    return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
 
 def suffixes_of_folders() -> dict[str, tuple[str, ...]]:
@@ -92,45 +89,21 @@ def is_temporary(name: str) -> bool:
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
-def _make_room(out: Path, overwrite: bool) -> None:
-    remove_stale(out)  # a run that was killed before it could write anything leaves nothing else
-    remove_abandoned(out)
-    there = foreign_names(path.name for path in out.iterdir())
-    if not there:
-        return
-    if not was_written_by(PROGRAM, out / RUN_JSON):
-        raise OutputError(
-            f"{out}: the folder is not empty (it holds {_some(there)}) and no earlier run of {PROGRAM} made it; "
-            "choose an empty or new folder"
-        )
-    if there and not overwrite:
-        raise OutputError(
-            f"{out}: holds the results of an earlier run; choose another folder, or replace them with --overwrite"
-        )
+def remove_earlier_run(out: Path) -> None:
+    """Remove what a run writes, and nothing else. Raises ``OutputError``, also for a folder that is a link."""
+    for name in suffixes_of_folders():
+        if (out / name).is_symlink():
+            raise OutputError(f"{out / name}: a link out of the output folder; remove it or choose another folder")
     try:
-        remove_earlier_run(out)
+        for name, suffixes in suffixes_of_folders().items():
+            for path, _, files in os.walk(out / name, topdown=False):  # links to folders are not entered
+                for file in files:
+                    if file.endswith(suffixes) or is_temporary(file):
+                        Path(path, file).unlink()
+                if not any(Path(path).iterdir()):
+                    Path(path).rmdir()
+        remove_stale(out)
+        for name in _RUN_FILES:
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be removed ({error.strerror}); check permissions") from error
-
-
-def remove_earlier_run(out: Path) -> None:
-    """Remove what a run writes, and nothing else. Raises ``OSError``; ``OutputError`` for a folder that is a link."""
-    for name, suffixes in suffixes_of_folders().items():
-        folder = out / name
-        if folder.is_symlink():
-            raise OutputError(f"{folder}: a link out of the output folder; remove it or choose another output folder")
-        for path, _, files in os.walk(folder, topdown=False):  # links to folders are not entered
-            for file in files:
-                if file.endswith(suffixes) or is_temporary(file):
-                    Path(path, file).unlink()
-            if not any(Path(path).iterdir()):
-                Path(path).rmdir()
-    for path_in_out in out.iterdir():
-        if is_temporary(path_in_out.name):
-            path_in_out.unlink()
-    for name in _RUN_FILES:
-        (out / name).unlink(missing_ok=True)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -43,6 +43,10 @@ class Format:
     finisher: str = ""
     packages: tuple[str, ...] = ()
 
+    def place(self, output_name: str) -> str:
+        """Where the file of the image whose files are called ``output_name`` lies in OUT (posix)."""
+        return f"{self.folder}/{output_name}{self.suffix}"
+
     def encode(self, image: SegmentedImage) -> bytes:
         """The file's bytes for one image. Never writes anything."""
         function = cast("Callable[[SegmentedImage], bytes]", _function(self.encoder))
@@ -102,7 +106,10 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def chosen_formats(names: Sequence[str]) -> tuple[Format, ...]:
-    """Formats of ``names``. Raises ``BackendUnavailableError`` if a package for one of them is not installed."""
+    """Formats of ``names``. Raises ``UsageError`` for an unknown name, ``BackendUnavailableError`` if a package for one
+    of them is not installed."""
+    if unknown := sorted(set(names) - {format.name for format in FORMATS}):
+        raise UsageError(f"cannot save {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
     formats = tuple(format for format in FORMATS if format.name in names)
     require_packages(EXTRA, *(package for format in formats for package in format.packages))
     return formats

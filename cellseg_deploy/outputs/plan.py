@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,19 +62,26 @@ class RunPlan:
         }
 
 
-def plan(images: Sequence[FoundImage], out: Path, state: FolderState, formats: Sequence[Format]) -> RunPlan:
+def plan(
+    images: Sequence[FoundImage],
+    out: Path,
+    state: FolderState,
+    formats: Sequence[Format],
+    kept: Mapping[str, str] | None = None,
+) -> RunPlan:
     """What a run of ``images`` into ``out``, which is in ``state``, would do with each.
 
-    Of a folder that is not resumed every image is work. Reads images and outputs that are recorded as done, to compare
-    them (see ``resume.decide``), and writes nothing.
+    ``kept``: names that outputs of images have already, besides those that the journal says. Of a folder that is not
+    resumed every image is work. Reads images and outputs that are recorded as done, to compare them (see
+    ``resume.decide``), and writes nothing.
     """
     entries = state.journal.entries if state.kind == "resume" and state.journal is not None else {}
-    names = output_names([image.name for image in images], kept_names(entries))
+    names = output_names([image.name for image in images], {**kept_names(entries), **(kept or {})})
     items = []
     for image in images:
         decision = decide(image, entries.get(image.name), out)
         action: Action = "skip" if decision.is_done else "fail" if image.problem else "work"
         name = names[image.name]
-        files = tuple(f"{format.folder}/{name}{format.suffix}" for format in formats if format.folder)
+        files = tuple(format.place(name) for format in formats if format.folder)
         items.append(Planned(image, action, image.problem or decision.reason, name, files))
     return RunPlan(state, tuple(items))

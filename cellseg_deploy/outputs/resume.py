@@ -21,11 +21,20 @@ from cellseg_deploy.outputs.folder import (
     RUN_JSON,
     foreign_names,
     is_temporary,
+    remove_earlier_run,
     suffixes_of_folders,
     was_written_by,
 )
 from cellseg_deploy.outputs.identity import RunIdentity, differences
-from cellseg_deploy.outputs.journal import JOURNAL, Entry, JournalContent, OutputFile, UnreadableJournalError
+from cellseg_deploy.outputs.journal import (
+    JOURNAL,
+    Entry,
+    ImageRecord,
+    JournalContent,
+    OutputFile,
+    UnreadableJournalError,
+)
+from cellseg_deploy.outputs.workspace import remove_abandoned
 
 FolderKind = Literal["fresh", "resume", "different", "foreign"]
 
@@ -96,6 +105,21 @@ def check_usable(state: FolderState, out: Path) -> None:
         )
 
 
+def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
+    """Make ``out`` ready for a run that is ``asked`` for: ``fresh`` or ``resume`` afterwards.
+
+    ``overwrite``: an earlier run of ours goes first, with its outputs and tables, and nothing else. Raises
+    ``OutputError`` if ``out`` cannot be used.
+    """
+    remove_abandoned(out)
+    state = classify(out, asked)
+    if state.kind == "foreign" or not overwrite:
+        check_usable(state, out)
+        return state
+    remove_earlier_run(out)
+    return FolderState("fresh")
+
+
 @dataclass(frozen=True)
 class Decision:
     """Whether an image ``is_done``, or why it is to be done."""
@@ -122,10 +146,16 @@ def decide(image: FoundImage, entry: Entry | None, out: Path) -> Decision:
         return Decision(False, f"cannot be read now ({error.strerror or error})")
     if not is_same:
         return Decision(False, "the image was changed")
+    problem = problem_with_files(record, out)
+    return Decision(not problem, problem)
+
+
+def problem_with_files(record: ImageRecord, out: Path) -> str:
+    """What is wrong with a file that ``record`` names, "" if all are as they were written."""
     for file in record.outputs:
         if problem := _changed(out, file):
-            return Decision(False, f"its file {file.path} {problem}")
-    return Decision(True)
+            return f"its file {file.path} {problem}"
+    return ""
 
 
 def sweep(out: Path, keep: Collection[str]) -> list[str]:

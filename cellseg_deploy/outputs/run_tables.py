@@ -21,7 +21,7 @@ from cellseg_deploy.outputs.segmented import COUNTED, SegmentedImage
 
 CELL_COLUMNS = (*COLUMNS, COUNTED)
 _NUMBERS = ("cells", COUNTED, "confluence", "median_cell_area_px", "scale")
-IMAGE_UM_COLUMNS = ("pixel_size_um", "median_cell_area_um2", "counted_per_mm2")
+IMAGE_UM_COLUMNS = ("pixel_size_um", "pixel_size_source", "median_cell_area_um2", "counted_per_mm2")
 _WORDS = ("warning", "error")
 IMAGE_COLUMNS = ("image", "status", *_NUMBERS, *_WORDS)
 
@@ -51,6 +51,7 @@ def done(
     if size_um is not None:
         result |= {
             "pixel_size_um": size_um,
+            "pixel_size_source": image.pixel_size_source,
             "median_cell_area_um2": None if median is None else median * size_um**2,
             "counted_per_mm2": n_counted / (image.labels.size * size_um**2) * 1e6,
         }

@@ -22,7 +22,8 @@ class SegmentedImage:
     ``name``: its name in every output. ``pixels_hwc``: uint8 RGB (h, w, 3). ``labels``: int32 (h, w), 0 background,
     1..n cells. ``table``: a row a cell, in order of label. ``counted``: bool (n,), whether the count rule lets the
     cell in. ``probabilities_khw``: float32 (K, h', w') in [0, 1] of ``channels``, at ``scale`` model px per image px.
-    ``pixel_size_um``: side of an image pixel in micrometres, None if unknown. ``model``, ``task``: their names.
+    ``pixel_size_um``: side of an image pixel in micrometres, None if unknown; ``pixel_size_source``: who says so.
+    ``model``, ``task``: their names.
     """
 
     name: str
@@ -36,6 +37,7 @@ class SegmentedImage:
     pixel_size_um: float | None
     model: str
     task: str
+    pixel_size_source: str = ""
 
     def __post_init__(self) -> None:
         height, width = self.labels.shape
