@@ -13,6 +13,7 @@ from cellseg_benchmarks.cli_pipeline import pipeline_command
 from cellseg_benchmarks.cli_robustness import robustness_command
 from cellseg_benchmarks.cli_savings import savings_command
 from cellseg_benchmarks.cli_scaling import scaling_command
+from cellseg_benchmarks.cli_soak import soak_command
 from cellseg_benchmarks.cli_study import study_command
 from cellseg_deploy.cli import _common
 
@@ -134,6 +135,7 @@ for added in (
     savings_command,
     study_command,
     robustness_command,
+    soak_command,
 ):
     command.add_command(added)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import struct
 import zlib
@@ -22,19 +21,18 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy import resolution
+from cellseg_deploy import resolution, tiff_checks
 from cellseg_deploy.decoder_messages import collected
 from cellseg_deploy.errors import DataError
+from cellseg_deploy.fingerprint import Fingerprint, of_bytes
+from cellseg_deploy.image_limits import check_pixels
+from cellseg_deploy.jpeg_structure import check_effort, walk
 from cellseg_deploy.resolution import Resolution
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
-# A JPEG marker that ends pixel data or starts a segment: FF 00 is a pixel byte FF, FF D0..D7 are restarts within it.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-_JPEG_IN_TIFF = (6, 7)  # values of TIFF's tag Compression
-_MAX_PAGES = 64  # an image and its reduced copies
+_MAX_CHUNKS = 500_000  # of a PNG; 4 GB in the usual pieces of 8 kB
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class Decoded:
 
     ``samples``: (h, w) for grey and palette, else (h, w, channels); ``alpha``: (h, w) or None, same dtype.
     ``bits``: bits that the file declares for a sample. ``resolution``: what it says of the size of its pixels.
+    ``source``: fingerprint of the bytes that were decoded, if it was asked for.
     """
 
     container: str
@@ -54,11 +53,12 @@ class Decoded:
     orientation: int = 1
     notes: tuple[str, ...] = ()
     resolution: tuple[Resolution, ...] = ()
+    source: Fingerprint | None = None
 
 
-def decode(path: Path, max_pixels: int) -> Decoded:
+def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> Decoded:
     """Samples of ``path`` as they are in the file; every failure of a decoder becomes a ``DataError``."""
-    data = _read_regular_file(path)
+    data, mtime_ns = _read_regular_file(path)
     reader = _reader_for(path, data)
     with collected() as messages:
         try:
@@ -71,7 +71,8 @@ def decode(path: Path, max_pixels: int) -> Decoded:
         raise DataError(f"{path}: damaged or incomplete file: {messages.errors[0]}")
     if decoded.samples.size == 0:
         raise DataError(f"{path}: image without a pixel ({decoded.samples.shape})")
-    return replace(decoded, notes=(*decoded.notes, *messages.notes))
+    source = of_bytes(data, mtime_ns) if with_fingerprint else None
+    return replace(decoded, notes=(*decoded.notes, *messages.notes), source=source)
 
 
 def declared_pixels(path: Path) -> int:
@@ -115,8 +116,8 @@ def _opened(path: Path) -> BinaryIO:
     return open(path, "rb", opener=opener)
 
 
-def _read_regular_file(path: Path) -> bytes:
-    """All bytes of ``path``. Notices a file that changes under our hands."""
+def _read_regular_file(path: Path) -> tuple[bytes, int]:
+    """All bytes of ``path``, and when it was last changed in ns. Notices a file that changes under our hands."""
     try:
         with _opened(path) as file:
             before = os.fstat(file.fileno())
@@ -127,7 +128,7 @@ def _read_regular_file(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {dangling}") from error
     if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns or after.st_size != before.st_size:
         raise DataError(f"{path}: the file changed while it was read; wait until it is written and run again")
-    return data
+    return data, before.st_mtime_ns
 
 
 def _reader_for(path: Path, data: bytes) -> Callable[[Path, bytes, int], Decoded]:
@@ -142,16 +143,6 @@ def _reader_for(path: Path, data: bytes) -> Callable[[Path, bytes, int], Decoded
     raise DataError(f"{path}: not a PNG, JPEG or TIFF, whatever its name says (it starts with {data[:8]!r})")
 
 
-def _check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
-    if width < 1 or height < 1:
-        raise DataError(f"{path}: image of {width} x {height} px; expected at least 1 x 1")
-    if width * height > max_pixels:
-        raise DataError(
-            f"{path}: {width} x {height} px are more than the limit of {max_pixels} pixels; "
-            "if the file is meant to be so large, raise it with --max-pixels"
-        )
-
-
 # ------------------------------------------------------------------------------------------------------ PNG and JPEG
 
 
@@ -159,7 +150,7 @@ def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
     from PIL import PngImagePlugin
 
     width, height, bits, colour = _check_png(path, data)
-    _check_pixels(path, width, height, max_pixels)
+    check_pixels(path, width, height, max_pixels)
     if bits == 16:
         return replace(_decode_png16(data, colour), resolution=resolution.of_png(data))
     # The class itself instead of Image.open: no guessing of formats, and our own limit instead of a global one.
@@ -171,7 +162,7 @@ def _check_png(path: Path, data: bytes) -> tuple[int, int, int, int]:
     """Width, height, bits and colour type, after walking all chunks: Pillow does not check the CRC of pixel data."""
     header: tuple[int, int, int, int] | None = None
     position, view = len(_PNG), memoryview(data)
-    while True:
+    for _ in range(_MAX_CHUNKS):
         if position + 12 > len(data):
             raise DataError(f"{path}: the PNG is cut short: its end marker is missing")
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -184,10 +175,11 @@ def _check_png(path: Path, data: bytes) -> tuple[int, int, int, int]:
             if kind != b"IHDR" or length != 13:
                 raise DataError(f"{path}: the PNG is damaged: no header")
             header = struct.unpack_from(">IIBB", data, position + 8)
-            _check_pixels(path, header[0], header[1], 2**62)
+            check_pixels(path, header[0], header[1], 2**62)
         if kind == b"IEND":
             return header
         position = end + 4
+    raise DataError(f"{path}: PNG of more than {_MAX_CHUNKS} parts; save it again with another program")
 
 
 def _chunk_name(kind: bytes) -> str:
@@ -218,28 +210,16 @@ def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
 
     _check_jpeg(path, data)
     with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
-        _check_pixels(path, image.width, image.height, max_pixels)
+        check_pixels(path, image.width, image.height, max_pixels)
         return replace(_from_pillow(path, "JPEG", image), resolution=resolution.of_jpeg(image))
 
 
 def _check_jpeg(path: Path, data: bytes) -> None:
-    """Walk all segments and scans to the end marker; what comes behind it (a phone's film or depth map) is no matter.
-
-    Looking for the two bytes of the end marker anywhere would find that of an embedded preview. Without an end marker
-    all rows may be there, but nobody can tell: libjpeg fills what is missing with grey.
-    """
-    position, has_scan = 2, False
-    while (marker := _JPEG_MARKER.search(data, position)) is not None:
-        kind, position = marker[0], marker.end()
-        if kind == _JPEG_END:
-            if has_scan:
-                return
-            break
-        if position + 2 > len(data):
-            break
-        position += max(2, struct.unpack_from(">H", data, position)[0])
-        has_scan = has_scan or kind == _JPEG_SCAN
-    raise DataError(f"{path}: the JPEG is cut short: its end marker is missing")
+    """Without its end marker all rows may be there, but nobody can tell: libjpeg fills what is missing with grey."""
+    found = walk(data)
+    check_effort(path, found)
+    if not found.is_whole:
+        raise DataError(f"{path}: the JPEG is cut short: its end marker is missing")
 
 
 def _from_pillow(path: Path, container: str, image: Any) -> Decoded:
@@ -289,51 +269,10 @@ def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
         if len(tiff.pages) == 0:
             raise DataError(f"{path}: TIFF without an image")
         page = tiff.pages[0]
-        _check_single_plane(path, tiff)
-        _check_tiff_page(path, page, data, max_pixels)
+        tiff_checks.check_single_plane(path, tiff)
+        tiff_checks.check_page(path, page, data, max_pixels)
         samples = page.asarray(maxworkers=1)
         return replace(_from_tiff_page(path, page, samples), resolution=resolution.of_tiff(tiff))
-
-
-def _check_single_plane(path: Path, tiff: Any) -> None:
-    """One plane only: which of several is meant, nobody but the user knows. Reduced copies (pyramids) do not count."""
-    pages = len(tiff.pages)
-    if pages > _MAX_PAGES or not all(tiff.pages[index].is_reduced for index in range(1, pages)):
-        raise DataError(
-            f"{path}: TIFF with {pages} planes (stack, time series or channels); expected one; "
-            "save the plane you want as an image of its own (in Fiji: Image > Duplicate, or Stack to RGB)"
-        )
-    depth = tiff.pages[0].imagedepth
-    if depth != 1:
-        raise DataError(f"{path}: TIFF volume of {depth} slices; expected one plane; save the slice you want")
-
-
-def _check_tiff_page(path: Path, page: Any, data: bytes, max_pixels: int) -> None:
-    """Everything that must hold before decoding: tifffile fills a missing tile with zeros and says nothing."""
-    _check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
-    if page.samplesperpixel > 4:
-        raise DataError(f"{path}: TIFF with {page.samplesperpixel} channels; expected grey, RGB or RGBA")
-    if page.is_tiled:
-        _check_pixels(path, page.tilewidth, page.tilelength, max(max_pixels, 1 << 22))
-    expected = int(np.prod(page.chunked))
-    offsets, counts = page.dataoffsets, page.databytecounts
-    if len(offsets) != expected or len(counts) != expected:
-        raise DataError(
-            f"{path}: damaged TIFF: {len(offsets)} offsets and {len(counts)} sizes for {expected} strips or tiles"
-        )
-    missing = sum(1 for offset, count in zip(offsets, counts, strict=True) if offset == 0 or count == 0)
-    if missing:
-        raise DataError(f"{path}: {missing} of {expected} strips or tiles of the TIFF are missing; save it completely")
-    if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
-        raise DataError(f"{path}: the TIFF is cut short: some of its pixels lie behind the end of the file")
-    if int(page.compression) in _JPEG_IN_TIFF:
-        ends = (
-            data[max(offset, offset + count - 64) : offset + count]
-            for offset, count in zip(offsets, counts, strict=True)
-        )
-        cut = sum(1 for end in ends if _JPEG_END not in end)
-        if cut:
-            raise DataError(f"{path}: {cut} of {expected} JPEG parts of the TIFF are cut short; save it completely")
 
 
 def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any]) -> Decoded:
@@ -351,7 +290,7 @@ def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any]) -> Decoded
             f"{path}: TIFF with {count} channels of colour kind {page.photometric}; expected grey, palette, RGB, RGBA "
             "or CMYK; save it as RGB"
         )
-    if photometric == 6 and int(page.compression) not in _JPEG_IN_TIFF:
+    if photometric == 6 and int(page.compression) not in tiff_checks.JPEG:
         raise DataError(f"{path}: TIFF in YCbCr without JPEG compression; save it as RGB")
     notes: list[str] = []
     bits = int(page.bitspersample)

@@ -28,12 +28,14 @@ _log = logging.getLogger(__name__)
 class FoundImage:
     """An image file and the name it goes by in every output: its posix path relative to the folder that was given.
 
-    ``problem``: why it must not be read, empty if it may; a run reports it as failed with this reason.
+    ``problem``: why it must not be read, empty if it may; a run reports it as failed with this reason. ``root``: the
+    folder that ``name`` is relative to, where names of several folders begin with the folder's own.
     """
 
     path: Path
     name: str
     problem: str = ""
+    root: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[Fo
     others: set[Path] = set()
     for path in paths:
         is_folder = path.is_dir()
-        root = _absolute(path if is_folder else path.parent)
+        root = _root(path)
         files = _walk(root, follow_links, others) if is_folder else iter([root / path.name])
         named |= set() if is_folder else {root / path.name}
         for file in files:
@@ -75,17 +77,23 @@ def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[Fo
                 seen.add(file)
                 roots.setdefault(root, []).append(file)
     _warn_of_other_formats(others - seen)
-    prefixes = _unique_folder_names(list(roots)) if len(roots) > 1 else dict.fromkeys(roots, "")
+    prefixes = _unique_folder_names(sorted(roots)) if len(roots) > 1 else dict.fromkeys(roots, "")
     found = [
         FoundImage(
             file,
             prefixes[root] + file.relative_to(root).as_posix(),
             problem="" if follow_links or file in named else _leads_out(file, root),
+            root=root,
         )
         for root, files in roots.items()
         for file in files
     ]
     return sorted(found, key=lambda image: image.name)
+
+
+def input_roots(paths: Sequence[Path]) -> list[Path]:
+    """The absolute folders that names of ``find_images(paths)`` are relative to, sorted, each once."""
+    return sorted({_root(path) for path in paths})
 
 
 def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
@@ -118,6 +126,10 @@ def check_same_size(pair: Pair, image_hw: tuple[int, int], mask_hw: tuple[int, i
             f"{pair.mask} is {mask_hw[1]} x {mask_hw[0]} px (width x height) but its image {pair.image} is "
             f"{image_hw[1]} x {image_hw[0]}; they must be of one size"
         )
+
+
+def _root(path: Path) -> Path:
+    return _absolute(path if path.is_dir() else path.parent)
 
 
 def _absolute(path: Path) -> Path:

@@ -31,8 +31,9 @@ import numpy.typing as npt
 
 from cellseg_deploy.decoders import Decoded, declared_pixels, decode
 from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.fingerprint import Fingerprint
 from cellseg_deploy.image_files import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
-from cellseg_deploy.resolution import Resolution
+from cellseg_deploy.resolution import GIVEN, UNKNOWN, PixelSize, Resolution, believed_pixel_size, check_pixel_size
 from cellseg_deploy.runs import pieces, renumber, row_runs
 
 __all__ = [
@@ -61,24 +62,37 @@ _OBJECT_PX = 20
 class LoadedImage:
     """``pixels_hwc``: uint8 RGB (h, w, 3), upright. ``notes``: what was converted or looks odd, one sentence each.
 
-    ``resolution``: what the file says of the size of its pixels, as it lies in the file.
+    ``resolution``: what the file says of the size of its pixels, as it lies in the file. ``pixel_size``: of a pixel
+    in the specimen, as the user says or else the file. ``source``: fingerprint of the very bytes that were decoded, if
+    it was asked for.
     """
 
     pixels_hwc: npt.NDArray[np.uint8]
     notes: tuple[str, ...]
     resolution: tuple[Resolution, ...] = ()
+    pixel_size: PixelSize = UNKNOWN
+    source: Fingerprint | None = None
 
 
-def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, bit_depth: int | None = None) -> LoadedImage:
+def read_image(
+    path: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    bit_depth: int | None = None,
+    pixel_size_um: float | None = None,
+    with_fingerprint: bool = False,
+) -> LoadedImage:
     """The image in ``path`` as uint8 RGB, upright.
 
     ``max_pixels``: larger images are refused before they are decoded. ``bit_depth`` (9..16): bits that the camera
     really used in a file of 16 bit samples; without it the full range of the file format is scaled to 8 bit.
+    ``pixel_size_um``: side of a pixel, whatever the file says; without it a TIFF's own, if a microscope can have it.
+    ``with_fingerprint``: also say which bytes were read (``source``).
 
     Raises ``DataError`` on anything that is not a complete PNG, JPEG or TIFF with one plane of 1 to 16 bit samples.
     """
-    check_settings(max_pixels, bit_depth)
-    decoded = decode(path, max_pixels)
+    check_settings(max_pixels, bit_depth, pixel_size_um)
+    decoded = decode(path, max_pixels, with_fingerprint=with_fingerprint)
     if decoded.samples.dtype not in (np.uint8, np.uint16):
         raise DataError(
             f"{path}: samples of type {decoded.samples.dtype}, whose range is not defined; expected 8 or 16 bit; "
@@ -91,15 +105,18 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, bit_depth: int | Non
     if decoded.orientation != 1:
         rgb = _upright(rgb, decoded.orientation)
         notes.append(f"turned upright as the file's orientation tag {decoded.orientation} says; outputs match that")
-    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), decoded.resolution)
+    size = believed_pixel_size(decoded.resolution) if pixel_size_um is None else PixelSize(pixel_size_um, GIVEN)
+    notes += [size.note] if size.note else []
+    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), decoded.resolution, size, decoded.source)
 
 
-def check_settings(max_pixels: int, bit_depth: int | None) -> None:
+def check_settings(max_pixels: int, bit_depth: int | None, pixel_size_um: float | None = None) -> None:
     """Raise ``UsageError`` if these settings of ``read_image`` cannot be meant."""
     if max_pixels < 1:
         raise UsageError(f"max_pixels must be at least 1, got {max_pixels}")
     if bit_depth is not None and not 9 <= bit_depth <= 16:
         raise UsageError(f"bit depth must be 9 to 16, got {bit_depth}; 8-bit images need none")
+    check_pixel_size(pixel_size_um)
 
 
 def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.int32]:

@@ -42,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.model_spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams
+from cellseg_deploy.model_spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams, misfit
 from cellseg_deploy.runs import Labels, Runs, bands, largest_pieces, paint, raster_ranks, row_runs, stacked
 
 Plane = npt.NDArray[np.float32]
@@ -360,10 +360,6 @@ def _check(
 
 def check_params(params: InstanceParams) -> None:
     """Raise ``UsageError`` if a threshold is outside (0, 1) or another setting is negative or NaN."""
-    for name in params.__struct_fields__:
-        value = getattr(params, name)
-        if name.endswith("threshold"):
-            if not 0 < value < 1:
-                raise UsageError(f"{name} must lie between 0 and 1 (both excluded), got {value}")
-        elif not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"{name} must be 0 or more, got {value}")
+    problem = misfit(params)
+    if problem:
+        raise UsageError(problem)

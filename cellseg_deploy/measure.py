@@ -46,6 +46,15 @@ COLUMNS: tuple[str, ...] = (
     "touches_border",
 )
 
+UM_COLUMNS: tuple[str, ...] = (
+    "area_um2",
+    "equivalent_diameter_um",
+    "major_axis_um",
+    "minor_axis_um",
+    "perimeter_um",
+)
+"""What lengths and areas become where the size of a pixel is known."""
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -118,6 +127,12 @@ def solidities(labels: npt.NDArray[np.integer[Any]], numbers: npt.NDArray[np.int
     first_run = np.flatnonzero(np.diff(runs.label, prepend=0))
     area = np.add.reduceat(runs.length, first_run)
     return np.asarray(area / _convex_areas(runs, first_run), np.float64)
+
+
+def in_micrometres(table: CellTable, pixel_size_um: float) -> dict[str, Floats]:
+    """``UM_COLUMNS`` of ``table``, each (n,): lengths times ``pixel_size_um`` (side of a pixel), areas its square."""
+    lengths = {name: table.columns[name.replace("_um", "_px")] * pixel_size_um for name in UM_COLUMNS[1:]}
+    return {"area_um2": table.columns["area_px"] * pixel_size_um**2, **lengths}
 
 
 def boxes(labels: npt.NDArray[np.integer[Any]], numbers: Ints) -> Ints:

@@ -53,6 +53,7 @@ def check_model(path: Path, data: bytes) -> ModelFile:
         raise ModelError(f"{path}: the model has no node; the file is empty or cut short; copy or export it again")
     spec = read_spec(model, source=str(path))
     _check_embedded(path, model)
+    _check_versions(path, model)
     _check_well_formed(path, data)
     _check_input_and_output(path, model, spec)
     _check_finite(path, model)
@@ -180,6 +181,21 @@ def _check_embedded(path: Path, model: Any) -> None:
             raise ModelError(
                 f"{path}: the weights {tensor.name!r} lie outside the file, which could be any file of this computer; "
                 "only embedded weights are accepted; export the model again"
+            )
+
+
+def _check_versions(path: Path, model: Any) -> None:
+    """Neither the checker nor OpenVINO minds an operator set of the future; they read it as the latest they know."""
+    import onnx
+
+    for what, version, latest in (
+        ("IR", model.ir_version, int(onnx.IR_VERSION)),
+        ("opset", _opset(model), onnx.defs.onnx_opset_version()),
+    ):
+        if version > latest:
+            raise ModelError(
+                f"{path}: written in ONNX {what} version {version}, onnx {onnx.__version__} reads up to {latest}; "
+                "update onnx and the engine, or export the model with an earlier version"
             )
 
 

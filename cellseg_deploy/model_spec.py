@@ -192,6 +192,7 @@ def check(spec: ModelSpec, *, source: str) -> None:
             f"variant {spec.variant} without a {spec.variant} channel: {spec.channels}",
         ),
         (bool(spec.operating_points), "no operating point"),
+        *((not misfit(params), f"{task}: {misfit(params)}") for task, params in spec.operating_points.items()),
         *(
             (math.isfinite(v.p95 - v.p05) and v.p05 <= v.median <= v.p95, f"data_summary {name} is no spread: {v}")
             for name, v in (spec.training.data_summary.values.items() if spec.training.data_summary else ())
@@ -200,6 +201,18 @@ def check(spec: ModelSpec, *, source: str) -> None:
     wrong = [message for fine, message in problems if not fine]
     if wrong:
         raise ModelError(f"{source}: model metadata does not fit: {'; '.join(wrong)}; export the model again")
+
+
+def misfit(params: InstanceParams) -> str:
+    """What is wrong with ``params``, "" if nothing is: a threshold outside (0, 1), another negative or not finite."""
+    for name in params.__struct_fields__:
+        value = getattr(params, name)
+        if name.endswith("threshold"):
+            if not 0 < value < 1:
+                return f"{name} must lie between 0 and 1 (both excluded), got {value}"
+        elif not (math.isfinite(value) and value >= 0):
+            return f"{name} must be 0 or more, got {value}"
+    return ""
 
 
 def default_operating_points(variant: Variant) -> dict[str, InstanceParams]:

@@ -20,7 +20,7 @@ from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, scale_from_cells
 from cellseg_deploy.errors import DataError, ModelError, UsageError
-from cellseg_deploy.instances import segment
+from cellseg_deploy.instances import check_params, segment
 from cellseg_deploy.measure import CellTable, measure
 from cellseg_deploy.model_spec import InstanceParams
 from cellseg_deploy.passes import StageClock, Steps, TiledPass, run_alone
@@ -92,6 +92,7 @@ class Segmenter:
         self.backend = backend
         self.task = task
         self.params: InstanceParams = spec.operating_point(task)
+        check_params(self.params)
         self.scale = fixed_scale(
             spec.image_scale, spec.cell_diameter_px, scale=scale, cell_diameter_px=cell_diameter_px
         )

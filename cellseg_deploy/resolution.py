@@ -1,30 +1,45 @@
-"""What an image file says of the size of its pixels: OME and ImageJ pixel sizes, and the dpi of TIFF, PNG and JPEG.
+"""What an image file says of the size of its pixels, and what of that is believed.
 
 A microscope's software writes a pixel size; cameras and editors write 72, 96 or 300 dpi, which is meant for a screen or
-a printer and says nothing of the magnification. A tag that is missing, zero or damaged is as if it were not there: the
-pixels are whole without it.
+a printer and says nothing of the magnification: 72 dpi is 353 micrometres a pixel. A tag that is missing, zero or
+damaged is as if it were not there: the pixels are whole without it. PNG and JPEG hold a density for printers only;
+it is listed, and never believed.
 """
 
 from __future__ import annotations
 
+import html
 import math
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cellseg_deploy.errors import UsageError
+
 PRINT_UM = 5.0
 """A red cell is 6 to 8 micrometres wide: pixels of this size and more are those of a page or a screen."""
+GIVEN = "given"
+"""Source of a pixel size that the user gave."""
+PLAUSIBLE_UM = (0.01, 20.0)
+"""Side of a pixel: from a fine camera behind a 100x objective to a plate scanner of 1,300 dpi."""
+_OF_MICROSCOPES = ("OME", "ImageJ", "TIFF")
+_SQUARE = 0.01  # relative difference of a pixel's sides that rounding explains
 _UM_PER_INCH, _UM_PER_CM = 25_400.0, 10_000.0
 _EXIF_X, _EXIF_Y, _EXIF_UNIT = 282, 283, 296  # the same numbers as in TIFF 6.0
 _UNIT_UM = {2: _UM_PER_INCH, 3: _UM_PER_CM}
 _UM_OF = {
     **dict.fromkeys(("µm", "μm", "um", "\\u00b5m", "micron", "microns", "micrometer", "micrometre"), 1.0),
-    **{"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": _UM_PER_INCH, "in": _UM_PER_INCH, "å": 1e-4, "pm": 1e-6},
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
+    **dict.fromkeys(("inch", "in", "inches"), _UM_PER_INCH),
+    **{"m": 1e6, "å": 1e-4, "pm": 1e-6},
 }
 # By pattern and not by an XML parser: a file from anywhere must not make one unfold its entities.
-_OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>", re.DOTALL)
-_OME_SIZE = re.compile(r"\bPhysicalSize([XY])(Unit)?\s*=\s*[\"']([^\"']*)[\"']")
+_OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^<>]*>")
+_OME_SIZE = re.compile(r"""\bPhysicalSize([XY](?:Unit)?)\s*=\s*["']([^"']*)["']""")
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,46 @@ class Resolution:
         values = [_UM_PER_INCH / um if self.is_of_print else um for um in self.um_per_px]
         same = math.isclose(*values, rel_tol=1e-3)
         return f"{self.source} {' x '.join(f'{value:.4g}' for value in (values[:1] if same else values))} {unit}"
+
+
+@dataclass(frozen=True)
+class PixelSize:
+    """``um``: side of a pixel in micrometres, None if nothing credible is known. ``source``: who says so, a tag of the
+    file or the user. ``note``: what was not believed."""
+
+    um: float | None = None
+    source: str = ""
+    note: str = ""
+
+
+UNKNOWN = PixelSize()
+
+
+def believed_pixel_size(said: Sequence[Resolution]) -> PixelSize:
+    """The pixel size among what a file says, in the order in which it says it: what no light microscope gives is not
+    believed, nor are the densities of PNG and JPEG."""
+    sizes = [one for one in said if one.source in _OF_MICROSCOPES]
+    if not sizes:
+        return UNKNOWN
+    x, y = sizes[0].um_per_px
+    low, high = PLAUSIBLE_UM
+    if not (low <= x <= high and low <= y <= high):
+        return PixelSize(
+            note=f"the file's resolution of {_UM_PER_INCH / x:.4g} dpi ({x:.4g} micrometres a pixel) is no "
+            "microscope's and was not used; give --pixel-size for micrometres"
+        )
+    if abs(x - y) > _SQUARE * max(x, y):
+        return PixelSize(
+            note=f"the file's pixels are not square ({x:.4g} x {y:.4g} micrometres) and their size was not used; "
+            "give --pixel-size for micrometres"
+        )
+    return PixelSize(x, sizes[0].source)
+
+
+def check_pixel_size(pixel_size_um: float | None) -> None:
+    """Raise ``UsageError`` if somebody cannot mean this size."""
+    if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and 0 < pixel_size_um <= 1000):
+        raise UsageError(f"pixel size must be above 0 and at most 1000 micrometres, got {pixel_size_um}")
 
 
 def of_png(data: bytes) -> tuple[Resolution, ...]:
@@ -84,9 +139,11 @@ def _of_ome(description: str) -> tuple[Resolution, ...]:
     pixels = _OME_PIXELS.search(description)
     if pixels is None:
         return ()
-    size: dict[str, Any] = {axis: value for axis, is_unit, value in _OME_SIZE.findall(pixels[0]) if not is_unit}
-    unit = {axis: value for axis, is_unit, value in _OME_SIZE.findall(pixels[0]) if is_unit}
-    um = [_number(size.get(axis)) * _UM_OF.get(unit.get(axis, "µm").casefold(), math.nan) for axis in "XY"]
+    said = {name: html.unescape(value) for name, value in _OME_SIZE.findall(pixels[0])}
+    if "Y" not in said:  # no pixel of a microscope is oblong unless it says so
+        said |= {name.replace("X", "Y"): value for name, value in said.items() if name.startswith("X")}
+    units = [_UM_OF.get(said.get(f"{axis}Unit", "µm").strip().casefold(), math.nan) for axis in "XY"]  # as the schema
+    um = [_number(said.get(axis)) * unit for axis, unit in zip("XY", units, strict=True)]
     return (Resolution("OME", (um[0], um[1])),) if _is_size(um) else ()
 
 

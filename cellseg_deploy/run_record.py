@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,22 +13,12 @@ import msgspec
 
 from cellseg_deploy.counting import CountRule, check_rule
 from cellseg_deploy.images import MAX_PIXELS, check_settings
-from cellseg_deploy.outputs import per_image
 from cellseg_deploy.outputs.folder import PROGRAM
+from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
+from cellseg_deploy.outputs.journal import ImageRecord
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
-IMAGE_COLUMNS = (
-    "image",
-    "status",
-    "cells",
-    "counted",
-    "confluence",
-    "median_cell_area_px",
-    "scale",
-    "warning",
-    "error",
-)
 _LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillow", "tifffile")
 
 
@@ -36,19 +26,22 @@ _LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillo
 class RunOptions:
     """What to write and how to read, with the defaults of ``cellseg-infer``; ``UsageError`` if it cannot be meant.
 
-    ``save``: files to write an image, names of ``outputs.per_image.OUTPUTS``.
+    ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: an earlier run in the folder
+    is replaced, else gone on with. ``pixel_size_um``: side of a pixel in the specimen in micrometres, whatever files
+    say.
     """
 
-    save: tuple[str, ...] = ("labels", "overlays")
+    save: tuple[str, ...] = DEFAULT
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
     bit_depth: int | None = None
+    pixel_size_um: float | None = None
     count_rule: CountRule = "all"
 
     def __post_init__(self) -> None:
-        per_image.chosen(self.save)
+        chosen_formats(self.save)
         check_rule(self.count_rule)
-        check_settings(self.max_pixels, self.bit_depth)
+        check_settings(self.max_pixels, self.bit_depth, self.pixel_size_um)
 
 
 @dataclass(frozen=True)
@@ -70,11 +63,20 @@ class ImageResult:
     error: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, record: ImageRecord) -> ImageResult:
+        """What the journal records of an image."""
+        known = {field.name for field in fields(cls)}
+        numbers = {name: value for name, value in record.result.items() if name in known}
+        return cls(record.image, record.status, seconds=record.seconds, **numbers)
+
 
 @dataclass
 class RunSummary:
     """Totals of a run; ``remaining`` is 0 unless it was stopped.
 
+    ``found``: images that were given. ``skipped``: done before, in a run that this one went on with; ``done`` and
+    ``failed``: now. ``cells``, ``counted``: of both. ``others``: results in the folder of images not given now.
     ``stage_seconds``: sums over images, which overlap, so together more than ``wall_seconds``. ``engine_seconds``: how
     long some call of the network was under way.
     """
@@ -83,6 +85,8 @@ class RunSummary:
     output: Path
     done: int = 0
     failed: int = 0
+    skipped: int = 0
+    others: int = 0
     cells: int = 0
     counted: int = 0
     wall_seconds: float = 0.0
@@ -91,8 +95,8 @@ class RunSummary:
 
     @property
     def remaining(self) -> int:
-        """Images that were neither done nor failed."""
-        return self.found - self.done - self.failed
+        """Images that are neither done nor failed."""
+        return self.found - self.done - self.skipped - self.failed
 
     @property
     def engine_busy(self) -> float:
@@ -100,15 +104,21 @@ class RunSummary:
         return self.engine_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
     def add(self, result: ImageResult) -> None:
-        """Count one more image."""
-        if result.status == "done":
-            self.done += 1
-            self.cells += result.cells or 0
-            self.counted += result.counted or 0
-        else:
-            self.failed += 1
+        """Count one more image that was worked on."""
+        self.done += result.status == "done"
+        self.failed += result.status == "failed"
+        self._add_cells(result)
         for stage, seconds in result.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+
+    def skip(self, result: ImageResult) -> None:
+        """Count one more image that was done before."""
+        self.skipped += 1
+        self._add_cells(result)
+
+    def _add_cells(self, result: ImageResult) -> None:
+        self.cells += result.cells or 0
+        self.counted += result.counted or 0
 
 
 def run_json(
@@ -159,7 +169,7 @@ def run_json(
         "stage_seconds": {stage: round(seconds, 3) for stage, seconds in summary.stage_seconds.items()},
         "totals": {
             "found": summary.found,
-            "done": summary.done,
+            "done": summary.done + summary.skipped,
             "failed": summary.failed,
             "remaining": summary.remaining,
             "cells": summary.cells,

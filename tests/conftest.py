@@ -25,16 +25,18 @@ from cellseg_deploy.model_spec import (
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# Capability 1 (DAC_OVERRIDE) leaves the bounding set (prctl 24) and so the next program: root obeys permissions there.
+# Capabilities 1 and 2 (DAC_OVERRIDE, DAC_READ_SEARCH) leave the bounding set (prctl 24) and so the next program: root
+# obeys permissions there.
 _GIVE_UP_ROOTS_RIGHTS = (
     "import ctypes, os, sys\n"
-    "if os.geteuid() == 0 and ctypes.CDLL(None).prctl(24, 1, 0, 0, 0) != 0: sys.exit(99)\n"
+    "prctl = ctypes.CDLL(None).prctl\n"
+    "if os.geteuid() == 0 and (prctl(24, 1, 0, 0, 0) or prctl(24, 2, 0, 0, 0)): sys.exit(99)\n"
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
 
 
 def run_obeying_permissions(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """``cellseg_deploy.cli.COMMAND`` in a process that may not write where the permissions forbid it, root or not."""
+    """``cellseg_deploy.cli.COMMAND`` in a process that may do what the permissions allow and no more, root or not."""
     program = f"from cellseg_deploy.cli.{command} import main; main()"
     words = [sys.executable, "-c", _GIVE_UP_ROOTS_RIGHTS, "-c", program, *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)

@@ -18,11 +18,13 @@ from conftest import DarknessBackend, draw_discs, make_spec
 from made_streams import our_threads
 from PIL import Image
 
-from cellseg_deploy import folder_run
+from cellseg_deploy import run_session
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, NothingToDoError, OutputError
 from cellseg_deploy.folder_run import ImageResult, RunOptions, RunSummary, run_folder
+from cellseg_deploy.image_work import ImageWork
 from cellseg_deploy.images import FoundImage, find_images
-from cellseg_deploy.outputs import per_image
+from cellseg_deploy.outputs import encoders, formats
+from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.samples.params import SmearParams
 from cellseg_deploy.samples.smear import make_smear
@@ -63,14 +65,12 @@ def discs(tmp_path: Path) -> Path:
     return folder
 
 
-def results(out: Path) -> dict[str, bytes | list[str]]:
-    """Content of every file but run.json; of tables the sorted lines, as their order is that of the images."""
+def results(out: Path) -> dict[str, bytes]:
+    """Content of every file but run.json and the journal, which hold times."""
     return {
-        path.relative_to(out).as_posix(): sorted(path.read_text().splitlines())
-        if path.suffix == ".csv"
-        else path.read_bytes()
+        path.relative_to(out).as_posix(): path.read_bytes()
         for path in out.rglob("*")
-        if path.is_file() and path.name != "run.json"
+        if path.is_file() and path.name not in ("run.json", "journal.jsonl")
     }
 
 
@@ -84,7 +84,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def expect_same_results(
     open_segmenter: Callable[[int], Segmenter], folder: Path, out: Path, settings: list[tuple[int, int]]
-) -> dict[str, bytes | list[str]]:
+) -> dict[str, bytes]:
     """Run ``folder`` with each (batch size, helpers) of ``settings``: in order the first time, then shuffled."""
     images, expected = find_images([folder]), None
     for batch_size, helpers in settings:
@@ -92,7 +92,7 @@ def expect_same_results(
         with open_segmenter(batch_size) as segmenter:
             summary = run_folder(segmenter, images, out / name, threads=ThreadPlan(None, helpers))
         assert (summary.failed, summary.remaining) == (1, 0)
-        assert [row["image"] for row in rows(out / name / "images.csv")] == [image.name for image in images]
+        assert [row["image"] for row in rows(out / name / "images.csv")] == sorted(image.name for image in images)
         found = results(out / name)
         expected = found if expected is None else expected
         assert found == expected, (batch_size, helpers)
@@ -261,20 +261,25 @@ def test_failed_overlay_leaves_no_label_file(four: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("cellseg_deploy.outputs.overlay.encode", fail)
     summary = run_folder(Segmenter(DarknessBackend()), find_images([four]), tmp_path / "out")
     assert summary.failed == 4
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["cells.csv", "images.csv", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == [
+        "cells.csv",
+        "images.csv",
+        "journal.jsonl",
+        "run.json",
+    ]
 
 
 def test_a_file_that_cannot_be_written_takes_those_before_it_along(
     four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = folder_run.write_bytes
+    original = run_session.write_bytes
 
     def write(path: Path, content: bytes) -> None:
         if path.name == "b.png.jpg":
             raise OutputError("disk full")
         original(path, content)
 
-    monkeypatch.setattr(folder_run, "write_bytes", write)
+    monkeypatch.setattr(run_session, "write_bytes", write)
     with pytest.raises(OutputError, match="disk full"):
         run_folder(Segmenter(DarknessBackend()), find_images([four]), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out/labels").iterdir()] == ["a.png.tif"]
@@ -286,7 +291,7 @@ def test_tables_are_written_before_threads_are_waited_for(
 ) -> None:
     """A call of a large network lasts; whoever ended the run may not wait that long before a kill."""
     order: list[str] = []
-    stream, stop, original = Stream.__exit__, Stream.stop, folder_run.run_json
+    stream, stop, original = Stream.__exit__, Stream.stop, run_session.run_json
 
     def stop_stream(self: Any) -> None:
         order.append("stop")
@@ -302,7 +307,7 @@ def test_tables_are_written_before_threads_are_waited_for(
 
     monkeypatch.setattr(Stream, "__exit__", exit_stream)
     monkeypatch.setattr(Stream, "stop", stop_stream)
-    monkeypatch.setattr(folder_run, "run_json", run_json)
+    monkeypatch.setattr(run_session, "run_json", run_json)
 
     def on_result(_: ImageResult) -> None:
         raise KeyboardInterrupt
@@ -315,14 +320,14 @@ def test_tables_are_written_before_threads_are_waited_for(
 def test_a_signal_while_an_image_is_written_waits_for_its_record(
     four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = folder_run.write_bytes
+    original = run_session.write_bytes
 
     def write(path: Path, content: bytes) -> None:
         original(path, content)
         if path.name == "b.png.tif":
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(folder_run, "write_bytes", write)
+    monkeypatch.setattr(run_session, "write_bytes", write)
     with pytest.raises(KeyboardInterrupt):
         run_folder(Segmenter(DarknessBackend()), find_images([four]), tmp_path / "out")
     check_stopped_after_two(tmp_path / "out")
@@ -356,8 +361,8 @@ def test_nothing_to_do(tmp_path: Path) -> None:
 
 def test_memory_is_planned_by_the_size_that_headers_declare(discs: Path, tmp_path: Path) -> None:
     images = [*find_images([discs]), FoundImage(discs / "5.png", "linked", problem="a link out of the folder")]
-    run = folder_run._Run(Segmenter(DarknessBackend()), images, tmp_path, RunOptions(), ThreadPlan(None, 1))
-    planned = {image.name: run._bytes_in_flight(image) for image in run.images}
+    work = ImageWork(Segmenter(DarknessBackend()), RunOptions(), ())
+    planned = {image.name: work.bytes_in_flight(image) for image in images}
     assert planned["5.png"] == 100 * 130 * (3 + 4 + 3 + 4)
     assert planned["linked"] == 0  # it is not even opened
     half = Segmenter(DarknessBackend(make_spec(variant="boundary")), scale=0.5)
@@ -365,14 +370,12 @@ def test_memory_is_planned_by_the_size_that_headers_declare(discs: Path, tmp_pat
 
 
 def test_another_output_needs_one_entry(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = per_image.Output(
-        "counts",
-        "counts",
-        ".txt",
-        lambda found: f"{found.name} {found.labels.max()} {sorted(found.columns)[0]}".encode(),
-    )
-    monkeypatch.setattr(per_image, "OUTPUTS", (*per_image.OUTPUTS, count))
-    monkeypatch.setattr(per_image, "NAMES", (*per_image.NAMES, "counts"))
+    def encode(found: SegmentedImage) -> bytes:
+        return f"{found.name} {found.labels.max()} {sorted(found.columns)[0]}".encode()
+
+    count = formats.Format("counts", "number of cells", "counts", ".txt", "encoders:count")
+    monkeypatch.setattr(encoders, "count", encode, raising=False)
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, count))
     run_folder(
         Segmenter(DarknessBackend()), find_images([four]), tmp_path / "out", options=RunOptions(save=("counts",))
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
+from cellseg_deploy.image_files import input_roots
 from cellseg_deploy.images import check_same_size, find_images, pair_by_stem, read_image, read_labels
 
 
@@ -57,6 +58,16 @@ def test_a_named_file_needs_no_suffix_but_must_exist(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"missing\.png"):
         find_images([tmp_path / "missing.png"])
     assert find_images([tmp_path]) == []
+
+
+def test_roots_are_what_names_are_relative_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one/a.png", "one/b.png", "two/c.png"):
+        touch(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert input_roots([Path("two/c.png"), Path("one"), tmp_path / "one" / "b.png"]) == [
+        tmp_path / "one",
+        tmp_path / "two",
+    ]
 
 
 def test_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,7 @@ def test_the_position_embedding_is_made_for_the_tile():
     assert CellSegNet(config).encoder.pos_embed.shape[1] == 8 * 8 + 1
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

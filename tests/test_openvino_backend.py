@@ -362,6 +362,7 @@ def edit(old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("harm", "words"),
     [

@@ -15,12 +15,14 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from run_records import identity
 
 from cellseg_deploy.errors import OutputError, OutputInUseError
 from cellseg_deploy.outputs import atomic, label_tiff, overlay, tables
-from cellseg_deploy.outputs.folder import output_folder
+from cellseg_deploy.outputs.folder import held_folder
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
 from cellseg_deploy.outputs.names import output_names
+from cellseg_deploy.outputs.resume import begin
 
 
 def two_cells(hw: tuple[int, int] = (400, 500)) -> np.ndarray:
@@ -163,6 +165,15 @@ def test_output_names_never_meet() -> None:
     assert output_names(list(reversed(names))) == result
 
 
+def test_output_names_that_are_in_use_stay() -> None:
+    """a.png was done before A.png came, which would otherwise be the first of the two."""
+    assert output_names(["a.png"]) == {"a.png": "a.png"}
+    assert output_names(["A.png", "a.png"], {"a.png": "a.png"}) == {"a.png": "a.png", "A.png": "A.png~2"}
+    assert output_names(["A.png", "b.png"], {"gone.png": "a.png"}) == {"A.png": "A.png~2", "b.png": "b.png"}
+    names = ["a.png", "A.png", "x" * 255]
+    assert output_names(names, output_names(names)) == output_names(names)
+
+
 # --- atomic
 
 
@@ -268,7 +279,7 @@ def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert killed.returncode == -9
     assert (tmp_path / LOCK_NAME).exists()
-    with output_folder(tmp_path, overwrite=False):
+    with held_folder(tmp_path):
         pass
 
 
@@ -276,8 +287,8 @@ def test_foreign_folders_are_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     (tmp_path / "run.json").write_text('{"program": "something else"}')
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="not empty"), output_folder(tmp_path, overwrite=overwrite):
-            pass
+        with pytest.raises(OutputError, match="not empty"):
+            begin(tmp_path, identity(), overwrite=overwrite)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "thesis.txt"]
 
 
@@ -289,10 +300,9 @@ def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "run.json").write_text(json.dumps({"program": "cellseg-infer"}))
-    with pytest.raises(OutputError, match="--overwrite"), output_folder(tmp_path, overwrite=False):
-        pass
-    with output_folder(tmp_path, overwrite=True):
-        pass
+    with pytest.raises(OutputError, match="--overwrite"):
+        begin(tmp_path, identity(), overwrite=False)
+    assert begin(tmp_path, identity(), overwrite=True).kind == "fresh"
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == set(theirs)
     assert not (tmp_path / "overlays").exists()
@@ -306,6 +316,6 @@ def test_overwrite_does_not_follow_a_link(tmp_path: Path) -> None:
     out.mkdir()
     (out / "run.json").write_text(json.dumps({"program": "cellseg-infer"}))
     (out / "labels").symlink_to(outside)
-    with pytest.raises(OutputError, match="link"), output_folder(out, overwrite=True):
-        pass
+    with pytest.raises(OutputError, match="link"):
+        begin(out, identity(), overwrite=True)
     assert (outside / "precious.tif").exists()

@@ -37,9 +37,16 @@ ENGINES = {
     "tensorrt_rtx": "cellseg_deploy/backends/tensorrt.py",
     "cuda": "cellseg_deploy/backends/cuda_runtime.py",
 }
-PLOTS = "cellseg_deploy/outputs/plots.py"
+# Package of an extra -> the only module of the runtime that may import it, in a function; commands ask for it by name
+# before they begin.
+OF_EXTRAS = {
+    "matplotlib": "cellseg_deploy/outputs/plots.py",
+    "pyarrow": "cellseg_deploy/outputs/parquet.py",
+    "pycocotools": "cellseg_deploy/outputs/coco.py",
+    "roifile": "cellseg_deploy/outputs/imagej_roi.py",
+}
 HEAVY = sorted(
-    {*TORCH, *ENGINES, "cv2", "imagecodecs", "matplotlib", "numpy", "onnx", "PIL", "scipy", "skimage", "tifffile"}
+    {*TORCH, *ENGINES, *OF_EXTRAS, "cv2", "imagecodecs", "numpy", "onnx", "PIL", "scipy", "skimage", "tifffile"}
 )
 MAX_LINES = 500
 
@@ -178,8 +185,8 @@ def test_third_party_imports_of_the_runtime_are_declared() -> None:
         for item in imports_of(path):
             if item.top in sys.stdlib_module_names or item.top in OUR_NAMES or item.top in ENGINES:
                 continue
-            if path == ROOT / PLOTS and item.top == "matplotlib" and (item.in_function or item.for_types):
-                continue  # of the extra "plots"; commands ask for it by name before they begin
+            if OF_EXTRAS.get(item.top) == path.relative_to(ROOT).as_posix() and (item.in_function or item.for_types):
+                continue
             installed_as = {name.lower().replace("_", "-") for name in homes.get(item.top, [])}
             if not installed_as & declared:
                 undeclared.append(
@@ -269,6 +276,7 @@ def test_the_base_brings_no_engine_and_no_torch() -> None:
     assert "onnxruntime" in extras["cpu"]
     assert "onnxruntime-gpu" in extras["gpu"]
     assert extras["plots"] == {"matplotlib"}
+    assert extras["outputs"] == {"pyarrow", "pycocotools", "roifile"}
     for name, items in extras.items():  # the two builds of ONNX Runtime overwrite each other's files
         assert not {"onnxruntime", "onnxruntime-gpu"} <= items, name
     assert not extras["export"] & {"onnxruntime", "onnxruntime-gpu"}

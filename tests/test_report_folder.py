@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_records import identity
 from test_evaluate import evaluate, report
 from test_evaluate_modes import smears  # noqa: F401  (a fixture)
 
 from cellseg_deploy import evaluation
 from cellseg_deploy.cli import _extras
 from cellseg_deploy.errors import OutputError
-from cellseg_deploy.outputs.folder import output_folder
+from cellseg_deploy.outputs.folder import held_folder
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
 from cellseg_deploy.outputs.report_folder import report_folder
+from cellseg_deploy.outputs.resume import begin, sweep
 
 NAMES = ["report.json", "table.csv", "anatomy"]
 PARTS = {"table.csv": "1", "anatomy/merge-01.jpg": "2", ".cellseg-0123456789abcdef.tmp": "3"}
@@ -157,11 +159,13 @@ def test_a_run_that_was_killed_before_its_first_file_leaves_a_free_folder(tmp_pa
     abandoned.mkdir()
     (abandoned / "x").touch()
     (tmp_path / LOCK_NAME).touch()
-    with output_folder(tmp_path, overwrite=False):
+    with held_folder(tmp_path):
+        assert begin(tmp_path, identity(), overwrite=False).kind == "fresh"
+        sweep(tmp_path, ())
         assert there(tmp_path) == [LOCK_NAME]
     os.mkdir(tmp_path / ".hidden")  # noqa: PTH102
-    with pytest.raises(OutputError, match="not empty"), output_folder(tmp_path, overwrite=False):
-        pass
+    with pytest.raises(OutputError, match="not empty"):
+        begin(tmp_path, identity(), overwrite=False)
 
 
 def test_the_command_goes_on_where_it_was_killed(

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from conftest import DarknessBackend, make_onnx, make_spec
+from conftest import DarknessBackend, draw_discs, make_onnx, make_spec
 from fake_tensorrt import ErrorCode, FakeCuda, make_tensorrt
+from PIL import Image
 
 from cellseg_deploy.backends import cuda_runtime, open_backend
 from cellseg_deploy.backends import tensorrt as module
@@ -21,6 +22,8 @@ from cellseg_deploy.backends.tensorrt import TensorRTBackend, build_to, open_dev
 from cellseg_deploy.backends.tensorrt_buffers import BatchProfile
 from cellseg_deploy.backends.tensorrt_build import BuildOptions
 from cellseg_deploy.backends.tensorrt_sidecar import read_sidecar, sidecar_path, write_sidecar
+from cellseg_deploy.cli import _common
+from cellseg_deploy.cli.infer import command
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
 from cellseg_deploy.model_file import read_model_file, write_spec
 
@@ -136,6 +139,34 @@ def test_what_it_says_of_itself(cuda: FakeCuda, engine: Path) -> None:
 # --- refusals
 
 
+@pytest.mark.reliability
+@pytest.mark.parametrize("change", ["gpu", "tensorrt", "hash", "no description"])
+def test_a_run_with_an_engine_of_another_machine_stops_before_work(
+    change: str, cuda: FakeCuda, engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(draw_discs((40, 40), [(20, 20)])).save(tmp_path / "in" / "a.png")
+    words = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(engine), "--backend", "tensorrt", "-q"]
+    assert _common.run(command, [*words[:2], str(tmp_path / "first"), *words[3:]]) == 0  # here it runs
+    if change == "gpu":
+        cuda.gpus = (("Other RTX", 8, 9),)
+    elif change == "tensorrt":
+        fake_trt().__version__ = "10.14.0"
+    elif change == "hash":
+        engine.write_bytes(engine.read_bytes() + b"!")
+    else:
+        sidecar_path(engine).unlink()
+    opened = len(fake_trt().opened)
+    capfd.readouterr()
+    assert _common.run(command, words) == 5
+    said = capfd.readouterr().err
+    assert said.startswith(f"error: {engine}")
+    assert said.count("\n") == 1
+    assert len(fake_trt().opened) == opened  # an engine is a program: it is not even looked into
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.reliability
 def test_an_engine_is_not_opened_before_it_was_checked(cuda: FakeCuda, engine: Path) -> None:
     trt = fake_trt()
     whole = engine.read_bytes()

@@ -130,6 +130,7 @@ def test_engines_that_fit(changes: dict[str, Any], here: Machine) -> None:
     check_engine(Path("model.engine"), ENGINE, make_sidecar(**changes), here)
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(("changes", "here", "words"), MISFITS)
 def test_engines_of_another_machine(changes: dict[str, Any], here: Machine, words: str) -> None:
     with pytest.raises(ModelError, match=words) as caught:
@@ -138,6 +139,7 @@ def test_engines_of_another_machine(changes: dict[str, Any], here: Machine, word
     assert str(caught.value).endswith("use --rebuild")
 
 
+@pytest.mark.reliability
 def test_a_damaged_engine() -> None:
     with pytest.raises(ModelError, match="SHA-256"):
         check_engine(Path("model.engine"), ENGINE + b"!", make_sidecar(), HERE)

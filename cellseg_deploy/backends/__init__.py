@@ -82,6 +82,7 @@ def open_backend(
         precision=precision,
         streams=streams,
     )
+    opened.form = path.name
     try:
         opened.verified, opened.choice = (
             auto.verdict_on(opened, path) if chosen is None else (chosen.verified, chosen.why)

@@ -21,7 +21,8 @@ class Backend(ABC):
 
     ``name``: engine name as in ``--backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
     ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``). ``batch_step``: tiles
-    that cost as much as one, where the engine fills a call up to a multiple of them.
+    that cost as much as one, where the engine fills a call up to a multiple of them. ``form``: name of the file that
+    was opened, which is not the one that was given where ``--backend auto`` chose another form of the network.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Backend(ABC):
     spec: ModelSpec
     verified: bool = False
     choice: str = ""
+    form: str = ""
     batch_step: int = 1
 
     def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

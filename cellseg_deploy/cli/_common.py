@@ -6,7 +6,6 @@ Light to import: a command's ``--help`` must not load numpy or an engine.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import signal
 from collections.abc import Callable, Sequence
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cellseg_deploy.errors import BackendUnavailableError, CellsegError
+from cellseg_deploy import requirements
+from cellseg_deploy.errors import CellsegError
 
 if TYPE_CHECKING:
     from cellseg_deploy.threads import ThreadPlan
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_OK, EXIT_INTERNAL, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 1, 3, 130
+
+require_packages = requirements.require_packages
 
 _log = logging.getLogger("cellseg_deploy")
 
@@ -87,15 +89,6 @@ def printable(text: str | Path) -> str:
     """``text`` as one line that any terminal and encoding can show: no control characters, no broken Unicode."""
     escaped = str(text).encode("utf-8", "backslashreplace").decode()
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in escaped)
-
-
-def require_packages(extra: str, *names: str) -> None:
-    """Raise ``BackendUnavailableError`` with the install command if one of the packages ``names`` is missing."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(
-            f"{', '.join(missing)} not installed, which this needs; run: pip install 'cellseg-deploy[{extra}]'"
-        )
 
 
 def _cell_diameter(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | str | None:

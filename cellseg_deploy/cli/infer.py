@@ -52,7 +52,8 @@ terminated or terminal closed (what is done is kept).
     "--save",
     default="labels,overlays",
     show_default=True,
-    help="Files to write for each image, with commas between: labels, overlays; or none. Tables are always written.",
+    help="Files to write, with commas between: labels, overlays, numbered, rois, geojson, coco, probabilities, "
+    "confluence, parquet; or all, or none. Tables are always written.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
 @click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
@@ -99,16 +100,19 @@ def command(
     if not paths or output is None:
         missing = next(p for p in context.command.params if p.name == ("output" if paths else "paths"))
         raise click.MissingParameter(ctx=context, param=missing)
-    saved = _parse_save(save)
 
     from cellseg_deploy import folder_run
     from cellseg_deploy.errors import NothingToDoError
     from cellseg_deploy.images import MAX_PIXELS, SUFFIXES, find_images
+    from cellseg_deploy.models import default_model_path
     from cellseg_deploy.outputs.folder import check_apart
+    from cellseg_deploy.outputs.formats import parse_names
+    from cellseg_deploy.outputs.resume import check_usable, look_at
     from cellseg_deploy.pipeline import Segmenter
+    from cellseg_deploy.run_identity import engine_to_go_on_with
 
     options = folder_run.RunOptions(
-        save=saved,
+        save=parse_names(save),
         overwrite=overwrite,
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         bit_depth=bit_depth,
@@ -120,11 +124,16 @@ def command(
     if not images:
         where = ", ".join(_common.printable(path) for path in paths)
         raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
+    state = look_at(output)
+    if state.kind == "foreign" or not overwrite:
+        check_usable(state, output)
+    engine_asked: dict[str, Any] = {"path": model, "backend": backend, "device": device, "precision": precision}
+    is_free = backend == "auto" and (device, precision, ort_provider, rebuild) == (None, None, None, False)
+    if is_free and state.journal is not None and not overwrite:
+        engine_asked = engine_to_go_on_with(state.journal.identity, model or default_model_path()) or engine_asked
     with (
         Segmenter.from_file(
-            model,
-            backend=backend,
-            device=device,
+            **engine_asked,
             task=task,
             scale=scale,
             cell_diameter_px=cell_diameter,
@@ -134,7 +143,6 @@ def command(
             rebuild=rebuild,
             cuda_graph=cuda_graph,
             ort_provider=ort_provider,
-            precision=precision,
             streams=streams,
         ) as segmenter,
         _progress(len(images), quiet) as progress,
@@ -164,18 +172,6 @@ def _explanation(model: Path | None, backend: str, device: str, precision: str |
         raise click.UsageError(f"--explain shows what --backend auto chooses; {backend} was named")
     selection, here = auto.select(model or default_model_path(), device=device, precision=precision)
     return table(selection, here)
-
-
-def _parse_save(text: str) -> tuple[str, ...]:
-    from cellseg_deploy.outputs.per_image import NAMES
-
-    chosen = tuple(part.strip() for part in text.split(",") if part.strip())
-    if chosen == ("none",):
-        return ()
-    if not chosen or not set(chosen) <= set(NAMES):
-        expected = f"some of {', '.join(NAMES)} with commas between them, or none"
-        raise click.BadParameter(f"{text!r}; expected {expected}", param_hint="--save")
-    return chosen
 
 
 def _progress(total: int, quiet: bool) -> AbstractContextManager[Any]:

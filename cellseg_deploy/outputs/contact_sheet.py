@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.anatomy import Finding
-from cellseg_deploy.outputs import atomic
+from cellseg_deploy.outputs import atomic, jpeg
 from cellseg_deploy.outputs.overlay import OUTLINE_RGB, outlines
 
 FOLDER, SUFFIX = "anatomy", ".jpg"
@@ -68,7 +68,7 @@ class ContactSheets:
         self._pages[group] += 1
         atomic.make_folder(self._folder)
         picture = page(f"{TITLES[group]}   (page {self._pages[group]})", self._crops[group])
-        atomic.write_bytes(self._folder / _page_name(group, self._pages[group]), encode(picture))
+        atomic.write_bytes(self._folder / _page_name(group, self._pages[group]), jpeg.encode(picture))
         self._crops[group] = []
 
 
@@ -117,20 +117,6 @@ def page(title: str, items: list[Picture]) -> Picture:
         top, left = _HEADER_PX + row * (item_h + _GAP_PX), _GAP_PX + column * (item_w + _GAP_PX)
         sheet[top : top + item_h, left : left + item_w] = item
     return sheet
-
-
-def encode(picture: Picture) -> bytes:
-    """JPEG of an RGB picture with full colour resolution, for thin lines."""
-    import cv2
-
-    settings = [
-        *(cv2.IMWRITE_JPEG_QUALITY, 90),
-        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
-    ]
-    written, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), settings)
-    if not written:
-        raise RuntimeError(f"OpenCV could not encode a picture of {picture.shape} as JPEG")
-    return bytes(data)
 
 
 def _item(name: str, image_hwc: Picture, true: Labels, predicted: Labels, finding: Finding) -> Picture:

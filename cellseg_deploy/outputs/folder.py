@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove_stale
-from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
-from cellseg_deploy.outputs.per_image import OUTPUTS
-from cellseg_deploy.outputs.workspace import remove_abandoned
+from cellseg_deploy.outputs.formats import CELLS_CSV, FORMATS, IMAGES_CSV
+from cellseg_deploy.outputs.journal import JOURNAL
+from cellseg_deploy.outputs.lock import exclusive
 
 RUN_JSON = "run.json"
 PROGRAM = "cellseg-infer"
-_TABLES = ("cells.csv", "images.csv", RUN_JSON)  # run.json last: without it the rest is not recognised as ours
+_RUN_FILES = (
+    *(CELLS_CSV, IMAGES_CSV),
+    *(format.run_file for format in FORMATS if format.run_file),
+    *(RUN_JSON, JOURNAL),  # last: without one of these the rest is not recognised as ours
+)
 
 
 @contextmanager
-def output_folder(out: Path, *, overwrite: bool) -> Iterator[None]:
-    """``out`` existing, empty and held by this process alone.
+def held_folder(out: Path) -> Iterator[None]:
+    """``out``, made if it was not there, and held by this process alone.
 
-    With ``overwrite`` the files of an earlier run are removed first: tables, outputs of images, and nothing else.
-    Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if it holds other things.
+    Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if it cannot be written.
     """
     make_folder(out)
     with exclusive(out):
-        _make_room(out, overwrite)
         yield
 
 
@@ -55,45 +57,53 @@ def was_written_by(program: str, record: Path) -> bool:
     return isinstance(content, dict) and content.get("program") == program
 
 
-def _make_room(out: Path, overwrite: bool) -> None:
-    remove_stale(out)  # a run that was killed before it could write anything leaves nothing else
-    remove_abandoned(out)
-    there = sorted(path.name for path in out.iterdir() if path.name != LOCK_NAME)
-    if not there:
-        return
-    if not was_written_by(PROGRAM, out / RUN_JSON):
-        raise OutputError(
-            f"{out}: the folder is not empty (it holds {_some(there)}) and no earlier run of {PROGRAM} made it; "
-            "choose an empty or new folder"
-        )
-    if not overwrite:
-        raise OutputError(
-            f"{out}: holds the results of an earlier run; choose another folder, or replace them with --overwrite"
-        )
-    try:
-        _remove_earlier_run(out)
-    except OSError as error:
-        raise OutputError(f"{error.filename}: cannot be removed ({error.strerror}); check permissions") from error
+def make_place(out: Path, relative: str) -> Path:
+    """The path of the output file ``relative`` (posix) in ``out``, its folders made.
+
+    Raises ``OutputError`` if one of these folders is a link: the file would appear outside of ``out``.
+    """
+    path = out / relative
+    for parent in path.relative_to(out).parents:
+        if parent != Path() and (out / parent).is_symlink():
+            raise OutputError(f"{out / parent}: a link out of the output folder; remove it or choose another folder")
+    make_folder(path.parent)
+    return path
 
 
-def _remove_earlier_run(out: Path) -> None:
-    for output in OUTPUTS:
-        folder = out / output.folder
-        if folder.is_symlink():
-            raise OutputError(f"{folder}: a link out of the output folder; remove it or choose another output folder")
-        for path, _, files in os.walk(folder, topdown=False):  # links to folders are not entered
-            for file in files:
-                if file.endswith(output.suffix) or _is_temporary(file):
-                    Path(path, file).unlink()
-            if not any(Path(path).iterdir()):
-                Path(path).rmdir()
-    for name in _TABLES:
-        (out / name).unlink(missing_ok=True)
+def foreign_names(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are neither our lock nor temporary files and folders of a run that was killed, sorted."""
+    return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
 
-def _is_temporary(name: str) -> bool:
+def suffixes_of_folders() -> dict[str, tuple[str, ...]]:
+    """Folders that hold a file an image, and how these files end."""
+    folders: dict[str, tuple[str, ...]] = {}
+    for format in FORMATS:
+        if format.folder:
+            folders[format.folder] = (*folders.get(format.folder, ()), format.suffix)
+    return folders
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that was never finished."""
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def remove_earlier_run(out: Path) -> None:
+    """Remove what a run writes, and nothing else. Raises ``OutputError``, also for a folder that is a link."""
+    for name in suffixes_of_folders():
+        if (out / name).is_symlink():
+            raise OutputError(f"{out / name}: a link out of the output folder; remove it or choose another folder")
+    try:
+        for name, suffixes in suffixes_of_folders().items():
+            for path, _, files in os.walk(out / name, topdown=False):  # links to folders are not entered
+                for file in files:
+                    if file.endswith(suffixes) or is_temporary(file):
+                        Path(path, file).unlink()
+                if not any(Path(path).iterdir()):
+                    Path(path).rmdir()
+        remove_stale(out)
+        for name in _RUN_FILES:
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{error.filename}: cannot be removed ({error.strerror}); check permissions") from error

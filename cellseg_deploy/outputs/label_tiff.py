@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 
-def encode(labels: npt.NDArray[np.int32]) -> bytes:
+def encode(labels: npt.NDArray[np.int32], *, pixel_size_um: float | None = None) -> bytes:
     """A TIFF of ``labels`` (h, w), 0 = background: uint16 where every label fits, else uint32; never 8 bit.
+
+    ``pixel_size_um``: side of a pixel, None if unknown; Fiji and QuPath then measure in micrometres.
 
     Strips with zlib and no predictor, because ImageJ reads no tiles and undoes a predictor only for LZW. No date and
     no version inside: the same labels give the same bytes.
@@ -28,6 +30,8 @@ def encode(labels: npt.NDArray[np.int32]) -> bytes:
         compressionargs={"level": 6},
         predictor=False,
         rowsperstrip=256,
+        resolution=None if pixel_size_um is None else (10_000 / pixel_size_um,) * 2,
+        resolutionunit=None if pixel_size_um is None else "CENTIMETER",
         maxworkers=1,  # see the module threads; any other number gives the same bytes
         metadata=None,
         software="cellseg-deploy",

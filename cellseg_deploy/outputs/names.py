@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 LABEL_SUFFIX = ".tif"
 OVERLAY_SUFFIX = ".jpg"
+LONGEST_SUFFIX_BYTES = len(".geojson")
 _MAX_NAME_BYTES = 255  # of one part of a path, on every common file system
 
 
-def output_names(names: Sequence[str]) -> dict[str, str]:
+def output_names(names: Sequence[str], kept: Mapping[str, str] | None = None) -> dict[str, str]:
     """Image name -> name of its outputs without ending (relative posix path), for all images of a run.
 
     Mostly the name itself. Names that differ only in case or in Unicode composition would overwrite each other on
     file systems that ignore that, so all but the first get ``~2``, ``~3``... A last part too long for the ending is
-    cut and gets a hash instead.
+    cut and gets a hash instead. ``kept``: names that outputs already have, of these images or of others; they stay as
+    they are, although images that came later would have changed who is first.
     """
-    taken: set[str] = set()
-    result = {}
-    for name in sorted(names):
+    result = {name: kept[name] for name in names if name in kept} if kept else {}
+    taken = {_folded(name) for name in (kept or {}).values()}
+    for name in sorted(set(names) - set(result)):
         number, candidate = 1, _shortened(name)
         while _folded(candidate) in taken:
             number += 1
@@ -37,7 +39,7 @@ def _folded(name: str) -> str:
 
 def _shortened(name: str) -> str:
     folder, _, last = name.rpartition("/")
-    limit = _MAX_NAME_BYTES - max(len(LABEL_SUFFIX), len(OVERLAY_SUFFIX))
+    limit = _MAX_NAME_BYTES - LONGEST_SUFFIX_BYTES
     raw = os.fsencode(last)
     if len(raw) <= limit:
         return name

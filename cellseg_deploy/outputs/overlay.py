@@ -1,17 +1,14 @@
-"""The picture for the eye: the image, every cell's true outline, and the count in a corner.
-
-JPEG with full colour resolution and quality 90: on a 1600 x 1200 smear 9 ms and 0.4 MB, against 68 ms and 2.7 MB for
-PNG; halved colour resolution would smear the thin outlines.
-"""
+"""The picture for the eye: the image, every cell's true outline, its number if wanted, and the count in a corner."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-OUTLINE_RGB = (0, 255, 80)
-"""A green that neither violet stain, nor red cells, nor a grey field contain."""
+from cellseg_deploy.outputs import jpeg
+from cellseg_deploy.outputs.palette import COUNTED_RGB
 
+OUTLINE_RGB = COUNTED_RGB
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
 _LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
 _PLATE_RGB = (16, 16, 16)
@@ -19,33 +16,28 @@ _PLATE_RGB = (16, 16, 16)
 
 def encode(image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> bytes:
     """JPEG file of ``draw(image_hwc, labels)``."""
-    import cv2
-
-    picture = draw(image_hwc, labels)
-    settings = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        90,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    ]
-    written, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), settings)
-    if not written:
-        raise RuntimeError(f"OpenCV could not encode a picture of {picture.shape} as JPEG")
-    return bytes(data)
+    return jpeg.encode(draw(image_hwc, labels))
 
 
-def draw(image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+def draw(
+    image_hwc: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int32],
+    numbers_xy: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.uint8]:
     """RGB picture of ``image_hwc`` (h, w, 3) with the outlines of ``labels`` (h, w) and their number.
 
-    Outlines are the cells' own border pixels, so two touching cells have two lines between them. Small images are
-    enlarged by a whole factor and huge ones reduced; a picture too small for the count gets a margin.
+    Outlines are the cells' own border pixels, so two touching cells have two lines between them. ``numbers_xy``: where
+    to write each cell's label, its centre in px of ``labels`` (n, 2), for labels 1..n. Small images are enlarged by a
+    whole factor and huge ones reduced; a picture too small for the count gets a margin.
     """
     if image_hwc.shape[:2] != labels.shape:
         raise ValueError(f"image {image_hwc.shape[:2]} and labels {labels.shape} must be of one size")
-    count = int(labels.max(initial=0))
+    count, width = int(labels.max(initial=0)), labels.shape[1]
     image_hwc, labels = to_viewing_size(image_hwc, labels)
     picture = image_hwc.copy()
     picture[outlines(labels, thickness=max(1, round(min(labels.shape) / 600)))] = OUTLINE_RGB
+    if numbers_xy is not None:
+        _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width))
     return with_caption(picture, f"{count} cell" if count == 1 else f"{count} cells")
 
 
@@ -101,3 +93,20 @@ def with_caption(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.ui
     origin = (margin, margin + height)
     cv2.putText(picture, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), stroke, cv2.LINE_AA)
     return picture
+
+
+def write_centred(picture: npt.NDArray[np.uint8], text: str, centre_xy: tuple[float, float], scale: float) -> None:
+    """``text`` in white with a dark rim, which any background leaves legible, around ``centre_xy`` of ``picture``."""
+    import cv2
+
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    (width, height), _ = cv2.getTextSize(text, font, scale, 1)
+    origin = (round(centre_xy[0] - width / 2), round(centre_xy[1] + height / 2))
+    for colour, stroke in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        cv2.putText(picture, text, origin, font, scale, colour, stroke, cv2.LINE_AA)
+
+
+def _write_numbers(picture: npt.NDArray[np.uint8], centres_xy: npt.NDArray[np.float64]) -> None:
+    scale = max(0.4, min(picture.shape[:2]) / 3000)
+    for number, (x, y) in enumerate(centres_xy.tolist(), start=1):
+        write_centred(picture, str(number), (x, y), scale)

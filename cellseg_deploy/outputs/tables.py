@@ -15,9 +15,12 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 def csv_rows(rows: Iterable[Sequence[Any]]) -> bytes:
     """``rows`` as CSV text in UTF-8, each cell formatted by ``format_cell``."""
-    text = "".join(",".join(_quoted(format_cell(value)) for value in row) + "\n" for row in rows)
-    # File names that are no UTF-8 show their odd bytes as \udcXX instead of making the whole table unreadable.
-    return text.encode("utf-8", "backslashreplace")
+    return utf8("".join(",".join(_quoted(format_cell(value)) for value in row) + "\n" for row in rows)).encode()
+
+
+def utf8(text: str) -> str:
+    """``text`` that any encoder takes: file names that are no UTF-8 show their odd bytes as ``\\udcXX``."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def format_cell(value: Any) -> str:

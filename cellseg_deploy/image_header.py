@@ -1,0 +1,51 @@
+"""Whether the beginning of an image file is there: how large it is can be told, and its pixels lie within the file."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+from cellseg_deploy.decoder_messages import collected
+from cellseg_deploy.jpeg_structure import walk
+
+_HEAD_BYTES = 1 << 20  # a JPEG's frame comes after EXIF data and colour profile
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def has_header(path: Path) -> bool:
+    """Whether ``path`` begins as a PNG, JPEG or TIFF with a size. False also if it cannot be read; never blocks.
+
+    Says nothing of damage further on: that is for the reader to find.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return False
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    if head.startswith(_PNG_HEAD) and len(head) >= len(_PNG_HEAD) + 8:
+        width, height = struct.unpack_from(">II", head, len(_PNG_HEAD))
+        return bool(width and height)
+    if head.startswith(b"\xff\xd8\xff"):
+        found = walk(head)
+        return min(found.width, found.height) > 0
+    return head[:4] in _TIFF and _has_tiff_header(path)
+
+
+def _has_tiff_header(path: Path) -> bool:
+    """A TIFF's directory mostly stands behind its pixels, where it is written last."""
+    import tifffile
+
+    try:
+        size = path.stat().st_size
+        with collected(), tifffile.TiffFile(path) as tiff:  # of a file that is half there much could be said
+            page = tiff.pages[0]
+            parts = zip(page.dataoffsets, page.databytecounts, strict=True)
+            return bool(page.imagewidth and page.imagelength and all(sum(part) <= size for part in parts))
+    except Exception:  # tifffile raises whatever it meets
+        return False

@@ -1,0 +1,18 @@
+"""How large an image may be, asked before anything of it is decoded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cellseg_deploy.errors import DataError
+
+
+def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
+    """Raise ``DataError`` if an image of this size is none, or larger than the user lets us decode."""
+    if width < 1 or height < 1:
+        raise DataError(f"{path}: image of {width} x {height} px; expected at least 1 x 1")
+    if width * height > max_pixels:
+        raise DataError(
+            f"{path}: {width} x {height} px are more than the limit of {max_pixels} pixels; "
+            "if the file is meant to be so large, raise it with --max-pixels"
+        )

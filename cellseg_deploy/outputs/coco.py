@@ -1,0 +1,106 @@
+"""Cells as COCO JSON, for whoever trains or scores with pycocotools, detectron2, mmdetection or FiftyOne.
+
+Masks are run lengths (RLE, compressed as COCO does it), not polygons: exact for every cell, with holes and in pieces,
+where COCO's polygons know no hole, and a tenth of their size. Who wants polygons finds them in the GeoJSON.
+
+Programs want one file for all images, but a run of ten thousand must neither hold a million cells in memory nor lose
+them to a power cut. So each image has its own complete file, and ``merge`` joins them when the run ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+
+from cellseg_deploy.outputs.segmented import SegmentedImage
+from cellseg_deploy.outputs.tables import utf8
+from cellseg_deploy.runs import Labels, row_runs
+
+_CATEGORIES = [{"id": 1, "name": "cell", "supercategory": "cell"}]
+
+
+def encode(image: SegmentedImage) -> bytes:
+    """COCO file of one image: image id 1, and annotations in order of label, whose id is the label.
+
+    ``area`` is ``area_px`` and ``bbox`` left, top, width, height in px; ``counted`` is a member of ours.
+    """
+    height, width = image.labels.shape
+    content = {
+        "info": {"description": "cells found by cellseg-infer", "model": image.model, "task": image.task},
+        "licenses": [],
+        "categories": _CATEGORIES,
+        "images": [{"id": 1, "file_name": utf8(image.name), "width": width, "height": height}],
+        "annotations": [
+            {
+                "id": label,
+                "image_id": 1,
+                "category_id": 1,
+                "segmentation": segmentation,
+                "area": area,
+                "bbox": box,
+                "iscrowd": 0,
+                "label": label,
+                "counted": is_counted,
+            }
+            for label, segmentation, area, box, is_counted in zip(
+                image.table.columns["label"].tolist(),
+                run_lengths(image.labels),
+                image.table.columns["area_px"].tolist(),
+                image.table.boxes.tolist(),
+                image.counted.tolist(),
+                strict=True,
+            )
+        ],
+    }
+    return msgspec.json.encode(content) + b"\n"
+
+
+def run_lengths(labels: Labels) -> list[dict[str, Any]]:
+    """COCO's compressed RLE of every label of ``labels`` (h, w), in order: ``{"size": [h, w], "counts": text}``."""
+    from pycocotools import mask
+
+    height, width = labels.shape
+    runs = row_runs(np.ascontiguousarray(labels.T))  # COCO counts down the columns
+    if not len(runs):
+        return []
+    order = np.argsort(runs.label, kind="stable")
+    label, column = runs.label[order], runs.row[order] * height
+    start, stop = column + runs.start[order], column + runs.stop[order]
+    is_first = np.diff(label, prepend=0) != 0
+    # A run that reaches the bottom and one that begins at the top of the next column are one.
+    begins = is_first | (start != np.roll(stop, 1))
+    ends = np.roll(begins, -1)
+    start, stop, is_first = start[begins], stop[ends], is_first[begins]
+    gap = start - np.where(is_first, 0, np.roll(stop, 1))
+    counts = np.stack([gap, stop - start], axis=1)
+    first = np.flatnonzero(is_first)
+    plain = []
+    for begin, end in zip(first, np.append(first[1:], len(stop)), strict=True):
+        behind = height * width - int(stop[end - 1])
+        cell = counts[begin:end].reshape(-1).tolist()
+        plain.append({"size": [height, width], "counts": [*cell, behind] if behind else cell})
+    compressed = mask.frPyObjects(plain, height, width)
+    return [{"size": rle["size"], "counts": rle["counts"].decode("ascii")} for rle in compressed]
+
+
+def merge(parts: Iterable[Path], file: BinaryIO) -> None:
+    """Write the COCO files ``parts`` of single images to ``file`` as one, images and annotations numbered anew.
+
+    One part at a time is in memory. Raises ``OSError`` and ``msgspec.DecodeError`` for a part that cannot be read.
+    """
+    images: list[dict[str, Any]] = []
+    n_annotations = 0
+    head: dict[str, Any] = {"info": {"description": "cells found by cellseg-infer"}, "licenses": []}
+    file.write(msgspec.json.encode({**head, "categories": _CATEGORIES})[:-1] + b',"annotations":[')
+    for part in parts:
+        content = msgspec.json.decode(part.read_bytes())
+        images.append({**content["images"][0], "id": len(images) + 1})
+        for annotation in content["annotations"]:
+            file.write(b",\n" if n_annotations else b"\n")
+            n_annotations += 1
+            file.write(msgspec.json.encode({**annotation, "id": n_annotations, "image_id": len(images)}))
+    file.write(b'],\n"images":' + msgspec.json.encode(images) + b"}\n")

@@ -1,0 +1,46 @@
+"""What formats.py calls, where a format's own module knows nothing of ``SegmentedImage`` or of output folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from cellseg_deploy.errors import OutputError
+from cellseg_deploy.outputs import coco, jpeg, label_tiff, parquet
+from cellseg_deploy.outputs import overlay as _overlay
+from cellseg_deploy.outputs.atomic import atomic_file, writing
+from cellseg_deploy.outputs.formats import CELLS_CSV
+from cellseg_deploy.outputs.segmented import SegmentedImage
+
+
+def labels(image: SegmentedImage) -> bytes:
+    """Label TIFF, with the pixel size where it is known."""
+    return label_tiff.encode(image.labels, pixel_size_um=image.pixel_size_um)
+
+
+def overlay(image: SegmentedImage) -> bytes:
+    """Image with outlines and count."""
+    return _overlay.encode(image.pixels_hwc, image.labels)
+
+
+def numbered(image: SegmentedImage) -> bytes:
+    """Image with outlines, count, and each cell's label at its centroid."""
+    centroids = np.stack([image.table.columns[f"centroid_{axis}_px"] for axis in "xy"], axis=1)
+    return jpeg.encode(_overlay.draw(image.pixels_hwc, image.labels, centroids))
+
+
+def merge_coco(_out: Path, files: Sequence[Path], path: Path) -> None:
+    """One COCO file of those of single images. Raises ``OutputError``."""
+    with atomic_file(path) as file, writing(path):
+        try:
+            coco.merge(files, file)
+        except msgspec.DecodeError as error:
+            raise OutputError(f"{path}: one of the files that belong in it is damaged ({error}); run again") from error
+
+
+def cells_parquet(out: Path, _files: Sequence[Path], path: Path) -> None:
+    """cells.csv of ``out`` as Parquet. Raises ``OutputError``."""
+    parquet.write(out / CELLS_CSV, path)

@@ -1,0 +1,120 @@
+"""The output formats by the name that ``--save`` knows them by.
+
+A format writes one file an image, in a folder of its own, or one file a run when all images are done, or both. Encoders
+are imported when they are called, and what libraries they need beyond the base is asked for before the run begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX
+from cellseg_deploy.requirements import require_packages
+
+if TYPE_CHECKING:
+    from cellseg_deploy.outputs.segmented import SegmentedImage
+
+EXTRA = "outputs"
+CELLS_CSV, IMAGES_CSV = "cells.csv", "images.csv"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file. ``name``: what ``--save`` calls it; several kinds may share a name. ``what``: said of it.
+
+    ``folder``, ``suffix``: an image's file is OUT/folder/NAMEsuffix; both empty where only ``run_file`` is written.
+    ``encoder``: ``module:function`` in this package, a function from ``SegmentedImage`` to the file's bytes.
+    ``run_file``: file in OUT of the whole run; ``finisher``: ``module:function`` that writes it from OUT's finished
+    tables and the format's own files, (out, files in the order of the images, path to write).
+    ``packages``: what must be installed besides the base.
+    """
+
+    name: str
+    what: str
+    folder: str = ""
+    suffix: str = ""
+    encoder: str = ""
+    run_file: str = ""
+    finisher: str = ""
+    packages: tuple[str, ...] = ()
+
+    def place(self, output_name: str) -> str:
+        """Where the file of the image whose files are called ``output_name`` lies in OUT (posix)."""
+        return f"{self.folder}/{output_name}{self.suffix}"
+
+    def encode(self, image: SegmentedImage) -> bytes:
+        """The file's bytes for one image. Never writes anything."""
+        function = cast("Callable[[SegmentedImage], bytes]", _function(self.encoder))
+        return function(image)
+
+    def finish(self, out: Path, files: Sequence[Path]) -> None:
+        """Write ``run_file``, whole or not at all. ``files``: this format's file of each done image, in input order."""
+        function = cast("Callable[[Path, Sequence[Path], Path], None]", _function(self.finisher))
+        function(out, files, out / self.run_file)
+
+
+FORMATS: tuple[Format, ...] = (
+    Format("labels", "label image: 0 background, 1..n the cells", "labels", LABEL_SUFFIX, "encoders:labels"),
+    Format("overlays", "the image with outlines and count", "overlays", OVERLAY_SUFFIX, "encoders:overlay"),
+    Format("numbered", "the same with each cell's number", "numbered", ".jpg", "encoders:numbered"),
+    Format("rois", "regions for ImageJ's ROI Manager", "rois", ".zip", "imagej_roi:encode", packages=("roifile",)),
+    Format("geojson", "detections for QuPath", "geojson", ".geojson", "geojson:encode"),
+    Format(
+        "coco",
+        "COCO JSON, and one for all images",
+        "coco",
+        ".json",
+        "coco:encode",
+        run_file="coco.json",
+        finisher="encoders:merge_coco",
+        packages=("pycocotools",),
+    ),
+    Format("probabilities", "network output, 16 bit", "probabilities", ".tif", "probability_tiff:encode"),
+    Format("confluence", "map of the covered share", "confluence", ".jpg", "confluence:encode_map"),
+    Format("confluence", "its figures", "confluence", ".csv", "confluence:encode_table"),
+    Format(
+        "parquet",
+        "cells.csv as Parquet",
+        run_file="cells.parquet",
+        finisher="encoders:cells_parquet",
+        packages=("pyarrow",),
+    ),
+)
+NAMES: tuple[str, ...] = tuple(dict.fromkeys(format.name for format in FORMATS))
+DEFAULT = ("labels", "overlays")
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names in ``text``, separated by commas, in the order of ``NAMES``; ``all`` and ``none`` stand alone.
+
+    Raises ``UsageError`` for anything else.
+    """
+    chosen = {part.strip() for part in text.split(",")} - {""}
+    if chosen in ({"all"}, {"none"}):
+        return NAMES if chosen == {"all"} else ()
+    unknown = sorted(chosen - set(NAMES))
+    if unknown or not chosen:
+        raise UsageError(
+            f"cannot save {', '.join(unknown) or 'nothing'}; expected {', '.join(NAMES)}, or all or none alone"
+        )
+    return tuple(name for name in NAMES if name in chosen)
+
+
+def chosen_formats(names: Sequence[str]) -> tuple[Format, ...]:
+    """Formats of ``names``. Raises ``UsageError`` for an unknown name, ``BackendUnavailableError`` if a package for one
+    of them is not installed."""
+    if unknown := sorted(set(names) - {format.name for format in FORMATS}):
+        raise UsageError(f"cannot save {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
+    formats = tuple(format for format in FORMATS if format.name in names)
+    require_packages(EXTRA, *(package for format in formats for package in format.packages))
+    return formats
+
+
+def _function(where: str) -> object:
+    module, _, name = where.partition(":")
+    return getattr(import_module(f"cellseg_deploy.outputs.{module}"), name)

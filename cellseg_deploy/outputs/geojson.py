@@ -1,0 +1,78 @@
+"""Cells as GeoJSON for QuPath: detections with their polygons and every column of cells.csv as a measurement.
+
+In QuPath: drop the file on the image, or File > Import objects from file. The layout is that of QuPath 0.4 and later
+(``objectType`` in the properties, measurements as an object of numbers, a UUID as id), which plain GeoJSON readers
+(shapely, geopandas, napari plugins) read as well. Coordinates are pixels of the upright image, y downwards.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from typing import Any
+
+import msgspec
+
+from cellseg_deploy.outputs.palette import COUNTED_RGB, NOT_COUNTED_RGB
+from cellseg_deploy.outputs.segmented import SegmentedImage
+from cellseg_deploy.outputs.tables import utf8
+from cellseg_deploy.polygons import CellPolygons, Ring
+
+_NAMESPACE = uuid.UUID("6f0f8a53-0c0e-5c44-9b57-6a6f9f5b0d11")
+_COUNTED = {"name": "Cell", "color": list(COUNTED_RGB)}
+_NOT_COUNTED = {"name": "Cell not counted", "color": list(NOT_COUNTED_RGB)}
+
+
+def encode(image: SegmentedImage) -> bytes:
+    """A FeatureCollection with one detection a cell, in order of label; where it comes from in the member ``cellseg``.
+
+    Ids follow from the image's name and the label: the same cell keeps its id when the file is written again.
+    """
+    names = list(image.columns)
+    rows = zip(*(column.tolist() for column in image.columns.values()), strict=True)
+    features = [
+        {
+            "type": "Feature",
+            "id": _id(image.name, cell.label),
+            "geometry": _geometry(cell),
+            "properties": {
+                "objectType": "detection",
+                "name": str(cell.label),
+                "classification": _COUNTED if is_counted else _NOT_COUNTED,
+                # QuPath's measurements are numbers: true and false become 1 and 0, what is not finite is left out.
+                "measurements": {
+                    name: int(value) if isinstance(value, bool) else value
+                    for name, value in zip(names, row, strict=True)
+                    if math.isfinite(value)
+                },
+            },
+        }
+        for cell, row, is_counted in zip(image.polygons, rows, image.counted.tolist(), strict=True)
+    ]
+    source = {
+        "image": utf8(image.name),
+        "width_px": image.labels.shape[1],
+        "height_px": image.labels.shape[0],
+        "pixel_size_um": image.pixel_size_um,
+        "model": image.model,
+        "task": image.task,
+    }
+    return msgspec.json.encode({"type": "FeatureCollection", "cellseg": source, "features": features}) + b"\n"
+
+
+def _id(image_name: str, label: int) -> str:
+    raw = os.fsencode(image_name)  # names that are no Unicode too
+    return str(uuid.uuid5(_NAMESPACE, f"{raw.hex()}/{label}"))
+
+
+def _geometry(cell: CellPolygons) -> dict[str, Any]:
+    polygons = [[_closed(ring) for ring in polygon] for polygon in cell.polygons]
+    if len(polygons) == 1:
+        return {"type": "Polygon", "coordinates": polygons[0]}
+    return {"type": "MultiPolygon", "coordinates": polygons}
+
+
+def _closed(ring: Ring) -> list[list[int]]:
+    corners: list[list[int]] = ring.tolist()
+    return [*corners, corners[0]]

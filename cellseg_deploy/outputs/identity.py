@@ -1,0 +1,105 @@
+"""What a run is, as far as its results depend on it: two runs of one identity give the same files.
+
+Kept in the first line of the journal. What cannot change a finished image is left out on purpose, so that a run can be
+resumed with it changed: batch size, threads, ``--max-pixels``, what is shown on the screen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cellseg_deploy.outputs.tables import utf8
+
+_OPTIONS = {  # of cellseg-infer: what to give to have the recorded value again
+    "task": "--task",
+    "backend.name": "--backend",
+    "backend.device": "--device",
+    "backend.precision": "--precision",
+    "settings.scale": "--scale or --cell-diameter",
+    "settings.halo": "--halo",
+    "settings.bit_depth": "--bit-depth",
+    "settings.pixel_size_um": "--pixel-size",
+    "settings.count_rule": "--count-rule",
+    "saved": "--save",
+    "model.sha256": "--model",
+}
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Values are what JSON holds: text, numbers, booleans, None, and lists and objects with text keys of them.
+
+    ``program``: name and version. ``model``: ``name`` and ``sha256`` of the file. ``backend``: ``name``, ``device``,
+    ``precision`` and the engine's version. ``task``; ``operating_point``: parameters of the instance step.
+    ``settings``: what else changes results, by the names of the options. ``saved``: names of the formats.
+    ``versions``: of the libraries that compute. ``inputs``: absolute folders that names are relative to.
+    """
+
+    program: str
+    model: Mapping[str, Any]
+    backend: Mapping[str, Any]
+    task: str
+    operating_point: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    saved: tuple[str, ...]
+    versions: Mapping[str, Any]
+    inputs: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Itself as it will be read back. Raises ``ValueError`` or ``TypeError`` for what JSON cannot hold."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return plain
+
+    @classmethod
+    def from_json(cls, content: Any) -> RunIdentity:
+        """The identity that ``to_json`` gave. Raises ``ValueError`` if it is none."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or set(content) != names:
+            raise ValueError(f"expected an object with {', '.join(sorted(names))}")
+        for name in ("saved", "inputs"):
+            if not isinstance(content[name], list) or not all(isinstance(part, str) for part in content[name]):
+                raise ValueError(f"{name} must be a list of text")
+        for name in ("model", "backend", "operating_point", "settings", "versions"):
+            if not isinstance(content[name], dict):
+                raise ValueError(f"{name} must be an object")
+        return cls(**{**content, "saved": tuple(content["saved"]), "inputs": tuple(content["inputs"])})
+
+
+def differences(recorded: RunIdentity, asked: RunIdentity) -> list[str]:
+    """In which points two runs differ, one line each, in words for the person at the keyboard; empty if in none."""
+    before, now = (dict(_flat(identity.to_json())) for identity in (recorded, asked))
+    lines = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        if key not in before or key not in now or before[key] != now[key]:
+            option = f" ({_OPTIONS[key]})" if key in _OPTIONS else ""
+            lines.append(f"{_words(key)}{option}: {_said(before, key)} there, {_said(now, key)} now")
+    return lines
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _words(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    words = name.replace("_", " ")
+    return words if section in ("", "settings") else f"{section.replace('_', ' ')} {words}"
+
+
+def _said(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return "nothing"
+    value = values[key]
+    if isinstance(value, list):
+        return utf8(", ".join(map(str, value))) or "none"
+    if value is None:
+        return "none"
+    text = utf8(str(value))
+    return f"{text[:12]}..." if key.endswith("sha256") else text

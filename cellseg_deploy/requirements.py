@@ -1,0 +1,16 @@
+"""Packages that only some jobs need, and come with an extra of this package: asked for before the job begins."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from cellseg_deploy.errors import BackendUnavailableError
+
+
+def require_packages(extra: str, *names: str) -> None:
+    """Raise ``BackendUnavailableError`` with the install command if one of the packages ``names`` is missing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailableError(
+            f"{', '.join(missing)} not installed, which this needs; run: pip install 'cellseg-deploy[{extra}]'"
+        )

@@ -1,0 +1,100 @@
+"""What makes a folder run the run it is, from an open network and the run's options; see ``outputs.identity``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cellseg_deploy.backends import BACKENDS
+from cellseg_deploy.image_files import FoundImage
+from cellseg_deploy.outputs.folder import PROGRAM
+from cellseg_deploy.outputs.formats import NAMES
+from cellseg_deploy.outputs.identity import RunIdentity
+from cellseg_deploy.pipeline import Segmenter
+from cellseg_deploy.run_record import RunOptions
+
+_LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillow", "tifffile", "imagecodecs")
+# Facts of an engine that change no result: where its file lies, how much it does at a time.
+_NO_MATTER = frozenset(
+    (
+        *("threads", "streams", "static_batch", "batch_profile", "cuda_graph"),
+        *("engine_path", "nodes_by_provider", "providers"),
+    )
+)
+
+
+@cache
+def library_versions() -> Mapping[str, str]:
+    """Versions of the libraries that compute or encode."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def program() -> str:
+    """Name and version of what writes results."""
+    return f"{PROGRAM} {version('cellseg-deploy')}"
+
+
+def roots_of(images: Sequence[FoundImage]) -> tuple[str, ...]:
+    """The folders that names of ``images`` are relative to, sorted, each once."""
+    return tuple(sorted({str(image.root) for image in images}))
+
+
+def engine_to_go_on_with(recorded: RunIdentity, model: Path) -> dict[str, Any] | None:
+    """Arguments of ``Segmenter.from_file`` that open ``model`` as the ``recorded`` run did, None if that cannot be.
+
+    So that a run goes on with its engine although ``--backend auto`` might choose another one by now.
+    """
+    engine = recorded.backend
+    form = model.with_name(str(engine.get("form") or model.name))
+    if engine.get("name") not in BACKENDS or not form.is_file():
+        return None
+    return {
+        "path": form,
+        "backend": engine["name"],
+        "device": engine["device"],
+        "precision": engine.get("inference_precision") or None,
+    }
+
+
+def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Sequence[str]) -> RunIdentity:
+    """The identity of a run of ``segmenter`` over images of the folders ``inputs`` (see ``roots_of``)."""
+    backend, spec = segmenter.backend, segmenter.backend.spec
+    facts = backend.describe()
+    engine = {name: value for name, value in facts.items() if name not in _NO_MATTER and not name.startswith("model_")}
+    return RunIdentity(
+        program=program(),
+        model={
+            "name": spec.name,
+            "sha256": facts.get("model_file_sha256"),
+            "identity": facts.get("model_identity"),
+        },
+        backend={
+            "name": backend.name,
+            "device": backend.device,
+            "precision": backend.precision,
+            "form": backend.form,
+            **engine,
+        },
+        task=segmenter.task,
+        operating_point=msgspec.to_builtins(segmenter.params),
+        settings=result_settings(segmenter, options),
+        saved=tuple(name for name in NAMES if name in options.save),
+        versions=library_versions(),
+        inputs=tuple(inputs),
+    )
+
+
+def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]:
+    """Settings that results depend on, by the names of the options."""
+    return {
+        "scale": "auto" if segmenter.auto_scale else segmenter.scale,
+        "halo": segmenter.halo,
+        "bit_depth": options.bit_depth,
+        "pixel_size_um": options.pixel_size_um,
+        "count_rule": options.count_rule,
+    }

@@ -1,0 +1,255 @@
+"""A folder run between its first and its last image: what is done is kept, in the journal, whatever happens then.
+
+Helper threads do everything about an image but its writing (``image_work``); files and the journal are written by the
+caller's thread, image by image in the order of the run. An image's line follows its files, in one place (``_commit``).
+Tables are written from the journal when the run ends or is stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from cellseg_deploy import threads as thread_plans
+from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
+from cellseg_deploy.image_files import FoundImage
+from cellseg_deploy.image_work import Finished, ImageWork
+from cellseg_deploy.outputs import journal as journals
+from cellseg_deploy.outputs import run_tables
+from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.outputs.folder import RUN_JSON, make_place
+from cellseg_deploy.outputs.formats import chosen_formats
+from cellseg_deploy.outputs.interrupts import deferred_signals
+from cellseg_deploy.outputs.journal import Entry, ImageRecord, Journal
+from cellseg_deploy.outputs.plan import Planned, RunPlan, plan
+from cellseg_deploy.outputs.resume import FolderState, begin, kept_files, problem_with_files, some, sweep
+from cellseg_deploy.pipeline import Segmenter
+from cellseg_deploy.run_identity import identity_of
+from cellseg_deploy.run_record import ImageResult, RunOptions, RunSummary, run_json
+from cellseg_deploy.schedule import Job
+from cellseg_deploy.stream import Outcome
+from cellseg_deploy.threads import ThreadPlan
+
+_log = logging.getLogger(__name__)
+
+
+class RunSession:
+    """A run into ``out``, which the caller holds (``outputs.folder.held_folder``) for as long as it lasts.
+
+    >>> with session.running(images) as todo:  # doctest: +SKIP
+    ...     session.work(todo)
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        out: Path,
+        options: RunOptions,
+        threads: ThreadPlan,
+        *,
+        inputs: Sequence[str],
+        on_result: Callable[[ImageResult], None] | None = None,
+    ) -> None:
+        """``inputs``: the folders that names of images are relative to. ``on_result``: told of each image worked on."""
+        self.segmenter = segmenter
+        self.out = out
+        self.options = options
+        self.threads = threads
+        self.identity = identity_of(segmenter, options, inputs)
+        self.formats = chosen_formats(options.save)
+        self.summary = RunSummary(found=0, output=out)
+        self._on_result = on_result
+        self._image_work = ImageWork(segmenter, options, self.formats)
+        self._started = datetime.datetime.now(datetime.UTC)
+        self._clock = time.perf_counter()
+        self._state = FolderState("fresh")
+        self._valid: set[str] = set()  # images whose last line in the journal is a result
+        self._names: dict[str, str] = {}  # what the files of images of this session are called
+        self._journal: Journal | None = None
+        self._is_stopped = False
+
+    @contextmanager
+    def running(self, images: Sequence[FoundImage]) -> Iterator[RunPlan]:
+        """Begin the run, or go on with the one in the folder, and give what is to be done with ``images``.
+
+        At the end all tables take their place, whether the block ends well, is interrupted or breaks. Raises
+        ``OutputError`` if the folder is not usable, or cannot be written.
+        """
+        self._state = begin(self.out, self.identity, overwrite=self.options.overwrite)
+        todo = self.take(images)
+        self._sweep({image.name for image in images})
+        with self._open_journal() as self._journal, self._kept_if_stopped(lambda: None):
+            self._write_run_json("running")
+            yield todo
+            self._end()
+
+    def take(self, images: Sequence[FoundImage]) -> RunPlan:
+        """What is to be done with ``images``, which from now on belong to the run; those done before are counted."""
+        todo = plan(images, self.out, self._state, self.formats, self._names)
+        self.summary.found += len(images)
+        for item in todo.items:
+            self._names[item.image.name] = item.output_name
+            if item.action == "skip":
+                self._valid.add(item.image.name)
+                self.summary.skip(ImageResult.of(self._recorded()[item.image.name].record))
+            else:
+                self._valid.discard(item.image.name)
+        return todo
+
+    def work(self, todo: RunPlan) -> None:
+        """Do what ``todo`` says: every image that is not done."""
+        items = [item for item in todo.items if item.action != "skip"]
+        if not items:
+            return
+        stream = self.segmenter.stream([self._job(item) for item in items], self.threads)
+        with ExitStack() as stack:
+            stack.enter_context(thread_plans.single_threaded_libraries())
+            # Left in reverse order: after an interrupt the tables are written first, then threads are waited for.
+            stack.enter_context(stream)
+            stack.enter_context(self._kept_if_stopped(stream.stop))
+            before = self.summary.engine_seconds
+            for item, outcome in zip(items, stream, strict=True):
+                result = self._one_image(item, outcome)
+                self.summary.engine_seconds = before + stream.engine_seconds
+                if self._on_result is not None:
+                    self._on_result(result)
+
+    def write_tables(self) -> None:
+        """cells.csv and images.csv of what is done by now, in the order of names. Raises ``OutputError``."""
+        run_tables.write(self.out, self.out / journals.JOURNAL, self._results())
+
+    def _job(self, item: Planned) -> Job[Finished]:
+        work = self._image_work
+        return Job(partial(work.steps, item.image, item.output_name), partial(work.bytes_in_flight, item.image))
+
+    # ------------------------------------------------------------------------------------------------ begin and end
+
+    def _recorded(self) -> dict[str, Entry]:
+        """What earlier sessions of the run recorded."""
+        return {} if self._state.journal is None else self._state.journal.entries
+
+    def _sweep(self, given: set[str]) -> None:
+        """Remove what belongs to no result. Results of images that are not given now stay: somebody counted them."""
+        others = {
+            name: entry
+            for name, entry in self._recorded().items()
+            if name not in given and entry.record.status == "done"
+        }
+        lost = {name for name, entry in others.items() if problem_with_files(entry.record, self.out)}
+        if lost:
+            _log.warning(
+                "%d images are not given now and their files are gone or were changed (%s): their results are dropped",
+                len(lost),
+                some(sorted(lost)),
+            )
+        self._valid |= others.keys() - lost
+        self.summary.others = len(others) - len(lost)
+        sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}))
+        for format in self.formats:
+            if format.run_file:  # made anew at the end, of what is done by then
+                (self.out / format.run_file).unlink(missing_ok=True)
+
+    def _open_journal(self) -> Journal:
+        content = self._state.journal
+        if content is None:
+            return Journal.create(self.out, self.identity)
+        if content.damaged:
+            lines = some([str(number) for number in content.damaged])
+            _log.warning("%s: damaged in line %s; the images of these are done again", content.path, lines)
+        return Journal.resume(content)
+
+    @contextmanager
+    def _kept_if_stopped(self, stop: Callable[[], None]) -> Iterator[None]:
+        """The tables of what is done take their place if the block raises; ``stop`` is called before."""
+        try:
+            yield
+        except BaseException:  # of any kind: hours of counting must not go with it; raised again below
+            stop()
+            if not self._is_stopped:
+                self._is_stopped = True
+                try:
+                    self.write_tables()
+                    self._write_run_json("stopped")
+                except OutputError as error:  # as on a full disk, which stopped the run: that error is the one to say
+                    _log.warning("%s; the tables are written when the run goes on", error)
+            raise
+
+    def _end(self) -> None:
+        self.write_tables()
+        entries = self._results()
+        done = [entry.record.output_name for entry in entries if entry.record.status == "done"]
+        for format in self.formats:
+            if format.run_file:
+                format.finish(self.out, [self.out / format.place(name) for name in done] if format.folder else [])
+        if self.summary.remaining:
+            raise RuntimeError(f"{self.summary.found} images found, but {self.summary} was recorded")
+        self._write_run_json("finished")
+
+    def _results(self) -> list[Entry]:
+        """The last record of each image that has a result, in the order of names."""
+        entries = journals.read(self.out / journals.JOURNAL).entries
+        return [entries[name] for name in sorted(self._valid)]
+
+    def _write_run_json(self, status: str) -> None:
+        self.summary.wall_seconds = time.perf_counter() - self._clock
+        record = run_json(
+            self.segmenter, self.options, self.threads, self.summary, status=status, started=self._started
+        )
+        write_bytes(self.out / RUN_JSON, record)
+
+    # ---------------------------------------------------------------------------------------------------- each image
+
+    def _one_image(self, item: Planned, outcome: Outcome[Finished]) -> ImageResult:
+        try:
+            return self._commit(outcome.get())
+        except BaseException as error:
+            if not concerns_one_image(error):
+                raise
+            if isinstance(error, MemoryError):
+                said = f" ({error})" if str(error) else ""
+                reason = f"not enough memory{said}; try --batch-size 1 or smaller images"
+            elif isinstance(error, DataError):
+                reason = str(error)
+            else:
+                _log.exception("%s: internal error", item.image.name)
+                reason = f"internal error, please report it: {type(error).__name__}: {error}"
+        return self._commit_failure(item, reason.removeprefix(f"{item.image.path}: "))
+
+    def _commit(self, finished: Finished) -> ImageResult:
+        """Files of an image and its line in the journal, or neither: the one place where results are written."""
+        with deferred_signals():
+            start = time.perf_counter()
+            written = list[Path]()
+            try:
+                for place, content in finished.files.items():
+                    written.append(make_place(self.out, place))
+                    write_bytes(written[-1], content)
+                seconds = dict(finished.seconds)
+                seconds["write"] += time.perf_counter() - start
+                return self._append(replace(finished.record, seconds=seconds))
+            except BaseException:
+                for path in written:
+                    path.unlink(missing_ok=True)
+                raise
+
+    def _commit_failure(self, item: Planned, reason: str) -> ImageResult:
+        """Of an image that fails now and was done before, nothing is left that looks like a result."""
+        with deferred_signals():
+            for place in item.files:
+                (self.out / place).unlink(missing_ok=True)
+            return self._append(run_tables.failed(item.image.name, reason))
+
+    def _append(self, record: ImageRecord) -> ImageResult:
+        """Called with signals held back, so that journal, tables and totals are of the same images."""
+        assert self._journal is not None
+        self._journal.append(record)
+        self._valid.add(record.image)
+        result = ImageResult.of(record)
+        self.summary.add(result)
+        return result
