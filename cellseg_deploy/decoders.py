@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,10 @@ from cellseg_deploy.jpeg_structure import check_effort, walk
 from cellseg_deploy.resolution import Resolution
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_PALETTE = 3  # colour type
+# Parts of a PNG that neither turn nor mask its pixels, nor hold anything compressed but these.
+_PNG_PLAIN = (b"IDAT", b"IEND", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"tIME", b"tEXt")
+_PNG_TEXT_TURNS = (b"Raw profile type", b"XML:")  # EXIF and XMP data as text
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _MAX_CHUNKS = 500_000  # of a PNG; 4 GB in the usual pieces of 8 kB
@@ -149,18 +153,28 @@ def _reader_for(path: Path, data: bytes) -> Callable[[Path, bytes, int], Decoded
 def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
     from PIL import PngImagePlugin
 
-    width, height, bits, colour = _check_png(path, data)
-    check_pixels(path, width, height, max_pixels)
-    if bits == 16:
-        return replace(_decode_png16(data, colour), resolution=resolution.of_png(data))
+    head = _check_png(path, data)
+    check_pixels(path, head.width, head.height, max_pixels)
+    if head.bits == 16 or head.is_plain:
+        return replace(_decode_by_libpng(data, head), resolution=resolution.of_png(data))
     # The class itself instead of Image.open: no guessing of formats, and our own limit instead of a global one.
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
         return replace(_from_pillow(path, "PNG", image), resolution=resolution.of_png(data))
 
 
-def _check_png(path: Path, data: bytes) -> tuple[int, int, int, int]:
-    """Width, height, bits and colour type, after walking all chunks: Pillow does not check the CRC of pixel data."""
-    header: tuple[int, int, int, int] | None = None
+class _PngHead(NamedTuple):
+    """``is_plain``: samples of 8 bits and none but plain parts."""
+
+    width: int
+    height: int
+    bits: int
+    colour: int
+    is_plain: bool
+
+
+def _check_png(path: Path, data: bytes) -> _PngHead:
+    """What the PNG is, after walking all its chunks: Pillow does not check the CRC of pixel data."""
+    head: _PngHead | None = None
     position, view = len(_PNG), memoryview(data)
     for _ in range(_MAX_CHUNKS):
         if position + 12 > len(data):
@@ -171,13 +185,16 @@ def _check_png(path: Path, data: bytes) -> tuple[int, int, int, int]:
             raise DataError(f"{path}: the PNG is cut short inside its {_chunk_name(kind)} part")
         if zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise DataError(f"{path}: the PNG is damaged: wrong checksum in its {_chunk_name(kind)} part")
-        if header is None:
+        if head is None:
             if kind != b"IHDR" or length != 13:
                 raise DataError(f"{path}: the PNG is damaged: no header")
-            header = struct.unpack_from(">IIBB", data, position + 8)
-            check_pixels(path, header[0], header[1], 2**62)
+            width, height, bits, colour, *_, interlaced = struct.unpack_from(">IIBBBBB", data, position + 8)
+            check_pixels(path, width, height, 2**62)
+            head = _PngHead(width, height, bits, colour, bits == 8 and colour != _PNG_PALETTE and not interlaced)
+        elif kind not in _PNG_PLAIN or data.startswith(_PNG_TEXT_TURNS, position + 8):
+            head = head._replace(is_plain=False)
         if kind == b"IEND":
-            return header
+            return head
         position = end + 4
     raise DataError(f"{path}: PNG of more than {_MAX_CHUNKS} parts; save it again with another program")
 
@@ -186,13 +203,14 @@ def _chunk_name(kind: bytes) -> str:
     return kind.decode("ascii", "backslashreplace")
 
 
-def _decode_png16(data: bytes, colour: int) -> Decoded:
-    """16-bit PNG by libpng; Pillow would cut RGB to its high bytes without a word."""
+def _decode_by_libpng(data: bytes, head: _PngHead) -> Decoded:
+    """PNG of 16 bits, which Pillow would cut to 8 without a word, or plain one: in half of Pillow's time."""
     import imagecodecs
 
     samples = imagecodecs.png_decode(data)
-    if samples.dtype != np.uint16:
-        raise DataError(f"16-bit PNG decoded as {samples.dtype}")
+    expected = np.uint16 if head.bits == 16 else np.uint8
+    if samples.dtype != expected or samples.shape[:2] != (head.height, head.width):
+        raise DataError(f"{head.bits}-bit PNG decoded as {samples.dtype} {samples.shape}")
     channels = 1 if samples.ndim == 2 else samples.shape[2]
     has_alpha = channels in (2, 4)
     alpha = samples[..., -1] if has_alpha else None
@@ -200,9 +218,9 @@ def _decode_png16(data: bytes, colour: int) -> Decoded:
     colours = samples if not has_alpha else samples[..., 0] if grey else samples[..., :3]
     if grey and colours.ndim == 3:
         colours = colours[..., 0]
-    if (colour & 2 == 0) != grey:
-        raise DataError(f"16-bit PNG of colour type {colour} decoded with {channels} channels")
-    return Decoded("PNG", "grey" if grey else "rgb", colours, 16, alpha)
+    if (head.colour & 2 == 0) != grey:
+        raise DataError(f"{head.bits}-bit PNG of colour type {head.colour} decoded with {channels} channels")
+    return Decoded("PNG", "grey" if grey else "rgb", colours, head.bits, alpha)
 
 
 def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
@@ -265,7 +283,8 @@ def _palette_alpha(transparency: int | bytes, size: int) -> npt.NDArray[np.uint8
 def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
     import tifffile
 
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+    # Objects of tifffile hold each other: closed, the buffer does not keep the file's bytes until they are collected.
+    with io.BytesIO(data) as buffer, tifffile.TiffFile(buffer) as tiff:
         if len(tiff.pages) == 0:
             raise DataError(f"{path}: TIFF without an image")
         page = tiff.pages[0]

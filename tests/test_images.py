@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from corpus import of_groups, png
 from made_images import H, W, encoded, picture, save, tiff, write
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from cellseg_deploy.decoders import decode
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.images import (
     MAX_PIXELS,
@@ -159,6 +160,23 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
     loaded = read_image(path)
     assert np.abs(loaded.pixels_hwc.astype(int) - (0, 255, 255)).max() < 8
     assert any("CMYK" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_plain_png_is_read_as_pillow_reads_it(tmp_path: Path, mode: str) -> None:
+    """Plain ones take a shorter way; a transparent colour, EXIF or XMP data need the long one."""
+    channels = np.random.default_rng(1).integers(0, 256, (H, W, len(mode)), np.uint8)
+    image = Image.fromarray(channels.squeeze(), mode)
+    decoded = decode(save(tmp_path / "plain.png", image), 10**6)
+    samples = decoded.samples if decoded.alpha is None else np.dstack([decoded.samples, decoded.alpha])
+    np.testing.assert_array_equal(samples.squeeze(), np.asarray(image))
+    for name, part in ("exif", Image.Exif()), ("pnginfo", xmp := PngImagePlugin.PngInfo()):
+        if part is xmp:
+            xmp.add_text("Raw profile type exif", "turned")
+        else:
+            part[0x0112] = 1
+        again = decode(save(tmp_path / f"{name}.png", image, **{name: part}), 10**6)
+        np.testing.assert_array_equal(again.samples, decoded.samples)
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))

@@ -12,13 +12,7 @@ import numpy.typing as npt
 
 def encode(picture_hwc: npt.NDArray[np.uint8]) -> bytes:
     """JPEG file of an RGB picture (h, w, 3); no side may exceed 65,535 px."""
-    import cv2
+    import imagecodecs  # takes RGB as it is; OpenCV would need a copy with the channels swapped
 
-    settings = [
-        *(cv2.IMWRITE_JPEG_QUALITY, 90),
-        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
-    ]
-    written, data = cv2.imencode(".jpg", cv2.cvtColor(picture_hwc, cv2.COLOR_RGB2BGR), settings)
-    if not written:
-        raise RuntimeError(f"OpenCV could not encode a picture of {picture_hwc.shape} as JPEG")
+    data = imagecodecs.jpeg8_encode(picture_hwc, level=90, colorspace="RGB", outcolorspace="YCBCR", subsampling="444")
     return bytes(data)

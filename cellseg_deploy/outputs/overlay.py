@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.outputs import jpeg
 from cellseg_deploy.outputs.palette import COUNTED_RGB
+from cellseg_deploy.runs import bands
 
 OUTLINE_RGB = COUNTED_RGB
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
@@ -35,7 +36,11 @@ def draw(
     count, width = int(labels.max(initial=0)), labels.shape[1]
     image_hwc, labels = to_viewing_size(image_hwc, labels)
     picture = image_hwc.copy()
-    picture[outlines(labels, thickness=max(1, round(min(labels.shape) / 600)))] = OUTLINE_RGB
+    thickness = max(1, round(min(labels.shape) / 600))
+    for rows in bands((labels.shape[0], labels.shape[1])):
+        around = slice(max(0, rows.start - thickness), rows.stop + thickness)
+        inner = slice(rows.start - around.start, rows.stop - around.start)
+        picture[rows][outlines(labels[around], thickness=thickness)[inner]] = OUTLINE_RGB
     if numbers_xy is not None:
         _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width))
     return with_caption(picture, f"{count} cell" if count == 1 else f"{count} cells")
