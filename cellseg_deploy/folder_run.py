@@ -19,14 +19,16 @@ from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.outputs.folder import check_apart, held_folder
-from cellseg_deploy.outputs.plan import RunPlan
+from cellseg_deploy.outputs.formats import chosen_formats
+from cellseg_deploy.outputs.plan import RunPlan, plan
+from cellseg_deploy.outputs.resume import FolderState, check_usable, classify
 from cellseg_deploy.pipeline import Segmenter
-from cellseg_deploy.run_identity import roots_of
-from cellseg_deploy.run_record import ImageResult, RunOptions, RunSummary
+from cellseg_deploy.run_identity import identity_of
+from cellseg_deploy.run_record import ImageResult, Inputs, RunOptions, RunSummary
 from cellseg_deploy.run_session import RunSession
 from cellseg_deploy.threads import ThreadPlan
 
-__all__ = ["ImageResult", "RunOptions", "RunSummary", "run_folder"]
+__all__ = ["ImageResult", "RunOptions", "RunSummary", "plan_folder", "run_folder"]
 
 
 def run_folder(
@@ -38,11 +40,13 @@ def run_folder(
     threads: ThreadPlan | None = None,
     on_result: Callable[[ImageResult], None] | None = None,
     on_plan: Callable[[RunPlan], None] | None = None,
+    inputs: Inputs | None = None,
 ) -> RunSummary:
     """Segment ``images`` into the folder ``out``; ``on_result`` is told of each image worked on, in order.
 
     A run that is in the folder already and was one of the same model, engine and settings is gone on with: images that
     are done are skipped, those that failed are tried again. ``on_plan`` is told what is to be done before it is.
+    ``inputs``: what the user gave, for run.json; by default the folders of ``images``.
 
     An image that cannot be read, or fails in any way of its own, is recorded and the run goes on. Interrupted
     (KeyboardInterrupt), or stopped by an error that concerns the whole run or by one of ``on_result``, the tables of
@@ -57,9 +61,34 @@ def run_folder(
     options = options or RunOptions()
     threads = threads or thread_plans.plan(device=segmenter.backend.device)
     check_apart([image.path for image in images], out)
-    session = RunSession(segmenter, out, options, threads, inputs=roots_of(images), on_result=on_result)
+    session = RunSession(segmenter, out, options, threads, inputs=inputs or inputs_of(images), on_result=on_result)
     with held_folder(out), session.running(images) as todo:
         if on_plan is not None:
             on_plan(todo)
         session.work(todo)
     return session.summary
+
+
+def plan_folder(
+    segmenter: Segmenter,
+    images: Sequence[FoundImage],
+    out: Path,
+    *,
+    options: RunOptions | None = None,
+    inputs: Inputs | None = None,
+) -> RunPlan:
+    """What ``run_folder`` would do, without touching ``out``. Raises as ``run_folder``, but for a folder in use."""
+    options = options or RunOptions()
+    check_apart([image.path for image in images], out)
+    state = classify(out, identity_of(segmenter, options, inputs or inputs_of(images)))
+    if state.kind == "foreign" or not options.overwrite:
+        check_usable(state, out)
+    elif state.kind != "fresh":
+        state = FolderState("fresh")
+    return plan(images, out, state, chosen_formats(options.save))
+
+
+def inputs_of(images: Sequence[FoundImage]) -> Inputs:
+    """The folders of ``images``, where nothing else is known of how they were found."""
+    roots = sorted({image.root for image in images})
+    return Inputs.of(roots, roots)

@@ -47,7 +47,7 @@ class Pair:
     mask: Path
 
 
-def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[FoundImage]:
+def find_images(paths: Sequence[Path], *, follow_links: bool = False, is_silent: bool = False) -> list[FoundImage]:
     """Image files under ``paths`` (files and folders, folders recursively), sorted by name.
 
     In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; images of other formats
@@ -57,8 +57,8 @@ def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[Fo
     twice by the same path counts once.
 
     Links out of a given folder are followed only with ``follow_links`` (a folder only once, so loops end); without it
-    a linked file has a ``problem`` and a linked folder is left out with a warning. Raises ``UsageError`` for a path
-    that does not exist.
+    a linked file has a ``problem`` and a linked folder is left out with a warning. ``is_silent``: without warnings, as
+    when they were said before. Raises ``UsageError`` for a path that does not exist.
     """
     for path in paths:
         if not os.path.lexists(path):
@@ -70,13 +70,14 @@ def find_images(paths: Sequence[Path], *, follow_links: bool = False) -> list[Fo
     for path in paths:
         is_folder = path.is_dir()
         root = _root(path)
-        files = _walk(root, follow_links, others) if is_folder else iter([root / path.name])
+        files = _walk(root, follow_links, others, is_silent) if is_folder else iter([root / path.name])
         named |= set() if is_folder else {root / path.name}
         for file in files:
             if file not in seen:
                 seen.add(file)
                 roots.setdefault(root, []).append(file)
-    _warn_of_other_formats(others - seen)
+    if not is_silent:
+        _warn_of_other_formats(others - seen)
     prefixes = _unique_folder_names(sorted(roots)) if len(roots) > 1 else dict.fromkeys(roots, "")
     found = [
         FoundImage(
@@ -136,7 +137,7 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links and lose the user's names)
 
 
-def _walk(root: Path, follow_links: bool, others: set[Path]) -> Iterator[Path]:
+def _walk(root: Path, follow_links: bool, others: set[Path], is_silent: bool) -> Iterator[Path]:
     """Image files under ``root``; those of other formats are added to ``others``."""
     entered: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_raise_unlistable):
@@ -147,6 +148,8 @@ def _walk(root: Path, follow_links: bool, others: set[Path]) -> Iterator[Path]:
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
+            if is_silent:
+                continue
             if not follow_links and Path(folder, name).is_symlink():
                 _log.warning("%s: linked folder not followed", Path(folder, name))
             elif name.lower().endswith(SUFFIXES):

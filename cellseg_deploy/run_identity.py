@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -11,19 +11,19 @@ from typing import Any
 import msgspec
 
 from cellseg_deploy.backends import BACKENDS
-from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.outputs.folder import PROGRAM
 from cellseg_deploy.outputs.formats import NAMES
 from cellseg_deploy.outputs.identity import RunIdentity
 from cellseg_deploy.pipeline import Segmenter
-from cellseg_deploy.run_record import RunOptions
+from cellseg_deploy.run_record import Inputs, RunOptions
 
 _LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillow", "tifffile", "imagecodecs")
+_ORT_TENSORRT = "TensorrtExecutionProvider"
 # Facts of an engine that change no result: where its file lies, how much it does at a time.
 _NO_MATTER = frozenset(
     (
         *("threads", "streams", "static_batch", "batch_profile", "cuda_graph"),
-        *("engine_path", "nodes_by_provider", "providers"),
+        *("engine_path", "nodes_by_provider"),
     )
 )
 
@@ -39,30 +39,30 @@ def program() -> str:
     return f"{PROGRAM} {version('cellseg-deploy')}"
 
 
-def roots_of(images: Sequence[FoundImage]) -> tuple[str, ...]:
-    """The folders that names of ``images`` are relative to, sorted, each once."""
-    return tuple(sorted({str(image.root) for image in images}))
-
-
 def engine_to_go_on_with(recorded: RunIdentity, model: Path) -> dict[str, Any] | None:
     """Arguments of ``Segmenter.from_file`` that open ``model`` as the ``recorded`` run did, None if that cannot be.
 
     So that a run goes on with its engine although ``--backend auto`` might choose another one by now.
     """
+    engine = engine_arguments(recorded)
+    form = model.with_name(str(recorded.backend.get("form") or model.name))
+    return {"path": form, **engine} if engine["backend"] in BACKENDS and form.is_file() else None
+
+
+def engine_arguments(recorded: RunIdentity) -> dict[str, Any]:
+    """Arguments of ``Segmenter.from_file`` besides the model's file, to have the engine of ``recorded`` again."""
     engine = recorded.backend
-    form = model.with_name(str(engine.get("form") or model.name))
-    if engine.get("name") not in BACKENDS or not form.is_file():
-        return None
+    is_tensorrt = engine["device"] != "cpu" and _ORT_TENSORRT in engine.get("providers", ())
     return {
-        "path": form,
         "backend": engine["name"],
         "device": engine["device"],
         "precision": engine.get("inference_precision") or None,
+        "ort_provider": "tensorrt" if is_tensorrt else None,
     }
 
 
-def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Sequence[str]) -> RunIdentity:
-    """The identity of a run of ``segmenter`` over images of the folders ``inputs`` (see ``roots_of``)."""
+def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> RunIdentity:
+    """The identity of a run of ``segmenter`` over ``inputs``."""
     backend, spec = segmenter.backend, segmenter.backend.spec
     facts = backend.describe()
     engine = {name: value for name, value in facts.items() if name not in _NO_MATTER and not name.startswith("model_")}
@@ -77,7 +77,7 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Sequence[str]
             "name": backend.name,
             "device": backend.device,
             "precision": backend.precision,
-            "form": backend.form,
+            "form": backend.path.name if backend.path else "",
             **engine,
         },
         task=segmenter.task,
@@ -85,7 +85,7 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Sequence[str]
         settings=result_settings(segmenter, options),
         saved=tuple(name for name in NAMES if name in options.save),
         versions=library_versions(),
-        inputs=tuple(inputs),
+        inputs=inputs.roots,
     )
 
 

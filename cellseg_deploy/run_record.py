@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +16,14 @@ from cellseg_deploy.counting import CountRule, check_rule
 from cellseg_deploy.images import MAX_PIXELS, check_settings
 from cellseg_deploy.outputs.folder import PROGRAM
 from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
+from cellseg_deploy.outputs.identity import RunIdentity
 from cellseg_deploy.outputs.journal import ImageRecord
+from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
-_LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillow", "tifffile")
+SKIPPED = "skipped"
+"""Status of an image that was done before."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,21 @@ class RunOptions:
         chosen_formats(self.save)
         check_rule(self.count_rule)
         check_settings(self.max_pixels, self.bit_depth, self.pixel_size_um)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``paths``: files and folders that were given, absolute. ``roots``: the folders that names are relative to."""
+
+    paths: tuple[str, ...]
+    roots: tuple[str, ...]
+    follow_links: bool = False
+
+    @classmethod
+    def of(cls, paths: Iterable[Path], roots: Iterable[Path], *, follow_links: bool = False) -> Inputs:
+        """Those that ``find_images`` was asked for."""
+        absolute = (os.path.abspath(path) for path in paths)  # noqa: PTH100  (resolve() would follow links)
+        return cls(tuple(absolute), tuple(sorted({str(root) for root in roots})), follow_links)
 
 
 @dataclass(frozen=True)
@@ -104,21 +123,21 @@ class RunSummary:
         return self.engine_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
     def add(self, result: ImageResult) -> None:
-        """Count one more image that was worked on."""
-        self.done += result.status == "done"
-        self.failed += result.status == "failed"
-        self._add_cells(result)
+        """Count one more image; ``status`` may be ``skipped`` too."""
+        self._count(result, 1)
         for stage, seconds in result.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
 
-    def skip(self, result: ImageResult) -> None:
-        """Count one more image that was done before."""
-        self.skipped += 1
-        self._add_cells(result)
+    def forget(self, result: ImageResult) -> None:
+        """Take back what ``add`` counted, but for its time."""
+        self._count(result, -1)
 
-    def _add_cells(self, result: ImageResult) -> None:
-        self.cells += result.cells or 0
-        self.counted += result.counted or 0
+    def _count(self, result: ImageResult, sign: int) -> None:
+        self.done += sign * (result.status == "done")
+        self.failed += sign * (result.status == "failed")
+        self.skipped += sign * (result.status == SKIPPED)
+        self.cells += sign * (result.cells or 0)
+        self.counted += sign * (result.counted or 0)
 
 
 def run_json(
@@ -127,10 +146,12 @@ def run_json(
     threads: ThreadPlan,
     summary: RunSummary,
     *,
+    identity: RunIdentity,
+    inputs: Inputs,
     status: str,
     started: datetime.datetime,
 ) -> bytes:
-    """Content of run.json; ``status``: ``running``, ``finished`` or ``stopped``."""
+    """Content of run.json; ``status``: ``running``, ``finished`` or ``stopped``. Enough to do the run again."""
     backend, spec = segmenter.backend, segmenter.backend.spec
     engine = backend.describe()
     record = {
@@ -140,6 +161,7 @@ def run_json(
         "model": {
             "name": spec.name,
             "variant": spec.variant,
+            "path": None if backend.path is None else os.path.abspath(backend.path),  # noqa: PTH100  (as it was given)
             "parity": spec.parity,
             **{key: engine.pop(key) for key in sorted(engine) if key.startswith("model_")},
         },
@@ -160,7 +182,9 @@ def run_json(
             "batch_size": segmenter.batch_size,
             **msgspec.to_builtins(options),
         },
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "inputs": {"paths": [utf8(path) for path in inputs.paths], "follow_links": inputs.follow_links},
+        "identity": identity.to_json(),
+        "versions": {"python": platform.python_version(), **identity.versions},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "threads": msgspec.to_builtins(threads),
         "started": started.isoformat(timespec="seconds"),

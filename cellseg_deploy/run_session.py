@@ -11,7 +11,7 @@ import datetime
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.image_work import Finished, ImageWork
 from cellseg_deploy.outputs import journal as journals
 from cellseg_deploy.outputs import run_tables
-from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.outputs.atomic import remove, write_bytes
 from cellseg_deploy.outputs.folder import RUN_JSON, make_place
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.outputs.interrupts import deferred_signals
@@ -31,7 +31,7 @@ from cellseg_deploy.outputs.plan import Planned, RunPlan, plan
 from cellseg_deploy.outputs.resume import FolderState, begin, kept_files, problem_with_files, some, sweep
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.run_identity import identity_of
-from cellseg_deploy.run_record import ImageResult, RunOptions, RunSummary, run_json
+from cellseg_deploy.run_record import SKIPPED, ImageResult, Inputs, RunOptions, RunSummary, run_json
 from cellseg_deploy.schedule import Job
 from cellseg_deploy.stream import Outcome
 from cellseg_deploy.threads import ThreadPlan
@@ -53,14 +53,15 @@ class RunSession:
         options: RunOptions,
         threads: ThreadPlan,
         *,
-        inputs: Sequence[str],
+        inputs: Inputs,
         on_result: Callable[[ImageResult], None] | None = None,
     ) -> None:
-        """``inputs``: the folders that names of images are relative to. ``on_result``: told of each image worked on."""
+        """``on_result``: told of each image worked on, in the order of the run."""
         self.segmenter = segmenter
         self.out = out
         self.options = options
         self.threads = threads
+        self.inputs = inputs
         self.identity = identity_of(segmenter, options, inputs)
         self.formats = chosen_formats(options.save)
         self.summary = RunSummary(found=0, output=out)
@@ -69,6 +70,8 @@ class RunSession:
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.perf_counter()
         self._state = FolderState("fresh")
+        self._others: set[str] = set()
+        self._results: dict[str, ImageResult] = {}  # without their words and times, which would pile up
         self._valid: set[str] = set()  # images whose last line in the journal is a result
         self._names: dict[str, str] = {}  # what the files of images of this session are called
         self._journal: Journal | None = None
@@ -92,14 +95,20 @@ class RunSession:
     def take(self, images: Sequence[FoundImage]) -> RunPlan:
         """What is to be done with ``images``, which from now on belong to the run; those done before are counted."""
         todo = plan(images, self.out, self._state, self.formats, self._names)
-        self.summary.found += len(images)
         for item in todo.items:
-            self._names[item.image.name] = item.output_name
+            name = item.image.name
+            self.summary.found += name not in self._names
+            self._names[name] = item.output_name
+            self._others.discard(name)
+            if (former := self._results.pop(name, None)) is not None:  # its file was changed after its turn
+                self.summary.forget(former)
             if item.action == "skip":
-                self._valid.add(item.image.name)
-                self.summary.skip(ImageResult.of(self._recorded()[item.image.name].record))
+                self._valid.add(name)
+                before = ImageResult.of(self._recorded()[name].record)
+                self._count(replace(before, status=SKIPPED, seconds={}))
             else:
-                self._valid.discard(item.image.name)
+                self._valid.discard(name)
+        self.summary.others = len(self._others)
         return todo
 
     def work(self, todo: RunPlan) -> None:
@@ -122,7 +131,7 @@ class RunSession:
 
     def write_tables(self) -> None:
         """cells.csv and images.csv of what is done by now, in the order of names. Raises ``OutputError``."""
-        run_tables.write(self.out, self.out / journals.JOURNAL, self._results())
+        run_tables.write(self.out, self.out / journals.JOURNAL, self._entries())
 
     def _job(self, item: Planned) -> Job[Finished]:
         work = self._image_work
@@ -148,12 +157,13 @@ class RunSession:
                 len(lost),
                 some(sorted(lost)),
             )
-        self._valid |= others.keys() - lost
-        self.summary.others = len(others) - len(lost)
+        self._others = others.keys() - lost
+        self._valid |= self._others
+        self.summary.others = len(self._others)
         sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}))
         for format in self.formats:
             if format.run_file:  # made anew at the end, of what is done by then
-                (self.out / format.run_file).unlink(missing_ok=True)
+                remove(self.out / format.run_file)
 
     def _open_journal(self) -> Journal:
         content = self._state.journal
@@ -182,7 +192,7 @@ class RunSession:
 
     def _end(self) -> None:
         self.write_tables()
-        entries = self._results()
+        entries = self._entries()
         done = [entry.record.output_name for entry in entries if entry.record.status == "done"]
         for format in self.formats:
             if format.run_file:
@@ -191,7 +201,7 @@ class RunSession:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary} was recorded")
         self._write_run_json("finished")
 
-    def _results(self) -> list[Entry]:
+    def _entries(self) -> list[Entry]:
         """The last record of each image that has a result, in the order of names."""
         entries = journals.read(self.out / journals.JOURNAL).entries
         return [entries[name] for name in sorted(self._valid)]
@@ -199,7 +209,14 @@ class RunSession:
     def _write_run_json(self, status: str) -> None:
         self.summary.wall_seconds = time.perf_counter() - self._clock
         record = run_json(
-            self.segmenter, self.options, self.threads, self.summary, status=status, started=self._started
+            self.segmenter,
+            self.options,
+            self.threads,
+            self.summary,
+            identity=self.identity,
+            inputs=self.inputs,
+            status=status,
+            started=self._started,
         )
         write_bytes(self.out / RUN_JSON, record)
 
@@ -235,14 +252,15 @@ class RunSession:
                 return self._append(replace(finished.record, seconds=seconds))
             except BaseException:
                 for path in written:
-                    path.unlink(missing_ok=True)
+                    with suppress(OSError):  # the first error is the one to say; the next run sweeps what stays
+                        path.unlink(missing_ok=True)
                 raise
 
     def _commit_failure(self, item: Planned, reason: str) -> ImageResult:
         """Of an image that fails now and was done before, nothing is left that looks like a result."""
         with deferred_signals():
             for place in item.files:
-                (self.out / place).unlink(missing_ok=True)
+                remove(self.out / place)
             return self._append(run_tables.failed(item.image.name, reason))
 
     def _append(self, record: ImageRecord) -> ImageResult:
@@ -251,5 +269,9 @@ class RunSession:
         self._journal.append(record)
         self._valid.add(record.image)
         result = ImageResult.of(record)
-        self.summary.add(result)
+        self._count(result)
         return result
+
+    def _count(self, result: ImageResult) -> None:
+        self.summary.add(result)
+        self._results[result.image] = ImageResult(result.image, result.status, result.cells, result.counted)

@@ -21,6 +21,9 @@ from PIL import Image
 
 from cellseg_deploy.cli import _common, _progress
 from cellseg_deploy.folder_run import ImageResult
+from cellseg_deploy.image_files import FoundImage
+from cellseg_deploy.outputs.plan import Planned, RunPlan
+from cellseg_deploy.outputs.resume import FolderState
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -103,9 +106,11 @@ def test_a_terminal_that_goes_away_stops_nothing(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(_progress, "_rich_bar", Gone)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with _progress.RunProgress(2) as progress:
+    images = [FoundImage(Path(name), name) for name in "ab"]
+    with _progress.RunProgress() as progress:
+        progress.planned(RunPlan(FolderState("fresh"), tuple(Planned(image, "work", "", "", ()) for image in images)))
         for name in ("a", "b"):
-            progress(ImageResult(name, "done", cells=1))
+            progress.result(ImageResult(name, "done", cells=1))
     said = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert said.startswith("2/2 images")
     assert said.endswith("2 cells\n")

@@ -82,7 +82,7 @@ def open_backend(
         precision=precision,
         streams=streams,
     )
-    opened.form = path.name
+    opened.path = path
     try:
         opened.verified, opened.choice = (
             auto.verdict_on(opened, path) if chosen is None else (chosen.verified, chosen.why)

@@ -7,6 +7,7 @@ normalisation and the sigmoid are inside the graph, so nothing above a backend k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -21,8 +22,8 @@ class Backend(ABC):
 
     ``name``: engine name as in ``--backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
     ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``). ``batch_step``: tiles
-    that cost as much as one, where the engine fills a call up to a multiple of them. ``form``: name of the file that
-    was opened, which is not the one that was given where ``--backend auto`` chose another form of the network.
+    that cost as much as one, where the engine fills a call up to a multiple of them. ``path``: the file that was
+    opened, which is not the one that was given where ``--backend auto`` chose another form of the network.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Backend(ABC):
     spec: ModelSpec
     verified: bool = False
     choice: str = ""
-    form: str = ""
+    path: Path | None = None
     batch_step: int = 1
 
     def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from cellseg_deploy.cli._common import printable, say
 
 if TYPE_CHECKING:
     from cellseg_deploy.folder_run import ImageResult
+    from cellseg_deploy.outputs.plan import RunPlan
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -66,31 +67,61 @@ class Progress:
 
 
 class RunProgress(Progress):
-    """Progress of a folder run; called with each image's result."""
+    """Progress of a folder run, whose images may come in several groups."""
 
-    def __init__(self, total: int) -> None:
-        super().__init__(total)
+    def __init__(self) -> None:
+        super().__init__(0)
         self._cells = self._failed = 0
         self._start = time.monotonic()
 
-    def __call__(self, result: ImageResult) -> None:
+    def planned(self, plan: RunPlan) -> None:
+        """There are more images to do."""
+        counts = plan.counts
+        if counts["skip"]:
+            self.say(f"{counts['skip']} of {len(plan.items)} {self.unit} are done already")
+        self.total += len(plan.items) - counts["skip"]
+        if self._bar is not None:
+            self._on_bar(lambda: self._bar.update(self._task, total=self.total))
+
+    def result(self, result: ImageResult) -> None:
+        """One more image was worked on."""
         self._cells += result.cells or 0
         self._failed += result.status == "failed"
         if result.status == "failed":
             self.say(failure_line(result))
         rate = (self.seen + 1) / max(time.monotonic() - self._start, 1e-9)
-        self.advance(f"{rate:.2f} images/s, {self._cells} cells" + (f", {self._failed} failed" if self._failed else ""))
+        parts = [f"{rate:.2f} images/s", f"{self._cells} cells"]
+        parts += [f"{self._failed} failed"] if self._failed else []
+        left = self.total - self.seen - 1
+        if left and self._bar is None:  # the bar says it itself
+            parts.append(f"{in_words(left / rate)} left")
+        self.advance(", ".join(parts))
+
+
+class QuietProgress:
+    """Progress of a quiet run: failures only."""
+
+    def planned(self, plan: RunPlan) -> None:
+        """Nothing is said of it."""
+
+    def result(self, result: ImageResult) -> None:
+        """One more image was worked on."""
+        if result.status == "failed":
+            say(failure_line(result))
+
+
+def in_words(seconds: float) -> str:
+    """A duration with its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def failure_line(result: ImageResult) -> str:
     """What is said of a failed image."""
     return f"failed: {printable(result.image)}: {printable(result.error)}"
-
-
-def say_failures(result: ImageResult) -> None:
-    """Progress of a quiet run: failures only."""
-    if result.status == "failed":
-        say(failure_line(result))
 
 
 def _rich_bar() -> Any:

@@ -7,15 +7,16 @@ import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import _common, _infer_say
 
 if TYPE_CHECKING:
-    from cellseg_deploy.counting import CountRule
-    from cellseg_deploy.folder_run import RunSummary
+    from cellseg_deploy.image_files import FoundImage
+    from cellseg_deploy.repeat import RecordedRun
+    from cellseg_deploy.run_record import RunSummary
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +24,10 @@ _EPILOG = """\b
 Examples:
   cellseg-infer smears/ -o counts/
   cellseg-infer a.png b.tif -o counts/ --task confluence
+  cellseg-infer 'slides/**/*.tif' -o counts/ --save labels,rois --pixel-size 0.065
   cellseg-infer smears/ -o counts/ --cell-diameter 60      cells are about 60 px wide
-  cellseg-infer smears/ -o counts/ --overwrite --json > summary.json
+  cellseg-infer camera/ -o counts/ --watch                 follow a folder that a microscope fills
+  cellseg-infer --like counts/run.json -o again/           the same run once more
   cellseg-infer --explain --model my.onnx                  which engine would run it, and why
 
 \b
@@ -33,12 +36,14 @@ Results:
   OUT/overlays/NAME.jpg   the image with outlines and count
   OUT/cells.csv           a row a cell          OUT/images.csv   a row an image
   OUT/run.json            what ran, with what, how long by stage, and how busy the network was
-Different images are read, run and written at the same time; no result depends on it, on --threads or --batch-size.
+  OUT/journal.jsonl       what is done: a line an image, as it is finished
+A run that ended early goes on when it is started again; what is done is not done twice. Different images are read, run
+and written at the same time; no result depends on it, on --threads, --batch-size or the order of the images.
 
 \b
 Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no image found, 5 model refused,
-6 output folder unusable, 7 output folder in use, 8 engine or device not available, 130 interrupted, 143/129
-terminated or terminal closed (what is done is kept).
+6 output folder unusable or of another run, 7 output folder in use, 8 engine or device not available,
+130 interrupted, 143/129 terminated or terminal closed (what is done is kept).
 """
 
 
@@ -55,111 +60,204 @@ terminated or terminal closed (what is done is kept).
     help="Files to write, with commas between: labels, overlays, numbered, rois, geojson, coco, probabilities, "
     "confluence, parquet; or all, or none. Tables are always written.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
+@click.option(
+    "--pixel-size",
+    type=float,
+    metavar="UM",
+    help="Side of a pixel in micrometres, for columns in micrometres.  [default: what a TIFF says]",
+)
+@click.option(
+    "--list",
+    "list_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Text file with a path a line, besides PATH...; - for stdin.",
+)
+@click.option(
+    "--watch", is_flag=True, help="Follow the folder PATH and take files once they are complete; end: Ctrl-C."
+)
+@click.option("--watch-idle", type=float, metavar="SECONDS", help="End --watch when nothing has come for so long.")
+@click.option(
+    "--watch-settle",
+    type=float,
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A file is complete when it has not changed for so long, and its header can be read.",
+)
+@click.option(
+    "--like",
+    type=click.Path(path_type=Path),
+    metavar="RUN.JSON",
+    help="Model, engine and settings of an earlier run, and its images unless PATH is given.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done with each image, and end.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: go on with it]")
 @click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
 @click.option("--explain", is_flag=True, help="Show which engine would be taken and why, and end; needs no PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for machines to stdout instead of the table.")
 @_common.log_options
 @click.pass_context
-def command(
-    context: click.Context,
-    paths: tuple[Path, ...],
-    output: Path | None,
-    model: Path | None,
-    task: str,
-    scale: float | None,
-    cell_diameter: float | Literal["auto"] | None,
-    batch_size: int,
-    device: str | None,
-    backend: str,
-    ort_provider: str | None,
-    rebuild: bool,
-    cuda_graph: bool,
-    precision: str | None,
-    threads: int | None,
-    streams: int | None,
-    halo: int | None,
-    max_pixels: int | None,
-    bit_depth: int | None,
-    count_rule: CountRule,
-    save: str,
-    overwrite: bool,
-    follow_links: bool,
-    explain: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: int,
-) -> int:
-    """Count and outline the cells of images (PNG, JPEG, TIFF): files, or folders with all that is in them."""
-    _common.set_up_logging(verbose)
-    if explain:
+def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | None, **asked: Any) -> int:
+    """Count and outline the cells of images (PNG, JPEG, TIFF): files, patterns, or folders with all that is in them."""
+    _common.set_up_logging(asked["verbose"])
+    if asked["explain"]:
         unused = ("ort_provider", "rebuild", "cuda_graph", "streams")
         _common.refuse_options(context, unused, "and --explain exclude each other: it shows what is chosen without")
-        click.echo(_explanation(model, backend, device or "cpu", precision))
+        click.echo(_explanation(asked["model"], asked["backend"], asked["device"] or "cpu", asked["precision"]))
         return _common.EXIT_OK
-    if not paths or output is None:
-        missing = next(p for p in context.command.params if p.name == ("output" if paths else "paths"))
+    recorded = None if asked["like"] is None else _take_from(asked["like"], context, asked)
+    if output is None or not (paths or asked["list_file"] or recorded):
+        missing = next(p for p in context.command.params if p.name == ("paths" if output else "output"))
         raise click.MissingParameter(ctx=context, param=missing)
 
-    from cellseg_deploy import folder_run
-    from cellseg_deploy.errors import NothingToDoError
-    from cellseg_deploy.images import MAX_PIXELS, SUFFIXES, find_images
-    from cellseg_deploy.models import default_model_path
+    from cellseg_deploy.input_paths import expanded, listed
     from cellseg_deploy.outputs.folder import check_apart
-    from cellseg_deploy.outputs.formats import parse_names
-    from cellseg_deploy.outputs.resume import check_usable, look_at
-    from cellseg_deploy.pipeline import Segmenter
-    from cellseg_deploy.run_identity import engine_to_go_on_with
 
-    options = folder_run.RunOptions(
-        save=parse_names(save),
-        overwrite=overwrite,
-        max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
-        bit_depth=bit_depth,
-        count_rule=count_rule,
-    )
-    plan = _common.plan_threads(threads, device=device, model=model, backend=backend)
-    check_apart(paths, output)
-    images = find_images(paths, follow_links=follow_links)
-    if not images:
-        where = ", ".join(_common.printable(path) for path in paths)
-        raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
-    state = look_at(output)
-    if state.kind == "foreign" or not overwrite:
-        check_usable(state, output)
-    engine_asked: dict[str, Any] = {"path": model, "backend": backend, "device": device, "precision": precision}
-    is_free = backend == "auto" and (device, precision, ort_provider, rebuild) == (None, None, None, False)
-    if is_free and state.journal is not None and not overwrite:
-        engine_asked = engine_to_go_on_with(state.journal.identity, model or default_model_path()) or engine_asked
-    with (
-        Segmenter.from_file(
-            **engine_asked,
-            task=task,
-            scale=scale,
-            cell_diameter_px=cell_diameter,
-            batch_size=batch_size,
-            halo=halo,
-            threads=plan.engine,
-            rebuild=rebuild,
-            cuda_graph=cuda_graph,
-            ort_provider=ort_provider,
-            streams=streams,
-        ) as segmenter,
-        _progress(len(images), quiet) as progress,
-    ):
-        engine = segmenter.backend
-        _log.info("engine: %s %s on %s, %s", engine.name, engine.precision, engine.device, engine.choice)
-        summary = folder_run.run_folder(segmenter, images, output, options=options, threads=plan, on_result=progress)
-    if as_json:
-        click.echo(json.dumps(_for_machines(summary)))
-    elif not quiet:
-        _print_table(summary)
+    given = [*expanded(paths), *(listed(asked["list_file"]) if asked["list_file"] else ())]
+    if recorded is not None and not given:
+        given = list(recorded.paths)
+    check_apart(given, output)
+    _check_watch(context, given)
+    images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
+    summary = _run(given, images, output, asked, recorded)
+    if summary is None:
+        return _common.EXIT_OK
+    if asked["as_json"]:
+        click.echo(json.dumps(_infer_say.for_machines(summary)))
+    elif not asked["quiet"]:
+        _infer_say.print_table(summary)
     return _common.EXIT_SOME_FAILED if summary.failed else _common.EXIT_OK
 
 
 def main() -> None:
     """Entry point of the command."""
     sys.exit(_common.run(command))
+
+
+def _run(
+    given: list[Path], images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
+) -> RunSummary | None:
+    """Open the model and do what was asked for; None if that was only to be shown."""
+    from cellseg_deploy.folder_run import RunOptions, plan_folder, run_folder
+    from cellseg_deploy.images import MAX_PIXELS
+    from cellseg_deploy.outputs.formats import parse_names
+    from cellseg_deploy.pipeline import Segmenter
+    from cellseg_deploy.run_identity import identity_of
+    from cellseg_deploy.run_record import Inputs
+    from cellseg_deploy.watch_run import watch_folder
+    from cellseg_deploy.watching import CompleteFiles
+
+    options = RunOptions(
+        save=parse_names(asked["save"]),
+        overwrite=asked["overwrite"],
+        max_pixels=MAX_PIXELS if asked["max_pixels"] is None else asked["max_pixels"],
+        bit_depth=asked["bit_depth"],
+        pixel_size_um=asked["pixel_size"],
+        count_rule=asked["count_rule"],
+    )
+    complete = CompleteFiles(asked["watch_settle"])
+    engine = _engine(output, asked)
+    threads = _common.plan_threads(
+        asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
+    )
+    inputs = Inputs.of(given, (image.root for image in images), follow_links=asked["follow_links"])
+    settings = ("task", "scale", "batch_size", "halo", "rebuild", "cuda_graph", "streams")
+    with (
+        Segmenter.from_file(
+            **engine,
+            **{name: asked[name] for name in settings},
+            cell_diameter_px=asked["cell_diameter"],
+            threads=threads.engine,
+        ) as segmenter,
+        _progress(asked["quiet"]) as progress,
+    ):
+        opened = segmenter.backend
+        _log.info("engine: %s %s on %s, %s", opened.name, opened.precision, opened.device, opened.choice)
+        if recorded is not None:
+            recorded.check(identity_of(segmenter, options, inputs))
+        if asked["dry_run"]:
+            plan = plan_folder(segmenter, images, output, options=options, inputs=inputs)
+            click.echo(json.dumps(plan.to_json())) if asked["as_json"] else _infer_say.print_plan(plan)
+            return None
+        if asked["watch"]:
+            return watch_folder(
+                segmenter,
+                given[0],
+                output,
+                options=options,
+                threads=threads,
+                on_result=progress.result,
+                on_plan=progress.planned,
+                complete=complete,
+                follow_links=asked["follow_links"],
+                idle_seconds=asked["watch_idle"],
+            )
+        return run_folder(
+            segmenter,
+            images,
+            output,
+            options=options,
+            threads=threads,
+            on_result=progress.result,
+            on_plan=progress.planned,
+            inputs=inputs,
+        )
+
+
+def _engine(output: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Which engine to open the model with: the one of the run in ``output`` if it is gone on with, else as asked.
+
+    Raises ``OutputError`` for a folder that cannot be used in any case, before a model is loaded for nothing.
+    """
+    from cellseg_deploy.models import default_model_path
+    from cellseg_deploy.outputs.resume import check_usable, look_at
+    from cellseg_deploy.run_identity import engine_to_go_on_with
+
+    state = look_at(output)
+    if state.kind == "foreign" or not asked["overwrite"]:
+        check_usable(state, output)
+    names = ("backend", "device", "precision", "ort_provider")
+    as_asked = {"path": asked["model"], **{name: asked[name] for name in names}}
+    is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
+    if not is_free or state.journal is None or asked["overwrite"]:
+        return as_asked
+    return engine_to_go_on_with(state.journal.identity, asked["model"] or default_model_path()) or as_asked
+
+
+def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:
+    """Put what the run.json ``file`` says into ``asked``; options that results depend on must not be given too."""
+    from cellseg_deploy.repeat import read_run
+
+    recorded = read_run(file)
+    of_results = recorded.result_options()
+    _common.refuse_options(context, tuple(of_results), "and --like exclude each other: run.json says it")
+    asked |= of_results | {"model": recorded.model_file(asked["model"])}
+    for name, value in recorded.other_options().items():
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            asked[name] = value
+    return recorded
+
+
+def _check_watch(context: click.Context, given: list[Path]) -> None:
+    asked = context.params
+    if not asked["watch"]:
+        _common.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
+    elif asked["dry_run"]:
+        raise click.UsageError("--dry-run and --watch exclude each other: what will come is not known")
+    elif len(given) != 1 or not given[0].is_dir():
+        raise click.UsageError(f"--watch follows one folder; got {', '.join(map(_common.printable, given))}")
+
+
+def _images(given: list[Path], *, follow_links: bool) -> list[FoundImage]:
+    from cellseg_deploy.errors import NothingToDoError
+    from cellseg_deploy.image_files import SUFFIXES, find_images
+
+    images = find_images(given, follow_links=follow_links)
+    if not images:
+        where = ", ".join(_common.printable(path) for path in given)
+        raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
+    return images
 
 
 def _explanation(model: Path | None, backend: str, device: str, precision: str | None) -> str:
@@ -174,36 +272,7 @@ def _explanation(model: Path | None, backend: str, device: str, precision: str |
     return table(selection, here)
 
 
-def _progress(total: int, quiet: bool) -> AbstractContextManager[Any]:
-    from cellseg_deploy.cli._progress import RunProgress, say_failures
+def _progress(quiet: bool) -> AbstractContextManager[Any]:
+    from cellseg_deploy.cli._progress import QuietProgress, RunProgress
 
-    return nullcontext(say_failures) if quiet else RunProgress(total)
-
-
-def _for_machines(summary: RunSummary) -> dict[str, Any]:
-    return {
-        "found": summary.found,
-        "done": summary.done,
-        "failed": summary.failed,
-        "cells": summary.cells,
-        "counted": summary.counted,
-        "wall_seconds": round(summary.wall_seconds, 3),
-        "output": str(summary.output),
-    }
-
-
-def _print_table(summary: RunSummary) -> None:
-    seconds = summary.wall_seconds
-    rate = f", {summary.found / seconds:.2f} images/s" if seconds > 0 else ""
-    rows = [
-        ("images", f"{summary.done} of {summary.found}" if summary.failed else str(summary.done)),
-        (
-            "cells",
-            f"{summary.cells}, {summary.counted} counted" if summary.counted != summary.cells else str(summary.cells),
-        ),
-        ("failed", f"{summary.failed} (named in images.csv)" if summary.failed else "0"),
-        ("time", f"{seconds:.1f} s{rate}"),
-        ("results", _common.printable(summary.output)),
-    ]
-    for name, value in rows:
-        click.echo(f"{name:<8} {value}")
+    return nullcontext(QuietProgress()) if quiet else RunProgress()

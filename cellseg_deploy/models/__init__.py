@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from cellseg_deploy.errors import ModelError
+from cellseg_deploy.fingerprint import sha256_of
+
+DEFAULT_SHA256 = "f5ed5a0f17ea4084ed107b1c3978da62131fcc0946fe0f787afef48bc76f38b5"
+"""Of the shipped default.onnx: written here by hand with each new model, so that no other file passes for it."""
 
 
 def default_model_path() -> Path:
-    """Path of the shipped model; raises ``ModelError`` if this installation has none."""
+    """Path of the shipped model; raises ``ModelError`` if this installation has none, or one that was changed."""
     path = Path(__file__).with_name("default.onnx")
     if not path.is_file():
         raise ModelError(
             f"no model ships with this installation ({path} does not exist); give one with --model, "
             "or make one with cellseg-train and cellseg-export"
         )
+    if (found := _sha256(path)) != DEFAULT_SHA256:
+        raise ModelError(
+            f"{path}: not the model that this version ships with (SHA-256 {found}, expected {DEFAULT_SHA256}); "
+            "install cellseg-deploy again, or give the file with --model if it is meant"
+        )
     return path
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return sha256_of(path)
 
 
 def default_weights_path() -> Path:

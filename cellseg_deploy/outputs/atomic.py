@@ -67,6 +67,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def remove(path: Path) -> None:
+    """Remove the file ``path`` if it is there. Raises ``OutputError``."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be removed ({error.strerror or error}); check permissions") from error
+
+
 def remove_stale(folder: Path) -> None:
     """Remove what a killed process left half written in ``folder``; the caller holds the folder's lock."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):

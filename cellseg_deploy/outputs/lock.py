@@ -50,7 +50,8 @@ def exclusive(folder: Path) -> Iterator[Held]:
         yield Held(descriptor)
     finally:
         if os.name == "posix":
-            path.unlink(missing_ok=True)  # while still locked; whoever opened it meanwhile notices in _acquire
+            with contextlib.suppress(OSError):  # the disk became read-only: without its process the file locks nothing
+                path.unlink(missing_ok=True)  # while still locked; whoever opened it meanwhile notices in _acquire
             os.close(descriptor)
         else:
             os.close(descriptor)

@@ -16,6 +16,7 @@ from cellseg_deploy.errors import OutputError
 from cellseg_deploy.fingerprint import sha256_of
 from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.outputs import journal as journals
+from cellseg_deploy.outputs.atomic import remove
 from cellseg_deploy.outputs.folder import (
     PROGRAM,
     RUN_JSON,
@@ -169,10 +170,7 @@ def sweep(out: Path, keep: Collection[str]) -> list[str]:
     for path in _files_of_ours(out):
         name = path.relative_to(out).as_posix()
         if name not in keep:
-            try:
-                path.unlink()
-            except OSError as error:
-                raise OutputError(f"{path}: cannot be removed ({error.strerror}); check permissions") from error
+            remove(path)
             removed.append(name)
     return removed
 

@@ -1,0 +1,61 @@
+"""What ``cellseg-infer`` prints on stdout: the table at the end, the same for machines, the plan of a dry run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cellseg_deploy.cli._common import printable
+
+if TYPE_CHECKING:
+    from cellseg_deploy.outputs.plan import RunPlan
+    from cellseg_deploy.run_record import RunSummary
+
+_ACTIONS = {"work": "to do", "skip": "done", "fail": "fails"}
+
+
+def for_machines(summary: RunSummary) -> dict[str, Any]:
+    """Totals: ``found`` is the sum of ``done`` (now), ``skipped`` (done before) and ``failed``."""
+    return {
+        "found": summary.found,
+        "done": summary.done,
+        "skipped": summary.skipped,
+        "failed": summary.failed,
+        "others": summary.others,
+        "cells": summary.cells,
+        "counted": summary.counted,
+        "wall_seconds": round(summary.wall_seconds, 3),
+        "output": printable(summary.output),
+    }
+
+
+def print_table(summary: RunSummary) -> None:
+    """Totals for people."""
+    seconds, done = summary.wall_seconds, summary.done + summary.skipped
+    worked = summary.done + summary.failed
+    rate = f", {worked / seconds:.2f} images/s" if seconds > 0 and worked else ""
+    images = f"{done} of {summary.found}" if summary.failed else str(done)
+    if summary.skipped:
+        images += f", {summary.skipped} of them before this run"
+    counted = f", {summary.counted} counted" if summary.counted != summary.cells else ""
+    rows = [
+        ("images", images),
+        ("cells", f"{summary.cells}{counted}"),
+        ("failed", f"{summary.failed} (named in images.csv)" if summary.failed else "0"),
+        ("time", f"{seconds:.1f} s{rate}"),
+        ("results", printable(summary.output)),
+    ]
+    if summary.others:
+        rows.insert(3, ("others", f"{summary.others} in the tables, of images that were not given this time"))
+    for name, value in rows:
+        click.echo(f"{name:<8} {value}")
+
+
+def print_plan(plan: RunPlan) -> None:
+    """A line an image, and how many for each of what would be done."""
+    for item in plan.items:
+        reason = f" ({printable(item.reason)})" if item.reason else ""
+        click.echo(f"{_ACTIONS[item.action]:<6} {printable(item.image.name)}{reason}")
+    counts = plan.counts
+    click.echo(f"{len(plan.items)} images: {counts['work']} to do, {counts['skip']} done, {counts['fail']} would fail")

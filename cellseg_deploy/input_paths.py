@@ -1,0 +1,46 @@
+"""Paths as people give them: patterns that the shell left alone, and lists in a text file."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from cellseg_deploy.errors import UsageError
+
+
+def expanded(paths: Iterable[Path]) -> list[Path]:
+    """``paths``, with those that do not exist and hold ``*``, ``?`` or ``[`` replaced by what matches, sorted.
+
+    ``**`` stands for any number of folders. A shell that expands patterns itself leaves nothing to do here; Windows has
+    none. Raises ``UsageError`` for a pattern that nothing matches.
+    """
+    found = []
+    for path in paths:
+        if os.path.lexists(path) or not glob.has_magic(str(path)):
+            found.append(path)
+            continue
+        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
+        if not matches:
+            raise UsageError(f"{path}: nothing matches this pattern; check the path")
+        found += matches
+    return found
+
+
+def listed(file: Path) -> list[Path]:
+    """Paths in the text file ``file``, one a line, or NUL-terminated as ``find -print0`` writes them; ``-`` is stdin.
+
+    Empty lines are passed over, names that are no UTF-8 are kept. Relative paths are relative to the current folder.
+    Raises ``UsageError`` if the file cannot be read or names nothing.
+    """
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: the list cannot be read ({error.strerror or error})") from error
+    lines = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
+    paths = [Path(os.fsdecode(line)) for line in lines if line.strip()]
+    if not paths:
+        raise UsageError(f"{file}: the list names no path; expected one a line")
+    return paths

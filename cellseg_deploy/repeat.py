@@ -1,0 +1,96 @@
+"""Doing a run again from its run.json: the same model, engine and settings, and so the same labels."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cellseg_deploy.errors import ModelError, UsageError
+from cellseg_deploy.models import DEFAULT_SHA256
+from cellseg_deploy.outputs.folder import PROGRAM
+from cellseg_deploy.outputs.identity import RunIdentity, differences
+from cellseg_deploy.run_identity import engine_arguments
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What a run.json says. ``model``: the file that was opened. ``paths``: what was given as input."""
+
+    file: Path
+    identity: RunIdentity
+    model: Path
+    paths: tuple[Path, ...]
+    follow_links: bool
+    max_pixels: int
+
+    def result_options(self) -> dict[str, Any]:
+        """Options of ``cellseg-infer`` that results depend on, by their parameters' names."""
+        settings, engine = self.identity.settings, engine_arguments(self.identity)
+        is_auto = settings["scale"] == "auto"
+        return {
+            "task": self.identity.task,
+            "scale": None if is_auto else settings["scale"],
+            "cell_diameter": "auto" if is_auto else None,
+            **{name: engine[name] for name in ("backend", "device", "precision", "ort_provider")},
+            "halo": settings["halo"],
+            "bit_depth": settings["bit_depth"],
+            "pixel_size": settings["pixel_size_um"],
+            "count_rule": settings["count_rule"],
+        }
+
+    def other_options(self) -> dict[str, Any]:
+        """Options that may be given besides: what is written, and how large images may be."""
+        return {
+            "save": ",".join(self.identity.saved) or "none",
+            "max_pixels": self.max_pixels,
+            "follow_links": self.follow_links,
+        }
+
+    def model_file(self, given: Path | None) -> Path | None:
+        """The model to open, None for the one that ships; ``given``: where the user says it lies.
+
+        Raises ``ModelError`` if it is not where it was.
+        """
+        if given is not None or self.identity.model.get("sha256") == DEFAULT_SHA256:
+            return given
+        if not self.model.is_file():
+            raise ModelError(f"{self.model}: the model of {self.file} is not there any more; give it with --model")
+        return self.model
+
+    def check(self, now: RunIdentity) -> None:
+        """Raise ``ModelError`` if ``now`` runs another model; warn of what else differs, as versions may."""
+        alike = replace(now, inputs=self.identity.inputs, saved=self.identity.saved)
+        others = differences(self.identity, alike)
+        if self.identity.model.get("sha256") != now.model.get("sha256"):
+            raise ModelError(
+                f"the model is not the one of {self.file} (SHA-256 {self.identity.model.get('sha256')} expected, "
+                f"{now.model.get('sha256')} found); give that one with --model"
+            )
+        if others:
+            _log.warning("labels may differ from those of %s: %s", self.file, "; ".join(others))
+
+
+def read_run(file: Path) -> RecordedRun:
+    """The run that ``file``, a run.json, records. Raises ``UsageError`` if it is none, or of an older program."""
+    try:
+        content: Any = json.loads(file.read_bytes())
+        if content["program"] != PROGRAM:
+            raise ValueError(f"it was written by {content['program']}")
+        return RecordedRun(
+            file=file,
+            identity=RunIdentity.from_json(content["identity"]),
+            model=Path(content["model"]["path"]),
+            paths=tuple(Path(path) for path in content["inputs"]["paths"]),
+            follow_links=bool(content["inputs"]["follow_links"]),
+            max_pixels=int(content["settings"]["max_pixels"]),
+        )
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (KeyError, TypeError, ValueError) as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UsageError(f"{file}: no run.json of this version of {PROGRAM} ({said})") from error
