@@ -39,7 +39,8 @@ class Bars:
 
 @dataclass(frozen=True)
 class Lines:
-    """A panel of curves: by name x and y. ``slope_one``: a line that grows in proportion, for the eye."""
+    """A panel of curves: by name x and y. ``logarithmic``: both axes; ``logarithmic_y``: that one. ``slope_one``: a
+    line that grows in proportion, for the eye."""
 
     title: str
     x_label: str
@@ -47,6 +48,7 @@ class Lines:
     curves: dict[str, tuple[list[float], list[float]]]
     logarithmic: bool = True
     slope_one: bool = False
+    logarithmic_y: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def _draw_lines(axis: Axes, panel: Lines) -> None:
     axis.set_ylabel(panel.y_label)
     if panel.logarithmic:
         axis.set_xscale("log")
+    if panel.logarithmic or panel.logarithmic_y:
         axis.set_yscale("log")
     axis.legend(fontsize=8)
 

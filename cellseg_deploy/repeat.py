@@ -64,7 +64,10 @@ class RecordedRun:
 
     def check(self, now: RunIdentity) -> None:
         """Raise ``ModelError`` if ``now`` runs another model; warn of what else differs, as versions may."""
-        alike = replace(now, inputs=self.identity.inputs, saved=self.identity.saved)
+        before = self.identity
+        # A form that --backend auto chose is opened by its own name now.
+        model = {**now.model, "given_sha256": before.model.get("given_sha256")}
+        alike = replace(now, inputs=before.inputs, saved=before.saved, model=model)
         others = differences(self.identity, alike)
         if self.identity.model.get("sha256") != now.model.get("sha256"):
             raise ModelError(

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from cellseg_deploy.backends import BACKENDS
+from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.fingerprint import sha256_of
 from cellseg_deploy.outputs.folder import PROGRAM
 from cellseg_deploy.outputs.formats import NAMES
 from cellseg_deploy.outputs.identity import RunIdentity
@@ -46,7 +48,9 @@ def engine_to_go_on_with(recorded: RunIdentity, model: Path) -> dict[str, Any] |
     """
     engine = engine_arguments(recorded)
     form = model.with_name(str(recorded.backend.get("form") or model.name))
-    return {"path": form, **engine} if engine["backend"] in BACKENDS and form.is_file() else None
+    if engine["backend"] not in BACKENDS or not form.is_file():
+        return None
+    return {"path": form, **engine} if sha256_of(model) == recorded.model.get("given_sha256") else None
 
 
 def engine_arguments(recorded: RunIdentity) -> dict[str, Any]:
@@ -71,6 +75,7 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> Ru
         model={
             "name": spec.name,
             "sha256": facts.get("model_file_sha256"),
+            "given_sha256": _given_sha256(backend),
             "identity": facts.get("model_identity"),
         },
         backend={
@@ -87,6 +92,14 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> Ru
         versions=library_versions(),
         inputs=inputs.roots,
     )
+
+
+def _given_sha256(backend: Backend) -> str | None:
+    """Of the file that was given, of which another may be a form."""
+    if backend.given is None:
+        return None
+    known = backend.describe().get("model_file_sha256") if backend.given == backend.path else None
+    return known if known and backend.given.suffix.lower() == ".onnx" else sha256_of(backend.given)
 
 
 def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]:

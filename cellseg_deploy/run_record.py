@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 from collections.abc import Iterable
@@ -18,7 +19,6 @@ from cellseg_deploy.outputs.folder import PROGRAM
 from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
 from cellseg_deploy.outputs.identity import RunIdentity
 from cellseg_deploy.outputs.journal import ImageRecord
-from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -182,7 +182,7 @@ def run_json(
             "batch_size": segmenter.batch_size,
             **msgspec.to_builtins(options),
         },
-        "inputs": {"paths": [utf8(path) for path in inputs.paths], "follow_links": inputs.follow_links},
+        "inputs": {"paths": list(inputs.paths), "follow_links": inputs.follow_links},
         "identity": identity.to_json(),
         "versions": {"python": platform.python_version(), **identity.versions},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
@@ -200,4 +200,5 @@ def run_json(
             "counted": summary.counted,
         },
     }
-    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    # Paths that are no UTF-8 are kept, as escapes.
+    return json.dumps(record, indent=2, allow_nan=False).encode("ascii") + b"\n"

@@ -57,7 +57,7 @@ def open_backend(
         raise UsageError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
-    path = Path(path)
+    given = path = Path(path)
     own = _OWN_ENGINE.get(path.suffix.lower())
     if own is not None and backend not in ("auto", own):
         raise UsageError(f"{path}: this form opens in {own} only, not in {backend}; give the .onnx it was made from")
@@ -82,7 +82,7 @@ def open_backend(
         precision=precision,
         streams=streams,
     )
-    opened.path = path
+    opened.given, opened.path = given, path
     try:
         opened.verified, opened.choice = (
             auto.verdict_on(opened, path) if chosen is None else (chosen.verified, chosen.why)

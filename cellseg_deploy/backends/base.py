@@ -22,8 +22,8 @@ class Backend(ABC):
 
     ``name``: engine name as in ``--backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
     ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``). ``batch_step``: tiles
-    that cost as much as one, where the engine fills a call up to a multiple of them. ``path``: the file that was
-    opened, which is not the one that was given where ``--backend auto`` chose another form of the network.
+    that cost as much as one, where the engine fills a call up to a multiple of them. ``given``: the file that was
+    asked for; ``path``: the one that was opened, which is another where ``--backend auto`` chose a form of the network.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Backend(ABC):
     spec: ModelSpec
     verified: bool = False
     choice: str = ""
+    given: Path | None = None
     path: Path | None = None
     batch_step: int = 1
 

@@ -1,0 +1,77 @@
+"""Patterns and lists of paths."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.image_files import find_images
+from cellseg_deploy.input_paths import expanded, listed
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    for name in ("b.png", "a.png", "sub/c.png", "sub/deep/d.png", "x[1].png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.png", ["a.png", "b.png", "x[1].png"]),
+        ("**/*.png", ["a.png", "b.png", "sub/c.png", "sub/deep/d.png", "x[1].png"]),
+        ("?.png", ["a.png", "b.png"]),
+        ("s*", ["sub"]),
+        ("x[1].png", ["x[1].png"]),  # a file of that name is meant
+        ("missing.png", ["missing.png"]),  # find_images says what is wrong with it
+    ],
+)
+def test_patterns(there: Path, pattern: str, names: list[str]) -> None:
+    assert expanded([there / pattern]) == [there / name for name in names]
+
+
+def test_a_pattern_without_a_match(there: Path) -> None:
+    with pytest.raises(UsageError, match="matches"):
+        expanded([there / "*.jpg"])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
+def test_lists(there: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [there / "b.png", there / "sub", there / os.fsdecode(b"\xff.png")]
+    data = b"".join(os.fsencode(path) + end.encode() for path in paths)
+    (there / "list.txt").write_bytes(data + (b"" if end == "\0" else end.encode()))
+    assert listed(there / "list.txt") == paths
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    assert listed(Path("-")) == paths
+
+
+def test_a_name_with_a_line_end_needs_nul(there: Path) -> None:
+    (there / "list").write_bytes(os.fsencode(there / "two\nlines.png") + b"\0")
+    assert listed(there / "list") == [there / "two\nlines.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", None])
+def test_lists_that_name_nothing(there: Path, content: bytes | None) -> None:
+    if content is not None:
+        (there / "list").write_bytes(content)
+    with pytest.raises(UsageError, match="list"):
+        listed(there / "list")
+
+
+def test_names_do_not_depend_on_the_order_in_which_folders_are_given(tmp_path: Path) -> None:
+    """Two folders of one name are told apart by a number, which is the same whichever comes first."""
+    folders = [tmp_path / "one/smears", tmp_path / "two/smears"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "a.png").touch()
+    named = {image.path: image.name for image in find_images(folders)}
+    assert {image.path: image.name for image in find_images(folders[::-1])} == named
+    assert len(set(named.values())) == 2
+    assert {image.root for image in find_images(folders)} == set(folders)
