@@ -23,6 +23,9 @@ MIN_CELLS = 10
 TOLERANCE = 1.15
 """Cells that many times larger or smaller than the model's need no second pass: people and smears differ as much."""
 
+REMARKABLE = 1.3
+"""Cells that many times larger or smaller than the model's are counted noticeably worse without a second pass."""
+
 CellDiameter = float | Literal["auto"] | None
 
 
@@ -77,3 +80,15 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
     if max(scale / first_scale, first_scale / scale) <= TOLERANCE:
         return ScaleChoice(first_scale)
     return ScaleChoice(scale)
+
+
+def size_note(labels: Labels, model_diameter_px: float, scale: float) -> str:
+    """What to say of ``labels`` (h, w), found at ``scale`` because nobody asked for another; empty if nothing."""
+    fitting = scale_from_cells(labels, model_diameter_px, scale).scale
+    if max(fitting / scale, scale / fitting) < REMARKABLE:
+        return ""
+    found, expected = model_diameter_px / fitting, model_diameter_px / scale
+    return (
+        f"cells are about {found:.0f} px wide, the model expects {expected:.0f}; --cell-diameter auto counts them at "
+        "their own size"
+    )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, scale_from_cells
+from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, scale_from_cells, size_note
 from cellseg_deploy.errors import DataError, ModelError, UsageError
 from cellseg_deploy.instances import check_params, segment
 from cellseg_deploy.measure import CellTable, measure
@@ -97,6 +97,7 @@ class Segmenter:
             spec.image_scale, spec.cell_diameter_px, scale=scale, cell_diameter_px=cell_diameter_px
         )
         self.auto_scale = cell_diameter_px == "auto"
+        self._is_scale_given = scale is not None or cell_diameter_px is not None
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
@@ -179,6 +180,8 @@ class Segmenter:
                 scale = choice.scale
                 del probabilities, labels  # two images' worth would stand in memory otherwise
                 probabilities, labels = yield from self._labels(image_hwc, scale, clock)
+        elif not self._is_scale_given and (note := size_note(labels, self.backend.spec.cell_diameter_px, scale)):
+            notes.append(note)
         with clock("measure"):
             table = measure(labels)
         return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes))

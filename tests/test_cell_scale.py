@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cellseg_deploy import Segmenter
-from cellseg_deploy.cell_scale import MIN_CELLS, fixed_scale, scale_from_cells
+from cellseg_deploy.cell_scale import MIN_CELLS, fixed_scale, scale_from_cells, size_note
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.metrics import score_image
 from cellseg_deploy.samples import SmearParams, make_smear
@@ -52,6 +52,24 @@ def test_too_few_cells_keep_the_scale_and_say_so() -> None:
     assert scale_from_cells(np.zeros((4, 4), np.int32), 45.0, 0.5).scale == 0.5
 
 
+@pytest.mark.parametrize(
+    ("times", "said"), [(0.7, "60 px wide, the model expects 42"), (0.85, ""), (1.2, ""), (1.4, "60")]
+)
+def test_cells_of_an_unexpected_size_are_remarked_upon(times: float, said: str) -> None:
+    labels = discs(12, 60)
+    diameter = math.sqrt(4 / math.pi * np.count_nonzero(labels) / 12)
+    note = size_note(labels, 45.0, 45.0 / (diameter * times))
+    assert said in note if said else note == ""
+    assert size_note(discs(MIN_CELLS - 1, 60), 45.0, 5.0) == ""
+
+
+def test_a_size_that_was_given_is_not_remarked_upon() -> None:
+    smear = make_smear(SmearParams(size_hw=(450, 600), cell_diameter_px=45, n_cells=50), 3)
+    for given in ({"scale": 0.5}, {"cell_diameter_px": 96.0}):
+        with Segmenter.from_file(**given) as segmenter:  # type: ignore[arg-type]
+            assert segmenter(smear.image_hwc).notes == ()
+
+
 def test_settings() -> None:
     assert fixed_scale(0.5, 45.0, scale=None, cell_diameter_px="auto") == 0.5
     assert fixed_scale(0.5, 45.0, scale=None, cell_diameter_px=90.0) == 0.5
@@ -73,6 +91,8 @@ def test_a_smear_at_another_magnification(diameter: int) -> None:
     score, before = (score_image(smear.labels_hw, result.labels, min_area_px=0) for result in (found, without))
     assert found.scale == pytest.approx(model_diameter / diameter, rel=0.15)
     assert found.notes == ()
+    assert without.notes == (size_note(without.labels, model_diameter, without.scale),)
+    assert "--cell-diameter auto" in without.notes[0]
     assert score.n_predicted == pytest.approx(score.n_true, rel=0.12)
     # Not F1: at a wrong scale slivers at the image border are counted, which this truth holds for cells as well.
     assert score.merges + score.splits <= before.merges + before.splits
