@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cellseg_deploy.earlier_engine import engine_arguments
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.models import DEFAULT_SHA256
 from cellseg_deploy.outputs.folder import PROGRAM
 from cellseg_deploy.outputs.identity import RunIdentity, differences
-from cellseg_deploy.run_identity import engine_arguments
 
 _log = logging.getLogger(__name__)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from cellseg_deploy.backends import BACKENDS
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.fingerprint import sha256_of
 from cellseg_deploy.outputs.folder import PROGRAM
@@ -20,7 +18,6 @@ from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.run_record import Inputs, RunOptions
 
 _LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillow", "tifffile", "imagecodecs")
-_ORT_TENSORRT = "TensorrtExecutionProvider"
 # Facts of an engine that change no result: where its file lies, how much it does at a time.
 _NO_MATTER = frozenset(
     (
@@ -39,30 +36,6 @@ def library_versions() -> Mapping[str, str]:
 def program() -> str:
     """Name and version of what writes results."""
     return f"{PROGRAM} {version('cellseg-deploy')}"
-
-
-def engine_to_go_on_with(recorded: RunIdentity, model: Path) -> dict[str, Any] | None:
-    """Arguments of ``Segmenter.from_file`` that open ``model`` as the ``recorded`` run did, None if that cannot be.
-
-    So that a run goes on with its engine although ``--backend auto`` might choose another one by now.
-    """
-    engine = engine_arguments(recorded)
-    form = model.with_name(str(recorded.backend.get("form") or model.name))
-    if engine["backend"] not in BACKENDS or not form.is_file():
-        return None
-    return {"path": form, **engine} if sha256_of(model) == recorded.model.get("given_sha256") else None
-
-
-def engine_arguments(recorded: RunIdentity) -> dict[str, Any]:
-    """Arguments of ``Segmenter.from_file`` besides the model's file, to have the engine of ``recorded`` again."""
-    engine = recorded.backend
-    is_tensorrt = engine["device"] != "cpu" and _ORT_TENSORRT in engine.get("providers", ())
-    return {
-        "backend": engine["name"],
-        "device": engine["device"],
-        "precision": engine.get("inference_precision") or None,
-        "ort_provider": "tensorrt" if is_tensorrt else None,
-    }
 
 
 def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> RunIdentity:

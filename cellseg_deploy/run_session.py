@@ -23,12 +23,13 @@ from cellseg_deploy.image_work import Finished, ImageWork
 from cellseg_deploy.outputs import journal as journals
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.atomic import remove, write_bytes
-from cellseg_deploy.outputs.folder import RUN_JSON, make_place
+from cellseg_deploy.outputs.folder import RUN_JSON, is_finished, make_place
 from cellseg_deploy.outputs.formats import chosen_formats
+from cellseg_deploy.outputs.identity import differences
 from cellseg_deploy.outputs.interrupts import deferred_signals
 from cellseg_deploy.outputs.journal import Entry, ImageRecord, Journal
 from cellseg_deploy.outputs.plan import Planned, RunPlan, plan
-from cellseg_deploy.outputs.resume import FolderState, begin, kept_files, problem_with_files, some, sweep
+from cellseg_deploy.outputs.resume import FolderState, begin, different_run, kept_files, problem_with_files, some, sweep
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.run_identity import identity_of
 from cellseg_deploy.run_record import SKIPPED, ImageResult, Inputs, RunOptions, RunSummary, run_json
@@ -75,7 +76,7 @@ class RunSession:
         self._valid: set[str] = set()  # images whose last line in the journal is a result
         self._names: dict[str, str] = {}  # what the files of images of this session are called
         self._journal: Journal | None = None
-        self._is_stopped = False
+        self._is_stopped = self._has_worked = False
 
     @contextmanager
     def running(self, images: Sequence[FoundImage]) -> Iterator[RunPlan]:
@@ -88,7 +89,6 @@ class RunSession:
         todo = self.take(images)
         self._sweep({image.name for image in images})
         with self._open_journal() as self._journal, self._kept_if_stopped(lambda: None):
-            self._write_run_json("running")
             yield todo
             self._end()
 
@@ -116,6 +116,7 @@ class RunSession:
         items = [item for item in todo.items if item.action != "skip"]
         if not items:
             return
+        self._prepare()
         stream = self.segmenter.stream([self._job(item) for item in items], self.threads)
         with ExitStack() as stack:
             stack.enter_context(thread_plans.single_threaded_libraries())
@@ -132,6 +133,16 @@ class RunSession:
     def write_tables(self) -> None:
         """cells.csv and images.csv of what is done by now, in the order of names. Raises ``OutputError``."""
         run_tables.write(self.out, self.out / journals.JOURNAL, self._entries())
+
+    def _prepare(self) -> None:
+        """Before the first image is worked on."""
+        if not self._has_worked:
+            self.segmenter.backend.prepare()
+            # Of an engine that was not open when the run began, this is what the record was taken for.
+            if reasons := differences(self.identity, identity_of(self.segmenter, self.options, self.inputs)):
+                raise different_run(self.out, reasons)
+            self._has_worked = True
+            self._write_run_json("running")
 
     def _job(self, item: Planned) -> Job[Finished]:
         work = self._image_work
@@ -185,7 +196,8 @@ class RunSession:
                 self._is_stopped = True
                 try:
                     self.write_tables()
-                    self._write_run_json("stopped")
+                    if self._has_worked:
+                        self._write_run_json("stopped")
                 except OutputError as error:  # as on a full disk, which stopped the run: that error is the one to say
                     _log.warning("%s; the tables are written when the run goes on", error)
             raise
@@ -199,7 +211,9 @@ class RunSession:
                 format.finish(self.out, [self.out / format.place(name) for name in done] if format.folder else [])
         if self.summary.remaining:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary} was recorded")
-        self._write_run_json("finished")
+        # A run.json that tells of the work is not replaced by one that tells of none.
+        if self._has_worked or not is_finished(self.out / RUN_JSON):
+            self._write_run_json("finished")
 
     def _entries(self) -> list[Entry]:
         """The last record of each image that has a result, in the order of names."""

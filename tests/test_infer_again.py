@@ -15,7 +15,7 @@ from conftest import draw_discs, make_onnx, make_spec
 from PIL import Image
 from test_infer import files, infer, model, rows, smears  # noqa: F401  (fixtures)
 
-from cellseg_deploy import models, pipeline
+from cellseg_deploy import earlier_engine, models, pipeline
 from cellseg_deploy.errors import ModelError
 from cellseg_deploy.repeat import read_run
 
@@ -84,7 +84,8 @@ def test_a_run_that_goes_on_keeps_its_engine(
         opened.append(real(path, backend="openvino" if backend == "auto" else backend, **settings))
         return opened[-1]
 
-    monkeypatch.setattr(pipeline, "open_backend", now_openvino)
+    for module in (pipeline, earlier_engine):
+        monkeypatch.setattr(module, "open_backend", now_openvino)
     Image.fromarray(draw_discs((40, 40), [(20, 20)])).save(smears / "z.png")
     assert infer(smears, "-o", out, "--model", model, "-q") == 0
     assert opened[-1].name == "onnxruntime"
@@ -92,6 +93,53 @@ def test_a_run_that_goes_on_keeps_its_engine(
     assert "--backend" in capsys.readouterr().err
     assert infer(smears, "-o", out, "--model", model, "-q", "--overwrite") == 0
     assert opened[-1].name == "openvino"
+
+
+def test_no_engine_is_loaded_for_nothing(
+    model: Path,  # noqa: F811
+    smears: Path,  # noqa: F811
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All is done; tables and run.json stay as they were, and a table that is gone comes back."""
+    record = (out / "run.json").read_bytes()
+    expected = content(out)
+    with monkeypatch.context() as patch:
+        for module in (pipeline, earlier_engine):
+            patch.setattr(module, "open_backend", lambda *_, **__: pytest.fail("an engine was opened"))
+        (out / "cells.csv").unlink()
+        assert infer(smears, "-o", out, "--model", model, "-q") == 0
+        assert content(out) == expected
+        assert (out / "run.json").read_bytes() == record
+        assert infer(smears, "-o", out, "--model", model, "--dry-run") == 0
+    (out / "labels/a.png.tif").unlink()
+    assert infer(smears, "-o", out, "--model", model, "-q") == 0
+    assert content(out) == expected
+    again, before = json.loads((out / "run.json").read_text()), json.loads(record)
+    assert again["backend"] == before["backend"]
+    assert again["identity"] == before["identity"]
+
+
+def test_an_engine_that_is_not_the_recorded_one_stops_the_run_before_work(
+    model: Path,  # noqa: F811
+    smears: Path,  # noqa: F811
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It was taken for the recorded one as long as it was not open."""
+    real = earlier_engine.open_backend
+
+    def another(**settings: Any) -> Any:
+        backend = real(**settings)
+        backend.precision = "fp16"
+        return backend
+
+    monkeypatch.setattr(earlier_engine, "open_backend", another)
+    (out / "labels/a.png.tif").unlink()
+    assert infer(smears, "-o", out, "--model", model, "-q") == 6
+    assert "backend precision (--precision): fp32 there, fp16 now" in capsys.readouterr().err
+    assert not (out / "labels/a.png.tif").exists()
 
 
 def test_a_folder_that_is_not_ours_is_refused_before_the_model_is_loaded(

@@ -36,6 +36,9 @@ class Backend(ABC):
     path: Path | None = None
     batch_step: int = 1
 
+    def prepare(self) -> None:  # noqa: B027  (most engines are ready when they are there)
+        """Called before the first tiles of a run: an engine that is opened late is opened here."""
+
     def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 in [0, 1] of ``tiles_nhwc`` (N, H, W, 3) uint8 RGB.
 

@@ -15,6 +15,7 @@ from cellseg_deploy.cli import _common, _infer_say
 
 if TYPE_CHECKING:
     from cellseg_deploy.image_files import FoundImage
+    from cellseg_deploy.outputs.identity import RunIdentity
     from cellseg_deploy.repeat import RecordedRun
     from cellseg_deploy.run_record import RunSummary
 
@@ -139,6 +140,7 @@ def _run(
     given: list[Path], images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
 ) -> RunSummary | None:
     """Open the model and do what was asked for; None if that was only to be shown."""
+    from cellseg_deploy.earlier_engine import late_segmenter
     from cellseg_deploy.folder_run import RunOptions, plan_folder, run_folder
     from cellseg_deploy.images import MAX_PIXELS
     from cellseg_deploy.outputs.formats import parse_names
@@ -157,19 +159,20 @@ def _run(
         count_rule=asked["count_rule"],
     )
     complete = CompleteFiles(asked["watch_settle"])
-    engine = _engine(output, asked)
+    engine, earlier = _engine(output, asked)
     threads = _common.plan_threads(
         asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
     )
     inputs = Inputs.of(given, (image.root for image in images), follow_links=asked["follow_links"])
-    settings = ("task", "scale", "batch_size", "halo", "rebuild", "cuda_graph", "streams")
+    names = ("task", "scale", "batch_size", "halo", "rebuild", "cuda_graph", "streams")
+    settings = {
+        **{name: asked[name] for name in names},
+        "cell_diameter_px": asked["cell_diameter"],
+        "threads": threads.engine,
+    }
+    late = None if earlier is None else late_segmenter(earlier, engine, **settings)
     with (
-        Segmenter.from_file(
-            **engine,
-            **{name: asked[name] for name in settings},
-            cell_diameter_px=asked["cell_diameter"],
-            threads=threads.engine,
-        ) as segmenter,
+        late or Segmenter.from_file(**engine, **settings) as segmenter,
         _progress(asked["quiet"]) as progress,
     ):
         opened = segmenter.backend
@@ -205,14 +208,15 @@ def _run(
         )
 
 
-def _engine(output: Path, asked: dict[str, Any]) -> dict[str, Any]:
+def _engine(output: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], RunIdentity | None]:
     """Which engine to open the model with: the one of the run in ``output`` if it is gone on with, else as asked.
 
+    With the identity of that run, if it is gone on with.
     Raises ``OutputError`` for a folder that cannot be used in any case, before a model is loaded for nothing.
     """
+    from cellseg_deploy.earlier_engine import engine_to_go_on_with
     from cellseg_deploy.models import default_model_path
     from cellseg_deploy.outputs.resume import check_usable, look_at
-    from cellseg_deploy.run_identity import engine_to_go_on_with
 
     state = look_at(output)
     if state.kind == "foreign" or not asked["overwrite"]:
@@ -221,8 +225,10 @@ def _engine(output: Path, asked: dict[str, Any]) -> dict[str, Any]:
     as_asked = {"path": asked["model"], **{name: asked[name] for name in names}}
     is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
     if not is_free or state.journal is None or asked["overwrite"]:
-        return as_asked
-    return engine_to_go_on_with(state.journal.identity, asked["model"] or default_model_path()) or as_asked
+        return as_asked, None
+    earlier = state.journal.identity
+    as_before = engine_to_go_on_with(earlier, asked["model"] or default_model_path())
+    return (as_asked, None) if as_before is None else (as_before, earlier)
 
 
 def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove_stale
@@ -50,11 +51,21 @@ def check_apart(inputs: Sequence[Path], out: Path) -> None:
 
 def was_written_by(program: str, record: Path) -> bool:
     """Whether ``record``, a JSON file, says that ``program`` wrote it; False if it is missing or something else."""
+    return _content(record).get("program") == program
+
+
+def is_finished(record: Path) -> bool:
+    """Whether ``record``, a run.json, tells of a run that came to its end."""
+    return _content(record).get("status") == "finished"
+
+
+def _content(record: Path) -> dict[str, Any]:
+    """Of a JSON file; empty if it is missing or something else."""
     try:
         content = json.loads(record.read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("program") == program
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def make_place(out: Path, relative: str) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,10 +100,15 @@ def check_usable(state: FolderState, out: Path) -> None:
             "choose an empty or new folder"
         )
     if state.kind == "different":
-        raise OutputError(
-            f"{out}: holds another run, which cannot be gone on with: {'; '.join(state.reasons)}. "
-            "Give the same settings, choose another folder, or replace it with --overwrite"
-        )
+        raise different_run(out, state.reasons)
+
+
+def different_run(out: Path, reasons: Sequence[str]) -> OutputError:
+    """What to raise if the run in ``out`` is another one than was asked for."""
+    return OutputError(
+        f"{out}: holds another run, which cannot be gone on with: {'; '.join(reasons)}. "
+        "Give the same settings, choose another folder, or replace it with --overwrite"
+    )
 
 
 def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
