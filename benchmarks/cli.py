@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cellseg_benchmarks.cli_latency import latency_command, limits_command
+from cellseg_benchmarks.cli_layers import layers_command
 from cellseg_benchmarks.cli_peers import peers_command
 from cellseg_benchmarks.cli_pipeline import pipeline_command
 from cellseg_benchmarks.cli_robustness import robustness_command
@@ -133,6 +134,7 @@ for added in (
     scaling_command,
     peers_command,
     savings_command,
+    layers_command,
     study_command,
     robustness_command,
     soak_command,

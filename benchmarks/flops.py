@@ -47,20 +47,30 @@ def count_flops(path: Path) -> Flops:
 
 
 def count_graph(model: Any, *, source: str = "the model") -> Flops:
-    """As ``count_flops``, of an ``onnx.ModelProto``, which is changed: its first input gets a batch of one, and large
-    weights lose their values."""
+    """As ``count_flops``, of an ``onnx.ModelProto``, which is changed as by ``count_nodes``."""
+    by_operator: dict[str, int] = {}
+    for node, flops in count_nodes(model, source=source):
+        by_operator[node.op_type] = by_operator.get(node.op_type, 0) + flops
+    return Flops(sum(by_operator.values()), dict(sorted(by_operator.items())))
+
+
+def count_nodes(model: Any, *, source: str = "the model") -> list[tuple[Any, int]]:
+    """The nodes of an ``onnx.ModelProto`` that count, each with its operations for one tile.
+
+    ``model`` is changed: its first input gets a batch of one, and large weights lose their values. Raises
+    ``ModelError`` where operations cannot be told.
+    """
     for name in sorted({op for op in _operators(model) if _HEAVY.search(op) and op not in _COUNTED}):
         raise ModelError(f"{source}: operator {name} is not counted; its work cannot be told")
     shapes = _inferred(model, source)
-    by_operator: dict[str, int] = {}
+    counted = []
     for node in model.graph.node:
         if node.op_type in _COUNTED:
             try:
-                flops = _COUNTED[node.op_type](node, shapes)
+                counted.append((node, _COUNTED[node.op_type](node, shapes)))
             except KeyError as error:
                 raise ModelError(f"{source}: shape of {error} at {node.op_type} {node.name!r} is not known") from None
-            by_operator[node.op_type] = by_operator.get(node.op_type, 0) + flops
-    return Flops(sum(by_operator.values()), dict(sorted(by_operator.items())))
+    return counted
 
 
 def _operators(model: Any) -> set[str]:

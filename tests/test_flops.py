@@ -120,11 +120,12 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 def test_the_shipped_model_by_hand() -> None:
-    """Its encoder: 256 tokens of width 192, 6 blocks of 12 width^2 weights each, 3 heads; a patch of 14 x 14 x 3."""
+    """Its encoder: a token for each 14 x 14 px of a tile, width 192, 6 blocks of 12 width^2 weights each, 3 heads."""
     found = count_flops(default_model_path()).by_operator
-    linear = 2 * 256 * 6 * 12 * 192**2
-    attention = 2 * 2 * 6 * 256 * 256 * 192
+    tokens = (336 // 14) ** 2
+    linear = 2 * tokens * 6 * 12 * 192**2
+    attention = 2 * 2 * 6 * tokens * tokens * 192
     assert found["MatMul"] == linear + attention
-    patches = 2 * 256 * 192 * 14 * 14 * 3
-    project = 2 * 16 * 16 * 192 * 1  # per output channel of the decoder's first step, 1 x 1
+    patches = 2 * tokens * 192 * 14 * 14 * 3
+    project = 2 * tokens * 192 * 1  # per output channel of the decoder's first step, 1 x 1
     assert found["Conv"] > patches + project

@@ -1,0 +1,37 @@
+"""``python -m cellseg_benchmarks layers``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cellseg_benchmarks import cli_options as shared
+
+
+@click.command("layers", context_settings=shared.SETTINGS)
+@click.option("--model", type=shared.PATH, help="An .onnx file.  [default: the one that ships]")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call.")
+@click.option("--calls", type=click.IntRange(1), default=15, show_default=True, help="Calls after the first.")
+@shared.measuring_options
+def layers_command(
+    model: Path | None, batch_size: int, calls: int, output: Path, threads: int | None, quiet: bool
+) -> None:
+    """Where the time of a network goes, part by part, beside the arithmetic of each.
+
+    From ONNX Runtime's own account of its nodes on the CPU. Writes layers.json, layers.md and layers.png to DIR.
+    """
+    from cellseg_benchmarks import layers
+    from cellseg_benchmarks.report import new_folder, write_report
+    from cellseg_deploy.models import default_model_path
+
+    path = model or default_model_path()
+    machine, before = shared.start()
+    new_folder(output)
+    shared.teller(quiet)(f"{calls + 1} batches of {batch_size} tiles")
+    parts, seconds = layers.measure_layers(path, batch=batch_size, calls=calls, threads=threads)
+    report = layers.LayersReport(
+        shared.conditions(machine, before), threads, path.stem, batch_size, seconds, tuple(parts)
+    )
+    write_report(output, report, layers.png(report))
+    click.echo(report.to_markdown())
