@@ -118,6 +118,18 @@ class RunSummary:
         return self.found - self.done - self.skipped - self.failed
 
     @property
+    def totals(self) -> dict[str, int]:
+        """For run.json: of all images that were given, whenever they were done."""
+        return {
+            "found": self.found,
+            "done": self.done + self.skipped,
+            "failed": self.failed,
+            "remaining": self.remaining,
+            "cells": self.cells,
+            "counted": self.counted,
+        }
+
+    @property
     def engine_busy(self) -> float:
         """Share of the wall time during which the network ran, 0 to 1."""
         return self.engine_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
@@ -191,14 +203,7 @@ def run_json(
         "wall_seconds": round(summary.wall_seconds, 3),
         "engine_busy": round(summary.engine_busy, 4),
         "stage_seconds": {stage: round(seconds, 3) for stage, seconds in summary.stage_seconds.items()},
-        "totals": {
-            "found": summary.found,
-            "done": summary.done + summary.skipped,
-            "failed": summary.failed,
-            "remaining": summary.remaining,
-            "cells": summary.cells,
-            "counted": summary.counted,
-        },
+        "totals": summary.totals,
     }
     # Paths that are no UTF-8 are kept, as escapes.
     return json.dumps(record, indent=2, allow_nan=False).encode("ascii") + b"\n"

@@ -23,7 +23,7 @@ from cellseg_deploy.image_work import Finished, ImageWork
 from cellseg_deploy.outputs import journal as journals
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.atomic import remove, write_bytes
-from cellseg_deploy.outputs.folder import RUN_JSON, is_finished, make_place
+from cellseg_deploy.outputs.folder import RUN_JSON, make_place, tells_of
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.outputs.identity import differences
 from cellseg_deploy.outputs.interrupts import deferred_signals
@@ -212,7 +212,7 @@ class RunSession:
         if self.summary.remaining:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary} was recorded")
         # A run.json that tells of the work is not replaced by one that tells of none.
-        if self._has_worked or not is_finished(self.out / RUN_JSON):
+        if self._has_worked or not tells_of(self.out / RUN_JSON, self.summary.totals):
             self._write_run_json("finished")
 
     def _entries(self) -> list[Entry]:

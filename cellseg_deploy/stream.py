@@ -19,6 +19,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -199,6 +200,7 @@ class Stream(Generic[T]):
         except StopIteration as end:
             outcome: Outcome[T] = Outcome(value=end.value)
         except BaseException as raised:  # of any kind: it is raised again where the outcome is taken
+            _forget_arrays(raised)
             outcome = Outcome(error=raised)
         else:
             with self._changed:
@@ -296,3 +298,12 @@ class Stream(Generic[T]):
                 if not concerns_one_image(answer):
                     self._schedule.breaks(answer)
             self._changed.notify_all()
+
+
+def _forget_arrays(error: BaseException) -> None:
+    """Let go of what the functions that ``error`` left still hold: of a large image for which memory was short, it would
+    stay taken until its turn comes, and others would fail for it. The lines of the traceback stay."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__

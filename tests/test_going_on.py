@@ -348,3 +348,14 @@ def test_the_pixel_size_of_each_image_and_who_says_so(tmp_path: Path) -> None:
     cell = rows(tmp_path / "given/cells.csv")[0]
     assert float(cell["area_um2"]) == pytest.approx(int(cell["area_px"]) / 16, abs=1e-4)
     assert np.asarray(Image.open(tmp_path / "given/labels/plain.png.tif")).max() == 1
+
+
+def test_overwriting_leaves_no_file_of_the_earlier_run(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    out = tmp_path / "out"
+    run(folder, out, save=("labels", "parquet"))
+    assert (out / "cells.parquet").exists()
+    run(folder, out, save=("overlays",), overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("cells.csv", "images.csv", "journal.jsonl", "overlays", "run.json")
+    ]

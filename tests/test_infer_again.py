@@ -388,6 +388,12 @@ def test_progress_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys
             progress.result(ImageResult(str(number), "failed" if number else "done", cells=7, error="no"))
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "1/400 images, 0.05 images/s, 7 cells, 2 h 13 min left"
+    now[0] += 3600  # a watched folder in which nothing came
+    progress.total = progress.seen
+    progress.planned(RunPlan(FolderState("fresh"), items[:2]))
+    now[0] += 20
+    progress.result(ImageResult("3", "done", cells=1))
+    assert "0.05 images/s" in capsys.readouterr().err
     assert said[1:] == ["failed: 1: no", "2/400 images, 0.05 images/s, 14 cells, 1 failed, 2 h 12 min left"]
     assert [_progress.in_words(seconds) for seconds in (0.4, 59.6, 61, 3600)] == [
         "0 s",

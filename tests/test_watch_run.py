@@ -159,3 +159,36 @@ def test_what_cannot_be_watched(four: Path, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "theirs" / "thesis.txt").touch()
     with pytest.raises(OutputError, match="not empty"):
         watch(four, tmp_path / "theirs", microscope)
+
+
+def test_a_result_of_an_image_that_was_changed_is_none_until_it_is_done_again(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    run_folder(Segmenter(DarknessBackend()), find_images([four]), out)
+    save(four / "b.png", draw_discs((40, 40), [(20, 20)]))
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        watch(four, out, Microscope(monkeypatch), on_plan=stop)
+    assert [row["image"] for row in rows(out / "images.csv")] == ["a.png", "c.png", "d.png"]
+    watch(four, out, Microscope(monkeypatch))
+    assert [row["cells"] for row in rows(out / "images.csv")] == ["3", "1", "0", "1"]
+
+
+def test_a_folder_in_which_something_is_being_written_is_not_idle(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    data = (four / "a.png").read_bytes()
+    more = [lambda size=size: (folder / "a.png").write_bytes(data[:size]) for size in range(1, len(data), 40)]
+    microscope = Microscope(monkeypatch, *more, lambda: (folder / "a.png").write_bytes(data))
+    summary, _ = watch(folder, tmp_path / "out", microscope, idle_seconds=1.0)
+    assert (summary.done, summary.failed) == (1, 0)

@@ -72,13 +72,15 @@ class RunProgress(Progress):
     def __init__(self) -> None:
         super().__init__(0)
         self._cells = self._failed = 0
-        self._start = time.monotonic()
+        self._start, self._seen_before = time.monotonic(), 0
 
     def planned(self, plan: RunPlan) -> None:
         """There are more images to do."""
         counts = plan.counts
         if counts["skip"]:
             self.say(f"{counts['skip']} of {len(plan.items)} {self.unit} are done already")
+        if self.seen == self.total:  # the time without images says nothing of their rate
+            self._start, self._seen_before = time.monotonic(), self.seen
         self.total += len(plan.items) - counts["skip"]
         if self._bar is not None:
             self._on_bar(lambda: self._bar.update(self._task, total=self.total))
@@ -89,7 +91,7 @@ class RunProgress(Progress):
         self._failed += result.status == "failed"
         if result.status == "failed":
             self.say(failure_line(result))
-        rate = (self.seen + 1) / max(time.monotonic() - self._start, 1e-9)
+        rate = (self.seen + 1 - self._seen_before) / max(time.monotonic() - self._start, 1e-9)
         parts = [f"{rate:.2f} images/s", f"{self._cells} cells"]
         parts += [f"{self._failed} failed"] if self._failed else []
         left = self.total - self.seen - 1

@@ -211,8 +211,8 @@ def _run(
 def _engine(output: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], RunIdentity | None]:
     """Which engine to open the model with: the one of the run in ``output`` if it is gone on with, else as asked.
 
-    With the identity of that run, if it is gone on with.
-    Raises ``OutputError`` for a folder that cannot be used in any case, before a model is loaded for nothing.
+    With the identity of that run, if its engine is taken. Raises ``OutputError`` for a folder that cannot be used in
+    any case, before a model is loaded for nothing.
     """
     from cellseg_deploy.earlier_engine import engine_to_go_on_with
     from cellseg_deploy.models import default_model_path
@@ -224,7 +224,13 @@ def _engine(output: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], RunIde
     names = ("backend", "device", "precision", "ort_provider")
     as_asked = {"path": asked["model"], **{name: asked[name] for name in names}}
     is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
-    if not is_free or state.journal is None or asked["overwrite"]:
+    if state.journal is None or asked["overwrite"]:
+        return as_asked, None
+    if not asked["quiet"]:  # it takes a second for each gigabyte of images
+        _common.say(
+            f"comparing the images with {len(state.journal.entries)} that are recorded in {_common.printable(output)}"
+        )
+    if not is_free:
         return as_asked, None
     earlier = state.journal.identity
     as_before = engine_to_go_on_with(earlier, asked["model"] or default_model_path())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,10 @@ def was_written_by(program: str, record: Path) -> bool:
     return _content(record).get("program") == program
 
 
-def is_finished(record: Path) -> bool:
-    """Whether ``record``, a run.json, tells of a run that came to its end."""
-    return _content(record).get("status") == "finished"
+def tells_of(record: Path, totals: Mapping[str, int]) -> bool:
+    """Whether ``record``, a run.json, tells of a run that came to its end with these ``totals``."""
+    content = _content(record)
+    return content.get("status") == "finished" and content.get("totals") == totals
 
 
 def _content(record: Path) -> dict[str, Any]:
