@@ -301,8 +301,10 @@ class Stream(Generic[T]):
 
 
 def _forget_arrays(error: BaseException) -> None:
-    """Let go of what the functions that ``error`` left still hold: of a large image for which memory was short, it would
-    stay taken until its turn comes, and others would fail for it. The lines of the traceback stay."""
+    """Let go of what the functions that ``error`` left still hold; the lines of the traceback stay.
+
+    Of a large image for which memory was short it would stay taken until its turn comes, and others would fail for it.
+    """
     link: BaseException | None = error
     while link is not None:
         traceback.clear_frames(link.__traceback__)
