@@ -301,11 +301,13 @@ class Stream(Generic[T]):
 
 
 def _forget_arrays(error: BaseException) -> None:
-    """Let go of what the functions that ``error`` left still hold; the lines of the traceback stay.
+    """Let go of what the functions that ``error`` left still hold; the lines of its traceback stay.
 
-    Of a large image for which memory was short it would stay taken until its turn comes, and others would fail for it.
+    A large image for which memory was short would stay in memory until its turn comes, and others would fail for it.
     """
+    seen = set[int]()
     link: BaseException | None = error
-    while link is not None:
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
         traceback.clear_frames(link.__traceback__)
         link = link.__cause__ or link.__context__
