@@ -6,7 +6,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,13 @@ class Pair:
     mask: Path
 
 
-def find_images(paths: Sequence[Path], *, follow_links: bool = False, is_silent: bool = False) -> list[FoundImage]:
+def find_images(
+    paths: Sequence[Path],
+    *,
+    follow_links: bool = False,
+    is_silent: bool = False,
+    may_be_missing: Collection[Path] = (),
+) -> list[FoundImage]:
     """Image files under ``paths`` (files and folders, folders recursively), sorted by name.
 
     In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; images of other formats
@@ -58,10 +64,11 @@ def find_images(paths: Sequence[Path], *, follow_links: bool = False, is_silent:
 
     Links out of a given folder are followed only with ``follow_links`` (a folder only once, so loops end); without it
     a linked file has a ``problem`` and a linked folder is left out with a warning. ``is_silent``: without warnings, as
-    when they were said before. Raises ``UsageError`` for a path that does not exist.
+    when they were said before. Raises ``UsageError`` for a path that does not exist, unless it is among
+    ``may_be_missing``: those are images that cannot be read.
     """
     for path in paths:
-        if not os.path.lexists(path):
+        if not os.path.lexists(path) and path not in may_be_missing:
             raise UsageError(f"{path}: no such file or folder; check the path")
     roots: dict[Path, list[Path]] = {}
     seen: set[Path] = set()

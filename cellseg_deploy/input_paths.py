@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import sys
@@ -39,6 +40,7 @@ def listed(file: Path) -> list[Path]:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
         raise UsageError(f"{file}: the list cannot be read ({error.strerror or error})") from error
+    data = data.removeprefix(codecs.BOM_UTF8)  # as Notepad and Excel write it
     lines = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
     paths = [Path(os.fsdecode(line)) for line in lines if line.strip()]
     if not paths:

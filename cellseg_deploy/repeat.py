@@ -84,7 +84,7 @@ def read_run(file: Path) -> RecordedRun:
         content: Any = json.loads(file.read_bytes())
         if content["program"] != PROGRAM:
             raise ValueError(f"it was written by {content['program']}")
-        return RecordedRun(
+        recorded = RecordedRun(
             file=file,
             identity=RunIdentity.from_json(content["identity"]),
             model=Path(content["model"]["path"]),
@@ -92,8 +92,10 @@ def read_run(file: Path) -> RecordedRun:
             follow_links=bool(content["inputs"]["follow_links"]),
             max_pixels=int(content["settings"]["max_pixels"]),
         )
+        recorded.result_options()  # raises where something is missing in it
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror or error})") from error
     except (KeyError, TypeError, ValueError) as error:
         said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UsageError(f"{file}: no run.json of this version of {PROGRAM} ({said})") from error
+    return recorded

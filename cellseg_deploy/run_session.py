@@ -8,6 +8,7 @@ Tables are written from the journal when the run ends or is stopped.
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,9 @@ from cellseg_deploy.stream import Outcome
 from cellseg_deploy.threads import ThreadPlan
 
 _log = logging.getLogger(__name__)
+
+_OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EEXIST, errno.EISDIR, errno.ENOTDIR})
+"""Errors of one file's name, not of the disk: they concern one image and not the run."""
 
 
 class RunSession:
@@ -264,17 +268,21 @@ class RunSession:
                 seconds = dict(finished.seconds)
                 seconds["write"] += time.perf_counter() - start
                 return self._append(replace(finished.record, seconds=seconds))
-            except BaseException:
+            except BaseException as error:
                 for path in written:
                     with suppress(OSError):  # the first error is the one to say; the next run sweeps what stays
                         path.unlink(missing_ok=True)
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_NAME:
+                    raise DataError(f"its results cannot have its name: {error}") from error
                 raise
 
     def _commit_failure(self, item: Planned, reason: str) -> ImageResult:
         """Of an image that fails now and was done before, nothing is left that looks like a result."""
         with deferred_signals():
             for place in item.files:
-                remove(self.out / place)
+                path = self.out / place
+                if path.is_symlink() or path.is_file():  # and not a folder, or a name that is impossible itself
+                    remove(path)
             return self._append(run_tables.failed(item.image.name, reason))
 
     def _append(self, record: ImageRecord) -> ImageResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -283,13 +284,11 @@ def test_the_command(onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.Mo
     assert "looks for forms of stub.onnx in its own folder only" in text
     assert _common.run(command, ["info", str(out / "m.xml")]) == 0
     assert "form        openvino" in capsys.readouterr().out.replace("form            ", "form        ")
-    find_spec = _common.importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     for package, extra in (("openvino", "openvino"), ("nncf", "int8")):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            patch.setattr(
-                _common.importlib.util, "find_spec", lambda name, p=package: None if name == p else find_spec(name)
-            )
+            patch.setattr(importlib.util, "find_spec", lambda name, p=package: None if name == p else find_spec(name))
             verb = "openvino" if package == "openvino" else "int8"
             assert _common.run(command, [verb, str(source), "-o", str(out / "n.xml")]) == 8
             assert f"pip install 'cellseg-deploy[{extra}]'" in capsys.readouterr().err

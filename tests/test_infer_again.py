@@ -315,6 +315,12 @@ def test_lists_and_patterns(
     assert names == ["smears/a.png", "sub/small.tif"]
     assert infer(smears / "a.*", "-o", tmp_path / "two", "--model", model, "-q") == 0
     assert [row["image"] for row in rows(tmp_path / "two/images.csv")] == ["a.jpg", "a.png"]
+    (tmp_path / "list.txt").write_text(f"{smears / 'a.png'}\n{smears / 'gone.png'}\n")
+    assert infer("--list", tmp_path / "list.txt", "-o", tmp_path / "four", "--model", model, "-q") == 3
+    assert [(row["image"], row["status"]) for row in rows(tmp_path / "four/images.csv")] == [
+        ("a.png", "done"),
+        ("gone.png", "failed"),
+    ]
     assert infer(smears / "*.bmp", "-o", tmp_path / "three", "--model", model, "-q") == 2
     assert "matches" in capsys.readouterr().err
 

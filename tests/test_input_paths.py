@@ -52,6 +52,19 @@ def test_lists(there: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert listed(Path("-")) == paths
 
 
+def test_a_list_of_an_editor_that_marks_its_encoding(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\r\n")
+    assert listed(tmp_path / "list.txt") == [Path("a.png"), Path("b.png")]
+
+
+def test_what_was_written_down_may_be_gone(there: Path) -> None:
+    gone = there / "gone.png"
+    found = find_images([there, gone], may_be_missing=[gone])
+    assert [image.path.name for image in found if image.path.name == "gone.png"] == ["gone.png"]
+    with pytest.raises(UsageError, match=r"gone\.png: no such file or folder"):
+        find_images([there, gone])
+
+
 def test_a_name_with_a_line_end_needs_nul(there: Path) -> None:
     (there / "list").write_bytes(os.fsencode(there / "two\nlines.png") + b"\0")
     assert listed(there / "list") == [there / "two\nlines.png"]

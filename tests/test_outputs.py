@@ -165,6 +165,11 @@ def test_output_names_never_meet() -> None:
     assert output_names(list(reversed(names))) == result
 
 
+def test_no_output_needs_the_name_of_a_folder() -> None:
+    names = ["s.png", "s.png.tif/b.png", "S.PNG.JPG/deep/c.png", "t.png", "t/u.png"]
+    assert output_names(names) == {name: name for name in names} | {"s.png": "s.png~2"}
+
+
 def test_output_names_that_are_in_use_stay() -> None:
     """a.png was done before A.png came, which would otherwise be the first of the two."""
     assert output_names(["a.png"]) == {"a.png": "a.png"}

@@ -115,12 +115,13 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
     from cellseg_deploy.input_paths import expanded, listed
     from cellseg_deploy.outputs.folder import check_apart
 
-    given = [*expanded(paths), *(listed(asked["list_file"]) if asked["list_file"] else ())]
-    if recorded is not None and not given:
-        given = list(recorded.paths)
+    written_down = listed(asked["list_file"]) if asked["list_file"] else []
+    if recorded is not None and not paths and not written_down:
+        written_down = list(recorded.paths)
+    given = [*expanded(paths), *written_down]
     check_apart(given, output)
     _check_watch(context, given)
-    images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
+    images = [] if asked["watch"] else _images(given, written_down, follow_links=asked["follow_links"])
     summary = _run(given, images, output, asked, recorded)
     if summary is None:
         return _common.EXIT_OK
@@ -261,11 +262,12 @@ def _check_watch(context: click.Context, given: list[Path]) -> None:
         raise click.UsageError(f"--watch follows one folder; got {', '.join(map(_common.printable, given))}")
 
 
-def _images(given: list[Path], *, follow_links: bool) -> list[FoundImage]:
+def _images(given: list[Path], written_down: list[Path], *, follow_links: bool) -> list[FoundImage]:
+    """What there is in ``given``; of those that were ``written_down`` some may be gone, which costs one image each."""
     from cellseg_deploy.errors import NothingToDoError
     from cellseg_deploy.image_files import SUFFIXES, find_images
 
-    images = find_images(given, follow_links=follow_links)
+    images = find_images(given, follow_links=follow_links, may_be_missing=frozenset(written_down))
     if not images:
         where = ", ".join(_common.printable(path) for path in given)
         raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")

@@ -6,6 +6,7 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 LABEL_SUFFIX = ".tif"
 OVERLAY_SUFFIX = ".jpg"
@@ -18,11 +19,12 @@ def output_names(names: Sequence[str], kept: Mapping[str, str] | None = None) ->
 
     Mostly the name itself. Names that differ only in case or in Unicode composition would overwrite each other on
     file systems that ignore that, so all but the first get ``~2``, ``~3``... A last part too long for the ending is
-    cut and gets a hash instead. ``kept``: names that outputs already have, of these images or of others; they stay as
-    they are, although images that came later would have changed who is first.
+    cut and gets a hash instead. So that no file needs the name of a folder, ``s.png`` makes way if there is an image in
+    a folder ``s.png.tif``. ``kept``: names that outputs already have, of these images or of others; they stay as they
+    are, although images that came later would have changed who is first.
     """
     result = {name: kept[name] for name in names if name in kept} if kept else {}
-    taken = {_folded(name) for name in (kept or {}).values()}
+    taken = {_folded(name) for name in (kept or {}).values()} | _blocked_by_folders(names)
     for name in sorted(set(names) - set(result)):
         number, candidate = 1, _shortened(name)
         while _folded(candidate) in taken:
@@ -31,6 +33,14 @@ def output_names(names: Sequence[str], kept: Mapping[str, str] | None = None) ->
         taken.add(_folded(candidate))
         result[name] = candidate
     return result
+
+
+def _blocked_by_folders(names: Sequence[str]) -> set[str]:
+    """Names, folded, that with some ending are those of folders of ``names``."""
+    folders = {_folded(parent) for name in names for parent in map(str, PurePosixPath(name).parents)}
+    return {
+        folder[:at] for folder in folders for at, sign in enumerate(folder) if sign == "." and "/" not in folder[at:]
+    }
 
 
 def _folded(name: str) -> str:
