@@ -24,7 +24,7 @@ from cellseg_deploy.image_work import Finished, ImageWork
 from cellseg_deploy.outputs import journal as journals
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.atomic import remove, write_bytes
-from cellseg_deploy.outputs.folder import RUN_JSON, make_place, tells_of
+from cellseg_deploy.outputs.folder import RUN_JSON, is_temporary, make_place, tells_of
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.outputs.identity import differences
 from cellseg_deploy.outputs.interrupts import deferred_signals
@@ -175,7 +175,9 @@ class RunSession:
         self._others = others.keys() - lost
         self._valid |= self._others
         self.summary.others = len(self._others)
-        sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}))
+        gone = sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}))
+        if lost_files := [name for name in gone if not is_temporary(Path(name).name)]:
+            _log.warning("%d files that no result names were removed: %s", len(lost_files), some(lost_files))
         for format in self.formats:
             if format.run_file:  # made anew at the end, of what is done by then
                 remove(self.out / format.run_file)

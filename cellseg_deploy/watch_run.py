@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from cellseg_deploy.run_record import ImageResult, Inputs, RunOptions, RunSummar
 from cellseg_deploy.run_session import RunSession
 from cellseg_deploy.threads import ThreadPlan
 from cellseg_deploy.watching import CompleteFiles
+
+_log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 TABLES_SECONDS = 30.0
@@ -58,9 +61,18 @@ def watch_folder(
         on_result=on_result,
     )
     with held_folder(out), session.running([]):
-        since, tables, is_first = time.monotonic(), _Tables(session), True
+        since, tables, is_first, is_away = time.monotonic(), _Tables(session), True, False
         while True:
-            found = complete.newly_complete(find_images([folder], follow_links=follow_links, is_silent=not is_first))
+            try:
+                seen = find_images([folder], follow_links=follow_links, is_silent=not is_first)
+                is_away = False
+            except UsageError as error:  # a share that is away for a moment must not end the night
+                if is_first:
+                    raise
+                if not is_away:
+                    _log.warning("%s; waiting for it to come back", error)
+                seen, is_away = [], True
+            found = [] if is_away else complete.newly_complete(seen)
             is_first = False
             if found:
                 todo = session.take(found)

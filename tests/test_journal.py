@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,20 @@ def test_a_first_line_that_says_nothing(tmp_path: Path, first: bytes, words: str
     (tmp_path / JOURNAL).write_bytes(first)
     with pytest.raises(UnreadableJournalError, match=words):
         journals.read(tmp_path / JOURNAL)
+
+
+@pytest.mark.parametrize("place", ["../out", "/etc/x", "a/../../b", "a\0b"])
+@pytest.mark.parametrize("field", ["output_name", "outputs"])
+def test_a_line_that_reaches_out_of_the_folder_is_none_of_ours(
+    field: str, place: str, records: list[ImageRecord]
+) -> None:
+    content = {"kind": "image", **asdict(records[0])}
+    assert journals._record(dict(content)) == records[0]
+    if field == "outputs":
+        content["outputs"] = [{**content["outputs"][0], "path": place}]
+    else:
+        content["output_name"] = place
+    assert journals._record(content) is None
 
 
 def test_the_last_line_of_an_image_holds(tmp_path: Path) -> None:

@@ -103,6 +103,27 @@ def test_what_is_done_already_is_skipped_and_a_run_may_go_on_either_way(
     assert (again.skipped, again.done) == (5, 0)
 
 
+def test_a_folder_that_is_away_for_a_moment_is_waited_for(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    away, out = tmp_path / "away", tmp_path / "out"
+    names = sorted(path.name for path in four.iterdir())
+    last = (four / names[-1]).read_bytes()
+    (four / names[-1]).unlink()
+
+    def back() -> None:
+        away.rename(four)
+        (four / names[-1]).write_bytes(last)
+
+    microscope = Microscope(monkeypatch, nothing, lambda: four.rename(away), nothing, nothing, back)
+    summary, _ = watch(four, out, microscope)
+    assert (summary.found, summary.done) == (4, 4)
+    assert caplog.text.count("waiting for it to come back") == 1
+
+
 def test_images_that_are_moved_away_keep_their_results(
     four: Path,  # noqa: F811
     tmp_path: Path,

@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from cellseg_deploy.errors import OutputError
@@ -243,8 +243,16 @@ def _record(content: dict[str, Any] | None) -> ImageRecord | None:
         return None
     try:
         source, outputs = content["input"], tuple(OutputFile(**file) for file in content["outputs"])
-        return ImageRecord(
+        record = ImageRecord(
             **{**content, "input": None if source is None else Fingerprint(**source), "outputs": outputs}
         )
+        is_within = all(map(_lies_within, (record.output_name or ".", *(file.path for file in outputs))))
     except (KeyError, TypeError):  # no line of ours, in spite of its check
         return None
+    return record if is_within else None
+
+
+def _lies_within(place: str) -> bool:
+    """Whether the relative ``place`` stays in the output folder: a journal from elsewhere must not reach out of it."""
+    path = PurePosixPath(place)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in place
