@@ -97,13 +97,21 @@ class RunSession:
             self._end()
 
     def take(self, images: Sequence[FoundImage]) -> RunPlan:
-        """What is to be done with ``images``, which from now on belong to the run; those done before are counted."""
+        """What is to be done with ``images``, which from now on belong to the run; those done before are counted.
+
+        An image that has another turn is compared with what this session recorded of it, which may be other than what
+        an earlier one did: of a file that has its former bytes again, the results are those of the bytes in between.
+        """
+        if any(image.name in self._names for image in images):
+            self._state = FolderState("resume", journal=journals.read(self.out / journals.JOURNAL))
         todo = plan(images, self.out, self._state, self.formats, self._names)
         for item in todo.items:
             name = item.image.name
             self.summary.found += name not in self._names
             self._names[name] = item.output_name
             self._others.discard(name)
+            if item.action == "skip" and name in self._results:  # its file was touched, and has been counted
+                continue
             if (former := self._results.pop(name, None)) is not None:  # its file was changed after its turn
                 self.summary.forget(former)
             if item.action == "skip":
@@ -155,7 +163,7 @@ class RunSession:
     # ------------------------------------------------------------------------------------------------ begin and end
 
     def _recorded(self) -> dict[str, Entry]:
-        """What earlier sessions of the run recorded."""
+        """What earlier sessions of the run recorded, and this one up to the last time that an image came again."""
         return {} if self._state.journal is None else self._state.journal.entries
 
     def _sweep(self, given: set[str]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import NothingToDoError, UsageError
-from cellseg_deploy.image_files import find_images, input_roots
+from cellseg_deploy.image_files import FoundImage, find_images, input_roots
 from cellseg_deploy.outputs.folder import check_apart, held_folder
 from cellseg_deploy.outputs.plan import RunPlan
 from cellseg_deploy.pipeline import Segmenter
@@ -41,9 +42,11 @@ def watch_folder(
 ) -> RunSummary:
     """Segment the images of ``folder`` into ``out`` as they become complete (see ``watching``), until interrupted.
 
-    ``idle_seconds``: end when for so long nothing new was complete and nothing is being written. A file that changes
-    after its turn has another one. Tables are written at the end, and every half minute in which there is news. The
-    rest is as in ``folder_run.run_folder``; ``on_plan`` is told of each group of files.
+    ``idle_seconds``: end when for so long nothing new was complete and nothing was being written. A file whose content
+    changes after its turn has another one. Tables are written at the end, and every half minute in which there is news.
+    A folder that cannot be listed for a while, as when it is moved or its server restarts, is waited for, with one
+    warning; at the first look it is an error. The rest is as in ``folder_run.run_folder``; ``on_plan`` is told of each
+    group of files.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: not a folder; only one folder can be watched")
@@ -52,28 +55,28 @@ def watch_folder(
     check_apart([folder], out)
     complete = complete or CompleteFiles()
     inputs = Inputs.of([folder], input_roots([folder]), follow_links=follow_links)
+
+    def tell(result: ImageResult) -> None:
+        if on_result is not None:
+            on_result(result)
+        tables.are_old = True
+        tables.write_if_due()  # here too: one group may take hours
+
     session = RunSession(
         segmenter,
         out,
         options or RunOptions(),
         threads or thread_plans.plan(device=segmenter.backend.device),
         inputs=inputs,
-        on_result=on_result,
+        on_result=tell,
     )
+    tables, look = _Tables(session.write_tables), _Looks(folder, follow_links)
     with held_folder(out), session.running([]):
-        since, tables, is_first, is_away = time.monotonic(), _Tables(session), True, False
+        since = time.monotonic()
         while True:
-            try:
-                seen = find_images([folder], follow_links=follow_links, is_silent=not is_first)
-                is_away = False
-            except UsageError as error:  # a share that is away for a moment must not end the night
-                if is_first:
-                    raise
-                if not is_away:
-                    _log.warning("%s; waiting for it to come back", error)
-                seen, is_away = [], True
-            found = [] if is_away else complete.newly_complete(seen)
-            is_first = False
+            images = look()
+            # What cannot be listed is neither new nor gone: files that were done are not to be taken for new ones.
+            found = [] if images is None else complete.newly_complete(images)
             if found:
                 todo = session.take(found)
                 if on_plan is not None:
@@ -81,9 +84,11 @@ def watch_folder(
                 session.work(todo)
                 tables.are_old = True
                 since = time.monotonic()
-            elif idle_seconds is not None and not complete.waiting and time.monotonic() - since >= idle_seconds:
-                break
             else:
+                if images is not None and complete.waiting:
+                    since = time.monotonic()
+                elif idle_seconds is not None and time.monotonic() - since >= idle_seconds:
+                    break
                 time.sleep(poll_seconds)
             tables.write_if_due()
     if not session.summary.found:
@@ -91,18 +96,47 @@ def watch_folder(
     return session.summary
 
 
-class _Tables:
-    """The tables of a run that goes on: written now and then."""
+class _Looks:
+    """The images in a folder, look by look; None while it, or a folder in it, cannot be listed.
 
-    def __init__(self, session: RunSession) -> None:
-        self._session = session
+    The first look says what there is to warn of, and raises ``UsageError`` as ``find_images`` does.
+    """
+
+    def __init__(self, folder: Path, follow_links: bool) -> None:
+        self._folder, self._follow_links = folder, follow_links
+        self._is_first, self._is_away = True, False
+
+    def __call__(self) -> list[FoundImage] | None:
+        try:
+            # Not Path.is_dir, which raises for a server that does not answer; and a link to nothing is no image.
+            if not os.path.isdir(self._folder):  # noqa: PTH112
+                raise UsageError(f"{self._folder}: the folder is not there")
+            images = find_images([self._folder], follow_links=self._follow_links, is_silent=not self._is_first)
+        except UsageError as error:
+            if self._is_first:
+                raise
+            if not self._is_away:
+                _log.warning("%s; waiting until all folders can be listed again", error)
+            self._is_away = True
+            return None
+        if self._is_away:
+            _log.info("%s: can be listed again", self._folder)
+        self._is_first = self._is_away = False
+        return images
+
+
+class _Tables:
+    """The tables of a run that goes on: written now and then, by ``write``."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write = write
         self._not_before = time.monotonic() + TABLES_SECONDS
         self.are_old = False
 
     def write_if_due(self) -> None:
         start = time.monotonic()
         if self.are_old and start >= self._not_before:
-            self._session.write_tables()
+            self._write()
             self.are_old = False
             end = time.monotonic()
             self._not_before = end + max(TABLES_SECONDS, _TABLES_SHARE * (end - start))

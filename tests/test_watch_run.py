@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from test_folder_run import four, quick_disk, results, rows, save  # noqa: F401 
 
 from cellseg_deploy import watch_run
 from cellseg_deploy.errors import NothingToDoError, OutputError, UsageError
-from cellseg_deploy.folder_run import ImageResult, RunSummary, run_folder
+from cellseg_deploy.folder_run import ImageResult, RunOptions, RunSummary, run_folder
 from cellseg_deploy.image_files import find_images
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.watch_run import watch_folder
@@ -101,27 +102,6 @@ def test_what_is_done_already_is_skipped_and_a_run_may_go_on_either_way(
     assert (summary.found, summary.skipped, summary.done, summary.others) == (5, 4, 1, 0)
     again = run_folder(Segmenter(DarknessBackend()), find_images([four]), out)
     assert (again.skipped, again.done) == (5, 0)
-
-
-def test_a_folder_that_is_away_for_a_moment_is_waited_for(
-    four: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    away, out = tmp_path / "away", tmp_path / "out"
-    names = sorted(path.name for path in four.iterdir())
-    last = (four / names[-1]).read_bytes()
-    (four / names[-1]).unlink()
-
-    def back() -> None:
-        away.rename(four)
-        (four / names[-1]).write_bytes(last)
-
-    microscope = Microscope(monkeypatch, nothing, lambda: four.rename(away), nothing, nothing, back)
-    summary, _ = watch(four, out, microscope)
-    assert (summary.found, summary.done) == (4, 4)
-    assert caplog.text.count("waiting for it to come back") == 1
 
 
 def test_images_that_are_moved_away_keep_their_results(
@@ -213,3 +193,173 @@ def test_a_folder_in_which_something_is_being_written_is_not_idle(
     microscope = Microscope(monkeypatch, *more, lambda: (folder / "a.png").write_bytes(data))
     summary, _ = watch(folder, tmp_path / "out", microscope, idle_seconds=1.0)
     assert (summary.done, summary.failed) == (1, 0)
+
+
+# --- a folder that is away for a while
+
+
+def test_a_folder_that_is_away_for_a_while_is_waited_for(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Away twice, which is two warnings; what was done stays done, and what comes later is taken."""
+    moved, out = tmp_path / "moved", tmp_path / "out"
+    microscope = Microscope(
+        monkeypatch,
+        *[nothing] * 3,
+        *(lambda: four.rename(moved), *[nothing] * 4, lambda: moved.rename(four), nothing),
+        *(lambda: four.rename(moved), nothing, lambda: moved.rename(four)),
+        lambda: save(four / "e.png", draw_discs((40, 40), [(20, 20)])),
+    )
+    summary, seen = watch(four, out, microscope, idle_seconds=20.0)
+    assert [result.image for result in seen] == ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    assert (summary.done, summary.failed) == (5, 0)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert all(str(four) in warning and "waiting" in warning for warning in warnings)
+
+
+def test_a_folder_inside_that_goes_between_listing_and_entering_is_waited_for(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scandir, inside = os.scandir, four / "inside"
+
+    def going(path: Any) -> Any:
+        if Path(path) == inside and inside.exists():
+            inside.rmdir()
+        return scandir(path)
+
+    def make() -> None:
+        inside.mkdir()
+        monkeypatch.setattr(os, "scandir", going)
+
+    late = [nothing, lambda: save(four / "e.png", draw_discs((40, 40), [(20, 20)]))]
+    summary, _ = watch(four, tmp_path / "out", Microscope(monkeypatch, make, *late))
+    assert (summary.done, summary.failed) == (5, 0)
+    assert [str(inside) in message for message in caplog.messages if "waiting" in message] == [True]
+
+
+def test_a_linked_folder_whose_target_is_away_is_no_image(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link, moved = tmp_path / "link", tmp_path / "moved"
+    link.symlink_to(four)
+    away = [lambda: four.rename(moved), *[nothing] * 60, lambda: moved.rename(four)]
+    microscope = Microscope(monkeypatch, *[nothing] * 3, *away)
+    summary, seen = watch(link, tmp_path / "out", microscope, idle_seconds=100.0)
+    assert [result.image for result in seen] == ["a.png", "b.png", "c.png", "d.png"]
+    assert (summary.found, summary.failed) == (4, 0)
+
+
+def test_a_folder_that_does_not_come_back_is_idle(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also if a file in it was being written when it went: nobody can say that it still is."""
+    data = (four / "a.png").read_bytes()
+    writing = [lambda size=size: (four / "e.png").write_bytes(data[:size]) for size in range(1, 21)]
+    microscope = Microscope(monkeypatch, *writing, lambda: four.rename(tmp_path / "moved"))
+    summary, _ = watch(four, tmp_path / "out", microscope, idle_seconds=10.0)
+    assert (summary.done, summary.failed) == (4, 0)
+    assert microscope.now == pytest.approx(1000 + 21 + 10, abs=2)  # counted from when it was last seen to be written
+
+
+def test_a_folder_that_is_away_at_the_first_look_is_an_error(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unlistable(*_: object, **__: object) -> None:
+        raise UsageError("inside: the folder cannot be listed")
+
+    monkeypatch.setattr(watch_run, "find_images", unlistable)
+    with pytest.raises(UsageError, match="cannot be listed"):
+        watch(four, tmp_path / "out", Microscope(monkeypatch))
+
+
+# --- long groups
+
+
+def test_tables_are_written_during_a_long_group(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four images of one group at 20 s each: after the second, and after the fourth."""
+    out = tmp_path / "out"
+    microscope = Microscope(monkeypatch)
+    lengths: list[int] = []
+
+    def slow(_: ImageResult) -> None:
+        lengths.append(len(rows(out / "images.csv")) if (out / "images.csv").exists() else 0)
+        microscope.now += 20.0
+
+    watch_folder(
+        Segmenter(DarknessBackend()),
+        four,
+        out,
+        complete=CompleteFiles(2.0, clock=lambda: microscope.now),
+        on_result=slow,
+        idle_seconds=10.0,
+    )
+    assert lengths == [0, 0, 2, 2]
+    assert len(rows(out / "images.csv")) == 4
+
+
+# --- images that come again
+
+
+def test_an_image_of_this_session_that_is_touched_is_not_done_again(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Touched, and taken away and brought back; in a new folder and in one that is gone on with."""
+    out, away = tmp_path / "out", tmp_path / "away"
+
+    def come_again() -> None:
+        os.utime(four / "a.png", (1, 1))
+        shutil.copy(away, four / "b.png")
+
+    def events() -> list[Callable[[], object]]:
+        return [*[nothing] * 4, lambda: (four / "b.png").rename(away), *[nothing] * 2, come_again]
+
+    summary, seen = watch(four, out, Microscope(monkeypatch, *events()))
+    assert [result.image for result in seen] == ["a.png", "b.png", "c.png", "d.png"]
+    assert (summary.found, summary.done, summary.skipped, summary.cells) == (4, 4, 0, 7)
+    summary, seen = watch(four, out, Microscope(monkeypatch, *events()))
+    assert not seen
+    assert (summary.found, summary.done, summary.skipped, summary.cells) == (4, 0, 4, 7)
+
+
+@pytest.mark.parametrize("save_kinds", [RunOptions().save, ()])
+def test_an_image_that_has_its_former_bytes_again_has_its_former_results(
+    four: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save_kinds: tuple[str, ...],
+) -> None:
+    """Without files of its own too, where only the journal tells whose the results are."""
+    out, path = tmp_path / "out", four / "b.png"
+    options = RunOptions(save=save_kinds)
+    run_folder(Segmenter(DarknessBackend()), find_images([four]), out, options=options)
+    expected, former = results(out), path.read_bytes()
+    microscope = Microscope(
+        monkeypatch,
+        *[nothing] * 4,
+        lambda: save(path, draw_discs((40, 40), [(20, 20)])),
+        *[nothing] * 4,
+        lambda: path.write_bytes(former),
+    )
+    summary, seen = watch(four, out, microscope, options=options)
+    assert [(result.image, result.cells) for result in seen] == [("b.png", 1), ("b.png", 3)]
+    assert (summary.found, summary.done, summary.skipped, summary.cells) == (4, 1, 3, 7)
+    assert results(out) == expected
