@@ -24,7 +24,7 @@ from cellseg_deploy.image_work import Finished, ImageWork
 from cellseg_deploy.outputs import journal as journals
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.atomic import remove, write_bytes
-from cellseg_deploy.outputs.folder import RUN_JSON, is_temporary, make_place, tells_of
+from cellseg_deploy.outputs.folder import RUN_JSON, TABLES, make_place, places, recorded_paths, tells_of
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.outputs.identity import differences
 from cellseg_deploy.outputs.interrupts import deferred_signals
@@ -183,12 +183,14 @@ class RunSession:
         self._others = others.keys() - lost
         self._valid |= self._others
         self.summary.others = len(self._others)
-        gone = sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}))
-        if lost_files := [name for name in gone if not is_temporary(Path(name).name)]:
-            _log.warning("%d files that no result names were removed: %s", len(lost_files), some(lost_files))
-        for format in self.formats:
-            if format.run_file:  # made anew at the end, of what is done by then
-                remove(self.out / format.run_file)
+        names = {entry.record.output_name for entry in self._recorded().values()} | set(self._names.values())
+        ours = places(self.formats, names - {""})
+        sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}), ours)
+        made_anew = [format.run_file for format in self.formats if format.run_file]
+        if not given <= self._valid:  # they would tell of results that are about to change
+            made_anew += TABLES
+        for name in made_anew:  # at the end, or when the run is stopped, of what is done by then
+            remove(self.out / name)
 
     def _open_journal(self) -> Journal:
         content = self._state.journal
@@ -225,8 +227,9 @@ class RunSession:
                 format.finish(self.out, [self.out / format.place(name) for name in done] if format.folder else [])
         if self.summary.remaining:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary} was recorded")
-        # A run.json that tells of the work is not replaced by one that tells of none.
-        if self._has_worked or not tells_of(self.out / RUN_JSON, self.summary.totals):
+        self.summary.wall_seconds = time.perf_counter() - self._clock
+        # A run.json that tells of the work is not replaced by one that tells of none, or of some of its images only.
+        if self._has_worked or not tells_of(self.out / RUN_JSON, None if self.summary.others else self.summary.totals):
             self._write_run_json("finished")
 
     def _entries(self) -> list[Entry]:
@@ -236,13 +239,16 @@ class RunSession:
 
     def _write_run_json(self, status: str) -> None:
         self.summary.wall_seconds = time.perf_counter() - self._clock
+        # What earlier sessions were given belongs to the run as well: --like repeats all of it.
+        earlier = () if self._state.journal is None else recorded_paths(self.out / RUN_JSON)
+        paths = tuple(dict.fromkeys((*earlier, *self.inputs.paths)))
         record = run_json(
             self.segmenter,
             self.options,
             self.threads,
             self.summary,
             identity=self.identity,
-            inputs=self.inputs,
+            inputs=replace(self.inputs, paths=paths),
             status=status,
             started=self._started,
         )

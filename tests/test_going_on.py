@@ -7,6 +7,7 @@ import logging
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,13 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], list[str]]] = {
     "tables gone": (lambda folder, out: [(out / f"{name}.csv").unlink() for name in ("cells", "images")], []),
     "run.json gone": (lambda folder, out: (out / "run.json").unlink(), []),
     "last line torn": (lambda folder, out: cut(out / JOURNAL, 10), ["d.png"]),
-    "a file of a killed run": (lambda folder, out: (out / "labels/lost.png.tif").write_bytes(b"x"), []),
+    "line gone, its files there": (lambda folder, out: drop(out / JOURNAL, "b.png"), ["b.png"]),
 }
+
+
+def drop(journal: Path, image: str) -> None:
+    kept = [line for line in journal.read_bytes().splitlines(True) if f'"image":"{image}"'.encode() not in line]
+    journal.write_bytes(b"".join(kept))
 
 
 def cut(path: Path, count: int) -> None:
@@ -359,3 +365,78 @@ def test_overwriting_leaves_no_file_of_the_earlier_run(folder: Path, tmp_path: P
     assert sorted(path.name for path in out.iterdir()) == [
         *("cells.csv", "images.csv", "journal.jsonl", "overlays", "run.json")
     ]
+
+
+def test_files_that_somebody_put_beside_the_results_stay(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    theirs = ["labels/a_corrected.tif", "labels/a.png_corrected.tif", "rois/mine.zip", "coco.json", "confluence/a.csv"]
+    for name in theirs:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"work")
+    run(folder, out)
+    (out / "labels/b.png.tif").unlink()
+    run(folder, out)
+    run(folder, out, overwrite=True)
+    assert {(out / name).read_bytes() for name in theirs} == {b"work"}
+
+
+def test_files_without_a_line_are_gone_before_work_begins(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so are the tables that tell of the results before."""
+    out, seen = tmp_path / "out", list[set[str]]()
+    run(folder, out)
+    drop(out / JOURNAL, "b.png")
+    real = DarknessBackend.prepare
+
+    def prepare(self: DarknessBackend) -> None:
+        seen.append({path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()})
+        real(self)
+
+    monkeypatch.setattr(DarknessBackend, "prepare", prepare)
+    run(folder, out)
+    assert len(seen) == 1
+    assert "labels/a.png.tif" in seen[0]
+    assert not seen[0] & {"labels/b.png.tif", "overlays/b.png.jpg", "cells.csv", "images.csv"}
+    assert {"cells.csv", "images.csv"} <= {path.name for path in out.iterdir()}
+
+
+def test_a_journal_cannot_make_a_run_write_outside_of_its_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    run(folder, out)
+    content = journals.read(out / JOURNAL)
+    record = journals.record_at(out / JOURNAL, content.entries["a.png"])
+    with journals.Journal.resume(content) as journal:
+        journal.append(replace(record, output_name="../../escaped", outputs=()))
+    (folder / "a.png").write_bytes((folder / "b.png").read_bytes())
+    run(folder, out)
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert (out / "labels/a.png.tif").exists()
+
+
+def test_run_json_tells_of_all_that_was_given(folder: Path, tmp_path: Path) -> None:
+    """A call with a part of the images does not make it forget the others."""
+    out = tmp_path / "out"
+    (folder / "bad.png").unlink()
+
+    def given(*paths: Path) -> list[str]:
+        inputs = Inputs.of(paths, [folder])
+        run_folder(Segmenter(DarknessBackend()), find_images(paths), out, inputs=inputs)
+        return list(json.loads((out / "run.json").read_text())["inputs"]["paths"])
+
+    whole, one = [str(folder)], str(folder / "a.png")
+    assert given(folder) == whole
+    before = (out / "run.json").read_bytes()
+    assert given(folder / "a.png") == whole
+    assert (out / "run.json").read_bytes() == before  # nothing was worked on
+    (out / "labels/a.png.tif").unlink()
+    assert given(folder / "a.png") == [*whole, one]
+    (out / "labels/a.png.tif").unlink()
+    assert given(folder / "a.png") == [*whole, one]
+
+
+def test_a_run_with_nothing_to_do_takes_time_too(folder: Path, tmp_path: Path) -> None:
+    (folder / "bad.png").unlink()
+    run(folder, tmp_path / "out")
+    assert run(folder, tmp_path / "out").wall_seconds > 0

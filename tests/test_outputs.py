@@ -20,6 +20,7 @@ from run_records import identity
 from cellseg_deploy.errors import OutputError, OutputInUseError
 from cellseg_deploy.outputs import atomic, label_tiff, overlay, tables
 from cellseg_deploy.outputs.folder import held_folder
+from cellseg_deploy.outputs.journal import ImageRecord, Journal
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
 from cellseg_deploy.outputs.names import output_names
 from cellseg_deploy.outputs.resume import begin
@@ -300,7 +301,10 @@ def test_foreign_folders_are_refused_and_left_alone(tmp_path: Path) -> None:
 def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path: Path) -> None:
     ours = ["labels/a.png.tif", "labels/sub/b.png.tif", "overlays/a.png.jpg", "cells.csv", "images.csv"]
     ours += ["labels/.cellseg-0011.tmp", ".cellseg-0022.tmp"]
-    theirs = ["notes.txt", "labels/mine.txt", "figures/f.tif"]
+    theirs = ["notes.txt", "labels/mine.txt", "labels/a_corrected.tif", "figures/f.tif"]
+    with Journal.create(tmp_path, identity(task="confluence")) as journal:
+        for name in ("a.png", "sub/b.png"):
+            journal.append(ImageRecord(name, "done", {}, output_name=name))
     for name in (*ours, *theirs):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")

@@ -139,16 +139,19 @@ def test_a_finished_folder_is_left_as_it_is(server: ForkServer, images: Path, wh
 
 
 @pytest.mark.parametrize("options", [(), ("--overwrite",)])
-def test_temporaries_and_files_of_nobody_are_cleaned(
+def test_temporaries_are_cleaned_and_files_of_nobody_stay(
     server: ForkServer, images: Path, whole: Path, out: Path, options: tuple[str, ...]
 ) -> None:
-    (out / "labels" / "notes.txt").write_bytes(b"by hand")
-    for name in (".cellseg-00.tmp", "labels/.cellseg-01.tmp", "overlays/sub/.cellseg-02.tmp", "labels/ghost.png.tif"):
+    theirs = [out / "labels" / "notes.txt", out / "labels" / "ghost.png.tif"]
+    for path in theirs:
+        path.write_bytes(b"by hand")
+    for name in (".cellseg-00.tmp", "labels/.cellseg-01.tmp", "overlays/sub/.cellseg-02.tmp"):
         (out / name).write_bytes(b"half")
     change_journal(out, drop("003.png"))
     assert server.run(images, out, *options).code == 0
-    assert (out / "labels" / "notes.txt").read_bytes() == b"by hand"
-    (out / "labels" / "notes.txt").unlink()
+    for path in theirs:
+        assert path.read_bytes() == b"by hand"
+        path.unlink()
     assert results(out) == results(whole)
     assert left_overs(out) == []
 

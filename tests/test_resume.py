@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import pytest
 from run_records import BAD, all_files, identity, make_images, run
+from segmented_images import odd_labels, segmented
 
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.outputs import journal as journals
-from cellseg_deploy.outputs.folder import make_place, remove_earlier_run
+from cellseg_deploy.outputs import run_tables
+from cellseg_deploy.outputs.folder import make_place, places
+from cellseg_deploy.outputs.formats import FORMATS, NAMES
 from cellseg_deploy.outputs.journal import JOURNAL, Journal
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
 from cellseg_deploy.outputs.resume import begin, check_usable, classify, decide, kept_files, look_at, sweep
@@ -178,24 +182,20 @@ def test_a_changed_output_is_made_again_and_nothing_else(images: list[FoundImage
 # --- sweeping
 
 
-def test_sweeping_keeps_what_is_recorded_and_what_is_not_ours(out: Path) -> None:
-    theirs = ["labels/notes.txt", "figures/a.tif", "readme.txt"]
-    ours = [
-        "labels/sub/lost.png.tif",
-        "overlays/.cellseg-12.tmp",
-        "geojson/x.geojson",
-        "confluence/x.csv",
-        ".cellseg-1.tmp",
-    ]
+def test_sweeping_removes_what_it_is_told_is_ours_and_temporaries(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = ["labels/notes.txt", "figures/a.tif", "readme.txt", "labels/a_corrected.tif", "rois/mine.zip", "cells.csv"]
+    ours = ["labels/sub/lost.png.tif", "overlays/.cellseg-12.tmp", ".cellseg-1.tmp"]
     for name in (*theirs, *ours):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).touch()
     kept = kept_files(journals.read(out / JOURNAL).entries)
     assert len(kept) == 6
     before = all_files(out)
-    assert sorted(sweep(out, kept)) == sorted(ours)
+    with caplog.at_level(logging.INFO):
+        assert sorted(sweep(out, kept, {*kept, "labels/sub/lost.png.tif", "labels/gone.png.tif"})) == sorted(ours)
     assert set(all_files(out)) == set(before) - set(ours)
-    assert sweep(out, kept) == []
+    assert [str(out / name) in caplog.text for name in ours] == [True] * 3
+    assert sweep(out, kept, kept) == []
 
 
 @pytest.mark.parametrize("place", ["labels", "labels/sub"])
@@ -218,18 +218,25 @@ def test_places_are_made(tmp_path: Path) -> None:
     assert (tmp_path / "labels/sub").is_dir()
 
 
-def test_overwriting_removes_every_kind_of_file_and_the_journal_last(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from cellseg_deploy.outputs.formats import FORMATS
+@pytest.mark.parametrize("place", ["labels/../../escaped.tif", "/tmp/escaped.tif", "../x", "labels/a\0.tif"])
+def test_places_outside_of_the_folder_are_refused(tmp_path: Path, place: str) -> None:
+    with pytest.raises(OutputError, match="outside of the output folder"):
+        make_place(tmp_path / "out", place)
+    assert list(tmp_path.iterdir()) == []
 
-    for format in FORMATS:
-        for name in ([f"{format.folder}/x{format.suffix}"] if format.folder else []) + [format.run_file]:
-            if name:
-                (out / name).parent.mkdir(exist_ok=True)
-                (out / name).touch()
-    (out / "run.json").write_text(json.dumps({"program": "cellseg-infer"}))
-    (out / "mine.txt").touch()
+
+def test_overwriting_removes_every_kind_of_file_that_the_journal_names_and_the_journal_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = run_tables.done(segmented(odd_labels(), name="x"), source=None, output_name="sub/x", outputs=())
+    with Journal.create(tmp_path, identity(saved=NAMES)) as journal:
+        journal.append(image)
+    mine = {"mine.txt", *(f"{format.folder}/mine{format.suffix}" for format in FORMATS if format.folder == "rois")}
+    run_files = {format.run_file for format in FORMATS if format.run_file}
+    for name in {*mine, *run_files, *places(FORMATS, ["sub/x"]), "cells.csv", "images.csv"}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "run.json").write_text(json.dumps({"program": "cellseg-infer"}))
     removed: list[str] = []
     real = Path.unlink
 
@@ -238,6 +245,25 @@ def test_overwriting_removes_every_kind_of_file_and_the_journal_last(
         real(self, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", unlink)
-    remove_earlier_run(out)
-    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert begin(tmp_path, identity(), overwrite=True).kind == "fresh"
+    assert set(all_files(tmp_path)) == mine
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "rois"]  # no empty folders
     assert removed[-2:] == ["run.json", JOURNAL]
+
+
+def test_overwriting_keeps_files_of_kinds_that_the_run_did_not_save(out: Path) -> None:
+    theirs = ["labels/a_corrected.tif", "rois/a.png.zip", "coco.json", "cells.parquet"]
+    for name in theirs:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).touch()
+    begin(out, identity(), overwrite=True)
+    assert sorted(all_files(out)) == sorted(theirs)
+
+
+def test_overwriting_without_a_journal_says_what_stays(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody knows then which files of its folders are the run's."""
+    (out / JOURNAL).unlink()
+    (out / "run.json").write_text(json.dumps({"program": "cellseg-infer"}))
+    begin(out, identity(), overwrite=True)
+    assert {name.partition("/")[0] for name in all_files(out)} == {"labels", "overlays"}
+    assert "without a journal, so files of its images stay" in caplog.text

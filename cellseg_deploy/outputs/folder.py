@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cellseg_deploy.errors import OutputError, UsageError
-from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove_stale
-from cellseg_deploy.outputs.formats import CELLS_CSV, FORMATS, IMAGES_CSV
-from cellseg_deploy.outputs.journal import JOURNAL
+from cellseg_deploy.outputs.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove
+from cellseg_deploy.outputs.formats import CELLS_CSV, FORMATS, IMAGES_CSV, Format
+from cellseg_deploy.outputs.journal import JOURNAL, is_inside
 from cellseg_deploy.outputs.lock import exclusive
 
 RUN_JSON = "run.json"
 PROGRAM = "cellseg-infer"
-_RUN_FILES = (
-    *(CELLS_CSV, IMAGES_CSV),
-    *(format.run_file for format in FORMATS if format.run_file),
-    *(RUN_JSON, JOURNAL),  # last: without one of these the rest is not recognised as ours
-)
+TABLES = (CELLS_CSV, IMAGES_CSV)
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -54,10 +53,18 @@ def was_written_by(program: str, record: Path) -> bool:
     return _content(record).get("program") == program
 
 
-def tells_of(record: Path, totals: Mapping[str, int]) -> bool:
-    """Whether ``record``, a run.json, tells of a run that came to its end with these ``totals``."""
+def tells_of(record: Path, totals: Mapping[str, int] | None) -> bool:
+    """Whether ``record``, a run.json, tells of a run that came to its end with these ``totals``; None: with any."""
     content = _content(record)
-    return content.get("status") == "finished" and content.get("totals") == totals
+    return content.get("status") == "finished" and totals in (None, content.get("totals"))
+
+
+def recorded_paths(record: Path) -> tuple[str, ...]:
+    """Inputs that ``record``, a run.json of ours, names; none if it is missing or something else."""
+    content = _content(record)
+    inputs = content.get("inputs") if content.get("program") == PROGRAM else None
+    paths = inputs.get("paths") if isinstance(inputs, dict) else None
+    return tuple(path for path in paths if isinstance(path, str)) if isinstance(paths, list) else ()
 
 
 def _content(record: Path) -> dict[str, Any]:
@@ -72,8 +79,10 @@ def _content(record: Path) -> dict[str, Any]:
 def make_place(out: Path, relative: str) -> Path:
     """The path of the output file ``relative`` (posix) in ``out``, its folders made.
 
-    Raises ``OutputError`` if one of these folders is a link: the file would appear outside of ``out``.
+    Raises ``OutputError`` if the file would appear outside of ``out``: by its name, or as one of its folders is a link.
     """
+    if not is_inside(relative):
+        raise OutputError(f"{relative!r}: would lie outside of the output folder {out}; expected a path within it")
     path = out / relative
     for parent in path.relative_to(out).parents:
         if parent != Path() and (out / parent).is_symlink():
@@ -87,13 +96,10 @@ def foreign_names(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
 
-def suffixes_of_folders() -> dict[str, tuple[str, ...]]:
-    """Folders that hold a file an image, and how these files end."""
-    folders: dict[str, tuple[str, ...]] = {}
-    for format in FORMATS:
-        if format.folder:
-            folders[format.folder] = (*folders.get(format.folder, ()), format.suffix)
-    return folders
+def places(formats: Iterable[Format], output_names: Iterable[str]) -> set[str]:
+    """Where the files of the images whose files are called ``output_names`` lie in the output folder (posix)."""
+    names = list(output_names)
+    return {format.place(name) for format in formats if format.folder for name in names}
 
 
 def is_temporary(name: str) -> bool:
@@ -101,21 +107,52 @@ def is_temporary(name: str) -> bool:
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
-def remove_earlier_run(out: Path) -> None:
-    """Remove what a run writes, and nothing else. Raises ``OutputError``, also for a folder that is a link."""
-    for name in suffixes_of_folders():
-        if (out / name).is_symlink():
-            raise OutputError(f"{out / name}: a link out of the output folder; remove it or choose another folder")
+def remove_ours(out: Path, ours: Collection[str]) -> list[str]:
+    """Remove from ``out`` the files ``ours`` (relative to it, posix) and temporary ones, and say so; gives them.
+
+    Everything else stays, whatever it is called: it may be somebody's work. Raises ``OutputError`` before anything is
+    removed if a folder of ours is a link: what it leads to is not ours.
+    """
+    found = [path.relative_to(out).as_posix() for path in _files(out)]
+    removed = [name for name in found if name in ours or is_temporary(name.rpartition("/")[2])]
+    for name in removed:
+        remove(out / name)
+        _log.info("%s: removed, of an earlier run", out / name)
+    return removed
+
+
+def remove_earlier_run(out: Path, formats: Sequence[Format], output_names: Collection[str]) -> None:
+    """Remove a run that saved ``formats`` of images whose files are called ``output_names``, and nothing else.
+
+    Folders that are empty then go too. Raises ``OutputError``, also for a folder that is a link.
+    """
+    removed = remove_ours(out, places(formats, output_names))
+    folders = {parent for name in removed for parent in PurePosixPath(name).parents} - {PurePosixPath()}
+    for folder in sorted(folders, reverse=True):  # what a folder holds comes before it
+        _remove_if_empty(out / folder)
+    run_files = [format.run_file for format in formats if format.run_file]
+    for name in (*TABLES, *run_files, RUN_JSON, JOURNAL):  # the last: without one of these it is not recognised as ours
+        if os.path.lexists(out / name):
+            remove(out / name)
+            _log.info("%s: removed, of an earlier run", out / name)
+
+
+def _remove_if_empty(path: Path) -> None:
     try:
-        for name, suffixes in suffixes_of_folders().items():
-            for path, _, files in os.walk(out / name, topdown=False):  # links to folders are not entered
-                for file in files:
-                    if file.endswith(suffixes) or is_temporary(file):
-                        Path(path, file).unlink()
-                if not any(Path(path).iterdir()):
-                    Path(path).rmdir()
-        remove_stale(out)
-        for name in _RUN_FILES:
-            (out / name).unlink(missing_ok=True)
+        if not any(path.iterdir()):
+            path.rmdir()
     except OSError as error:
-        raise OutputError(f"{error.filename}: cannot be removed ({error.strerror}); check permissions") from error
+        raise OutputError(f"{path}: cannot be removed ({error.strerror}); check permissions") from error
+
+
+def _files(out: Path) -> Iterator[Path]:
+    """Files in ``out`` itself and, at any depth, in the folders that formats have there."""
+    yield from (path for path in sorted(out.iterdir()) if path.is_symlink() or path.is_file())
+    for folder in sorted({format.folder for format in FORMATS if format.folder}):
+        if (out / folder).is_symlink():
+            raise OutputError(f"{out / folder}: a link out of the output folder; remove it or choose another folder")
+        for place, folders, files in os.walk(out / folder):
+            linked = [name for name in folders if Path(place, name).is_symlink()]
+            if linked:
+                raise OutputError(f"{Path(place, linked[0])}: a link out of the output folder; remove it")
+            yield from (Path(place, name) for name in sorted(files))

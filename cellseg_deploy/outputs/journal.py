@@ -9,8 +9,8 @@ are written from it, in the order of the input, so they do not depend on when or
     {"kind":"image","image":"b.png","status":"failed",...
 
 Crash safety at every instant: the first line appears with its file or not at all; a line without its line end is one
-that was being written and counts as never written; ``check`` (of the line before it) tells a damaged line, whose image
-is done again. Of several lines for one image the last one holds.
+that was being written and counts as never written; ``check`` (of the bytes before it in its line) tells a damaged line,
+whose image is done again. Of several lines for one image the last one holds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from cellseg_deploy.errors import OutputError
@@ -207,6 +207,12 @@ def record_at(journal: Path, entry: Entry) -> ImageRecord:
     return record
 
 
+def is_inside(relative: str) -> bool:
+    """Whether the path ``relative`` leads to nowhere else than into the folder it is relative to, links aside."""
+    path = PurePath(relative)
+    return not path.anchor and ".." not in path.parts and "\0" not in relative
+
+
 def _line(content: dict[str, Any]) -> bytes:
     """One line; names that are no Unicode are kept, as escapes."""
     body = json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")[:-1]
@@ -243,16 +249,10 @@ def _record(content: dict[str, Any] | None) -> ImageRecord | None:
         return None
     try:
         source, outputs = content["input"], tuple(OutputFile(**file) for file in content["outputs"])
-        record = ImageRecord(
+        if not all(is_inside(path) for path in (content["output_name"], *(file.path for file in outputs))):
+            return None  # anybody can make a fitting check: nothing is read, written or removed outside of the folder
+        return ImageRecord(
             **{**content, "input": None if source is None else Fingerprint(**source), "outputs": outputs}
         )
-        is_within = all(map(_lies_within, (record.output_name or ".", *(file.path for file in outputs))))
     except (KeyError, TypeError):  # no line of ours, in spite of its check
         return None
-    return record if is_within else None
-
-
-def _lies_within(place: str) -> bool:
-    """Whether the relative ``place`` stays in the output folder: a journal from elsewhere must not reach out of it."""
-    path = PurePosixPath(place)
-    return not path.is_absolute() and ".." not in path.parts and "\0" not in place

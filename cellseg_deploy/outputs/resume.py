@@ -5,9 +5,9 @@ Everything here looks; only ``sweep`` removes. The caller holds the folder's loc
 
 from __future__ import annotations
 
-import os
+import logging
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,16 +16,15 @@ from cellseg_deploy.errors import OutputError
 from cellseg_deploy.fingerprint import sha256_of
 from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.outputs import journal as journals
-from cellseg_deploy.outputs.atomic import remove
 from cellseg_deploy.outputs.folder import (
     PROGRAM,
     RUN_JSON,
     foreign_names,
-    is_temporary,
     remove_earlier_run,
-    suffixes_of_folders,
+    remove_ours,
     was_written_by,
 )
+from cellseg_deploy.outputs.formats import FORMATS
 from cellseg_deploy.outputs.identity import RunIdentity, differences
 from cellseg_deploy.outputs.journal import (
     JOURNAL,
@@ -36,6 +35,8 @@ from cellseg_deploy.outputs.journal import (
     UnreadableJournalError,
 )
 from cellseg_deploy.outputs.workspace import remove_abandoned
+
+_log = logging.getLogger(__name__)
 
 FolderKind = Literal["fresh", "resume", "different", "foreign"]
 
@@ -114,15 +115,20 @@ def different_run(out: Path, reasons: Sequence[str]) -> OutputError:
 def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
     """Make ``out`` ready for a run that is ``asked`` for: ``fresh`` or ``resume`` afterwards.
 
-    ``overwrite``: an earlier run of ours goes first, with its outputs and tables, and nothing else. Raises
-    ``OutputError`` if ``out`` cannot be used.
+    ``overwrite``: an earlier run of ours goes first, with the outputs that its journal names and its tables, and
+    nothing else. Raises ``OutputError`` if ``out`` cannot be used.
     """
     remove_abandoned(out)
     state = classify(out, asked)
     if state.kind == "foreign" or not overwrite:
         check_usable(state, out)
         return state
-    remove_earlier_run(out)
+    saved, names = tuple[str, ...](), set[str]()
+    if state.journal is not None:
+        saved, names = state.journal.identity.saved, set(kept_names(state.journal.entries).values())
+    elif state.kind == "different":
+        _log.warning("%s: %s, so files of its images stay in their folders", out, "; ".join(state.reasons))
+    remove_earlier_run(out, [format for format in FORMATS if format.name in saved], names)
     return FolderState("fresh")
 
 
@@ -164,20 +170,15 @@ def problem_with_files(record: ImageRecord, out: Path) -> str:
     return ""
 
 
-def sweep(out: Path, keep: Collection[str]) -> list[str]:
-    """Remove from our folders in ``out`` what no record in ``keep`` names, and temporary files everywhere in them.
+def sweep(out: Path, keep: Collection[str], ours: Collection[str] = ()) -> list[str]:
+    """Remove from ``out`` those files of ``ours`` that are not in ``keep``, and temporary files.
 
-    ``keep``: paths relative to ``out`` (posix). Only files with the suffixes of our formats are ours. What a killed run
-    had written but not recorded, and the files of images that are gone, would otherwise look like results. Gives what
-    was removed. Raises ``OutputError``, also for a folder that is a link: what it leads to is not ours.
+    Both are paths relative to ``out`` (posix). ``ours``: where files of images lie that are given now or that the
+    journal names; what a killed run had written but not recorded is among them, and would otherwise look like results.
+    Nothing else is removed, however it is called. Gives what was. Raises ``OutputError``, also for a folder that is a
+    link: what it leads to is not ours.
     """
-    removed = []
-    for path in _files_of_ours(out):
-        name = path.relative_to(out).as_posix()
-        if name not in keep:
-            remove(path)
-            removed.append(name)
-    return removed
+    return remove_ours(out, set(ours) - set(keep))
 
 
 def kept_files(entries: Mapping[str, Entry]) -> set[str]:
@@ -193,20 +194,6 @@ def kept_names(entries: Mapping[str, Entry]) -> dict[str, str]:
 def some(names: Collection[str]) -> str:
     """The first three of ``names``, and how many more there are."""
     return ", ".join(list(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _files_of_ours(out: Path) -> Iterator[Path]:
-    for path in sorted(out.iterdir()):
-        if is_temporary(path.name) and path.is_file():
-            yield path
-    for folder, suffixes in suffixes_of_folders().items():
-        if (out / folder).is_symlink():
-            raise OutputError(f"{out / folder}: a link out of the output folder; remove it or choose another folder")
-        for place, folders, files in os.walk(out / folder):
-            linked = [name for name in folders if Path(place, name).is_symlink()]
-            if linked:
-                raise OutputError(f"{Path(place, linked[0])}: a link out of the output folder; remove it")
-            yield from (Path(place, name) for name in sorted(files) if name.endswith(suffixes) or is_temporary(name))
 
 
 def _changed(out: Path, file: OutputFile) -> str:
