@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.model_spec import (
@@ -22,7 +23,12 @@ from cellseg_deploy.model_spec import (
     to_json,
 )
 
+if TYPE_CHECKING:
+    from faults import ForkServer
+
 ROOT = Path(__file__).resolve().parent.parent
+THREE = [(20, 20), (60, 22), (100, 70)]
+"""Centres of cells, x and y in px."""
 
 
 # Capabilities 1 and 2 (DAC_OVERRIDE, DAC_READ_SEARCH) leave the bounding set (prctl 24) and so the next program: root
@@ -151,3 +157,65 @@ def draw_discs(
     for cx, cy in centres_xy:
         image[(x - cx) ** 2 + (y - cy) ** 2 <= radius**2] = (120, 40, 90)
     return image
+
+
+# --- folder runs
+
+
+@pytest.fixture
+def model(onnx_file: Callable[..., Path]) -> Path:
+    """The stub network as a model file that ONNX Runtime runs."""
+    pytest.importorskip("onnxruntime")
+    return onnx_file()
+
+
+@pytest.fixture
+def smears(tmp_path: Path) -> Path:
+    """Four images: 3, 3 and 1 cells, and an empty field."""
+    folder = tmp_path / "smears"
+    (folder / "sub").mkdir(parents=True)
+    three = Image.fromarray(draw_discs((100, 130), THREE))
+    three.save(folder / "a.png")
+    three.save(folder / "a.jpg", quality=95)
+    Image.fromarray(draw_discs((30, 40), [(20, 15)])).save(folder / "sub" / "small.tif")
+    Image.fromarray(draw_discs((57, 200), [])).save(folder / "empty.png")
+    return folder
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """Four images with 3, 3, 0 and 1 cells."""
+    three = draw_discs((100, 130), THREE)
+    fields = [three, three, draw_discs((57, 200), []), draw_discs((30, 40), [(20, 15)])]
+    (tmp_path / "four").mkdir()
+    for name, image in zip("abcd", fields, strict=True):
+        Image.fromarray(image).save(tmp_path / "four" / f"{name}.png")
+    return tmp_path / "four"
+
+
+# --- runs that meet faults (tests/faults.py)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """The real command with a stub network, forked for each run."""
+    from faults import ForkServer
+
+    with ForkServer(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many images as the module's ``COUNT`` says."""
+    from faults import make_images
+
+    return make_images(tmp_path_factory.mktemp("images") / "in", request.module.COUNT)
+
+
+@pytest.fixture(scope="module")
+def whole(server: ForkServer, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert server.run(images, out).code == 0
+    return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import re
@@ -17,6 +16,7 @@ import pytest
 from conftest import DarknessBackend, draw_discs, make_spec
 from made_streams import our_threads
 from PIL import Image
+from running import rows
 
 from cellseg_deploy import run_session
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, NothingToDoError, OutputError
@@ -30,8 +30,6 @@ from cellseg_deploy.samples.params import SmearParams
 from cellseg_deploy.samples.smear import make_smear
 from cellseg_deploy.stream import Stream
 from cellseg_deploy.threads import ThreadPlan
-
-CENTRES = [(20, 20), (60, 22), (100, 70)]
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +70,6 @@ def results(out: Path) -> dict[str, bytes]:
         for path in out.rglob("*")
         if path.is_file() and path.name not in ("run.json", "journal.jsonl")
     }
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 # --- the same results however it is run
@@ -172,16 +165,6 @@ class FailingOnEmpty(DarknessBackend):
         if (tiles_nhwc == 230).all(axis=(1, 2, 3)).any():
             raise self.error
         return super()._predict(tiles_nhwc)
-
-
-@pytest.fixture
-def four(tmp_path: Path) -> Path:
-    """Four images with 3, 3, 0 and 1 cells."""
-    three = draw_discs((100, 130), CENTRES)
-    fields = [three, three, draw_discs((57, 200), []), draw_discs((30, 40), [(20, 15)])]
-    for name, image in zip("abcd", fields, strict=True):
-        save(tmp_path / "four" / f"{name}.png", image)
-    return tmp_path / "four"
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from conftest import DarknessBackend, draw_discs, make_spec
 from PIL import Image
-from test_folder_run import four, quick_disk, results, rows, save  # noqa: F401  (fixtures)
+from running import rows
+from test_folder_run import quick_disk, results, save  # noqa: F401  (a fixture)
 
 from cellseg_deploy import run_session
 from cellseg_deploy.errors import OutputError, OutputInUseError
@@ -29,7 +30,7 @@ from cellseg_deploy.run_record import Inputs
 
 
 @pytest.fixture
-def folder(four: Path) -> Path:  # noqa: F811
+def folder(four: Path) -> Path:
     """``four`` with a damaged image among them."""
     (four / "bad.png").write_bytes((four / "a.png").read_bytes()[:-30])
     return four

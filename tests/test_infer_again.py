@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import draw_discs, make_onnx, make_spec
 from PIL import Image
-from test_infer import files, infer, model, rows, smears  # noqa: F401  (fixtures)
+from running import files, infer, rows
 
 from cellseg_deploy import earlier_engine, models, pipeline
 from cellseg_deploy.errors import ModelError
@@ -21,7 +21,7 @@ from cellseg_deploy.repeat import read_run
 
 
 @pytest.fixture
-def out(model: Path, smears: Path, tmp_path: Path) -> Path:  # noqa: F811
+def out(model: Path, smears: Path, tmp_path: Path) -> Path:
     """The folder of a finished run."""
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q") == 0
     return tmp_path / "out"
@@ -35,8 +35,8 @@ def content(out: Path) -> dict[str, bytes]:
 
 
 def test_a_second_start_says_what_is_done(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     out: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -56,7 +56,7 @@ def test_a_second_start_says_what_is_done(
 
 
 def test_another_model_is_refused(
-    smears: Path,  # noqa: F811
+    smears: Path,
     out: Path,
     onnx_file: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
@@ -69,8 +69,8 @@ def test_another_model_is_refused(
 
 
 def test_a_run_that_goes_on_keeps_its_engine(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -96,8 +96,8 @@ def test_a_run_that_goes_on_keeps_its_engine(
 
 
 def test_no_engine_is_loaded_for_nothing(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -121,8 +121,8 @@ def test_no_engine_is_loaded_for_nothing(
 
 
 def test_an_engine_that_is_not_the_recorded_one_stops_the_run_before_work(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -143,7 +143,7 @@ def test_an_engine_that_is_not_the_recorded_one_stops_the_run_before_work(
 
 
 def test_a_folder_that_is_not_ours_is_refused_before_the_model_is_loaded(
-    smears: Path,  # noqa: F811
+    smears: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -158,8 +158,8 @@ def test_a_folder_that_is_not_ours_is_refused_before_the_model_is_loaded(
 
 
 def test_a_run_json_is_enough_to_do_it_again(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -176,7 +176,7 @@ def test_a_run_json_is_enough_to_do_it_again(
     assert not (one / "confluence").exists()
 
 
-def test_auto_scale_again(model: Path, smears: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_auto_scale_again(model: Path, smears: Path, tmp_path: Path) -> None:
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q", "--cell-diameter", "auto") == 0
     assert infer("--like", tmp_path / "out/run.json", "-o", tmp_path / "again", "-q") == 0
     assert json.loads((tmp_path / "again/run.json").read_text())["settings"]["scale"] == "auto"
@@ -184,7 +184,7 @@ def test_auto_scale_again(model: Path, smears: Path, tmp_path: Path) -> None:  #
 
 
 def test_the_model_is_checked(
-    model: Path,  # noqa: F811
+    model: Path,
     out: Path,
     tmp_path: Path,
     onnx_file: Callable[..., Path],
@@ -276,8 +276,8 @@ def test_the_shipped_model_is_found_by_its_hash(out: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     out: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -304,8 +304,8 @@ def test_a_dry_run_writes_nothing(
 
 
 def test_lists_and_patterns(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -325,7 +325,7 @@ def test_lists_and_patterns(
     assert "matches" in capsys.readouterr().err
 
 
-def test_a_folder_is_followed(model: Path, smears: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_folder_is_followed(model: Path, smears: Path, tmp_path: Path) -> None:
     """An image comes half a second after the start; the run ends when the folder is idle."""
     late = threading.Timer(0.5, Image.fromarray(draw_discs((40, 40), [(20, 20)])).save, [smears / "z.png"])
     late.start()
@@ -351,8 +351,8 @@ def test_a_folder_is_followed(model: Path, smears: Path, tmp_path: Path) -> None
     ],
 )
 def test_settings_that_cannot_be_meant(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     tmp_path: Path,
     arguments: list[object],
     words: str,
@@ -363,13 +363,13 @@ def test_settings_that_cannot_be_meant(
     assert not (tmp_path / "out").exists()
 
 
-def test_one_folder_is_watched(smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_one_folder_is_watched(smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for given in ([smears / "a.png"], [smears, smears / "sub"]):
         assert infer(*given, "-o", tmp_path / "out", "--watch") == 2
         assert "--watch follows one folder" in capsys.readouterr().err
 
 
-def test_nothing_came(model: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_nothing_came(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     settings = ["--watch", "--watch-idle", 0.1, "--model", model, "-q"]
     assert infer(tmp_path / "in", "-o", tmp_path / "out", *settings) == 4
@@ -410,8 +410,8 @@ def test_progress_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_a_damaged_line_is_said(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     out: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -428,7 +428,7 @@ def test_a_damaged_line_is_said(
 
 
 def test_a_models_spec_belongs_to_its_bytes(
-    smears: Path,  # noqa: F811
+    smears: Path,
     out: Path,
     onnx_file: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_infer import infer, model, rows, smears  # noqa: F401  (fixtures)
+from running import infer, rows
 
 
 def test_what_stands_where_an_output_belongs_costs_one_image(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -32,8 +32,8 @@ def test_what_stands_where_an_output_belongs_costs_one_image(
 
 
 def test_a_run_json_without_its_engine(
-    model: Path,  # noqa: F811
-    smears: Path,  # noqa: F811
+    model: Path,
+    smears: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,12 +29,6 @@ pytestmark = [pytest.mark.reliability, linux]
 KILLS = 100
 IMAGES = 8
 SEED = 20_261_123
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("server")) as started:
-        yield started
 
 
 def check_after_a_kill(out: Path, whole: dict[str, bytes], before: dict[str, tuple[int, int]]) -> None:

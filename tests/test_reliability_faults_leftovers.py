@@ -5,36 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import ForkServer, done_lines, files, finished_files, left_overs, linux, make_images, results
+from faults import ForkServer, done_lines, files, finished_files, left_overs, linux, results
 
 from cellseg_deploy.outputs.journal import JOURNAL
 
 pytestmark = [pytest.mark.reliability, linux]
 COUNT = 6
 LABELS, OVERLAY = "labels/001.png.tif", "overlays/001.png.jpg"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("server")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images") / "in", COUNT)
-
-
-@pytest.fixture(scope="module")
-def whole(server: ForkServer, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed run."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    assert server.run(images, out).code == 0
-    return out
 
 
 @pytest.fixture

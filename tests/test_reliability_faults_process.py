@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,25 +31,6 @@ from PIL import Image
 pytestmark = [pytest.mark.reliability, linux]
 COUNT = 8
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("server")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images") / "in", COUNT)
-
-
-@pytest.fixture(scope="module")
-def whole(server: ForkServer, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed run."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    assert server.run(images, out).code == 0
-    return out
 
 
 def table(out: Path) -> dict[str, dict[str, str]]:

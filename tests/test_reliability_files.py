@@ -5,7 +5,6 @@ All through ``cellseg-infer``, with a tiny model: what counts is what a run leav
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import unicodedata
@@ -18,6 +17,7 @@ import pytest
 import tifffile
 from conftest import draw_discs, run_obeying_permissions
 from PIL import Image
+from running import rows
 
 from cellseg_deploy import decoders
 from cellseg_deploy.cli import _common
@@ -34,12 +34,6 @@ def infer(*arguments: object) -> int:
 
 
 @pytest.fixture
-def model(onnx_file: Callable[..., Path]) -> Path:
-    pytest.importorskip("onnxruntime")
-    return onnx_file()
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
     return tmp_path / "in"
@@ -48,11 +42,6 @@ def folder(tmp_path: Path) -> Path:
 def smear(path: Path, cells: int = 1) -> Path:
     Image.fromarray(draw_discs((40, 130), [(20 + 45 * i, 20) for i in range(cells)])).save(path, "PNG")
     return path
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def status(out: Path) -> dict[str, str]:

@@ -17,11 +17,10 @@ import pytest
 from bad_models import BAD_MODELS, BadModel, with_external_weights
 from conftest import ROOT, draw_discs, make_onnx
 from PIL import Image
+from running import infer
 
 from cellseg_deploy import models
 from cellseg_deploy.backends import open_backend
-from cellseg_deploy.cli import _common
-from cellseg_deploy.cli.infer import command
 from cellseg_deploy.errors import ModelError
 
 ort = pytest.importorskip("onnxruntime")
@@ -29,10 +28,6 @@ pytestmark = pytest.mark.reliability
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
 
 ENGINES = ("onnxruntime", "openvino")
-
-
-def infer(*arguments: object) -> int:
-    return _common.run(command, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -10,18 +10,13 @@ from pathlib import Path
 import pytest
 from conftest import DarknessBackend, draw_discs, make_spec
 from PIL import Image
+from running import infer
 
-from cellseg_deploy.cli import _common
-from cellseg_deploy.cli.infer import command
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.model_spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams
 from cellseg_deploy.pipeline import Segmenter
 
 pytestmark = pytest.mark.reliability
-
-
-def infer(*arguments: object) -> int:
-    return _common.run(command, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import DarknessBackend, draw_discs
-from test_folder_run import four, quick_disk, results, rows, save  # noqa: F401  (fixtures)
+from running import rows
+from test_folder_run import quick_disk, results, save  # noqa: F401  (a fixture)
 
 from cellseg_deploy import watch_run
 from cellseg_deploy.errors import NothingToDoError, OutputError, UsageError
@@ -52,7 +53,7 @@ def watch(folder: Path, out: Path, microscope: Microscope, **settings: Any) -> t
 
 
 def test_files_are_taken_when_they_are_complete(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -89,7 +90,7 @@ def test_files_are_taken_when_they_are_complete(
 
 
 def test_what_is_done_already_is_skipped_and_a_run_may_go_on_either_way(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -105,7 +106,7 @@ def test_what_is_done_already_is_skipped_and_a_run_may_go_on_either_way(
 
 
 def test_images_that_are_moved_away_keep_their_results(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -120,7 +121,7 @@ def test_images_that_are_moved_away_keep_their_results(
 
 
 def test_tables_are_written_now_and_then_and_ctrl_c_ends_it(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -144,7 +145,7 @@ def test_tables_are_written_now_and_then_and_ctrl_c_ends_it(
     assert not list(out.glob(".cellseg*"))
 
 
-def test_what_cannot_be_watched(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_what_cannot_be_watched(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     microscope = Microscope(monkeypatch)
     with pytest.raises(UsageError, match="not a folder"):
         watch(four / "a.png", tmp_path / "out", microscope)
@@ -163,7 +164,7 @@ def test_what_cannot_be_watched(four: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_result_of_an_image_that_was_changed_is_none_until_it_is_done_again(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -182,7 +183,7 @@ def test_a_result_of_an_image_that_was_changed_is_none_until_it_is_done_again(
 
 
 def test_a_folder_in_which_something_is_being_written_is_not_idle(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -199,7 +200,7 @@ def test_a_folder_in_which_something_is_being_written_is_not_idle(
 
 
 def test_a_folder_that_is_away_for_a_while_is_waited_for(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -222,7 +223,7 @@ def test_a_folder_that_is_away_for_a_while_is_waited_for(
 
 
 def test_a_folder_inside_that_goes_between_listing_and_entering_is_waited_for(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -245,7 +246,7 @@ def test_a_folder_inside_that_goes_between_listing_and_entering_is_waited_for(
 
 
 def test_a_linked_folder_whose_target_is_away_is_no_image(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -259,7 +260,7 @@ def test_a_linked_folder_whose_target_is_away_is_no_image(
 
 
 def test_a_folder_that_does_not_come_back_is_idle(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -273,7 +274,7 @@ def test_a_folder_that_does_not_come_back_is_idle(
 
 
 def test_a_folder_that_is_away_at_the_first_look_is_an_error(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -289,7 +290,7 @@ def test_a_folder_that_is_away_at_the_first_look_is_an_error(
 
 
 def test_tables_are_written_during_a_long_group(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -318,7 +319,7 @@ def test_tables_are_written_during_a_long_group(
 
 
 def test_an_image_of_this_session_that_is_touched_is_not_done_again(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -342,7 +343,7 @@ def test_an_image_of_this_session_that_is_touched_is_not_done_again(
 
 @pytest.mark.parametrize("save_kinds", [RunOptions().save, ()])
 def test_an_image_that_has_its_former_bytes_again_has_its_former_results(
-    four: Path,  # noqa: F811
+    four: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     save_kinds: tuple[str, ...],
