@@ -6,7 +6,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,14 +53,16 @@ def find_images(
     follow_links: bool = False,
     is_silent: bool = False,
     may_be_missing: Collection[Path] = (),
+    roots: Mapping[Path, Path] | None = None,
 ) -> list[FoundImage]:
     """Image files under ``paths`` (files and folders, folders recursively), sorted by name.
 
     In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; images of other formats
     are left out with one warning that counts them. A file that is named itself is taken as it is. Names are relative
-    to the folder given (for a file: its folder). Where the inputs lie in several folders, each name starts with its
-    folder's name, numbered if two folders have the same one, so no two images share a name. A file that is reached
-    twice by the same path counts once.
+    to the folder given (for a file: its folder), or to what ``roots`` says for that path. Where these are several
+    folders, each name starts with its folder's name, numbered if two folders have the same one, so no two images share
+    a name; whether there is an image in each does not matter. A file that is reached twice by the same path counts
+    once.
 
     Links out of a given folder are followed only with ``follow_links`` (a folder only once, so loops end); without it
     a linked file has a ``problem`` and a linked folder is left out with a warning. ``is_silent``: without warnings, as
@@ -70,22 +72,22 @@ def find_images(
     for path in paths:
         if not os.path.lexists(path) and path not in may_be_missing:
             raise UsageError(f"{path}: no such file or folder; check the path")
-    roots: dict[Path, list[Path]] = {}
+    by_root: dict[Path, list[Path]] = {root: [] for root in input_roots(paths, roots)}
     seen: set[Path] = set()
     named: set[Path] = set()
     others: set[Path] = set()
     for path in paths:
         is_folder = path.is_dir()
-        root = _root(path)
-        files = _walk(root, follow_links, others, is_silent) if is_folder else iter([root / path.name])
-        named |= set() if is_folder else {root / path.name}
+        root = _root(path, roots)
+        files = _walk(_absolute(path), follow_links, others, is_silent) if is_folder else iter([_absolute(path)])
+        named |= set() if is_folder else {_absolute(path)}
         for file in files:
             if file not in seen:
                 seen.add(file)
-                roots.setdefault(root, []).append(file)
+                by_root[root].append(file)
     if not is_silent:
         _warn_of_other_formats(others - seen)
-    prefixes = _unique_folder_names(sorted(roots)) if len(roots) > 1 else dict.fromkeys(roots, "")
+    prefixes = _unique_folder_names(list(by_root)) if len(by_root) > 1 else dict.fromkeys(by_root, "")
     found = [
         FoundImage(
             file,
@@ -93,15 +95,15 @@ def find_images(
             problem="" if follow_links or file in named else _leads_out(file, root),
             root=root,
         )
-        for root, files in roots.items()
+        for root, files in by_root.items()
         for file in files
     ]
     return sorted(found, key=lambda image: image.name)
 
 
-def input_roots(paths: Sequence[Path]) -> list[Path]:
-    """The absolute folders that names of ``find_images(paths)`` are relative to, sorted, each once."""
-    return sorted({_root(path) for path in paths})
+def input_roots(paths: Sequence[Path], roots: Mapping[Path, Path] | None = None) -> list[Path]:
+    """The absolute folders that names of ``find_images(paths, roots=roots)`` are relative to, sorted, each once."""
+    return sorted({_root(path, roots) for path in paths})
 
 
 def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
@@ -136,7 +138,9 @@ def check_same_size(pair: Pair, image_hw: tuple[int, int], mask_hw: tuple[int, i
         )
 
 
-def _root(path: Path) -> Path:
+def _root(path: Path, roots: Mapping[Path, Path] | None) -> Path:
+    if roots and path in roots:
+        return _absolute(roots[path])
     return _absolute(path if path.is_dir() else path.parent)
 
 

@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import codecs
 import glob
+import itertools
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cellseg_deploy.errors import UsageError
 
 
-def expanded(paths: Iterable[Path]) -> list[Path]:
+@dataclass(frozen=True)
+class GivenPaths:
+    """Files and folders to look for images in, as ``image_files.find_images`` takes them.
+
+    ``roots``: for some of them the folder that names are relative to, where that is not their own. ``may_be_missing``:
+    those that were written down earlier, and may be gone by now.
+    """
+
+    paths: tuple[Path, ...]
+    roots: dict[Path, Path] = field(default_factory=dict)
+    may_be_missing: frozenset[Path] = frozenset()
+
+
+def expanded(paths: Iterable[Path]) -> GivenPaths:
     """``paths``, with those that do not exist and hold ``*``, ``?`` or ``[`` replaced by what matches, sorted.
 
-    ``**`` stands for any number of folders. A shell that expands patterns itself leaves nothing to do here; Windows has
-    none. Raises ``UsageError`` for a pattern that nothing matches.
+    ``**`` stands for any number of folders. Names of matches begin in the folder before the first wildcard, so that an
+    image is called the same whatever else matches. A shell that expands patterns itself leaves nothing to do here;
+    Windows has none. Raises ``UsageError`` for a pattern that nothing matches.
     """
-    found = []
+    found, roots = list[Path](), dict[Path, Path]()
     for path in paths:
         if os.path.lexists(path) or not glob.has_magic(str(path)):
             found.append(path)
             continue
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
         if not matches:
             raise UsageError(f"{path}: nothing matches this pattern; check the path")
         found += matches
-    return found
+        roots |= dict.fromkeys(matches, root)
+    return GivenPaths(tuple(found), roots)
 
 
 def listed(file: Path) -> list[Path]:

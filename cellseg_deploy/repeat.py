@@ -10,6 +10,7 @@ from typing import Any
 
 from cellseg_deploy.earlier_engine import engine_arguments
 from cellseg_deploy.errors import ModelError, UsageError
+from cellseg_deploy.input_paths import GivenPaths
 from cellseg_deploy.models import DEFAULT_SHA256
 from cellseg_deploy.outputs.folder import PROGRAM
 from cellseg_deploy.outputs.identity import RunIdentity, differences
@@ -27,6 +28,17 @@ class RecordedRun:
     paths: tuple[Path, ...]
     follow_links: bool
     max_pixels: int
+
+    @property
+    def given(self) -> GivenPaths:
+        """Its input again: images are called as they were, and one of them may be gone, but no folder."""
+        folders = {Path(folder) for folder in self.identity.inputs}
+        roots = dict[Path, Path]()
+        for path in self.paths:
+            nearest = next((parent for parent in (path, *path.parents) if parent in folders), None)
+            if nearest is not None:
+                roots[path] = nearest
+        return GivenPaths(self.paths, roots, frozenset(self.paths) - folders)
 
     def result_options(self) -> dict[str, Any]:
         """Options of ``cellseg-infer`` that results depend on, by their parameters' names."""

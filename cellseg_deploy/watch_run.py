@@ -45,8 +45,8 @@ def watch_folder(
     ``idle_seconds``: end when for so long nothing new was complete and nothing was being written. A file whose content
     changes after its turn has another one. Tables are written at the end, and every half minute in which there is news.
     A folder that cannot be listed for a while, as when it is moved or its server restarts, is waited for, with one
-    warning; at the first look it is an error. The rest is as in ``folder_run.run_folder``; ``on_plan`` is told of each
-    group of files.
+    warning; at the first look it is an error. Images that failed as they were gone have another turn when they are
+    back. The rest is as in ``folder_run.run_folder``; ``on_plan`` is told of each group of files.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: not a folder; only one folder can be watched")
@@ -56,7 +56,11 @@ def watch_folder(
     complete = complete or CompleteFiles()
     inputs = Inputs.of([folder], input_roots([folder]), follow_links=follow_links)
 
+    paths = dict[str, Path]()  # of one group
+
     def tell(result: ImageResult) -> None:
+        if result.status == "failed" and not os.path.lexists(paths[result.image]):
+            complete.forget([paths[result.image]])
         if on_result is not None:
             on_result(result)
         tables.are_old = True
@@ -78,6 +82,7 @@ def watch_folder(
             # What cannot be listed is neither new nor gone: files that were done are not to be taken for new ones.
             found = [] if images is None else complete.newly_complete(images)
             if found:
+                paths = {image.name: image.path for image in found}
                 todo = session.take(found)
                 if on_plan is not None:
                     on_plan(todo)

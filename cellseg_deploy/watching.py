@@ -71,6 +71,11 @@ class CompleteFiles:
         self._seen = seen
         return complete
 
+    def forget(self, paths: Iterable[Path]) -> None:
+        """What was handed over is new again if it is found again."""
+        for path in paths:
+            self._seen.pop(path, None)
+
     @property
     def waiting(self) -> list[Path]:
         """Files of the last look that are not complete yet."""

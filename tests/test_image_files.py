@@ -31,7 +31,7 @@ def test_folder_is_searched_recursively_in_order(tmp_path: Path) -> None:
 def test_images_of_other_formats_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a.png", "b.bmp", "sub/c.BMP", "sub/d.webp", "notes.txt", ".hidden.bmp"):
         touch(tmp_path / "in" / name)
-    assert names(tmp_path / "in", tmp_path / "in" / "sub") == ["a.png"]
+    assert names(tmp_path / "in", tmp_path / "in" / "sub") == ["in/a.png"]
     assert [record.getMessage() for record in caplog.records] == [
         "3 files of formats that are not read (.bmp 2, .webp 1): convert to PNG or TIFF"
     ]

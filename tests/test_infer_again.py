@@ -176,6 +176,28 @@ def test_a_run_json_is_enough_to_do_it_again(
     assert not (one / "confluence").exists()
 
 
+def test_images_of_a_pattern_again(
+    model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With their names; a file may be gone by now, a folder may not."""
+    out, again = tmp_path / "out", tmp_path / "again"
+    extra = tmp_path / "extra"
+    shutil.copytree(smears / "sub", extra)
+    assert infer(smears / "*/*.tif", extra, smears / "a.png", "-o", out, "--model", model, "-q") == 0
+    assert infer("--like", out / "run.json", "-o", again, "-q") == 0
+    assert content(again) == content(out)
+    (smears / "sub/small.tif").unlink()
+    assert infer("--like", out / "run.json", "-o", tmp_path / "less", "-q") == 3
+    assert [row["image"] for row in rows(tmp_path / "less/images.csv") if row["status"] == "failed"] == [
+        "smears/sub/small.tif"
+    ]
+    shutil.rmtree(extra)
+    capsys.readouterr()
+    assert infer("--like", out / "run.json", "-o", tmp_path / "none", "-q") == 2
+    assert f"{extra}: no such file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_auto_scale_again(model: Path, smears: Path, tmp_path: Path) -> None:
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q", "--cell-diameter", "auto") == 0
     assert infer("--like", tmp_path / "out/run.json", "-o", tmp_path / "again", "-q") == 0
@@ -323,6 +345,17 @@ def test_lists_and_patterns(
     ]
     assert infer(smears / "*.bmp", "-o", tmp_path / "three", "--model", model, "-q") == 2
     assert "matches" in capsys.readouterr().err
+
+
+def test_a_run_of_a_pattern_goes_on_with_a_folder_that_is_new(model: Path, smears: Path, tmp_path: Path) -> None:
+    pattern, out = smears / "*/*.tif", tmp_path / "out"
+    assert infer(pattern, "-o", out, "--model", model, "-q") == 0
+    shutil.copytree(smears / "sub", smears / "next day")
+    assert infer(pattern, "-o", out, "--model", model, "-q") == 0
+    assert [row["image"] for row in rows(out / "images.csv")] == ["next day/small.tif", "sub/small.tif"]
+    recorded = json.loads((out / "run.json").read_text())
+    assert recorded["totals"]["found"] == 2
+    assert recorded["identity"]["inputs"] == [str(smears)]
 
 
 def test_a_folder_is_followed(model: Path, smears: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.image_files import find_images
+from cellseg_deploy.image_files import find_images, input_roots
 from cellseg_deploy.input_paths import expanded, listed
 
 
@@ -34,7 +34,38 @@ def there(tmp_path: Path) -> Path:
     ],
 )
 def test_patterns(there: Path, pattern: str, names: list[str]) -> None:
-    assert expanded([there / pattern]) == [there / name for name in names]
+    assert expanded([there / pattern]).paths == tuple(there / name for name in names)
+
+
+def test_names_begin_where_a_pattern_does(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else matches: a folder that comes later changes no name of an earlier image."""
+
+    def names(*patterns: str | Path) -> list[str]:
+        given = expanded([Path(pattern) for pattern in patterns])
+        assert set(input_roots(given.paths, given.roots)) == {
+            image.root for image in find_images(given.paths, roots=given.roots)
+        }
+        return [image.name for image in find_images(given.paths, roots=given.roots)]
+
+    (there / "sub2").mkdir()
+    assert names(there / "s*/*.png") == ["sub/c.png"]
+    (there / "sub2/e.png").touch()
+    assert names(there / "s*/*.png") == ["sub/c.png", "sub2/e.png"]
+    assert names(there / "s*") == ["sub/c.png", "sub/deep/d.png", "sub2/e.png"]  # folders that match, all that is in
+    assert names(there / "sub/*.png") == ["c.png"]
+    monkeypatch.chdir(there)
+    assert names("**/[cd].png") == ["sub/c.png", "sub/deep/d.png"]
+    assert names("s*/c.png", "sub2") == ["sub2/e.png", f"{there.name}/sub/c.png"]
+
+
+def test_names_do_not_depend_on_whether_a_folder_has_images_yet(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one/a.png").touch()
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert [image.name for image in find_images(folders)] == ["one/a.png"]
+    (tmp_path / "two/b.png").touch()
+    assert [image.name for image in find_images(folders)] == ["one/a.png", "two/b.png"]
 
 
 def test_a_pattern_without_a_match(there: Path) -> None:

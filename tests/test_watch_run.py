@@ -222,6 +222,39 @@ def test_a_folder_that_is_away_for_a_while_is_waited_for(
     assert all(str(four) in warning and "waiting" in warning for warning in warnings)
 
 
+def test_images_that_were_gone_at_their_turn_have_another_one(
+    four: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The folder goes while its images are worked on and is back before it is looked at again; one is damaged."""
+    moved, out = tmp_path / "moved", tmp_path / "out"
+    (four / "b.png").write_bytes((four / "b.png").read_bytes()[:-12])
+    microscope, seen = Microscope(monkeypatch), list[ImageResult]()
+
+    def result(result: ImageResult) -> None:
+        seen.append(result)
+        if len(seen) == 4:
+            moved.rename(four)
+
+    segmenter, complete = Segmenter(DarknessBackend()), CompleteFiles(2.0, clock=lambda: microscope.now)
+    summary = watch_folder(
+        segmenter,
+        four,
+        out,
+        complete=complete,
+        on_plan=lambda plan: seen or four.rename(moved),
+        on_result=result,
+        idle_seconds=10.0,
+    )
+    assert {(result.image, result.status) for result in seen[:4]} == {(f"{name}.png", "failed") for name in "abcd"}
+    assert len(seen) == 8
+    assert [(row["image"], row["status"]) for row in rows(out / "images.csv")] == [
+        *(("a.png", "done"), ("b.png", "failed"), ("c.png", "done"), ("d.png", "done"))
+    ]
+    assert (summary.found, summary.done, summary.failed) == (4, 3, 1)
+
+
 def test_a_folder_inside_that_goes_between_listing_and_entering_is_waited_for(
     four: Path,
     tmp_path: Path,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from cellseg_deploy.cli import _common, _infer_say
 
 if TYPE_CHECKING:
     from cellseg_deploy.image_files import FoundImage
+    from cellseg_deploy.input_paths import GivenPaths
     from cellseg_deploy.outputs.identity import RunIdentity
     from cellseg_deploy.repeat import RecordedRun
     from cellseg_deploy.run_record import RunSummary
@@ -112,16 +115,12 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
         missing = next(p for p in context.command.params if p.name == ("paths" if output else "output"))
         raise click.MissingParameter(ctx=context, param=missing)
 
-    from cellseg_deploy.input_paths import expanded, listed
     from cellseg_deploy.outputs.folder import check_apart
 
-    written_down = listed(asked["list_file"]) if asked["list_file"] else []
-    if recorded is not None and not paths and not written_down:
-        written_down = list(recorded.paths)
-    given = [*expanded(paths), *written_down]
-    check_apart(given, output)
-    _check_watch(context, given)
-    images = [] if asked["watch"] else _images(given, written_down, follow_links=asked["follow_links"])
+    given = _given(paths, asked["list_file"], recorded)
+    check_apart(given.paths, output)
+    _check_watch(context, given.paths)
+    images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
     summary = _run(given, images, output, asked, recorded)
     if summary is None:
         return _common.EXIT_OK
@@ -138,11 +137,12 @@ def main() -> None:
 
 
 def _run(
-    given: list[Path], images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
+    given: GivenPaths, images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
 ) -> RunSummary | None:
     """Open the model and do what was asked for; None if that was only to be shown."""
     from cellseg_deploy.earlier_engine import late_segmenter
     from cellseg_deploy.folder_run import RunOptions, plan_folder, run_folder
+    from cellseg_deploy.image_files import input_roots
     from cellseg_deploy.images import MAX_PIXELS
     from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.pipeline import Segmenter
@@ -164,7 +164,8 @@ def _run(
     threads = _common.plan_threads(
         asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
     )
-    inputs = Inputs.of(given, (image.root for image in images), follow_links=asked["follow_links"])
+    roots = input_roots(given.paths, given.roots)
+    inputs = Inputs.of(given.paths, roots, follow_links=asked["follow_links"])
     names = ("task", "scale", "batch_size", "halo", "rebuild", "cuda_graph", "streams")
     settings = {
         **{name: asked[name] for name in names},
@@ -187,7 +188,7 @@ def _run(
         if asked["watch"]:
             return watch_folder(
                 segmenter,
-                given[0],
+                given.paths[0],
                 output,
                 options=options,
                 threads=threads,
@@ -252,7 +253,17 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
     return recorded
 
 
-def _check_watch(context: click.Context, given: list[Path]) -> None:
+def _given(paths: tuple[Path, ...], list_file: Path | None, recorded: RecordedRun | None) -> GivenPaths:
+    """What the command line names, or else what an earlier run was given."""
+    from cellseg_deploy.input_paths import expanded, listed
+
+    if not paths and list_file is None and recorded is not None:
+        return recorded.given
+    given, written_down = expanded(paths), listed(list_file) if list_file else []
+    return replace(given, paths=(*given.paths, *written_down), may_be_missing=frozenset(written_down))
+
+
+def _check_watch(context: click.Context, given: Sequence[Path]) -> None:
     asked = context.params
     if not asked["watch"]:
         _common.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
@@ -262,14 +273,14 @@ def _check_watch(context: click.Context, given: list[Path]) -> None:
         raise click.UsageError(f"--watch follows one folder; got {', '.join(map(_common.printable, given))}")
 
 
-def _images(given: list[Path], written_down: list[Path], *, follow_links: bool) -> list[FoundImage]:
-    """What there is in ``given``; of those that were ``written_down`` some may be gone, which costs one image each."""
+def _images(given: GivenPaths, *, follow_links: bool) -> list[FoundImage]:
+    """What there is in ``given``; one that may be missing, and is, costs one image."""
     from cellseg_deploy.errors import NothingToDoError
     from cellseg_deploy.image_files import SUFFIXES, find_images
 
-    images = find_images(given, follow_links=follow_links, may_be_missing=frozenset(written_down))
+    images = find_images(given.paths, follow_links=follow_links, may_be_missing=given.may_be_missing, roots=given.roots)
     if not images:
-        where = ", ".join(_common.printable(path) for path in given)
+        where = ", ".join(_common.printable(path) for path in given.paths)
         raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
     return images
 
