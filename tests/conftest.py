@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -102,6 +103,16 @@ class DarknessBackend(Backend):
 
     def close(self) -> None:
         self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """What a command sets for its process (``cli._common.set_up_logging``) ends with the test."""
+    logger = logging.getLogger("cellseg_deploy")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+    logger.setLevel(logger.level)  # forgets which levels were found to be enabled
 
 
 @pytest.fixture

@@ -410,7 +410,6 @@ def test_a_broken_engine_gives_way_to_the_next_and_says_so(
     write_record(path)
     write_record(path, **BF16, timing=timed(3))
     monkeypatch.setattr(engine, "import_openvino", broken)
-    monkeypatch.setattr(logging.getLogger("cellseg_deploy"), "propagate", True)
     with caplog.at_level(logging.WARNING), open_backend(path, threads=1) as backend:
         assert (backend.name, backend.verified) == ("onnxruntime", True)
         assert "openvino bf16 (stub.onnx) was chosen before it, but cannot be loaded" in backend.choice

@@ -94,6 +94,7 @@ def expect_same_results(
     return expected
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("auto", [False, True])
 def test_results_do_not_depend_on_batches_helpers_or_order(discs: Path, tmp_path: Path, auto: bool) -> None:
     settings = [(batch_size, helpers) for batch_size in (1, 4, 16) for helpers in (1, 2, 4)]
@@ -118,6 +119,7 @@ def test_a_folder_gives_what_each_image_gives_alone(discs: Path, tmp_path: Path)
             assert (row["cells"], row["scale"]) == (str(alone.count), f"{alone.scale:.4f}")
 
 
+@pytest.mark.reliability
 def test_the_shipped_model_gives_the_same_whatever_shares_its_batches(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     for index, size_hw in enumerate([(1, 1), (13, 500), (260, 300), (500, 640), (300, 900)]):

@@ -93,6 +93,7 @@ def test_run_json_says_what_ran(model: Path, smears: Path, tmp_path: Path) -> No
     assert record["settings"]["save"] == ["labels", "overlays"]
 
 
+@pytest.mark.reliability
 def test_two_runs_give_the_same_bytes_for_any_batch_size_and_order(model: Path, smears: Path, tmp_path: Path) -> None:
     common = ["--model", model, "-q"]
     assert infer(smears, "-o", tmp_path / "one", *common, "--batch-size", 1, "--threads", 1) == 0

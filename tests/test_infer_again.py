@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import threading
 from collections.abc import Callable
@@ -446,16 +445,15 @@ def test_a_damaged_line_is_said(
     model: Path,
     smears: Path,
     out: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     expected = content(out)
     journal = out / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b'"done"', b'"DONE"')
     journal.write_bytes(b"".join(lines))
-    monkeypatch.setattr(logging.getLogger("cellseg_deploy"), "propagate", True)
     assert infer(smears, "-o", out, "--model", model, "-q") == 0
+    assert "journal.jsonl: damaged in line 3; the images of these are done again" in capsys.readouterr().err
     assert content(out) == expected
     assert len(journal.read_bytes().splitlines()) == len(lines) + 1
 
