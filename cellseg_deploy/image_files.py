@@ -87,7 +87,7 @@ def find_images(
                 by_root[root].append(file)
     if not is_silent:
         _warn_of_other_formats(others - seen)
-    prefixes = _unique_folder_names(list(by_root)) if len(by_root) > 1 else dict.fromkeys(by_root, "")
+    prefixes = _prefixes(list(by_root))
     found = [
         FoundImage(
             file,
@@ -104,6 +104,17 @@ def find_images(
 def input_roots(paths: Sequence[Path], roots: Mapping[Path, Path] | None = None) -> list[Path]:
     """The absolute folders that names of ``find_images(paths, roots=roots)`` are relative to, sorted, each once."""
     return sorted({_root(path, roots) for path in paths})
+
+
+def path_of(name: str, roots: Sequence[Path]) -> Path | None:
+    """The file that ``find_images`` calls ``name`` where names are relative to ``roots``; see ``input_roots``.
+
+    None if no file can have that name. Whether it is there is another question.
+    """
+    for root, prefix in _prefixes(sorted(roots)).items():
+        if name.startswith(prefix):
+            return root / name.removeprefix(prefix)
+    return None
 
 
 def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
@@ -193,6 +204,11 @@ def _leads_out(file: Path, root: Path) -> str:
 
 def _raise_unlistable(error: OSError) -> None:
     raise UsageError(f"{error.filename}: the folder cannot be listed ({error.strerror}); check its permissions")
+
+
+def _prefixes(roots: list[Path]) -> dict[Path, str]:
+    """What the names of images in each of the sorted ``roots`` begin with."""
+    return _unique_folder_names(roots) if len(roots) > 1 else dict.fromkeys(roots, "")
 
 
 def _unique_folder_names(folders: list[Path]) -> dict[Path, str]:

@@ -95,7 +95,8 @@ class RunSummary:
     """Totals of a run; ``remaining`` is 0 unless it was stopped.
 
     ``found``: images that were given. ``skipped``: done before, in a run that this one went on with; ``done`` and
-    ``failed``: now. ``cells``, ``counted``: of both. ``others``: results in the folder of images not given now.
+    ``failed``: now. ``cells``, ``counted``: of both. ``others``: rows of the tables of images that were not given now,
+    or were and cannot be read any more.
     ``stage_seconds``: sums over images, which overlap, so together more than ``wall_seconds``. ``engine_seconds``: how
     long some call of the network was under way.
     """

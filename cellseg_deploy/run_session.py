@@ -2,7 +2,7 @@
 
 Helper threads do everything about an image but its writing (``image_work``); files and the journal are written by the
 caller's thread, image by image in the order of the run. An image's line follows its files, in one place (``_commit``).
-Tables are written from the journal when the run ends or is stopped.
+Tables, and other files that tell of all images, are written from the journal when the run ends or is stopped.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import datetime
 import errno
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
-from cellseg_deploy.image_files import FoundImage
+from cellseg_deploy.image_files import FoundImage, path_of
 from cellseg_deploy.image_work import Finished, ImageWork
 from cellseg_deploy.outputs import journal as journals
 from cellseg_deploy.outputs import run_tables
@@ -83,15 +84,16 @@ class RunSession:
         self._is_stopped = self._has_worked = False
 
     @contextmanager
-    def running(self, images: Sequence[FoundImage]) -> Iterator[RunPlan]:
+    def running(self, images: Sequence[FoundImage], *, expected: Collection[str] = ()) -> Iterator[RunPlan]:
         """Begin the run, or go on with the one in the folder, and give what is to be done with ``images``.
 
-        At the end all tables take their place, whether the block ends well, is interrupted or breaks. Raises
-        ``OutputError`` if the folder is not usable, or cannot be written.
+        ``expected``: names of images that will be taken later; what was recorded of them holds until then. At the end
+        all tables take their place, whether the block ends well, is interrupted or breaks. Raises ``OutputError`` if
+        the folder is not usable, or cannot be written.
         """
         self._state = begin(self.out, self.identity, overwrite=self.options.overwrite)
         todo = self.take(images)
-        self._sweep({image.name for image in images})
+        self._sweep(todo, expected)
         with self._open_journal() as self._journal, self._kept_if_stopped(lambda: None):
             yield todo
             self._end()
@@ -105,12 +107,16 @@ class RunSession:
         if any(image.name in self._names for image in images):
             self._state = FolderState("resume", journal=journals.read(self.out / journals.JOURNAL))
         todo = plan(images, self.out, self._state, self.formats, self._names)
+        kept = list[str]()
         for item in todo.items:
             name = item.image.name
+            if item.action == "keep" and name not in self._names:
+                kept.append(name)
+                continue
             self.summary.found += name not in self._names
             self._names[name] = item.output_name
             self._others.discard(name)
-            if item.action == "skip" and name in self._results:  # its file was touched, and has been counted
+            if item.action in ("skip", "keep") and name in self._results:  # it has been counted; its file was touched
                 continue
             if (former := self._results.pop(name, None)) is not None:  # its file was changed after its turn
                 self.summary.forget(former)
@@ -118,14 +124,20 @@ class RunSession:
                 self._valid.add(name)
                 before = ImageResult.of(self._recorded()[name].record)
                 self._count(replace(before, status=SKIPPED, seconds={}))
+            elif (entry := self._recorded().get(name)) is not None and entry.record.status == "failed":
+                self._valid.add(name)  # that it failed holds until it was tried again
             else:
                 self._valid.discard(name)
+        if kept:
+            _log.warning("%d images that are done cannot be read now (%s): their results stay", len(kept), some(kept))
+        self._others.update(kept)
+        self._valid.update(kept)
         self.summary.others = len(self._others)
         return todo
 
     def work(self, todo: RunPlan) -> None:
         """Do what ``todo`` says: every image that is not done."""
-        items = [item for item in todo.items if item.action != "skip"]
+        items = [item for item in todo.items if item.action in ("work", "fail")]
         if not items:
             return
         self._prepare()
@@ -166,14 +178,21 @@ class RunSession:
         """What earlier sessions of the run recorded, and this one up to the last time that an image came again."""
         return {} if self._state.journal is None else self._state.journal.entries
 
-    def _sweep(self, given: set[str]) -> None:
-        """Remove what belongs to no result. Results of images that are not given now stay: somebody counted them."""
+    def _sweep(self, todo: RunPlan, expected: Collection[str]) -> None:
+        """Remove what belongs to no result. Results of images that are not given now stay: somebody counted them.
+
+        And so does the failure of one that is still there.
+        """
         others = {
             name: entry
             for name, entry in self._recorded().items()
-            if name not in given and entry.record.status == "done"
+            if name not in self._names and (entry.record.status == "done" or self._is_there(name))
         }
-        lost = {name for name, entry in others.items() if problem_with_files(entry.record, self.out)}
+        lost = {
+            name
+            for name, entry in others.items()
+            if name not in expected and name not in self._valid and problem_with_files(entry.record, self.out)
+        }
         if lost:
             _log.warning(
                 "%d images are not given now and their files are gone or were changed (%s): their results are dropped",
@@ -187,10 +206,16 @@ class RunSession:
         ours = places(self.formats, names - {""})
         sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}), ours)
         made_anew = [format.run_file for format in self.formats if format.run_file]
-        if not given <= self._valid:  # they would tell of results that are about to change
+        if any(
+            item.action in ("work", "fail") for item in todo.items
+        ):  # they would tell of results that are about to change
             made_anew += TABLES
         for name in made_anew:  # at the end, or when the run is stopped, of what is done by then
             remove(self.out / name)
+
+    def _is_there(self, name: str) -> bool:
+        path = path_of(name, [Path(root) for root in self.inputs.roots])
+        return path is not None and os.path.lexists(path)
 
     def _open_journal(self) -> Journal:
         content = self._state.journal
@@ -211,20 +236,24 @@ class RunSession:
             if not self._is_stopped:
                 self._is_stopped = True
                 try:
-                    self.write_tables()
+                    self._write_results()
                     if self._has_worked:
                         self._write_run_json("stopped")
                 except OutputError as error:  # as on a full disk, which stopped the run: that error is the one to say
                     _log.warning("%s; the tables are written when the run goes on", error)
             raise
 
-    def _end(self) -> None:
-        self.write_tables()
+    def _write_results(self) -> None:
+        """The tables, and what else tells of all images."""
         entries = self._entries()
+        run_tables.write(self.out, self.out / journals.JOURNAL, entries)
         done = [entry.record.output_name for entry in entries if entry.record.status == "done"]
         for format in self.formats:
             if format.run_file:
                 format.finish(self.out, [self.out / format.place(name) for name in done] if format.folder else [])
+
+    def _end(self) -> None:
+        self._write_results()
         if self.summary.remaining:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary} was recorded")
         self.summary.wall_seconds = time.perf_counter() - self._clock

@@ -75,10 +75,10 @@ def watch_folder(
         on_result=tell,
     )
     tables, look = _Tables(session.write_tables), _Looks(folder, follow_links)
-    with held_folder(out), session.running([]):
+    images = look()
+    with held_folder(out), session.running([], expected={image.name for image in images or ()}):
         since = time.monotonic()
         while True:
-            images = look()
             # What cannot be listed is neither new nor gone: files that were done are not to be taken for new ones.
             found = [] if images is None else complete.newly_complete(images)
             if found:
@@ -96,6 +96,7 @@ def watch_folder(
                     break
                 time.sleep(poll_seconds)
             tables.write_if_due()
+            images = look()
     if not session.summary.found:
         raise NothingToDoError(f"{folder}: no image came; expected PNG, JPEG or TIFF files")
     return session.summary

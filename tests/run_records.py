@@ -51,7 +51,7 @@ def outcome(image: FoundImage, out: Path, step: Callable[[str], None] = lambda _
     """What a run does with one image: two files, and the record that names them."""
     data = image.path.read_bytes()
     if image.name == BAD:
-        return run_tables.failed(image.name, "the file is\ndamaged", warning="odd")
+        return run_tables.failed(image.name, "the file is\ndamaged")
     step("read")
     labels = odd_labels()[: 6 + data[-1] % 3]
     found = segmented(labels, name=image.name, pixel_size_um=0.25 if image.name == "z.png" else None)
@@ -61,14 +61,14 @@ def outcome(image: FoundImage, out: Path, step: Callable[[str], None] = lambda _
         write_bytes(make_place(out, path), content)
         outputs.append(OutputFile.of(path, content))
     step("before the record")
-    return run_tables.done(
+    record = run_tables.done(
         found,
         source=of_bytes(data, image.path.stat().st_mtime_ns),
         output_name=image.name,
         outputs=outputs,
         notes=["a note,\nof two lines"],
-        seconds={"read": 0.1 + 0.2},
     )
+    return replace(record, seconds={"read": 0.1 + 0.2})
 
 
 def run(images: Sequence[FoundImage], out: Path, step: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -78,7 +78,7 @@ def run(images: Sequence[FoundImage], out: Path, step: Callable[[str], None] = l
     check_usable(state, out)
     step("looked")
     entries = {} if state.journal is None else state.journal.entries
-    done = {image.name for image in images if decide(image, entries.get(image.name), out).is_done}
+    done = {image.name for image in images if decide(image, entries.get(image.name), out).action == "skip"}
     sweep(out, kept_files({name: entries[name] for name in done}))
     step("swept")
     worked = []

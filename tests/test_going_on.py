@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from PIL import Image
 from running import rows
 from test_folder_run import quick_disk, results, save  # noqa: F401  (a fixture)
 
-from cellseg_deploy import run_session
+from cellseg_deploy import fingerprint, run_session
 from cellseg_deploy.errors import OutputError, OutputInUseError
 from cellseg_deploy.folder_run import ImageResult, RunOptions, RunSummary, plan_folder, run_folder
 from cellseg_deploy.image_files import find_images
@@ -152,7 +154,8 @@ def test_images_given_one_by_one_end_as_all_at_once(folder: Path, tmp_path: Path
     for count in range(1, len(images) + 1):
         summary = run_folder(Segmenter(DarknessBackend()), images[count - 1 : count], tmp_path / "out")
         assert summary.found == 1
-    assert summary.others == 3  # of five, one failed and one was given
+    assert summary.others == 4
+    assert [row["image"] for row in rows(tmp_path / "out/images.csv") if row["status"] == "failed"] == ["bad.png"]
     run(folder, tmp_path / "out")
     assert results(tmp_path / "out") == results(tmp_path / "whole")
 
@@ -172,6 +175,59 @@ def test_results_of_images_that_are_gone_stay_while_their_files_do(
     assert [row["image"] for row in rows(out / "images.csv")] == ["a.png", "bad.png", "c.png", "d.png"]
     assert (out / "labels/a.png.tif").exists()
     assert not (out / "overlays/b.png.jpg").exists()  # half of a result is none
+
+
+def test_results_of_images_that_cannot_be_read_any_more_stay(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Given all the same: one is gone, of one the server says nothing, one may not be read, one lost a file too."""
+    out, images = tmp_path / "out", find_images([folder])
+    run(folder, out)
+    expected = results(out)
+    (folder / "a.png").unlink()
+    (folder / "d.png").unlink()
+    (out / "labels/d.png.tif").unlink()
+    images = [replace(image, problem="a link" if image.name == "c.png" else "") for image in images]
+    real = fingerprint.sha256_of
+
+    def stale(path: Path) -> str:
+        if path == folder / "b.png":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path)
+
+    monkeypatch.setattr(fingerprint, "sha256_of", stale)
+    segmenter = Segmenter(DarknessBackend())
+    planned = plan_folder(segmenter, images, out)
+    assert planned.counts == {"work": 2, "skip": 0, "keep": 3, "fail": 0}
+    told: list[str] = []
+    summary = run_folder(segmenter, images, out, on_result=lambda result: told.append(result.image))
+    assert told == ["bad.png", "d.png"]
+    assert (summary.found, summary.done, summary.skipped, summary.failed, summary.others) == (2, 0, 0, 2, 3)
+    assert "3 images that are done cannot be read now (a.png, b.png, c.png)" in caplog.text
+    assert {(row["image"], row["status"]) for row in rows(out / "images.csv")} == {
+        *((f"{name}.png", "done") for name in "abc"),
+        *((f"{name}.png", "failed") for name in ("bad", "d")),
+    }
+    kept = {name: data for name, data in expected.items() if "/d.png" not in name and not name.endswith(".csv")}
+    assert kept.items() <= results(out).items()
+    assert not list(out.glob("*/d.png*"))
+
+
+def test_what_tells_of_all_images_is_there_after_an_interrupt_too(folder: Path, tmp_path: Path) -> None:
+    for module in ("pycocotools", "pyarrow"):
+        pytest.importorskip(module)
+    out, options = tmp_path / "out", RunOptions(save=("coco", "parquet"))
+    run(folder, out, save=options.save)
+    expected = results(out)
+    assert {"coco.json", "cells.parquet"} <= expected.keys()
+    (folder / "e.png").write_bytes((folder / "a.png").read_bytes())
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_folder(Segmenter(DarknessBackend()), find_images([folder]), out, options=options, on_plan=stop)
+    assert results(out) == expected
 
 
 def test_a_changed_image_that_now_fails_leaves_nothing_that_looks_like_a_result(folder: Path, tmp_path: Path) -> None:
@@ -306,20 +362,18 @@ def test_tables_that_cannot_be_written_do_not_hide_why_the_run_ended(
 def test_a_plan_is_what_happens(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     images, segmenter = find_images([folder]), Segmenter(DarknessBackend())
-    assert plan_folder(segmenter, images, out).counts == {"work": 5, "skip": 0, "fail": 0}
+    assert plan_folder(segmenter, images, out).counts == {"work": 5, "skip": 0, "keep": 0, "fail": 0}
     assert not out.exists()
     run(folder, out)
-    assert plan_folder(segmenter, images, out).counts == {"work": 1, "skip": 4, "fail": 0}
+    assert plan_folder(segmenter, images, out).counts == {"work": 1, "skip": 4, "keep": 0, "fail": 0}
     options = RunOptions(overwrite=True)
-    assert plan_folder(segmenter, images, out, options=options).counts == {"work": 5, "skip": 0, "fail": 0}
+    assert plan_folder(segmenter, images, out, options=options).counts == {"work": 5, "skip": 0, "keep": 0, "fail": 0}
     with pytest.raises(OutputError, match="--task"):
         plan_folder(Segmenter(DarknessBackend(), task="confluence"), images, out)
     assert results(out)["images.csv"]
 
 
 def test_a_folder_whose_name_is_no_unicode(tmp_path: Path) -> None:
-    import os
-
     folder = tmp_path / os.fsdecode(b"sm\xffears")
     save(folder / "a.png", draw_discs((40, 40), [(20, 20)]))
     out = tmp_path / "out"
@@ -407,7 +461,7 @@ def test_a_journal_cannot_make_a_run_write_outside_of_its_folder(folder: Path, t
     out = tmp_path / "deep" / "out"
     run(folder, out)
     content = journals.read(out / JOURNAL)
-    record = journals.record_at(out / JOURNAL, content.entries["a.png"])
+    (record,) = journals.whole_records(out / JOURNAL, [content.entries["a.png"]])
     with journals.Journal.resume(content) as journal:
         journal.append(replace(record, output_name="../../escaped", outputs=()))
     (folder / "a.png").write_bytes((folder / "b.png").read_bytes())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
-from cellseg_deploy.image_files import input_roots
+from cellseg_deploy.image_files import input_roots, path_of
 from cellseg_deploy.images import check_same_size, find_images, pair_by_stem, read_image, read_labels
 
 
@@ -68,6 +68,17 @@ def test_roots_are_what_names_are_relative_to(tmp_path: Path, monkeypatch: pytes
         tmp_path / "one",
         tmp_path / "two",
     ]
+
+
+@pytest.mark.parametrize("given", [["one"], ["one", "two/one"], ["one/sub/a.png"], ["two", "one", "one/sub"]])
+def test_a_name_leads_back_to_its_file(tmp_path: Path, given: list[str]) -> None:
+    for name in ("one/b.png", "one/sub/a.png", "two/one/b.png", "two/x.png"):
+        touch(tmp_path / name)
+    paths = [tmp_path / path for path in given]
+    for image in find_images(paths):
+        assert path_of(image.name, input_roots(paths)) == image.path
+    if len(input_roots(paths)) > 1:
+        assert path_of("three/b.png", input_roots(paths)) is None
 
 
 def test_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def test_of_a_new_folder_everything_is_work(tmp_path: Path) -> None:
     images = make_images(tmp_path / "in")
     images[-1] = FoundImage(images[-1].path, images[-1].name, problem="a link out of the folder")
     planned = plan(images, tmp_path / "out", classify(tmp_path / "out", identity()), FORMATS)
-    assert planned.counts == {"work": 3, "skip": 0, "fail": 1}
+    assert planned.counts == {"work": 3, "skip": 0, "keep": 0, "fail": 1}
     assert planned.items[0].reason == "not done yet"
     assert planned.items[-1].reason == "a link out of the folder"
     assert planned.items[0].files == (
@@ -60,7 +60,7 @@ def test_of_another_run_everything_is_work(tmp_path: Path) -> None:
     images, out = make_images(tmp_path / "in"), tmp_path / "out"
     run(images, out)
     state = classify(out, identity(task="confluence"))
-    assert plan(images, out, state, FORMATS).counts == {"work": 4, "skip": 0, "fail": 0}
+    assert plan(images, out, state, FORMATS).counts == {"work": 4, "skip": 0, "keep": 0, "fail": 0}
 
 
 def test_an_image_that_came_later_takes_no_name_that_is_in_use(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cellseg_deploy.outputs.folder import make_place, places
 from cellseg_deploy.outputs.formats import FORMATS, NAMES
 from cellseg_deploy.outputs.journal import JOURNAL, Journal
 from cellseg_deploy.outputs.lock import LOCK_NAME, exclusive
-from cellseg_deploy.outputs.resume import begin, check_usable, classify, decide, kept_files, look_at, sweep
+from cellseg_deploy.outputs.resume import Decision, begin, check_usable, classify, decide, kept_files, look_at, sweep
 
 
 @pytest.fixture
@@ -156,9 +156,9 @@ def test_an_image_is_done_if_it_and_its_files_are_as_they_were(images: list[Foun
     assert images[0].name == "a.png"
     change(images[0].path, out)
     decision = decide(images[0], entry, out)
-    assert decision.is_done == (not words)
+    assert decision.action == ("keep" if case == "image gone" else "work" if words else "skip")
     assert words in decision.reason
-    assert bool(decision.reason) != decision.is_done
+    assert bool(decision.reason) == bool(words)
 
 
 def test_images_without_a_good_record(images: list[FoundImage], out: Path) -> None:
@@ -169,7 +169,9 @@ def test_images_without_a_good_record(images: list[FoundImage], out: Path) -> No
     known = replace(entries[BAD], record=replace(entries[BAD].record, input=entries["a.png"].record.input))
     assert decide(images[0], known, out).reason == "failed before"
     linked = FoundImage(images[0].path, "a.png", problem="a link out of the folder")
-    assert not decide(linked, entries["a.png"], out).is_done
+    assert decide(linked, entries["a.png"], out) == Decision("keep", "a link out of the folder")
+    (out / "labels/a.png.tif").unlink()
+    assert decide(linked, entries["a.png"], out).action == "work"
 
 
 def test_a_changed_output_is_made_again_and_nothing_else(images: list[FoundImage], out: Path) -> None:

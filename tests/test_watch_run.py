@@ -18,6 +18,7 @@ from cellseg_deploy import watch_run
 from cellseg_deploy.errors import NothingToDoError, OutputError, UsageError
 from cellseg_deploy.folder_run import ImageResult, RunOptions, RunSummary, run_folder
 from cellseg_deploy.image_files import find_images
+from cellseg_deploy.outputs import resume
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.watch_run import watch_folder
 from cellseg_deploy.watching import CompleteFiles
@@ -103,6 +104,47 @@ def test_what_is_done_already_is_skipped_and_a_run_may_go_on_either_way(
     assert (summary.found, summary.skipped, summary.done, summary.others) == (5, 4, 1, 0)
     again = run_folder(Segmenter(DarknessBackend()), find_images([four]), out)
     assert (again.skipped, again.done) == (5, 0)
+
+
+def test_what_is_done_already_is_compared_once(
+    four: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At the image's turn; until then it counts, and an image that is done again was not "not given"."""
+    out, hashed = tmp_path / "out", list[str]()
+    run_folder(Segmenter(DarknessBackend()), find_images([four]), out)
+    expected = results(out)
+    (out / "labels/b.png.tif").unlink()
+    real = resume.sha256_of
+    monkeypatch.setattr(resume, "sha256_of", lambda path: (hashed.append(path.name), real(path))[1])
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        watch(four, out, Microscope(monkeypatch, lambda: stop(None)))
+    assert len(rows(out / "images.csv")) == 4
+    assert not hashed
+    _, seen = watch(four, out, Microscope(monkeypatch))
+    assert [result.image for result in seen] == ["b.png"]
+    assert sorted(hashed) == sorted({*hashed})
+    assert len(hashed) == 6
+    assert not caplog.records
+    assert results(out) == expected
+
+
+def test_a_name_that_needs_the_name_of_a_folder_comes_later(
+    four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = four / "s.png.tif"
+    inside.mkdir()
+    (four / "a.png").rename(inside / "x.png")
+    microscope = Microscope(monkeypatch, *[nothing] * 4, lambda: shutil.copy(four / "b.png", four / "s.png"))
+    summary, _ = watch(four, tmp_path / "out", microscope)
+    assert (summary.done, summary.failed) == (5, 0)
+    assert (tmp_path / "out/labels/s.png~2.tif").exists()
 
 
 def test_images_that_are_moved_away_keep_their_results(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cellseg_deploy.outputs.plan import RunPlan
     from cellseg_deploy.run_record import RunSummary
 
-_ACTIONS = {"work": "to do", "skip": "done", "fail": "fails"}
+_ACTIONS = {"work": "to do", "skip": "done", "keep": "kept", "fail": "fails"}
 
 
 def for_machines(summary: RunSummary) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def print_table(summary: RunSummary) -> None:
         ("results", printable(summary.output)),
     ]
     if summary.others:
-        rows.insert(3, ("others", f"{summary.others} in the tables, of images that were not given this time"))
+        rows.insert(3, ("others", f"{summary.others} in the tables, of images not given or not readable now"))
     for name, value in rows:
         click.echo(f"{name:<8} {value}")
 
@@ -58,4 +58,6 @@ def print_plan(plan: RunPlan) -> None:
         reason = f" ({printable(item.reason)})" if item.reason else ""
         click.echo(f"{_ACTIONS[item.action]:<6} {printable(item.image.name)}{reason}")
     counts = plan.counts
-    click.echo(f"{len(plan.items)} images: {counts['work']} to do, {counts['skip']} done, {counts['fail']} would fail")
+    kept = f"{counts['keep']} kept, " if counts["keep"] else ""
+    done = f"{counts['work']} to do, {counts['skip']} done"
+    click.echo(f"{len(plan.items)} images: {done}, {kept}{counts['fail']} would fail")

@@ -81,7 +81,7 @@ class RunProgress(Progress):
             self.say(f"{counts['skip']} of {len(plan.items)} {self.unit} are done already")
         if self.seen == self.total:  # the time without images says nothing of their rate
             self._start, self._seen_before = time.monotonic(), self.seen
-        self.total += len(plan.items) - counts["skip"]
+        self.total += counts["work"] + counts["fail"]
         if self._bar is not None:
             self._on_bar(lambda: self._bar.update(self._task, total=self.total))
 

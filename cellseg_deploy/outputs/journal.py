@@ -20,7 +20,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -196,15 +196,15 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
     return JournalContent(path, *head, entries, tuple(damaged), at)
 
 
-def record_at(journal: Path, entry: Entry) -> ImageRecord:
-    """The whole record of ``entry``, cells too. Raises ``OutputError`` if the file was changed meanwhile."""
+def whole_records(journal: Path, entries: Iterable[Entry]) -> Iterator[ImageRecord]:
+    """The records of ``entries`` with their cells, one at a time. Raises ``OutputError`` if the file was changed."""
     with writing(journal), journal.open("rb") as file:
-        file.seek(entry.at)
-        line = file.read(entry.size)
-    record = _record(_content(line))
-    if record is None or record.image != entry.record.image:
-        raise OutputError(f"{journal}: was changed by somebody else during the run; run again")
-    return record
+        for entry in entries:
+            file.seek(entry.at)
+            record = _record(_content(file.read(entry.size)))
+            if record is None or record.image != entry.record.image:
+                raise OutputError(f"{journal}: was changed by somebody else during the run; run again")
+            yield record
 
 
 def is_inside(relative: str) -> bool:

@@ -24,7 +24,7 @@ def output_names(names: Sequence[str], kept: Mapping[str, str] | None = None) ->
     are, although images that came later would have changed who is first.
     """
     result = {name: kept[name] for name in names if name in kept} if kept else {}
-    taken = {_folded(name) for name in (kept or {}).values()} | _blocked_by_folders(names)
+    taken = {_folded(name) for name in (kept or {}).values()} | _blocked_by_folders([*names, *(kept or {}).values()])
     for name in sorted(set(names) - set(result)):
         number, candidate = 1, _shortened(name)
         while _folded(candidate) in taken:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.outputs.formats import Format
@@ -14,13 +14,14 @@ from cellseg_deploy.outputs.names import output_names
 from cellseg_deploy.outputs.resume import FolderState, decide, kept_names
 from cellseg_deploy.outputs.tables import utf8
 
-Action = Literal["work", "skip", "fail"]
+Action = Literal["work", "skip", "keep", "fail"]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One image. ``work``: it is to be done, for ``reason``; ``skip``: it is done; ``fail``: it may not be read.
+    """One image. ``work``: it is to be done, for ``reason``; ``skip``: it is done; ``fail``: it may not be read;
 
+    ``keep``: it was done before and cannot be read now, for ``reason``, so its results stay as they are.
     ``output_name``: name of its files without ending; ``files``: all of them, relative to the output folder.
     """
 
@@ -42,7 +43,7 @@ class RunPlan:
     def counts(self) -> dict[Action, int]:
         """How many images for each action."""
         counter = Counter(item.action for item in self.items)
-        return {"work": counter["work"], "skip": counter["skip"], "fail": counter["fail"]}
+        return {action: counter[action] for action in get_args(Action)}
 
     def to_json(self) -> dict[str, Any]:
         """For machines: the same as data."""
@@ -80,7 +81,7 @@ def plan(
     items = []
     for image in images:
         decision = decide(image, entries.get(image.name), out)
-        action: Action = "skip" if decision.is_done else "fail" if image.problem else "work"
+        action: Action = "fail" if image.problem and decision.action == "work" else decision.action
         name = names[image.name]
         files = tuple(format.place(name) for format in formats if format.folder)
         items.append(Planned(image, action, image.problem or decision.reason, name, files))

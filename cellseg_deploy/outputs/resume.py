@@ -134,9 +134,13 @@ def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether an image ``is_done``, or why it is to be done."""
+    """``skip``: an image is done; ``work``: it is to be done, for ``reason``.
 
-    is_done: bool
+    ``keep``: it was done and its files are there, but the image itself is gone or cannot be read, for ``reason``: what
+    was counted then still holds.
+    """
+
+    action: Literal["work", "skip", "keep"]
     reason: str = ""
 
 
@@ -146,20 +150,19 @@ def decide(image: FoundImage, entry: Entry | None, out: Path) -> Decision:
     Files are compared by size and SHA-256 (about a second a gigabyte), never by their time.
     """
     if entry is None:
-        return Decision(False, "not done yet")
+        return Decision("work", "not done yet")
     record = entry.record
     if record.status != "done" or record.input is None:
-        return Decision(False, "failed before")
-    if image.problem:
-        return Decision(False, "may not be read now")
+        return Decision("work", "failed before")
+    unreadable = image.problem
     try:
-        is_same = record.input.is_of(image.path)
+        if not unreadable and not record.input.is_of(image.path):
+            return Decision("work", "the image was changed")
     except OSError as error:
-        return Decision(False, f"cannot be read now ({error.strerror or error})")
-    if not is_same:
-        return Decision(False, "the image was changed")
-    problem = problem_with_files(record, out)
-    return Decision(not problem, problem)
+        unreadable = f"cannot be read now ({error.strerror or error})"
+    if problem := problem_with_files(record, out):
+        return Decision("work", problem)
+    return Decision("keep", unreadable) if unreadable else Decision("skip")
 
 
 def problem_with_files(record: ImageRecord, out: Path) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from cellseg_deploy.fingerprint import Fingerprint
-from cellseg_deploy.measure import COLUMNS, UM_COLUMNS, in_micrometres
+from cellseg_deploy.measure import COLUMNS, UM_COLUMNS
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.outputs.atomic import atomic_file, writing
 from cellseg_deploy.outputs.formats import CELLS_CSV, IMAGES_CSV
-from cellseg_deploy.outputs.journal import Entry, ImageRecord, OutputFile, record_at
+from cellseg_deploy.outputs.journal import Entry, ImageRecord, OutputFile, whole_records
 from cellseg_deploy.outputs.segmented import COUNTED, SegmentedImage
 
 CELL_COLUMNS = (*COLUMNS, COUNTED)
@@ -33,7 +33,6 @@ def done(
     output_name: str,
     outputs: Sequence[OutputFile],
     notes: Iterable[str] = (),
-    seconds: Mapping[str, float] | None = None,
 ) -> ImageRecord:
     """The record of an image that was segmented, and whose files ``outputs``, called ``output_name``, are written."""
     areas = image.table.columns["area_px"]
@@ -64,14 +63,13 @@ def done(
         output_name=output_name,
         outputs=tuple(outputs),
         cells=_lines(measured),
-        cells_um=None if size_um is None else _lines(in_micrometres(image.table, size_um)),
-        seconds=dict(seconds or {}),
+        cells_um=None if size_um is None else _lines({name: image.columns[name] for name in UM_COLUMNS}),
     )
 
 
-def failed(name: str, error: str, *, warning: str = "") -> ImageRecord:
+def failed(name: str, error: str) -> ImageRecord:
     """The record of an image that could not be worked on, with the reason."""
-    return ImageRecord(name, "failed", {"warning": _one_line(warning), "error": _one_line(error)})
+    return ImageRecord(name, "failed", {"warning": "", "error": _one_line(error)})
 
 
 def write(out: Path, journal: Path, entries: Sequence[Entry]) -> None:
@@ -82,9 +80,8 @@ def write(out: Path, journal: Path, entries: Sequence[Entry]) -> None:
     with_um = any("pixel_size_um" in entry.record.result for entry in entries)
     with atomic_file(out / CELLS_CSV) as file, writing(out / CELLS_CSV):
         file.write(tables.csv_rows([["image", *CELL_COLUMNS, *(UM_COLUMNS if with_um else ())]]))
-        for entry in entries:
-            if entry.record.result.get("cells"):
-                file.write(_cell_rows(record_at(journal, entry), with_um))
+        for record in whole_records(journal, (entry for entry in entries if entry.record.result.get("cells"))):
+            file.write(_cell_rows(record, with_um))
     columns = (*IMAGE_COLUMNS[: -len(_WORDS)], *(IMAGE_UM_COLUMNS if with_um else ()), *_WORDS)
     with atomic_file(out / IMAGES_CSV) as file, writing(out / IMAGES_CSV):
         file.write(tables.csv_rows([columns]))
