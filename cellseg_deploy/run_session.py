@@ -206,9 +206,7 @@ class RunSession:
         ours = places(self.formats, names - {""})
         sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}), ours)
         made_anew = [format.run_file for format in self.formats if format.run_file]
-        if any(
-            item.action in ("work", "fail") for item in todo.items
-        ):  # they would tell of results that are about to change
+        if todo.counts["work"] + todo.counts["fail"]:  # they would tell of results that are about to change
             made_anew += TABLES
         for name in made_anew:  # at the end, or when the run is stopped, of what is done by then
             remove(self.out / name)
