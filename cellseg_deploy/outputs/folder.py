@@ -39,10 +39,12 @@ def check_apart(inputs: Sequence[Path], out: Path) -> None:
 
     The outputs of one run would be the input of the next, and replacing the outputs could remove the input.
     """
-    folder = out.resolve()
+    folder = Path(os.path.realpath(out))
     for path in inputs:
-        place = path.resolve() if path.is_dir() else path.parent.resolve()
-        if place.is_relative_to(folder) or (path.is_dir() and folder.is_relative_to(place)):
+        # Not by Path's methods, which raise for a path that cannot be looked at: that is one image's trouble.
+        is_folder = os.path.isdir(path)  # noqa: PTH112
+        place = Path(os.path.realpath(path if is_folder else path.parent))
+        if place.is_relative_to(folder) or (is_folder and folder.is_relative_to(place)):
             raise UsageError(
                 f"the output folder {out} and the input {path} lie inside each other; choose a folder beside"
             )
