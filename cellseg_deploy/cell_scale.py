@@ -83,7 +83,7 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
 
 
 def size_note(labels: Labels, model_diameter_px: float, scale: float) -> str:
-    """What to say of ``labels`` (h, w), found at ``scale`` because nobody asked for another; empty if nothing."""
+    """What to say of ``labels`` (h, w), found at the model's own ``scale``; empty if nothing."""
     fitting = scale_from_cells(labels, model_diameter_px, scale).scale
     if max(fitting / scale, scale / fitting) < REMARKABLE:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,18 @@ _ORT_TENSORRT = "TensorrtExecutionProvider"
 def engine_to_go_on_with(recorded: RunIdentity, model: Path) -> dict[str, Any] | None:
     """Arguments of ``Segmenter.from_file`` that open ``model`` as the ``recorded`` run did, None if that cannot be.
 
-    So that a run goes on with its engine although ``--backend auto`` might choose another one by now.
+    So that a run goes on with its engine although ``--backend auto`` might choose another one by now. What is opened
+    is the form beside ``model`` that was chosen then, and ``model`` stays the file that was given.
     """
     engine = engine_arguments(recorded)
     form = model.with_name(str(recorded.backend.get("form") or model.name))
-    if engine["backend"] not in BACKENDS or not form.is_file():
+    if engine["backend"] not in BACKENDS or not os.path.isfile(form):  # noqa: PTH113
         return None
-    return {"path": form, **engine} if sha256_of(model) == recorded.model.get("given_sha256") else None
+    try:
+        is_given = sha256_of(model) == recorded.model.get("given_sha256")
+    except OSError:  # opening it will say so
+        return None
+    return {"path": form, "given": model, **engine} if is_given else None
 
 
 def late_segmenter(recorded: RunIdentity, arguments: Mapping[str, Any], **settings: Any) -> Segmenter | None:

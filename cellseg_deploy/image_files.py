@@ -1,4 +1,10 @@
-"""Which files are images, what they are called in every output, and which mask belongs to which image."""
+"""Which files are images, what they are called in every output, and which mask belongs to which image.
+
+Paths are asked through ``os.path`` and not ``Path``, whose ``is_dir`` and ``exists`` raise where nobody may look, for a
+name that is too long and for a server that does not answer: that is one image's trouble.
+"""
+
+# ruff: noqa: PTH110, PTH112, PTH114
 
 from __future__ import annotations
 
@@ -61,8 +67,8 @@ def find_images(
     are left out with one warning that counts them. A file that is named itself is taken as it is. Names are relative
     to the folder given (for a file: its folder), or to what ``roots`` says for that path. Where these are several
     folders, each name starts with its folder's name, numbered if two folders have the same one, so no two images share
-    a name; whether there is an image in each does not matter. A file that is reached twice by the same path counts
-    once.
+    a name; whether there is an image in each does not matter, nor whether a folder that ``may_be_missing`` is there.
+    A file that is reached twice by the same path counts once.
 
     Links out of a given folder are followed only with ``follow_links`` (a folder only once, so loops end); without it
     a linked file has a ``problem`` and a linked folder is left out with a warning. ``is_silent``: without warnings, as
@@ -77,8 +83,8 @@ def find_images(
     named: set[Path] = set()
     others: set[Path] = set()
     for path in paths:
-        is_folder = path.is_dir()
-        root = _root(path, roots)
+        is_folder = os.path.isdir(path)
+        root = root_of(path, roots)
         files = _walk(_absolute(path), follow_links, others, is_silent) if is_folder else iter([_absolute(path)])
         named |= set() if is_folder else {_absolute(path)}
         for file in files:
@@ -91,7 +97,7 @@ def find_images(
     found = [
         FoundImage(
             file,
-            prefixes[root] + file.relative_to(root).as_posix(),
+            _name(file, root, prefixes[root]),
             problem="" if follow_links or file in named else _leads_out(file, root),
             root=root,
         )
@@ -103,7 +109,18 @@ def find_images(
 
 def input_roots(paths: Sequence[Path], roots: Mapping[Path, Path] | None = None) -> list[Path]:
     """The absolute folders that names of ``find_images(paths, roots=roots)`` are relative to, sorted, each once."""
-    return sorted({_root(path, roots) for path in paths})
+    return sorted({root_of(path, roots) for path in paths})
+
+
+def root_of(path: Path, roots: Mapping[Path, Path] | None = None) -> Path:
+    """The absolute folder that names of what ``path`` stands for are relative to: what ``roots`` says, or its own.
+
+    What is not there and has no image's ending was a folder, as far as one can tell.
+    """
+    if roots and path in roots:
+        return _absolute(roots[path])
+    is_folder = os.path.isdir(path) or not (os.path.exists(path) or path.name.lower().endswith(SUFFIXES))
+    return _absolute(path if is_folder else path.parent)
 
 
 def path_of(name: str, roots: Sequence[Path]) -> Path | None:
@@ -149,10 +166,10 @@ def check_same_size(pair: Pair, image_hw: tuple[int, int], mask_hw: tuple[int, i
         )
 
 
-def _root(path: Path, roots: Mapping[Path, Path] | None) -> Path:
-    if roots and path in roots:
-        return _absolute(roots[path])
-    return _absolute(path if path.is_dir() else path.parent)
+def _name(file: Path, root: Path, prefix: str) -> str:
+    if file == root:  # a folder that is gone
+        return prefix.removesuffix("/") or root.name
+    return prefix + file.relative_to(root).as_posix()
 
 
 def _absolute(path: Path) -> Path:
@@ -172,7 +189,7 @@ def _walk(root: Path, follow_links: bool, others: set[Path], is_silent: bool) ->
         for name in folders:
             if is_silent:
                 continue
-            if not follow_links and Path(folder, name).is_symlink():
+            if not follow_links and os.path.islink(Path(folder, name)):
                 _log.warning("%s: linked folder not followed", Path(folder, name))
             elif name.lower().endswith(SUFFIXES):
                 _log.info("%s: a folder, not an image", Path(folder, name))
@@ -197,8 +214,10 @@ def _warn_of_other_formats(files: set[Path]) -> None:
 
 
 def _leads_out(file: Path, root: Path) -> str:
-    if not file.is_symlink() or not file.exists() or file.resolve().is_relative_to(root.resolve()):
-        return ""  # a link to nothing is reported when it is read
+    if not os.path.islink(file) or not os.path.exists(file):
+        return ""  # a link to nothing, or to where nobody may look, is reported when it is read
+    if Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
+        return ""
     return f"{file}: a link out of the folder {root}; if that is meant, give --follow-links"
 
 
@@ -235,7 +254,7 @@ def _stem(name: str) -> str:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"{folder}: not a folder; expected one with images")
     stems: dict[str, Path] = {}
     for found in find_images([folder], follow_links=True):

@@ -51,16 +51,29 @@ def expanded(paths: Iterable[Path]) -> GivenPaths:
 def listed(file: Path) -> list[Path]:
     """Paths in the text file ``file``, one a line, or NUL-terminated as ``find -print0`` writes them; ``-`` is stdin.
 
-    Empty lines are passed over, names that are no UTF-8 are kept. Relative paths are relative to the current folder.
-    Raises ``UsageError`` if the file cannot be read or names nothing.
+    Empty lines are passed over, names that are no UTF-8 are kept. UTF-16 is understood by the mark that it begins with,
+    as PowerShell writes it. Relative paths are relative to the current folder. Raises ``UsageError`` if the file cannot
+    be read or decoded, or names nothing.
     """
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
         raise UsageError(f"{file}: the list cannot be read ({error.strerror or error})") from error
-    data = data.removeprefix(codecs.BOM_UTF8)  # as Notepad and Excel write it
-    lines = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
-    paths = [Path(os.fsdecode(line)) for line in lines if line.strip()]
+    try:
+        data = _unmarked(data)
+        lines = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
+        paths = [Path(os.fsdecode(line)) for line in lines if line.strip()]
+    except UnicodeError as error:
+        raise UsageError(f"{file}: the list cannot be decoded ({error}); save it as UTF-8") from error
     if not paths:
         raise UsageError(f"{file}: the list names no path; expected one a line")
     return paths
+
+
+def _unmarked(data: bytes) -> bytes:
+    """``data`` as names are on disk, without the mark of its encoding. Raises ``UnicodeError``."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # the former begins as UTF-16 does
+        raise UnicodeError("it is in UTF-32")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return os.fsencode(data.decode("utf-16"))
+    return data.removeprefix(codecs.BOM_UTF8)  # as Notepad and Excel write it

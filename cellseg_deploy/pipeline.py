@@ -97,7 +97,6 @@ class Segmenter:
             spec.image_scale, spec.cell_diameter_px, scale=scale, cell_diameter_px=cell_diameter_px
         )
         self.auto_scale = cell_diameter_px == "auto"
-        self._is_scale_given = scale is not None or cell_diameter_px is not None
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
@@ -126,8 +125,10 @@ class Segmenter:
         ort_provider: str | None = None,
         precision: str | None = None,
         streams: int | None = None,
+        given: str | Path | None = None,
     ) -> Segmenter:
-        """Open the model file ``path`` (None: the model that ships with the package); settings as ``__init__``.
+        """Open the model file ``path`` (None: the model that ships with the package); settings as ``__init__``, or as
+        ``open_backend``.
 
         Raises what ``open_backend`` raises, and ``UsageError``.
         """
@@ -143,6 +144,7 @@ class Segmenter:
             ort_provider=ort_provider,
             precision=precision,
             streams=streams,
+            given=given,
         )
         try:
             return cls(
@@ -180,8 +182,9 @@ class Segmenter:
                 scale = choice.scale
                 del probabilities, labels  # two images' worth would stand in memory otherwise
                 probabilities, labels = yield from self._labels(image_hwc, scale, clock)
-        elif not self._is_scale_given and (note := size_note(labels, self.backend.spec.cell_diameter_px, scale)):
-            notes.append(note)
+        elif scale == self.backend.spec.image_scale:  # whether it was typed is not recorded: a run again says the same
+            note = size_note(labels, self.backend.spec.cell_diameter_px, scale)
+            notes += [note] if note else []
         with clock("measure"):
             table = measure(labels)
         return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes))

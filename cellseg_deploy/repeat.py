@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,31 +15,29 @@ from cellseg_deploy.input_paths import GivenPaths
 from cellseg_deploy.models import DEFAULT_SHA256
 from cellseg_deploy.outputs.folder import PROGRAM
 from cellseg_deploy.outputs.identity import RunIdentity, differences
+from cellseg_deploy.run_record import Inputs
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What a run.json says. ``model``: the file that was opened. ``paths``: what was given as input."""
+    """What a run.json says. ``model``: the file that was given; ``form``: the one that was opened."""
 
     file: Path
     identity: RunIdentity
     model: Path
-    paths: tuple[Path, ...]
-    follow_links: bool
+    form: Path
+    inputs: Inputs
     max_pixels: int
 
     @property
     def given(self) -> GivenPaths:
         """Its input again: images are called as they were, and one of them may be gone, but no folder."""
-        folders = {Path(folder) for folder in self.identity.inputs}
-        roots = dict[Path, Path]()
-        for path in self.paths:
-            nearest = next((parent for parent in (path, *path.parents) if parent in folders), None)
-            if nearest is not None:
-                roots[path] = nearest
-        return GivenPaths(self.paths, roots, frozenset(self.paths) - folders)
+        inputs = self.inputs
+        roots = {Path(path): Path(root) for path, root in inputs.root_by_path().items()}
+        may_be_missing = frozenset(map(Path, set(inputs.paths).difference(inputs.folders)))
+        return GivenPaths(tuple(map(Path, inputs.paths)), roots, may_be_missing)
 
     def result_options(self) -> dict[str, Any]:
         """Options of ``cellseg-infer`` that results depend on, by their parameters' names."""
@@ -60,7 +59,7 @@ class RecordedRun:
         return {
             "save": ",".join(self.identity.saved) or "none",
             "max_pixels": self.max_pixels,
-            "follow_links": self.follow_links,
+            "follow_links": self.inputs.follow_links,
         }
 
     def model_file(self, given: Path | None) -> Path | None:
@@ -70,16 +69,18 @@ class RecordedRun:
         """
         if given is not None or self.identity.model.get("sha256") == DEFAULT_SHA256:
             return given
-        if not self.model.is_file():
+        there = next((path for path in (self.model, self.form) if os.path.isfile(path)), None)  # noqa: PTH113
+        if there is None:
             raise ModelError(f"{self.model}: the model of {self.file} is not there any more; give it with --model")
-        return self.model
+        return there
 
     def check(self, now: RunIdentity) -> None:
         """Raise ``ModelError`` if ``now`` runs another model; warn of what else differs, as versions may."""
         before = self.identity
-        # A form that --backend auto chose is opened by its own name now.
+        # Labels depend on the content of the file that was opened, not on its name, nor on what --model gave.
         model = {**now.model, "given_sha256": before.model.get("given_sha256")}
-        alike = replace(now, inputs=before.inputs, saved=before.saved, model=model)
+        backend = {**now.backend, "form": before.backend.get("form", now.backend["form"])}
+        alike = replace(now, inputs=before.inputs, saved=before.saved, model=model, backend=backend)
         others = differences(self.identity, alike)
         if self.identity.model.get("sha256") != now.model.get("sha256"):
             raise ModelError(
@@ -96,12 +97,13 @@ def read_run(file: Path) -> RecordedRun:
         content: Any = json.loads(file.read_bytes())
         if content["program"] != PROGRAM:
             raise ValueError(f"it was written by {content['program']}")
+        identity, model = RunIdentity.from_json(content["identity"]), content["model"]
         recorded = RecordedRun(
             file=file,
-            identity=RunIdentity.from_json(content["identity"]),
-            model=Path(content["model"]["path"]),
-            paths=tuple(Path(path) for path in content["inputs"]["paths"]),
-            follow_links=bool(content["inputs"]["follow_links"]),
+            identity=identity,
+            model=Path(model["given" if "given" in model else "path"]),
+            form=Path(model["path"]),
+            inputs=Inputs.from_json(content["inputs"], identity.inputs),
             max_pixels=int(content["settings"]["max_pixels"]),
         )
         recorded.result_options()  # raises where something is missing in it

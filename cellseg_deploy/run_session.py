@@ -25,7 +25,7 @@ from cellseg_deploy.image_work import Finished, ImageWork
 from cellseg_deploy.outputs import journal as journals
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.atomic import remove, write_bytes
-from cellseg_deploy.outputs.folder import RUN_JSON, TABLES, make_place, places, recorded_paths, tells_of
+from cellseg_deploy.outputs.folder import RUN_JSON, TABLES, make_place, places, tells_of
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.outputs.identity import differences
 from cellseg_deploy.outputs.interrupts import deferred_signals
@@ -34,7 +34,7 @@ from cellseg_deploy.outputs.plan import Planned, RunPlan, plan
 from cellseg_deploy.outputs.resume import FolderState, begin, different_run, kept_files, problem_with_files, some, sweep
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.run_identity import identity_of
-from cellseg_deploy.run_record import SKIPPED, ImageResult, Inputs, RunOptions, RunSummary, run_json
+from cellseg_deploy.run_record import SKIPPED, ImageResult, Inputs, RunOptions, RunSummary, inputs_in, run_json
 from cellseg_deploy.schedule import Job
 from cellseg_deploy.stream import Outcome
 from cellseg_deploy.threads import ThreadPlan
@@ -267,15 +267,14 @@ class RunSession:
     def _write_run_json(self, status: str) -> None:
         self.summary.wall_seconds = time.perf_counter() - self._clock
         # What earlier sessions were given belongs to the run as well: --like repeats all of it.
-        earlier = () if self._state.journal is None else recorded_paths(self.out / RUN_JSON)
-        paths = tuple(dict.fromkeys((*earlier, *self.inputs.paths)))
+        earlier = None if self._state.journal is None else inputs_in(self.out / RUN_JSON, self.inputs.roots)
         record = run_json(
             self.segmenter,
             self.options,
             self.threads,
             self.summary,
             identity=self.identity,
-            inputs=replace(self.inputs, paths=paths),
+            inputs=self.inputs if earlier is None else self.inputs.after(earlier),
             status=status,
             started=self._started,
         )
@@ -324,7 +323,8 @@ class RunSession:
         with deferred_signals():
             for place in item.files:
                 path = self.out / place
-                if path.is_symlink() or path.is_file():  # and not a folder, or a name that is impossible itself
+                # And not a folder. Path's methods raise for a name that is impossible itself.
+                if os.path.islink(path) or os.path.isfile(path):  # noqa: PTH113, PTH114
                     remove(path)
             return self._append(run_tables.failed(item.image.name, reason))
 

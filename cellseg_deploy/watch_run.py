@@ -48,7 +48,7 @@ def watch_folder(
     warning; at the first look it is an error. Images that failed as they were gone have another turn when they are
     back. The rest is as in ``folder_run.run_folder``; ``on_plan`` is told of each group of files.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112  (never raises)
         raise UsageError(f"{folder}: not a folder; only one folder can be watched")
     if idle_seconds is not None and not 0 < idle_seconds < float("inf"):
         raise UsageError(f"the folder must be idle for more than 0 seconds, got {idle_seconds}")

@@ -378,7 +378,10 @@ def test_explain_shows_the_choice_and_ends(onnx_file: OnnxFile, capsys: Any) -> 
     assert "PATH" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["--ort-provider", "cuda"], ["--rebuild"], ["--streams", "2"], ["--cuda-graph"]])
+@pytest.mark.parametrize(
+    "option",
+    [["--ort-provider", "cuda"], ["--rebuild"], ["--streams", "2"], ["--cuda-graph"], ["--like", "run.json"]],
+)
 def test_explain_takes_no_option_that_it_would_not_show(option: list[str], onnx_file: OnnxFile, capsys: Any) -> None:
     assert call("--explain", "--model", onnx_file(), *option) == 2
     assert f"{option[0]} and --explain exclude each other" in capsys.readouterr().err

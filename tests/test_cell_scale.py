@@ -64,10 +64,15 @@ def test_cells_of_an_unexpected_size_are_remarked_upon(times: float, said: str) 
 
 
 def test_a_size_that_was_given_is_not_remarked_upon() -> None:
+    """Unless it is the model's own: whether that was typed is not recorded, and nothing may depend on it."""
     smear = make_smear(SmearParams(size_hw=(450, 600), cell_diameter_px=45, n_cells=50), 3)
-    for given in ({"scale": 0.5}, {"cell_diameter_px": 96.0}):
+    notes = list[tuple[str, ...]]()
+    for given in ({"scale": 0.6}, {"cell_diameter_px": 80.0}, {}, {"scale": 0.5}, {"cell_diameter_px": 96.0}):
         with Segmenter.from_file(**given) as segmenter:  # type: ignore[arg-type]
-            assert segmenter(smear.image_hwc).notes == ()
+            notes.append(segmenter(smear.image_hwc).notes)
+    assert notes[:2] == [(), ()]
+    assert notes[2:] == [notes[2]] * 3
+    assert "--cell-diameter auto" in notes[2][0]
 
 
 def test_settings() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 from cellseg_deploy.image_files import input_roots, path_of
 from cellseg_deploy.images import check_same_size, find_images, pair_by_stem, read_image, read_labels
+from cellseg_deploy.outputs.folder import check_apart
 
 
 def touch(path: Path) -> Path:
@@ -79,6 +82,53 @@ def test_a_name_leads_back_to_its_file(tmp_path: Path, given: list[str]) -> None
         assert path_of(image.name, input_roots(paths)) == image.path
     if len(input_roots(paths)) > 1:
         assert path_of("three/b.png", input_roots(paths)) is None
+
+
+def test_names_do_not_depend_on_whether_a_folder_is_there(tmp_path: Path) -> None:
+    """One that may be missing, and is, fails alone."""
+    for name in ("mon/a.png", "tue/b.png"):
+        touch(tmp_path / name)
+    given = [tmp_path / "mon", tmp_path / "tue"]
+    (tmp_path / "tue").rename(tmp_path / "away")
+    assert names(*given, may_be_missing=given) == ["mon/a.png", "tue"]
+    assert input_roots(given) == given
+    assert names(given[1], may_be_missing=given) == ["tue"]
+    (tmp_path / "away").rename(tmp_path / "tue")
+    assert names(*given) == ["mon/a.png", "tue/b.png"]
+    assert input_roots(given) == given
+    gone = given[0] / "gone.PNG"  # by its ending an image
+    assert names(gone, touch(tmp_path / "mon/file"), may_be_missing=[gone]) == ["file", "gone.PNG"]
+
+
+def long_path(folder: Path) -> Path:
+    return folder / ("x" * 300 + ".png")
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_image(tmp_path: Path) -> None:
+    """Of a name that no file can have."""
+    touch(tmp_path / "a.png")
+    given = [tmp_path / "a.png", long_path(tmp_path), long_path(tmp_path).with_suffix("") / "b.png"]
+    assert {image.path for image in find_images(given, may_be_missing=given)} == set(given)
+    check_apart(given, tmp_path / "out")
+    with pytest.raises(UsageError, match="no such file or folder"):
+        find_images(given)
+
+
+def test_a_link_to_where_nobody_may_look_is_reported_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = touch(tmp_path / "secret" / "o.png")
+    touch(tmp_path / "in" / "i.png")
+    (tmp_path / "in" / "out.png").symlink_to(secret)
+    real: Any = os.stat
+
+    def stat(path: Any, *arguments: Any, **settings: Any) -> Any:
+        if str(path).endswith("out.png") and settings.get("follow_symlinks", True):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **settings)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert names(tmp_path / "in") == ["i.png", "out.png"]
 
 
 def test_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

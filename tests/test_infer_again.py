@@ -222,6 +222,7 @@ def test_the_model_is_checked(
     (tmp_path / "moved.onnx").write_bytes(original)
     assert not (tmp_path / "again").exists()
     assert infer("--like", record, "-o", tmp_path / "again", "-q", "--model", tmp_path / "moved.onnx") == 0
+    assert capsys.readouterr().err == ""  # its name does not matter
     assert content(tmp_path / "again") == content(out)
 
 

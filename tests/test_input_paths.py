@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 from pathlib import Path
@@ -86,6 +87,29 @@ def test_lists(there: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_list_of_an_editor_that_marks_its_encoding(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\r\n")
     assert listed(tmp_path / "list.txt") == [Path("a.png"), Path("b.png")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\r\n", "\0"])
+def test_a_list_of_powershell(tmp_path: Path, encoding: str, end: str) -> None:
+    """Which writes UTF-16, two bytes a letter, with a mark in front."""
+    text = f"\ufeffZellen/a ä.png{end}Zellen/\U0001f52c.png{end}"
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    assert listed(tmp_path / "list.txt") == [Path("Zellen/a ä.png"), Path("Zellen/\U0001f52c.png")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "\ufeffa.png\n".encode("utf-16-le")[:-1],
+        codecs.BOM_UTF16_LE + b"\x00\xd8a\x00",  # half a letter
+        "a.png\n".encode("utf-32"),
+    ],
+)
+def test_a_list_that_cannot_be_decoded(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(UsageError, match=r"list\.txt: the list cannot be decoded .* save it as UTF-8"):
+        listed(tmp_path / "list.txt")
 
 
 def test_what_was_written_down_may_be_gone(there: Path) -> None:

@@ -35,6 +35,7 @@ def open_backend(
     ort_provider: str | None = None,
     precision: str | None = None,
     streams: int | None = None,
+    given: str | Path | None = None,
 ) -> Backend:
     """Open the model file ``path`` on ``device`` and check everything about it.
 
@@ -47,6 +48,7 @@ def open_backend(
     ``backend``: an engine of ``BACKENDS``; ``auto`` takes the fastest form that passed the gate for this model on this
     kind of device (see ``selection``). ``precision``: ``fp32`` or ``bf16``, for OpenVINO. ``threads``: CPU threads of
     the engine, None for one a core. ``streams``: batches that OpenVINO computes at a time, None for 1.
+    ``given``: the file that was asked for where ``path`` is a form of it that was chosen before; None for ``path``.
 
     The backend's ``verified`` and ``choice`` say whether what was opened passed the gate here, and why it was taken.
 
@@ -57,7 +59,8 @@ def open_backend(
         raise UsageError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
-    given = path = Path(path)
+    path = Path(path)
+    given = path if given is None else Path(given)
     own = _OWN_ENGINE.get(path.suffix.lower())
     if own is not None and backend not in ("auto", own):
         raise UsageError(f"{path}: this form opens in {own} only, not in {backend}; give the .onnx it was made from")

@@ -24,13 +24,14 @@ class Backend(ABC):
     ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``). ``batch_step``: tiles
     that cost as much as one, where the engine fills a call up to a multiple of them. ``given``: the file that was
     asked for; ``path``: the one that was opened, which is another where ``--backend auto`` chose a form of the network.
+    ``verified``: whether it passed the parity gate here, None while that is not known; ``choice``: why it was taken.
     """
 
     name: str
     device: str
     precision: str
     spec: ModelSpec
-    verified: bool = False
+    verified: bool | None = False
     choice: str = ""
     given: Path | None = None
     path: Path | None = None

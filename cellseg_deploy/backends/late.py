@@ -24,7 +24,7 @@ class LateBackend(Backend):
         self.spec = spec
         self.name, self.device, self.precision = (str(recorded[key]) for key in ("name", "device", "precision"))
         self.given = self.path = model
-        self.choice = "not opened: nothing was left to do"
+        self.verified, self.choice = None, "as recorded; opened when there is work"
         self._recorded = {key: value for key, value in recorded.items() if key not in ("name", "device", "precision")}
         self._open = open_backend
         self._opened: Backend | None = None

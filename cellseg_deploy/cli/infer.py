@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -106,7 +107,7 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
     """Count and outline the cells of images (PNG, JPEG, TIFF): files, patterns, or folders with all that is in them."""
     _common.set_up_logging(asked["verbose"])
     if asked["explain"]:
-        unused = ("ort_provider", "rebuild", "cuda_graph", "streams")
+        unused = ("ort_provider", "rebuild", "cuda_graph", "streams", "like")
         _common.refuse_options(context, unused, "and --explain exclude each other: it shows what is chosen without")
         click.echo(_explanation(asked["model"], asked["backend"], asked["device"] or "cpu", asked["precision"]))
         return _common.EXIT_OK
@@ -142,7 +143,6 @@ def _run(
     """Open the model and do what was asked for; None if that was only to be shown."""
     from cellseg_deploy.earlier_engine import late_segmenter
     from cellseg_deploy.folder_run import RunOptions, plan_folder, run_folder
-    from cellseg_deploy.image_files import input_roots
     from cellseg_deploy.images import MAX_PIXELS
     from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.pipeline import Segmenter
@@ -160,12 +160,11 @@ def _run(
         count_rule=asked["count_rule"],
     )
     complete = CompleteFiles(asked["watch_settle"])
-    engine, earlier = _engine(output, asked)
+    engine, earlier = _engine(output, asked, recorded)
     threads = _common.plan_threads(
         asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
     )
-    roots = input_roots(given.paths, given.roots)
-    inputs = Inputs.of(given.paths, roots, follow_links=asked["follow_links"])
+    inputs = Inputs.of_given(given, follow_links=asked["follow_links"])
     names = ("task", "scale", "batch_size", "halo", "rebuild", "cuda_graph", "streams")
     settings = {
         **{name: asked[name] for name in names},
@@ -210,10 +209,13 @@ def _run(
         )
 
 
-def _engine(output: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], RunIdentity | None]:
+def _engine(
+    output: Path, asked: dict[str, Any], recorded: RecordedRun | None
+) -> tuple[dict[str, Any], RunIdentity | None]:
     """Which engine to open the model with: the one of the run in ``output`` if it is gone on with, else as asked.
 
-    With the identity of that run, if its engine is taken. Raises ``OutputError`` for a folder that cannot be used in
+    With the identity of that run, if its engine is taken. Of a ``recorded`` run that is done again, the model's form
+    that was opened then. Raises ``OutputError`` for a folder that cannot be used in
     any case, before a model is loaded for nothing.
     """
     from cellseg_deploy.earlier_engine import engine_to_go_on_with
@@ -225,6 +227,8 @@ def _engine(output: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], RunIde
         check_usable(state, output)
     names = ("backend", "device", "precision", "ort_provider")
     as_asked = {"path": asked["model"], **{name: asked[name] for name in names}}
+    if recorded is not None:
+        as_asked = engine_to_go_on_with(recorded.identity, asked["model"] or default_model_path()) or as_asked
     is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
     if state.journal is None or asked["overwrite"]:
         return as_asked, None
@@ -269,7 +273,7 @@ def _check_watch(context: click.Context, given: Sequence[Path]) -> None:
         _common.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
     elif asked["dry_run"]:
         raise click.UsageError("--dry-run and --watch exclude each other: what will come is not known")
-    elif len(given) != 1 or not given[0].is_dir():
+    elif len(given) != 1 or not os.path.isdir(given[0]):  # noqa: PTH112
         raise click.UsageError(f"--watch follows one folder; got {', '.join(map(_common.printable, given))}")
 
 

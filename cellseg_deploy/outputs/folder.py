@@ -39,10 +39,12 @@ def check_apart(inputs: Sequence[Path], out: Path) -> None:
 
     The outputs of one run would be the input of the next, and replacing the outputs could remove the input.
     """
-    folder = out.resolve()
+    folder = Path(os.path.realpath(out))
     for path in inputs:
-        place = path.resolve() if path.is_dir() else path.parent.resolve()
-        if place.is_relative_to(folder) or (path.is_dir() and folder.is_relative_to(place)):
+        # Not by Path's methods, which raise for a path that cannot be looked at: that is one image's trouble.
+        is_folder = os.path.isdir(path)  # noqa: PTH112
+        place = Path(os.path.realpath(path if is_folder else path.parent))
+        if place.is_relative_to(folder) or (is_folder and folder.is_relative_to(place)):
             raise UsageError(
                 f"the output folder {out} and the input {path} lie inside each other; choose a folder beside"
             )
@@ -57,14 +59,6 @@ def tells_of(record: Path, totals: Mapping[str, int] | None) -> bool:
     """Whether ``record``, a run.json, tells of a run that came to its end with these ``totals``; None: with any."""
     content = _content(record)
     return content.get("status") == "finished" and totals in (None, content.get("totals"))
-
-
-def recorded_paths(record: Path) -> tuple[str, ...]:
-    """Inputs that ``record``, a run.json of ours, names; none if it is missing or something else."""
-    content = _content(record)
-    inputs = content.get("inputs") if content.get("program") == PROGRAM else None
-    paths = inputs.get("paths") if isinstance(inputs, dict) else None
-    return tuple(path for path in paths if isinstance(path, str)) if isinstance(paths, list) else ()
 
 
 def _content(record: Path) -> dict[str, Any]:
