@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +24,17 @@ from cellseg_deploy import resolution, tiff_checks
 from cellseg_deploy.decoder_messages import collected
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.fingerprint import Fingerprint, of_bytes
+from cellseg_deploy.image_header import JPEG, PNG, TIFF
 from cellseg_deploy.image_limits import check_pixels
 from cellseg_deploy.jpeg_structure import check_effort, walk
+from cellseg_deploy.regular_file import NotARegularFileError, opened
 from cellseg_deploy.resolution import Resolution
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PALETTE = 3  # colour type
 # Parts of a PNG that neither turn nor mask its pixels, nor hold anything compressed but these.
 _PNG_PLAIN = (b"IDAT", b"IEND", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"tIME", b"tEXt")
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_TEXT_TURNS = (b"Raw profile type", b"XML:")  # EXIF and XMP data as text
-_JPEG = b"\xff\xd8\xff"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _MAX_CHUNKS = 500_000  # of a PNG; 4 GB in the usual pieces of 8 kB
 
 
@@ -85,17 +84,17 @@ def declared_pixels(path: Path) -> int:
     To plan memory by. Why a file cannot be read is for ``decode`` to say, so no error is raised here.
     """
     try:
-        with _opened(path) as file, collected():
+        with opened(path) as file, collected():
             head = file.read(26)
             file.seek(0)
-            if head.startswith(_PNG):
+            if head.startswith(PNG):
                 width, height = struct.unpack_from(">II", head, 16)
-            elif head.startswith(_JPEG):
+            elif head.startswith(JPEG):
                 from PIL import JpegImagePlugin
 
                 with JpegImagePlugin.JpegImageFile(file) as image:
                     width, height = image.size
-            elif head[:4] in _TIFF:
+            elif head[:4] in TIFF:
                 import tifffile
 
                 with tifffile.TiffFile(file) as tiff:
@@ -107,26 +106,15 @@ def declared_pixels(path: Path) -> int:
     return int(width) * int(height)
 
 
-def _opened(path: Path) -> BinaryIO:
-    """``path``, open for reading. Never blocks on a pipe or device: those raise ``DataError``."""
-
-    def opener(name: str, flags: int) -> int:
-        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise DataError(f"{path}: not a regular file (a folder, pipe or device); expected an image file")
-        return descriptor
-
-    return open(path, "rb", opener=opener)
-
-
 def _read_regular_file(path: Path) -> tuple[bytes, int]:
     """All bytes of ``path``, and when it was last changed in ns. Notices a file that changes under our hands."""
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             before = os.fstat(file.fileno())
             data = file.read()
             after = os.fstat(file.fileno())
+    except NotARegularFileError as error:
+        raise DataError(f"{error}; expected an image file") from error
     except OSError as error:
         dangling = "a link to a file that does not exist" if path.is_symlink() and not path.exists() else error.strerror
         raise DataError(f"{path}: cannot be read: {dangling}") from error
@@ -138,11 +126,11 @@ def _read_regular_file(path: Path) -> tuple[bytes, int]:
 def _reader_for(path: Path, data: bytes) -> Callable[[Path, bytes, int], Decoded]:
     if not data:
         raise DataError(f"{path}: the file is empty (0 bytes)")
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         return _decode_png
-    if data.startswith(_JPEG):
+    if data.startswith(JPEG):
         return _decode_jpeg
-    if data[:4] in _TIFF:
+    if data[:4] in TIFF:
         return _decode_tiff
     raise DataError(f"{path}: not a PNG, JPEG or TIFF, whatever its name says (it starts with {data[:8]!r})")
 
@@ -156,26 +144,32 @@ def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
     head = _check_png(path, data)
     check_pixels(path, head.width, head.height, max_pixels)
     if head.bits == 16 or head.is_plain:
-        return replace(_decode_by_libpng(data, head), resolution=resolution.of_png(data))
+        orientation = _orientation_in(head.turning)
+        return replace(_decode_by_libpng(data, head), orientation=orientation, resolution=resolution.of_png(data))
     # The class itself instead of Image.open: no guessing of formats, and our own limit instead of a global one.
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
         return replace(_from_pillow(path, "PNG", image), resolution=resolution.of_png(data))
 
 
 class _PngHead(NamedTuple):
-    """``is_plain``: samples of 8 bits and none but plain parts."""
+    """``is_plain``: samples of 8 bits and none but plain parts.
+
+    ``turning``: the parts, whole, that may say which side is up.
+    """
 
     width: int
     height: int
     bits: int
     colour: int
     is_plain: bool
+    turning: tuple[memoryview, ...] = ()
 
 
 def _check_png(path: Path, data: bytes) -> _PngHead:
     """What the PNG is, after walking all its chunks: Pillow does not check the CRC of pixel data."""
     head: _PngHead | None = None
-    position, view = len(_PNG), memoryview(data)
+    turning: list[memoryview] = []
+    position, view = len(PNG), memoryview(data)
     for _ in range(_MAX_CHUNKS):
         if position + 12 > len(data):
             raise DataError(f"{path}: the PNG is cut short: its end marker is missing")
@@ -193,14 +187,40 @@ def _check_png(path: Path, data: bytes) -> _PngHead:
             head = _PngHead(width, height, bits, colour, bits == 8 and colour != _PNG_PALETTE and not interlaced)
         elif kind not in _PNG_PLAIN or data.startswith(_PNG_TEXT_TURNS, position + 8):
             head = head._replace(is_plain=False)
+            if kind == b"eXIf" or kind in _PNG_TEXT:
+                turning.append(view[position : end + 4])
         if kind == b"IEND":
-            return head
+            return head._replace(turning=tuple(turning))
         position = end + 4
     raise DataError(f"{path}: PNG of more than {_MAX_CHUNKS} parts; save it again with another program")
 
 
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
 def _chunk_name(kind: bytes) -> str:
     return kind.decode("ascii", "backslashreplace")
+
+
+def _orientation_in(parts: tuple[memoryview, ...]) -> int:
+    """EXIF orientation 1..8 that these parts of a PNG state (EXIF, XMP, either as text); 1 if none does.
+
+    Pillow reads them from a PNG of one pixel, since it would decode those of 16 bits only to lose their low bytes.
+    """
+    if not parts:
+        return 1
+    from PIL import PngImagePlugin
+
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    body = _chunk(b"IDAT", zlib.compress(b"\0\0")) + _chunk(b"IEND", b"")
+    with PngImagePlugin.PngImageFile(io.BytesIO(b"".join([PNG, head, *parts, body]))) as image:
+        return _orientation_of(image)
+
+
+def _orientation_of(image: Any) -> int:
+    orientation = image.getexif().get(0x0112, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _decode_by_libpng(data: bytes, head: _PngHead) -> Decoded:
@@ -242,8 +262,7 @@ def _check_jpeg(path: Path, data: bytes) -> None:
 
 def _from_pillow(path: Path, container: str, image: Any) -> Decoded:
     image.load()
-    orientation = image.getexif().get(0x0112, 1)
-    orientation = orientation if orientation in range(1, 9) else 1
+    orientation = _orientation_of(image)
     transparent = "transparency" in image.info
     mode = image.mode
     if mode == "P":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from cellseg_deploy.regular_file import opened
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,5 @@ def of_bytes(data: bytes, mtime_ns: int) -> Fingerprint:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read in pieces; never waits for a pipe. Raises ``OSError``."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import struct
 from pathlib import Path
 
 from cellseg_deploy.decoder_messages import collected
 from cellseg_deploy.jpeg_structure import walk
+from cellseg_deploy.regular_file import opened
 
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""What a TIFF begins with; the last two are BigTIFF."""
 _HEAD_BYTES = 1 << 20  # a JPEG's frame comes after EXIF data and colour profile
-_PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG_HEAD = PNG + b"\0\0\0\rIHDR"
 
 
 def has_header(path: Path) -> bool:
@@ -21,20 +23,17 @@ def has_header(path: Path) -> bool:
     Says nothing of damage further on: that is for the reader to find.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return False
+        with opened(path) as file:
             head = file.read(_HEAD_BYTES)
     except OSError:
         return False
     if head.startswith(_PNG_HEAD) and len(head) >= len(_PNG_HEAD) + 8:
         width, height = struct.unpack_from(">II", head, len(_PNG_HEAD))
         return bool(width and height)
-    if head.startswith(b"\xff\xd8\xff"):
+    if head.startswith(JPEG):
         found = walk(head)
         return min(found.width, found.height) > 0
-    return head[:4] in _TIFF and _has_tiff_header(path)
+    return head[:4] in TIFF and _has_tiff_header(path)
 
 
 def _has_tiff_header(path: Path) -> bool:

@@ -42,11 +42,6 @@ class CellPolygons:
     polygons: tuple[tuple[Ring, ...], ...]
 
     @property
-    def area_px(self) -> int:
-        """Enclosed area: the number of the cell's pixels."""
-        return sum(ring_area(ring) for polygon in self.polygons for ring in polygon)
-
-    @property
     def is_simple(self) -> bool:
         """One polygon without a hole."""
         return len(self.polygons) == 1 and len(self.polygons[0]) == 1

@@ -60,13 +60,13 @@ def row_runs(labels: npt.NDArray[np.integer[Any]]) -> Runs:
     return stacked([_runs_of_band(labels[rows]) for rows in bands((labels.shape[0], labels.shape[1]))])
 
 
-def bands(image_hw: tuple[int, int]) -> list[slice]:
-    """Rows of an image in pieces of about ``BAND_PIXELS``; one piece, empty, if there are none.
+def bands(image_hw: tuple[int, int], *, at_least: int = 1) -> list[slice]:
+    """Rows of an image in pieces of about ``BAND_PIXELS`` and ``at_least`` rows; one piece, empty, if there are none.
 
     What needs arrays as large as the image for a moment needs them for a band only.
     """
     height, width = image_hw
-    rows = max(1, BAND_PIXELS // max(width, 1))
+    rows = max(at_least, BAND_PIXELS // max(width, 1))
     return [slice(start, min(start + rows, height)) for start in range(0, max(height, 1), rows)]
 
 

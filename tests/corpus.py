@@ -181,6 +181,14 @@ def with_exif_orientation(orientation: int) -> bytes:
     return encoded(image(), "JPEG", quality=95, exif=exif)
 
 
+def turned_png(pixels: np.ndarray, orientation: int) -> bytes:
+    """A PNG of any depth, with EXIF data behind its pixels, where it may stand too."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = bytes(imagecodecs.png_encode(pixels))
+    return data[:-12] + png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
+
+
 def alpha(values: int) -> Image.Image:
     pixels = picture(4)
     pixels[..., 3] = values
@@ -269,6 +277,7 @@ VALID = [
     ("png rgb", good_png, ""),
     ("png 16 bit", lambda: imagecodecs.png_encode(picture(1, np.uint16)), "16-bit"),
     ("png 16 bit rgb", lambda: imagecodecs.png_encode(picture(3, np.uint16)), "16-bit"),
+    ("png 16 bit turned", lambda: turned_png(picture(3, np.uint16), 6), "upright"),
     ("png 1 bit", lambda: encoded(Image.fromarray(picture(1) > 100), "PNG"), "1-bit"),
     ("png palette", lambda: encoded(image().quantize(7), "PNG"), "palette"),
     ("png rgba", lambda: encoded(alpha(255), "PNG"), "opaque alpha"),

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import tifffile
 from read_back import area_of, check_qupath, regions, rings_of
 from segmented_images import odd_labels, photographs, segmented, smear
 
-from cellseg_deploy.errors import BackendUnavailableError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, OutputError, UsageError
 from cellseg_deploy.measure import COLUMNS, UM_COLUMNS
 from cellseg_deploy.outputs import formats, tables
+from cellseg_deploy.outputs import segmented as segmented_module
 from cellseg_deploy.outputs.names import LONGEST_SUFFIX_BYTES
 from cellseg_deploy.outputs.segmented import SegmentedImage
 
@@ -31,10 +33,15 @@ def made(format_name: str, image: SegmentedImage) -> bytes:
     return next(format for format in formats.FORMATS if format.name == format_name).encode(image)
 
 
+def cell_rows(image: SegmentedImage) -> list[list[Any]]:
+    """One row a cell: the image's name, then the cell's value of every column."""
+    return [[image.name, *row] for row in zip(*(column.tolist() for column in image.columns.values()), strict=True)]
+
+
 def cells_csv(image: SegmentedImage) -> list[dict[str, str]]:
     """The rows of cells.csv, read back."""
     header = tables.csv_rows([["image", *image.columns]])
-    text = (header + tables.csv_rows(tables.cell_rows(image.name, image.columns))).decode()
+    text = (header + tables.csv_rows(cell_rows(image))).decode()
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
@@ -167,6 +174,13 @@ def test_coco_masks_are_the_cells(images: list[SegmentedImage], tmp_path: Path) 
         check_coco(coco, 1, image)
 
 
+def test_a_coco_part_that_cannot_be_read_is_no_error_of_writing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"gone\.json: cannot be read") as caught:
+        BY_FILE["coco.json"].finish(tmp_path, [tmp_path / "gone.json"])
+    assert "written" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 @quiet_decoding
 def test_coco_files_become_one(tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
@@ -257,6 +271,29 @@ def test_confluence_figures_add_up_to_the_image(images: list[SegmentedImage]) ->
             assert row["confluence"] == tables.format_cell(float((window > 0).mean()))
 
 
+def test_confluence_figures_are_computed_once_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_grids = []
+    real = segmented_module.grid
+    monkeypatch.setattr(segmented_module, "grid", lambda *given: made_grids.append(given) or real(*given))
+    image = segmented(odd_labels())
+    assert BY_FILE["confluence.jpg"].encode(image)
+    assert BY_FILE["confluence.csv"].encode(image)
+    assert len(made_grids) == 1
+
+
+@pytest.mark.parametrize("name", ["labels.tif", "probabilities.tif"])
+def test_tifffile_compresses_in_the_thread_that_calls_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures large enough that it would start a pool."""
+    started = []
+    real = ThreadPoolExecutor.submit
+    monkeypatch.setattr(tifffile.TIFF, "MAXWORKERS", 4)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", lambda *given, **more: started.append(1) or real(*given, **more))
+    labels = np.zeros((3000, 1000), np.int32)
+    labels[10:20, 10:20] = 1
+    assert BY_FILE[name].encode(segmented(labels, probabilities_khw=np.zeros((2, 3000, 1000), np.float32), scale=1.0))
+    assert not started
+
+
 def test_confluence_squares_of_a_smear() -> None:
     labels = np.zeros((120, 160), np.int32)
     labels[0:20, 0:20] = 1  # the first square whole
@@ -310,7 +347,7 @@ def test_parquet_is_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
     )  # names with line ends across blocks
     parquet = pytest.importorskip("pyarrow.parquet")
     image = segmented(odd_labels(), name='=quo"te,\nline.png', pixel_size_um=0.3)
-    rows = [["image", *image.columns], *tables.cell_rows(image.name, image.columns)]
+    rows = [["image", *image.columns], *cell_rows(image)]
     rows += [[f"{row[0]} {number}", *row[1:]] for number in range(20) for row in rows[1:]]
     rows += [["None", *row[1:]] for row in rows[1:3]]
     (tmp_path / "cells.csv").write_bytes(tables.csv_rows(rows))

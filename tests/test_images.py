@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from corpus import of_groups, png
+from corpus import of_groups, png, png_chunk, turned_png
 from made_images import H, W, encoded, picture, save, tiff, write
 from PIL import Image, PngImagePlugin
 
@@ -195,6 +196,36 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -
     assert loaded.pixels_hwc.shape == expected.shape
     assert np.abs(loaded.pixels_hwc.astype(int) - expected).mean() < 5
     assert any("upright" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_orientation_of_a_png_is_applied_at_any_depth(tmp_path: Path, orientation: int, channels: int) -> None:
+    pixels = picture(channels, np.uint8)
+    as_8 = read_image(write(tmp_path / "8.png", turned_png(pixels, orientation)))
+    as_16 = read_image(write(tmp_path / "16.png", turned_png(pixels * np.uint16(257), orientation)))
+    np.testing.assert_array_equal(as_16.pixels_hwc, as_8.pixels_hwc)
+    note = [note for note in as_8.notes if f"orientation tag {orientation}" in note]
+    assert len(note) == 1
+    assert note[0] in as_16.notes
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", ["exif as text", "xmp"])
+def test_orientation_that_a_png_states_as_text(tmp_path: Path, bits: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = {
+        "exif as text": b"zTXtRaw profile type exif\0\0"
+        + zlib.compress(b"\nexif\n  1\n" + exif.tobytes().hex().encode()),
+        "xmp": b'iTXtXML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>',
+    }[kind]
+    data = turned_png(picture(3, np.uint16 if bits == 16 else np.uint8), 1)
+    at = data.index(b"IDAT") - 4
+    data = data[: data.index(b"eXIf") - 4] + data[-12:]
+    loaded = read_image(write(tmp_path / "a.png", data[:at] + png_chunk(text[:4], text[4:]) + data[at:]))
+    assert loaded.pixels_hwc.shape == (W, H, 3)
+    assert any("orientation tag 6" in note for note in loaded.notes)
 
 
 def test_jpeg_with_a_film_behind_it_is_complete(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import tifffile
 from run_records import identity
 
+from cellseg_deploy import runs
 from cellseg_deploy.errors import OutputError, OutputInUseError
 from cellseg_deploy.outputs import atomic, label_tiff, overlay, tables
 from cellseg_deploy.outputs.folder import held_folder
@@ -96,10 +97,8 @@ def test_a_name_that_is_no_unicode_does_not_break_the_table() -> None:
     assert tables.csv_rows([[os.fsdecode(b"a\xff.png")]]) == b"a\\udcff.png\n"
 
 
-def test_a_row_a_cell() -> None:
-    columns = {"label": np.array([1, 2]), "area_px": np.array([10, 20]), "touches_border": np.array([True, False])}
-    assert tables.csv_rows(tables.cell_rows("=a", columns)) == b"'=a,1,10,true\n'=a,2,20,false\n"
-    assert tables.cell_rows("a", {name: column[:0] for name, column in columns.items()}) == []
+def test_a_name_that_a_spreadsheet_would_run() -> None:
+    assert tables.csv_rows([["=a", 1, 10, True], ["=a", 2, 20, False]]) == b"'=a,1,10,true\n'=a,2,20,false\n"
 
 
 # --- overlay
@@ -145,6 +144,31 @@ def test_overlay_of_any_size_can_be_read(hw: tuple[int, int]) -> None:
     assert max(picture.shape) <= 16_384 + 200
     assert (picture > 225).all(axis=2).sum() > 50  # the letters are there
     assert overlay.encode(np.full((*hw, 3), 200, np.uint8), labels)[:2] == b"\xff\xd8"
+
+
+def test_overlay_in_bands_is_that_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.zeros((1800, 1200), np.int32)  # outlines of 2 px
+    for label, (top, left) in enumerate(rng.integers(0, (1750, 1150), (150, 2)), start=1):
+        labels[top : top + 50, left : left + 50] = label
+    labels[0, 0] = 150
+    image = np.full((*labels.shape, 3), 200, np.uint8)
+    heights = []
+    real = overlay.outlines
+
+    def seen(band: np.ndarray, *, thickness: int) -> np.ndarray:
+        heights.append(len(band))
+        return real(band, thickness=thickness)
+
+    monkeypatch.setattr(overlay, "outlines", seen)
+    monkeypatch.setattr(runs, "BAND_PIXELS", labels.size)
+    whole = overlay.draw(image, labels)
+    assert heights == [1800]
+    heights.clear()
+    monkeypatch.setattr(runs, "BAND_PIXELS", 1)
+    assert np.array_equal(overlay.draw(image, labels), whole)
+    assert len(heights) > 50
+    assert sum(heights) <= 1.25 * len(labels)  # margins are computed twice
 
 
 def test_overlay_wants_labels_of_the_images_size() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corpus import turned_png
 from made_images import H, W, encoded, picture, save, tiff, write
 from PIL import Image
 
@@ -114,6 +115,15 @@ def test_a_mask_is_turned_like_its_image(tmp_path: Path, orientation: int, suffi
     labels = read_labels(save(tmp_path / f"m.{suffix}", Image.fromarray(mask), exif=exif))
     assert labels.max() == 2
     assert np.array_equal(labels > 0, read_image(image).pixels_hwc[..., 0] == 255)
+
+
+def test_a_label_image_of_16_bits_is_turned_like_its_image(tmp_path: Path) -> None:
+    labels = np.zeros((H, W), np.uint16)
+    labels[2:9, 3:30], labels[20:35, 40:50] = 1, 300
+    image = write(tmp_path / "i.png", turned_png(np.dstack([(labels > 0).astype(np.uint8) * 255] * 3), 8))
+    found = read_labels(write(tmp_path / "m.png", turned_png(labels, 8)))
+    assert found.shape == (W, H)
+    assert np.array_equal(found > 0, read_image(image).pixels_hwc[..., 0] == 255)
 
 
 @pytest.mark.real

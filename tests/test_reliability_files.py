@@ -19,7 +19,7 @@ from conftest import draw_discs, run_obeying_permissions
 from PIL import Image
 from running import rows
 
-from cellseg_deploy import decoders
+from cellseg_deploy import decoders, regular_file
 from cellseg_deploy.cli import _common
 from cellseg_deploy.cli.infer import command
 
@@ -235,7 +235,7 @@ def test_a_file_that_vanishes_before_its_turn_fails(
 
     own = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
     own.open = gone
-    monkeypatch.setattr(decoders, "os", own)
+    monkeypatch.setattr(regular_file, "os", own)
     assert infer(folder, "-o", tmp_path / "out", "--model", model, "-q") == 3
     assert status(tmp_path / "out") == {"a.png": "done", "b.png": "failed", "c.png": "done"}
     assert "No such file" in rows(tmp_path / "out" / "images.csv")[1]["error"]

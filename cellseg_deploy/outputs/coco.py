@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
+from cellseg_deploy.errors import OutputError
 from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.runs import Labels, row_runs
@@ -90,17 +91,29 @@ def run_lengths(labels: Labels) -> list[dict[str, Any]]:
 def merge(parts: Iterable[Path], file: BinaryIO) -> None:
     """Write the COCO files ``parts`` of single images to ``file`` as one, images and annotations numbered anew.
 
-    One part at a time is in memory. Raises ``OSError`` and ``msgspec.DecodeError`` for a part that cannot be read.
+    One part at a time is in memory. Raises ``OutputError`` for a part that cannot be read, ``msgspec.DecodeError`` for
+    a damaged one, and ``OSError`` if ``file`` cannot be written.
     """
     images: list[dict[str, Any]] = []
     n_annotations = 0
     head: dict[str, Any] = {"info": {"description": "cells found by cellseg-infer"}, "licenses": []}
     file.write(msgspec.json.encode({**head, "categories": _CATEGORIES})[:-1] + b',"annotations":[')
     for part in parts:
-        content = msgspec.json.decode(part.read_bytes())
+        content = msgspec.json.decode(_read(part))
         images.append({**content["images"][0], "id": len(images) + 1})
         for annotation in content["annotations"]:
             file.write(b",\n" if n_annotations else b"\n")
             n_annotations += 1
             file.write(msgspec.json.encode({**annotation, "id": n_annotations, "image_id": len(images)}))
     file.write(b'],\n"images":' + msgspec.json.encode(images) + b"}\n")
+
+
+def _read(part: Path) -> bytes:
+    # Its own error: the caller takes every OSError for one of writing.
+    try:
+        return part.read_bytes()
+    except OSError as error:
+        raise OutputError(
+            f"{part}: cannot be read, though it belongs in the file of the whole run ({error.strerror or error}); "
+            "check that it is there and its permissions, then run again"
+        ) from error

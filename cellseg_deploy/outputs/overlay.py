@@ -13,6 +13,7 @@ OUTLINE_RGB = COUNTED_RGB
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
 _LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
 _PLATE_RGB = (16, 16, 16)
+_ROWS_PER_MARGIN = 8  # of a band, whose margins above and below it are computed twice
 
 
 def encode(image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> bytes:
@@ -37,7 +38,7 @@ def draw(
     image_hwc, labels = to_viewing_size(image_hwc, labels)
     picture = image_hwc.copy()
     thickness = max(1, round(min(labels.shape) / 600))
-    for rows in bands((labels.shape[0], labels.shape[1])):
+    for rows in bands((labels.shape[0], labels.shape[1]), at_least=_ROWS_PER_MARGIN * thickness):
         around = slice(max(0, rows.start - thickness), rows.stop + thickness)
         inner = slice(rows.start - around.start, rows.stop - around.start)
         picture[rows][outlines(labels[around], thickness=thickness)[inner]] = OUTLINE_RGB

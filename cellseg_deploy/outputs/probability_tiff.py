@@ -64,6 +64,7 @@ def encode(image: SegmentedImage) -> bytes:
         compression="zlib",
         compressionargs={"level": 1},
         rowsperstrip=256,
+        maxworkers=1,  # see the module threads; any other number gives the same bytes
         software="cellseg-deploy",
         datetime=None,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.field_grid import Grid, grid
 from cellseg_deploy.measure import CellTable, in_micrometres
 from cellseg_deploy.polygons import CellPolygons, cell_polygons
 
@@ -55,6 +56,11 @@ class SegmentedImage:
     def polygons(self) -> list[CellPolygons]:
         """Polygons of all cells in order of label; made once, for all formats that want them."""
         return cell_polygons(self.labels)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Figures of the squares of the field; made once, for the map and the table of confluence."""
+        return grid(self.labels, self.table, self.counted)
 
     @cached_property
     def columns(self) -> dict[str, npt.NDArray[Any]]:

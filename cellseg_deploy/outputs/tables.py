@@ -43,9 +43,3 @@ def format_cell(value: Any) -> str:
 def _quoted(text: str) -> str:
     """RFC 4180; not csv.writer, which before Python 3.13 leaves a lone carriage return in a file name unquoted."""
     return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\r\n') else text
-
-
-def cell_rows(image: str, columns: dict[str, np.ndarray[Any, Any]]) -> list[list[Any]]:
-    """One row a cell: the image's name, then the cell's value of every column (arrays of one length)."""
-    values = [column.tolist() for column in columns.values()]
-    return [[image, *row] for row in zip(*values, strict=True)]
