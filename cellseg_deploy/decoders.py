@@ -116,8 +116,9 @@ def _read_regular_file(path: Path) -> tuple[bytes, int]:
     except NotARegularFileError as error:
         raise DataError(f"{error}; expected an image file") from error
     except OSError as error:
-        dangling = "a link to a file that does not exist" if path.is_symlink() and not path.exists() else error.strerror
-        raise DataError(f"{path}: cannot be read: {dangling}") from error
+        is_dangling = isinstance(error, FileNotFoundError) and os.path.islink(path)  # noqa: PTH114  (never raises)
+        said = "a link to a file that does not exist" if is_dangling else error.strerror
+        raise DataError(f"{path}: cannot be read: {said}") from error
     if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns or after.st_size != before.st_size:
         raise DataError(f"{path}: the file changed while it was read; wait until it is written and run again")
     return data, before.st_mtime_ns
