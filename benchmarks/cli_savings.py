@@ -67,11 +67,11 @@ def savings_command(
     del settings["batch_size"]
     with ExitStack() as stack:
         opened = stack.enter_context(open_backend(model or default_model_path(), threads=threads, **settings))
-        others = {
-            savings.usual_setting(other, f"model {path.stem}"): other
-            for path in also
-            for other in [stack.enter_context(open_backend(path, threads=threads, **settings))]
-        }
+        also_opened = [stack.enter_context(open_backend(path, threads=threads, **settings)) for path in also]
+        others = [
+            (savings.usual_setting(other, f"model {path.stem}"), other)
+            for path, other in zip(also, also_opened, strict=True)
+        ]
         new_folder(output)
         pairs = list(_pairs(images, masks, most))
         outcomes, measured = savings.compare(
@@ -95,14 +95,11 @@ def savings_command(
 
 
 def _pairs(images: Path | None, masks: Path | None, most: int) -> Iterator[tuple[Any, Any]]:
-    from cellseg_benchmarks.image_set import judged_pairs
-    from cellseg_deploy.samples import make_smear
-    from cellseg_deploy.samples.write import sample_params
+    from cellseg_benchmarks.image_set import judged_pairs, smear_with_truth
 
     if images is not None and masks is not None:
         yield from judged_pairs(images, masks, most)
         return
     for index in range(min(most, 6)):
-        params, seed = sample_params(0, index, (1200, 1600), vary=False)
-        smear = make_smear(params, seed)
+        smear = smear_with_truth(index=index, seed=0)
         yield smear.image_hwc, smear.labels_hw

@@ -7,7 +7,8 @@ context. ``empty_tiles`` counts what could be left out if empty background were 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +91,7 @@ def compare(
     settings: Sequence[Setting],
     plan: Plan,
     *,
-    others: Mapping[Setting, Backend] | None = None,
+    others: Sequence[tuple[Setting, Backend]] = (),
     batch_size: int = 8,
     min_area_px: int = MIN_AREA_PX,
     say: Callable[[str], None] = lambda _: None,
@@ -103,8 +104,11 @@ def compare(
     """
     if not pairs:
         raise UsageError("there must be at least one image to compare settings on")
-    ways = {**dict.fromkeys(settings, backend), **(others or {})}
-    segmenters = {s.name: Segmenter(of, halo=s.halo, scale=s.scale, batch_size=batch_size) for s, of in ways.items()}
+    ways = [*((setting, backend) for setting in settings), *others]
+    names = Counter(setting.name for setting, _ in ways)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UsageError(f"two settings are called {', '.join(twice)}; give files of different names")
+    segmenters = {s.name: Segmenter(of, halo=s.halo, scale=s.scale, batch_size=batch_size) for s, of in ways}
 
     def passing(segmenter: Segmenter) -> Callable[[], None]:
         def all_images() -> None:
@@ -115,7 +119,7 @@ def compare(
 
     measured = interleave({name: turn_of(passing(s)) for name, s in segmenters.items()}, plan, say=say)
     outcomes = []
-    for setting in ways:
+    for setting, _ in ways:
         if setting.name in measured.failed:
             raise UsageError(f"{setting.name}: {measured.failed[setting.name]}")
         scores = [

@@ -121,9 +121,9 @@ class Soak:
         return statistics.median(self.overhead_ms) if self.overhead_ms else float("nan")
 
     def resident_bytes_until(self, share: float) -> float:
-        """Median resident memory of the ten samples up to ``share`` of the run."""
+        """Median resident memory of the last ten samples up to ``share`` of the run; NaN if there is none."""
         until = [sample.resident_bytes for sample in self.samples if sample.files <= share * self.n_files]
-        return float(np.median(until[-10:]))
+        return statistics.median(until[-10:]) if until else float("nan")
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -271,9 +271,12 @@ class _Watch:
         """State of the process now; ``everywhere``: temporary files also in the folders of the output folder."""
         ours = f"{TEMPORARY_PREFIX}*"
         found = list(self.out.rglob(ours) if everywhere else self.out.glob(ours))
+        resident = rss_bytes()
+        if resident is None:
+            raise BackendUnavailableError("/proc/self/status does not say VmRSS, the memory that is held; use Linux")
         return Sample(
             files=self.files,
-            resident_bytes=rss_bytes() or 0,
+            resident_bytes=resident,
             descriptors=len(list(Path("/proc/self/fd").iterdir())),
             threads=len(list(Path("/proc/self/task").iterdir())),
             temporary_files=len(found) + len(list(self.temporary.iterdir())),
@@ -295,10 +298,15 @@ def _warm_up(folder: Path, seed: int) -> None:
 
 @contextmanager
 def _own_temporary_folder(folder: Path) -> Iterator[Path]:
-    """``folder`` is the process's folder for temporary files, so that those of other programs are not counted."""
+    """``folder`` is the process's folder for temporary files, so that those of other programs are not counted.
+
+    It goes afterwards if nothing is left in it.
+    """
     make_folder(folder)
     former, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield folder
     finally:
         tempfile.tempdir = former
+        if not any(folder.iterdir()):
+            folder.rmdir()

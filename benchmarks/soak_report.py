@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -49,9 +50,10 @@ class SoakReport:
             "",
             *table(("criterion", "measured", "allowed", "verdict"), rows),
             "",
-            f"Resident memory: {soak.before.resident_bytes / _MIB:.1f} MiB before, "
-            f"{soak.resident_bytes_until(0.5) / _MIB:.1f} MiB in the middle, "
-            f"{soak.resident_bytes_until(1) / _MIB:.1f} MiB at the end, {max(resident) / _MIB:.1f} MiB at most.",
+            f"Resident memory: {_figure(soak.before.resident_bytes / _MIB)} MiB before, "
+            f"{_figure(soak.resident_bytes_until(0.5) / _MIB)} MiB in the middle, "
+            f"{_figure(soak.resident_bytes_until(1) / _MIB)} MiB at the end, "
+            f"{_figure(max(resident) / _MIB)} MiB at most.",
             "",
             f"Overhead: 95 % of files below {np.quantile(soak.overhead_ms, 0.95):.1f} ms, the slowest "
             f"{max(soak.overhead_ms):.0f} ms. Most at a time: {max(s.descriptors for s in soak.samples)} descriptors, "
@@ -96,4 +98,6 @@ def png(report: SoakReport) -> bytes:
 
 
 def _figure(value: float) -> str:
+    if math.isnan(value):
+        return "unknown"
     return f"{value:.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.1f}"

@@ -204,6 +204,21 @@ def four(tmp_path: Path) -> Path:
     return tmp_path / "four"
 
 
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """Threads of a run end with it."""
+    from made_streams import our_threads
+
+    yield
+    assert not our_threads()
+
+
+@pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Durability is tested elsewhere; here it would be most of the time."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 # --- runs that meet faults (tests/faults.py)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from cellseg_deploy.cli import _common
 from cellseg_deploy.cli.infer import command
 
@@ -23,3 +26,18 @@ def rows(path: Path) -> list[dict[str, str]]:
 def files(folder: Path) -> list[str]:
     """Everything under ``folder`` that is no folder, sorted."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """Content of every file but run.json and the journal, which hold times."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name not in ("run.json", "journal.jsonl")
+    }
+
+
+def save(path: Path, image_hwc: np.ndarray) -> None:
+    """An image file of ``image_hwc`` (h, w, 3), with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image_hwc).save(path)

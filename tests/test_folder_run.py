@@ -7,16 +7,15 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import DarknessBackend, draw_discs, make_spec
-from made_streams import our_threads
 from PIL import Image
-from running import rows
+from running import results, rows, save
 
 from cellseg_deploy import run_session
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, NothingToDoError, OutputError
@@ -31,22 +30,7 @@ from cellseg_deploy.samples.smear import make_smear
 from cellseg_deploy.stream import Stream
 from cellseg_deploy.threads import ThreadPlan
 
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    yield
-    assert not our_threads()
-
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Durability is tested elsewhere; here it would be most of the time."""
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-def save(path: Path, image_hwc: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_hwc).save(path)
+pytestmark = pytest.mark.usefixtures("no_thread_is_left", "quick_disk")
 
 
 @pytest.fixture
@@ -61,15 +45,6 @@ def discs(tmp_path: Path) -> Path:
     damaged = (folder / "6.png").read_bytes()
     (folder / "55.png").write_bytes(damaged[: len(damaged) // 2])
     return folder
-
-
-def results(out: Path) -> dict[str, bytes]:
-    """Content of every file but run.json and the journal, which hold times."""
-    return {
-        path.relative_to(out).as_posix(): path.read_bytes()
-        for path in out.rglob("*")
-        if path.is_file() and path.name not in ("run.json", "journal.jsonl")
-    }
 
 
 # --- the same results however it is run

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from conftest import DarknessBackend, draw_discs, make_spec
 from PIL import Image
-from running import rows
-from test_folder_run import quick_disk, results, save  # noqa: F401  (a fixture)
+from running import results, rows, save
 
 from cellseg_deploy import fingerprint, run_session
 from cellseg_deploy.errors import OutputError, OutputInUseError
@@ -29,6 +28,8 @@ from cellseg_deploy.outputs.journal import JOURNAL
 from cellseg_deploy.outputs.lock import exclusive
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.run_record import Inputs
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left", "quick_disk")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,6 @@ from running import files, infer, rows
 
 from cellseg_deploy.cli.infer import command
 from cellseg_deploy.folder_run import RunOptions
-
-Infer = Callable[..., int]
-
 
 # --- the main job
 

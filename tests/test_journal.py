@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import running
 from run_records import BAD, NAMES, all_files, as_plain, identity, make_images, run
 from segmented_images import odd_labels, segmented
 
@@ -284,11 +284,6 @@ def test_an_identity_that_json_cannot_hold() -> None:
 # --- tables
 
 
-def reader(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def test_tables_are_those_of_a_run_that_writes_them_directly(tmp_path: Path) -> None:
     names = ["a.png", '=q"u\r,\n.png', os.fsdecode(b"\xff.png")]
     several = [segmented(odd_labels()[: 12 - 3 * number], name=name) for number, name in enumerate(names)]
@@ -298,9 +293,11 @@ def test_tables_are_those_of_a_run_that_writes_them_directly(tmp_path: Path) -> 
     content = journals.read(tmp_path / JOURNAL)
     run_tables.write(tmp_path, content.path, [content.entries[name] for name in names])
     direct = tables.csv_rows([["image", *several[0].columns]])
-    direct += b"".join(tables.csv_rows(tables.cell_rows(image.name, image.columns)) for image in several)
+    for image in several:
+        cells = zip(*(column.tolist() for column in image.columns.values()), strict=True)
+        direct += tables.csv_rows([image.name, *cell] for cell in cells)
     assert (tmp_path / "cells.csv").read_bytes() == direct
-    rows = reader(tmp_path / "images.csv")
+    rows = running.rows(tmp_path / "images.csv")
     assert list(rows[0]) == list(run_tables.IMAGE_COLUMNS)
     assert [int(row["cells"]) for row in rows] == [len(image.table) for image in several]
     assert rows[0]["confluence"] == f"{(several[0].labels > 0).mean():.4f}"
@@ -311,7 +308,7 @@ def test_tables_are_those_of_a_run_that_writes_them_directly(tmp_path: Path) -> 
 def test_micrometres_are_columns_if_one_image_has_them(tmp_path: Path) -> None:
     images = make_images(tmp_path / "in")
     run(images, tmp_path / "out")
-    rows = reader(tmp_path / "out" / "images.csv")
+    rows = running.rows(tmp_path / "out" / "images.csv")
     assert list(rows[0]) == [
         *("image", "status", "cells", "counted", "confluence", "median_cell_area_px", "scale"),
         *("pixel_size_um", "pixel_size_source", "median_cell_area_um2", "counted_per_mm2", "warning", "error"),
@@ -322,7 +319,7 @@ def test_micrometres_are_columns_if_one_image_has_them(tmp_path: Path) -> None:
     known = by_name["z.png"]
     assert known["pixel_size_um"] == "0.25"
     assert float(known["median_cell_area_um2"]) == pytest.approx(float(known["median_cell_area_px"]) / 16, abs=1e-4)
-    cells = reader(tmp_path / "out" / "cells.csv")
+    cells = running.rows(tmp_path / "out" / "cells.csv")
     density = int(known["counted"]) / (8 * 20 * 0.25**2) * 1e6  # of 8 x 20 px
     assert float(known["counted_per_mm2"]) == pytest.approx(density, abs=1e-4)
     assert list(cells[0])[-len(UM_COLUMNS) :] == list(UM_COLUMNS)
@@ -346,7 +343,7 @@ def test_a_pixel_size_keeps_its_digits(tmp_path: Path, size_um: float) -> None:
         )
     content = journals.read(tmp_path / JOURNAL)
     run_tables.write(tmp_path, content.path, list(content.entries.values()))
-    text = reader(tmp_path / "images.csv")[0]["pixel_size_um"]
+    text = running.rows(tmp_path / "images.csv")[0]["pixel_size_um"]
     assert float(text) == pytest.approx(size_um, rel=1e-5)
     assert io.StringIO(text).read() == f"{size_um:.6g}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import running
 from conftest import ROOT, draw_discs
 from corpus import wide_png
 from faults import (
@@ -34,8 +34,7 @@ MIB = 1 << 20
 
 
 def table(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "images.csv").open(newline="", encoding="utf-8") as file:
-        return {row["image"]: row for row in csv.DictReader(file)}
+    return {row["image"]: row for row in running.rows(out / "images.csv")}
 
 
 # --- memory
@@ -178,8 +177,8 @@ class Real:
     def __init__(self, folder: Path) -> None:
         self.images = folder / "in"
         self.images.mkdir()
-        for number in range(8):
-            centres = [(60.0 + 90 * i, 70.0 + 13 * number) for i in range(number % 4 + 1)]
+        for number in range(30):  # several may be done between two looks, and five kills are to meet a run
+            centres = [(60.0 + 90 * i, 70.0 + 13 * (number % 8)) for i in range(number % 4 + 1)]
             pixels = draw_discs((300, 420), centres, radius=30)
             Image.fromarray(pixels).save(self.images / f"{number}.png")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import running
 import tifffile
 from conftest import ROOT, DarknessBackend
 from corpus import CASES, Case
@@ -139,11 +139,6 @@ def test_nothing_of_the_corpus_is_missing_from_the_tables(
     out, summary, _ = results
     n_good = sum(case.expected == "done" for case in CASES)
     assert (summary.found, summary.done, summary.failed) == (len(CASES), n_good, len(CASES) - n_good)
-    rows = read_rows(out / "images.csv")
+    rows = running.rows(out / "images.csv")
     assert [row["image"] for row in rows] == sorted(f"{case.name}.png" for case in CASES)
     assert not list(out.rglob(".cellseg*"))
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -7,7 +7,6 @@ so that something runs everywhere.
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import running
 import tifffile
 from PIL import Image
 from read_back import area_of, check_qupath, regions, rings_of
@@ -48,17 +48,12 @@ class Results:
         return {name: tifffile.imread(self.file("labels", name, ".tif")).shape for name in self.images}
 
 
-def read_rows(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def run(images: Path, out: Path) -> Results:
     arguments = [images, "-o", out, "--save", "all", "--count-rule", "frame", "-q"]
     assert _common.run(command, [str(argument) for argument in arguments]) == 0
-    rows = {row["image"]: row for row in read_rows(out / "images.csv")}
+    rows = {row["image"]: row for row in running.rows(out / "images.csv")}
     cells: dict[str, list[Row]] = {name: [] for name in rows}
-    for row in read_rows(out / "cells.csv"):
+    for row in running.rows(out / "cells.csv"):
         cells[row["image"]].append(row)
     return Results(out, rows, cells)
 
@@ -257,7 +252,7 @@ def test_parquet_is_cells_csv(results: Results) -> None:
     from pyarrow import parquet
 
     table = parquet.read_table(results.out / "cells.parquet")
-    rows = read_rows(results.out / "cells.csv")
+    rows = running.rows(results.out / "cells.csv")
     assert table.column_names == list(rows[0])
     assert table.num_rows == len(rows)
     for column in table.column_names:
@@ -296,7 +291,7 @@ def test_probabilities_are_those_the_cells_were_cut_from(results: Results) -> No
 
 def test_confluence_figures_add_up(results: Results) -> None:
     for name, rows in results.cells.items():
-        squares = read_rows(results.file("confluence", name, ".csv"))
+        squares = running.rows(results.file("confluence", name, ".csv"))
         assert sum(int(row["covered_px"]) for row in squares) == numbers(rows, "area_px").sum()
         assert sum(int(row["cells"]) for row in squares) == len(rows)
         assert sum(int(row["counted"]) for row in squares) == sum(row["counted"] == "true" for row in rows)

@@ -127,13 +127,26 @@ def test_another_model_takes_part_with_its_own_tiles(backend):
         [(smear.image_hwc, smear.labels_hw)],
         savings.settings_for(backend, halos=(), scales=()),
         Plan(rounds=1, min_rounds=1, min_seconds=0, settle_seconds=0),
-        others={savings.usual_setting(blind, "small tiles"): blind},
+        others=[(savings.usual_setting(blind, "small tiles"), blind)],
     )
     assert [(o.setting.name, o.setting.tile_size, o.tiles) for o in outcomes] == [
         (savings.USUAL, backend.spec.tile_size, 2),
         ("small tiles", 112, 20),
     ]
     assert outcomes[1].figures["n_predicted"] == 0
+
+
+def test_two_models_of_one_name_are_told_apart_or_refused(backend):
+    """Times and cells are kept by name: one's would be taken for the other's."""
+    blind = NearSighted(msgspec.structs.replace(backend.spec, tile_size=112, halo=20), blind=0)
+    with pytest.raises(UsageError, match="two settings are called net"):
+        savings.compare(
+            backend,
+            [(bright_corner((60, 60)), np.zeros((60, 60), np.int32))],
+            savings.settings_for(backend, halos=(), scales=()),
+            Plan(rounds=1, min_rounds=1, min_seconds=0, settle_seconds=0),
+            others=[(savings.usual_setting(of, "net"), of) for of in (blind, NearSighted(backend.spec, blind=0))],
+        )
 
 
 def test_empty_tiles_are_those_without_a_cell(backend):

@@ -19,7 +19,7 @@ from cellseg_benchmarks import soak_files, soak_report
 from cellseg_benchmarks.cli import command
 from cellseg_benchmarks.soak import Criterion, Limits, Sample, Soak, slope
 from cellseg_deploy.cli._common import run
-from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, DataError, UsageError
 from cellseg_deploy.images import read_image
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory and descriptors are read from /proc")
@@ -56,6 +56,9 @@ def test_a_run_that_leaks_nothing(tmp_path: Path) -> None:
     assert record["verdict"] == (f"fails: {OVERHEAD}" if broken(record) else "holds")
     assert (record["soak"]["n_files"], record["soak"]["n_bad"]) == (FILES, 15)
     assert len(record["soak"]["overhead_ms"]) == FILES
+    assert {path.name for path in (tmp_path / "soak").iterdir()} == {
+        *("files", "run", "soak.json", "soak.md", "soak.png")
+    }
     assert (tmp_path / "soak" / "soak.png").read_bytes().startswith(b"\x89PNG")
     assert run(command, ["soak", "-o", str(tmp_path / "soak")]) == 6  # not a new folder
 
@@ -165,6 +168,19 @@ def test_criteria() -> None:
     assert failed(made_soak(wrong=("a.png",))) == ["files with a wrong result"]
     assert not Criterion("unknown", float("nan"), 1).holds
     assert len(failed(made_soak(samples=sound.samples[-1:], overhead_ms=()))) == 2  # nothing to judge by is no yes
+    settings = {"files": 200, "bad": 0.05, "seed": 0, "leak": None}
+    text = soak_report.judged(
+        made_soak(samples=sound.samples[-1:]), Limits(), make_conditions(), settings
+    ).to_markdown()
+    assert "| memory growth in the second half | unknown |" in text
+    assert "unknown MiB in the middle" in text
+
+
+@linux
+def test_memory_that_is_not_known_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "rss_bytes", lambda: None)
+    with pytest.raises(BackendUnavailableError, match="VmRSS"):
+        module.soak(tmp_path / "soak", n_files=20, bad=0.1)
 
 
 def test_slope() -> None:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from made_streams import PATIENCE_SECONDS, TILE, jobs_of, network, our_threads, picture, run, steps, wait_until, within
+from made_streams import PATIENCE_SECONDS, TILE, jobs_of, network, picture, run, steps, wait_until, within
 
 from cellseg_deploy.passes import StageClock, Steps, TiledPass, run_alone
 from cellseg_deploy.schedule import Job
 from cellseg_deploy.stream import Outcome, Stream
 
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    yield
-    assert not our_threads()
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 # --- results

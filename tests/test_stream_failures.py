@@ -9,24 +9,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from made_streams import PATIENCE_SECONDS, jobs_of, network, our_threads, picture, run, steps, wait_until, within
+from made_streams import PATIENCE_SECONDS, jobs_of, network, picture, run, steps, wait_until, within
 
 from cellseg_deploy.errors import DataError, ModelError
 from cellseg_deploy.passes import Steps
 from cellseg_deploy.schedule import Job
 from cellseg_deploy.stream import Outcome, Stream
 
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    yield
-    assert not our_threads()
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 OWN_PROCESS = "CELLSEG_TEST_IN_ITS_OWN_PROCESS"

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import DarknessBackend, draw_discs
-from running import rows
-from test_folder_run import quick_disk, results, save  # noqa: F401  (a fixture)
+from running import results, rows, save
 
 from cellseg_deploy import watch_run
 from cellseg_deploy.errors import NothingToDoError, OutputError, UsageError
@@ -22,6 +21,8 @@ from cellseg_deploy.outputs import resume
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.watch_run import watch_folder
 from cellseg_deploy.watching import CompleteFiles
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left", "quick_disk")
 
 
 class Microscope:
