@@ -106,13 +106,12 @@ class DarknessBackend(Backend):
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """What a command sets for its process (``cli._common.set_up_logging``) ends with the test."""
+def logging_as_in_a_new_process() -> None:
+    """What a command set for its process (``cli._common.set_up_logging``), in another test or fixture, is undone."""
     logger = logging.getLogger("cellseg_deploy")
-    before = list(logger.handlers), logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
-    logger.setLevel(logger.level)  # forgets which levels were found to be enabled
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture
