@@ -12,7 +12,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,68 +59,52 @@ def find_images(
     follow_links: bool = False,
     is_silent: bool = False,
     may_be_missing: Collection[Path] = (),
-    roots: Mapping[Path, Path] | None = None,
+    roots: Collection[Path] | None = None,
 ) -> list[FoundImage]:
     """Image files under ``paths`` (files and folders, folders recursively), sorted by name.
 
     In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; images of other formats
     are left out with one warning that counts them. A file that is named itself is taken as it is. Names are relative
-    to the folder given (for a file: its folder), or to what ``roots`` says for that path. Where these are several
-    folders, each name starts with its folder's name, numbered if two folders have the same one, so no two images share
-    a name; whether there is an image in each does not matter, nor whether a folder that ``may_be_missing`` is there.
-    A file that is reached twice by the same path counts once.
+    to the nearest of ``roots``, by default the folders given (for a file: its folder; see ``input_roots``). Where these
+    are several, each name starts with its folder's name, numbered if two folders have the same one, so no two images
+    share a name. A name depends on the file and on ``roots``, and on nothing else: not on the order of ``paths``, nor
+    on what else is there. A file that is reached twice by the same path counts once.
 
     Links out of a given folder are followed only with ``follow_links`` (a folder only once, so loops end); without it
     a linked file has a ``problem`` and a linked folder is left out with a warning. ``is_silent``: without warnings, as
     when they were said before. Raises ``UsageError`` for a path that does not exist, unless it is among
-    ``may_be_missing``: those are images that cannot be read.
+    ``may_be_missing``: those are images that cannot be read; and for a file that lies in none of ``roots``.
     """
     for path in paths:
         if not os.path.lexists(path) and path not in may_be_missing:
             raise UsageError(f"{path}: no such file or folder; check the path")
-    by_root: dict[Path, list[Path]] = {root: [] for root in input_roots(paths, roots)}
-    seen: set[Path] = set()
-    named: set[Path] = set()
+    folders = {absolute(path) for path in paths if os.path.isdir(path)}
+    named = {absolute(path) for path in paths} - folders
     others: set[Path] = set()
-    for path in paths:
-        is_folder = os.path.isdir(path)
-        root = root_of(path, roots)
-        files = _walk(_absolute(path), follow_links, others, is_silent) if is_folder else iter([_absolute(path)])
-        named |= set() if is_folder else {_absolute(path)}
-        for file in files:
-            if file not in seen:
-                seen.add(file)
-                by_root[root].append(file)
+    files = set(named)
+    for folder in sorted(folders):
+        files.update(_walk(folder, follow_links, others, is_silent))
     if not is_silent:
-        _warn_of_other_formats(others - seen)
-    prefixes = _prefixes(list(by_root))
-    found = [
-        FoundImage(
-            file,
-            _name(file, root, prefixes[root]),
-            problem="" if follow_links or file in named else _leads_out(file, root),
-            root=root,
-        )
-        for root, files in by_root.items()
-        for file in files
-    ]
+        _warn_of_other_formats(others - files)
+    prefixes = _prefixes(input_roots(paths) if roots is None else sorted(roots))
+    found = []
+    for file in files:
+        root = next((place for place in (file, *file.parents) if place in prefixes), None)
+        if root is None:
+            raise UsageError(
+                f"{file}: lies in none of the folders that names begin in ({', '.join(map(str, prefixes))})"
+            )
+        problem = "" if follow_links or file in named else _leads_out(file, _outermost(file, folders))
+        found.append(FoundImage(file, _name(file, root, prefixes[root]), problem, root))
     return sorted(found, key=lambda image: image.name)
 
 
-def input_roots(paths: Sequence[Path], roots: Mapping[Path, Path] | None = None) -> list[Path]:
-    """The absolute folders that names of ``find_images(paths, roots=roots)`` are relative to, sorted, each once."""
-    return sorted({root_of(path, roots) for path in paths})
+def input_roots(paths: Iterable[Path]) -> list[Path]:
+    """The absolute folders that names of ``find_images(paths)`` are relative to, sorted, each once.
 
-
-def root_of(path: Path, roots: Mapping[Path, Path] | None = None) -> Path:
-    """The absolute folder that names of what ``path`` stands for are relative to: what ``roots`` says, or its own.
-
-    What is not there and has no image's ending was a folder, as far as one can tell.
+    A folder itself, a file's folder. What is not there was a file if it has an ending, as far as one can tell.
     """
-    if roots and path in roots:
-        return _absolute(roots[path])
-    is_folder = os.path.isdir(path) or not (os.path.exists(path) or path.name.lower().endswith(SUFFIXES))
-    return _absolute(path if is_folder else path.parent)
+    return sorted({absolute(path if _is_folder(path) else path.parent) for path in paths})
 
 
 def path_of(name: str, roots: Sequence[Path]) -> Path | None:
@@ -166,14 +150,25 @@ def check_same_size(pair: Pair, image_hw: tuple[int, int], mask_hw: tuple[int, i
         )
 
 
+def absolute(path: Path) -> Path:
+    """``path`` from the root of the file system, by its words: links stay, and so the names that the user gave."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _is_folder(path: Path) -> bool:
+    if os.path.exists(path):
+        return os.path.isdir(path)
+    return not path.suffix[1:2].isalpha()  # the day of a folder 2024.11.23 is no ending
+
+
+def _outermost(file: Path, folders: Collection[Path]) -> Path:
+    return next(place for place in reversed(file.parents) if place in folders)
+
+
 def _name(file: Path, root: Path, prefix: str) -> str:
     if file == root:  # a folder that is gone
         return prefix.removesuffix("/") or root.name
     return prefix + file.relative_to(root).as_posix()
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links and lose the user's names)
 
 
 def _walk(root: Path, follow_links: bool, others: set[Path], is_silent: bool) -> Iterator[Path]:

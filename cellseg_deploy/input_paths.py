@@ -8,22 +8,23 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.image_files import absolute, input_roots
 
 
 @dataclass(frozen=True)
 class GivenPaths:
     """Files and folders to look for images in, as ``image_files.find_images`` takes them.
 
-    ``roots``: for some of them the folder that names are relative to, where that is not their own. ``may_be_missing``:
-    those that were written down earlier, and may be gone by now.
+    ``roots``: the absolute folders that names are relative to, sorted. ``may_be_missing``: those of ``paths`` that were
+    written down earlier, and may be gone by now.
     """
 
     paths: tuple[Path, ...]
-    roots: dict[Path, Path] = field(default_factory=dict)
+    roots: tuple[Path, ...]
     may_be_missing: frozenset[Path] = frozenset()
 
 
@@ -34,18 +35,20 @@ def expanded(paths: Iterable[Path]) -> GivenPaths:
     image is called the same whatever else matches. A shell that expands patterns itself leaves nothing to do here;
     Windows has none. Raises ``UsageError`` for a pattern that nothing matches.
     """
-    found, roots = list[Path](), dict[Path, Path]()
+    found, roots = list[Path](), set[Path]()
     for path in paths:
         if os.path.lexists(path) or not glob.has_magic(str(path)):
             found.append(path)
+            roots.update(input_roots([path]))
             continue
-        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        root = absolute(Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)))
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
         if not matches:
             raise UsageError(f"{path}: nothing matches this pattern; check the path")
         found += matches
-        roots |= dict.fromkeys(matches, root)
-    return GivenPaths(tuple(found), roots)
+        outside = [match for match in matches if not absolute(match).is_relative_to(root)]  # of a pattern with ..
+        roots.update([root], input_roots(outside))
+    return GivenPaths(tuple(found), tuple(sorted(roots)))
 
 
 def listed(file: Path) -> list[Path]:

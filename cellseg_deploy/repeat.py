@@ -34,10 +34,8 @@ class RecordedRun:
     @property
     def given(self) -> GivenPaths:
         """Its input again: images are called as they were, and one of them may be gone, but no folder."""
-        inputs = self.inputs
-        roots = {Path(path): Path(root) for path, root in inputs.root_by_path().items()}
-        may_be_missing = frozenset(map(Path, set(inputs.paths).difference(inputs.folders)))
-        return GivenPaths(tuple(map(Path, inputs.paths)), roots, may_be_missing)
+        paths, folders = (tuple(map(Path, named)) for named in (self.inputs.paths, self.inputs.folders))
+        return GivenPaths(paths, tuple(map(Path, self.inputs.roots)), frozenset(paths).difference(folders))
 
     def result_options(self) -> dict[str, Any]:
         """Options of ``cellseg-infer`` that results depend on, by their parameters' names."""

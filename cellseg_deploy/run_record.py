@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +15,8 @@ from typing import Any
 import msgspec
 
 from cellseg_deploy.counting import CountRule, check_rule
-from cellseg_deploy.image_files import root_of
+from cellseg_deploy.image_files import absolute
 from cellseg_deploy.images import MAX_PIXELS, check_settings
-from cellseg_deploy.input_paths import GivenPaths
 from cellseg_deploy.outputs.folder import PROGRAM
 from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
 from cellseg_deploy.outputs.identity import RunIdentity
@@ -55,64 +54,42 @@ class RunOptions:
 class Inputs:
     """``paths``: files and folders that were given, absolute. ``roots``: the folders that names are relative to.
 
-    ``other_roots``: for paths whose names are not relative to the nearest of ``roots``, the one that they are relative
-    to. ``folders``: which of ``paths`` were folders.
+    ``folders``: which of ``paths`` were folders.
     """
 
     paths: tuple[str, ...]
     roots: tuple[str, ...]
     follow_links: bool = False
-    other_roots: Mapping[str, str] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, paths: Iterable[Path], roots: Iterable[Path], *, follow_links: bool = False) -> Inputs:
         """Those that ``find_images`` was asked for."""
-        absolute = tuple(map(_absolute, paths))
-        folders = tuple(path for path in absolute if os.path.isdir(path))  # noqa: PTH112  (never raises)
-        return cls(absolute, tuple(sorted({str(root) for root in roots})), follow_links, folders=folders)
-
-    @classmethod
-    def of_given(cls, given: GivenPaths, *, follow_links: bool = False) -> Inputs:
-        """The same, with names that begin where ``given`` says."""
-        roots = [root_of(path, given.roots) for path in given.paths]
-        inputs = cls.of(given.paths, roots, follow_links=follow_links)
-        nearest = inputs.root_by_path()
-        others = {
-            path: str(root) for path, root in zip(inputs.paths, roots, strict=True) if nearest.get(path) != str(root)
-        }
-        return replace(inputs, other_roots=others)
+        given = tuple(str(absolute(path)) for path in paths)
+        folders = tuple(path for path in given if os.path.isdir(path))  # noqa: PTH112  (never raises)
+        return cls(given, tuple(sorted({str(root) for root in roots})), follow_links, folders)
 
     @classmethod
     def from_json(cls, content: Any, roots: Iterable[str]) -> Inputs:
-        """What ``to_json`` gave, in a run whose names are relative to ``roots``; of earlier versions that kept neither
-        folders nor roots the folders among ``roots``. Raises ``KeyError`` or ``TypeError`` if it is none."""
-        of_names = tuple(roots)
-        paths, others = content["paths"], content.get("roots", {})
+        """What ``to_json`` gave, in a run whose names are relative to ``roots``; of earlier versions that did not keep
+        folders those among ``roots``. Raises ``KeyError`` or ``TypeError`` if it is none."""
+        of_names, paths = tuple(roots), content["paths"]
         folders = content.get("folders", [path for path in paths if path in of_names])
-        if not (_is_texts(paths) and _is_texts(folders) and isinstance(others, dict) and _is_texts([*others.values()])):
-            raise TypeError("inputs must be lists of text, their roots an object of text")
-        return cls(tuple(paths), of_names, bool(content["follow_links"]), others, tuple(folders))
+        if not (_is_texts(paths) and _is_texts(folders)):
+            raise TypeError("inputs must be lists of text")
+        return cls(tuple(paths), of_names, bool(content["follow_links"]), tuple(folders))
 
     def to_json(self) -> dict[str, Any]:
         """For run.json; ``roots`` are known from elsewhere."""
-        paths, folders = list(self.paths), list(self.folders)
-        return {"paths": paths, "roots": dict(self.other_roots), "folders": folders, "follow_links": self.follow_links}
+        return {"paths": list(self.paths), "folders": list(self.folders), "follow_links": self.follow_links}
 
     def after(self, earlier: Inputs) -> Inputs:
         """All that two calls of one run were given; what ``earlier`` says of a path holds."""
         return replace(
             self,
             paths=tuple(dict.fromkeys((*earlier.paths, *self.paths))),
-            other_roots={**self.other_roots, **earlier.other_roots},
             folders=tuple(dict.fromkeys((*earlier.folders, *self.folders))),
         )
-
-    def root_by_path(self) -> dict[str, str]:
-        """For each of ``paths`` the folder that names are relative to, where that is known."""
-        known = frozenset(self.roots)
-        nearest = {path: root for path in self.paths if (root := _nearest(path, known)) is not None}
-        return {**nearest, **self.other_roots}
 
 
 @dataclass(frozen=True)
@@ -226,8 +203,8 @@ def run_json(
         "model": {
             "name": spec.name,
             "variant": spec.variant,
-            "path": None if backend.path is None else _absolute(backend.path),
-            "given": None if backend.given is None else _absolute(backend.given),
+            "path": None if backend.path is None else str(absolute(backend.path)),
+            "given": None if backend.given is None else str(absolute(backend.given)),
             "parity": spec.parity,
             **{key: engine.pop(key) for key in sorted(engine) if key.startswith("model_")},
         },
@@ -271,15 +248,6 @@ def inputs_in(record: Path, roots: Iterable[str]) -> Inputs | None:
         return Inputs.from_json(content["inputs"], roots) if content["program"] == PROGRAM else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _absolute(path: str | Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  (as it was given: resolve() would follow links)
-
-
-def _nearest(path: str, folders: Collection[str]) -> str | None:
-    """``path`` itself or the folder nearest above it that is among ``folders``."""
-    return next((str(place) for place in (Path(path), *Path(path).parents) if str(place) in folders), None)
 
 
 def _is_texts(content: Any) -> bool:

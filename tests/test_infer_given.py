@@ -150,18 +150,20 @@ def test_the_same_is_said_of_an_image_whose_scale_was_not_typed(onnx_file: Calla
 
 
 def test_names_are_those_that_were_given_a_pattern_and_a_folder_in_it(model: Path, tmp_path: Path) -> None:
-    """The nearest folder is not always the one that a name begins in."""
+    """A name begins in the nearest folder, whichever of both came to the image first."""
     for name in ("a/x.png", "b/x.png", "b/y.png"):
         field(tmp_path / "r" / name)
     out = tmp_path / "out"
     assert infer(tmp_path / "r/*/x.png", tmp_path / "r/b", "-o", out, "--model", model, "-q") == 0
-    names = [("b/y.png", "done"), ("r/a/x.png", "done"), ("r/b/x.png", "done")]
+    names = [("b/x.png", "done"), ("b/y.png", "done"), ("r/a/x.png", "done")]
+    assert images(out) == names
+    assert infer(tmp_path / "r/b", tmp_path / "r/*/x.png", "-o", out, "--model", model, "-q") == 0
     assert images(out) == names
     assert infer("--like", out / "run.json", "-o", tmp_path / "again", "-q") == 0
     assert images(tmp_path / "again") == names
-    recorded = json.loads((out / "run.json").read_text())["inputs"]
-    assert recorded["roots"] == {str(tmp_path / "r/b/x.png"): str(tmp_path / "r")}  # the others are the nearest
-    assert recorded["folders"] == [str(tmp_path / "r/b")]
+    recorded = json.loads((out / "run.json").read_text())
+    assert recorded["identity"]["inputs"] == [str(tmp_path / "r"), str(tmp_path / "r/b")]
+    assert recorded["inputs"]["folders"] == [str(tmp_path / "r/b")]
 
 
 def test_a_folder_that_a_pattern_matched_is_no_image_when_it_is_gone(
@@ -177,13 +179,13 @@ def test_a_folder_that_a_pattern_matched_is_no_image_when_it_is_gone(
 
 
 def test_a_run_json_of_an_earlier_version_is_enough(model: Path, tmp_path: Path) -> None:
-    """It has no roots of single paths, and names neither folders nor the model's file that was given."""
+    """It names neither folders nor the model's file that was given."""
     folder, out = tmp_path / "r", tmp_path / "out"
     for name in ("a/x.png", "b/x.png"):
         field(folder / name)
     assert infer(folder / "*/x.png", "-o", out, "--model", model, "-q") == 0
     record = json.loads((out / "run.json").read_text())
-    for section, key in (("inputs", "roots"), ("inputs", "folders"), ("model", "given")):
+    for section, key in (("inputs", "folders"), ("model", "given")):
         del record[section][key]
     (out / "run.json").write_text(json.dumps(record))
     (folder / "b/x.png").unlink()
@@ -193,10 +195,10 @@ def test_a_run_json_of_an_earlier_version_is_enough(model: Path, tmp_path: Path)
     record["identity"]["inputs"] = [str(folder)]
     (out / "run.json").write_text(json.dumps(record))
     given = read_run(out / "run.json").given
-    assert given == GivenPaths((folder,), {folder: folder}, frozenset())
+    assert given == GivenPaths((folder,), (folder,), frozenset())
 
 
-@pytest.mark.parametrize("wrong", [{"roots": []}, {"roots": {"/a": 1}}, {"folders": "/a"}, {"paths": [1]}, []])
+@pytest.mark.parametrize("wrong", [{"folders": "/a"}, {"folders": [1]}, {"paths": [1]}, {"paths": None}, []])
 def test_inputs_that_are_none(model: Path, tmp_path: Path, wrong: Any, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert infer(field(tmp_path / "in/a.png"), "-o", out, "--model", model, "-q") == 0
@@ -212,14 +214,14 @@ def test_what_several_calls_of_one_run_were_given(tmp_path: Path) -> None:
     for name in ("a/x.png", "b/x.png", "b/y.png"):
         field(tmp_path / "r" / name)
     folder, root = tmp_path / "r", str(tmp_path / "r")
-    first = Inputs.of_given(expanded([folder / "*"]), follow_links=True)
+    given = [expanded([folder / "*"]), expanded([folder / "*/x.png", folder / "b"])]
+    first = Inputs.of(given[0].paths, given[0].roots, follow_links=True)
     assert (first.roots, first.folders) == ((root,), (f"{root}/a", f"{root}/b"))
-    second = Inputs.of_given(expanded([folder / "*/x.png", folder / "b"]))
-    assert second.other_roots == {f"{root}/b/x.png": root}
+    second = Inputs.of(given[1].paths, given[1].roots)
+    assert second.roots == (root, f"{root}/b")
     both = second.after(first)
     assert both.paths == (f"{root}/a", f"{root}/b", f"{root}/a/x.png", f"{root}/b/x.png")
     assert set(both.folders) == {f"{root}/a", f"{root}/b"}
-    assert both.other_roots == {f"{root}/b/x.png": root}
     assert both.follow_links is False  # the last call says it
     (tmp_path / "run.json").write_text(json.dumps({"program": "cellseg-infer", "inputs": both.to_json()}))
     assert inputs_in(tmp_path / "run.json", both.roots) == both
@@ -242,6 +244,76 @@ def test_folders_of_an_earlier_call_stay_folders(
     shutil.rmtree(root / "b")
     assert infer("--like", out / "run.json", "-o", tmp_path / "again", "-q") == 2
     assert "r/b: no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_no_image_is_counted_twice_whichever_place_is_given_first(model: Path, tmp_path: Path, as_list: bool) -> None:
+    field(tmp_path / "B/a.png")
+    field(tmp_path / "B/s/y.png")
+    places = [tmp_path / "B", tmp_path / "B/s"]
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in [places[1], places[0]]))
+    run = ("-o", tmp_path / "out", "--model", model, "-q")
+    assert infer(*places, *run) == 0
+    assert infer(*(["--list", tmp_path / "list.txt"] if as_list else places[::-1]), *run) == 0
+    assert images(tmp_path / "out") == [("B/a.png", "done"), ("s/y.png", "done")]
+    assert len(rows(tmp_path / "out/cells.csv")) == 2
+
+
+def test_a_file_of_two_patterns_that_comes_later_is_only_more(model: Path, tmp_path: Path) -> None:
+    for name in ("d1/a.png", "d2/a.png"):
+        field(tmp_path / "N" / name)
+    patterns = [tmp_path / "N/d1/*.png", tmp_path / "N/*/a*.png"]
+    run = ("-o", tmp_path / "out", "--model", model, "-q")
+    assert infer(*patterns, *run) == 0
+    field(tmp_path / "N/d1/b.png")
+    assert infer(*patterns, *run) == 0
+    assert infer(*patterns[::-1], *run) == 0
+    assert images(tmp_path / "out") == [(name, "done") for name in ("N/d2/a.png", "d1/a.png", "d1/b.png")]
+
+
+@pytest.mark.parametrize("name", ["b.bmp", "notes.txt", "Thumbs.db", "b.czi"])
+def test_a_listed_file_of_any_ending_that_goes_fails_alone(model: Path, tmp_path: Path, name: str) -> None:
+    field(tmp_path / "A/a.png")
+    (tmp_path / "A" / name).write_bytes(b"no image")
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'A/a.png'}\n{tmp_path / 'A' / name}\n")
+    run = ("--list", tmp_path / "list.txt", "--model", model, "-q")
+    assert infer(*run, "-o", tmp_path / "out") == 3
+    (tmp_path / "A" / name).unlink()
+    assert infer(*run, "-o", tmp_path / "out") == 3
+    assert infer(*run, "-o", tmp_path / "new") == 3
+    assert (
+        sorted(images(tmp_path / "out"))
+        == sorted(images(tmp_path / "new"))
+        == sorted([("a.png", "done"), (name, "failed")])
+    )
+
+
+def test_a_pattern_that_leads_out_of_where_it_begins(model: Path, tmp_path: Path) -> None:
+    for name in ("C/b1/i.png", "q/x.png"):
+        field(tmp_path / name)
+    assert infer(tmp_path / "C/b*/../../q/x.png", "-o", tmp_path / "out", "--model", model, "-q") == 0
+    assert images(tmp_path / "out") == [("q/x.png", "done")]
+
+
+def test_a_folder_to_watch_is_named_itself(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its images would be called otherwise than without ``--watch``."""
+    field(tmp_path / "D/cam1/x.png")
+    watch = ("--watch", "--watch-settle", 0.1, "--watch-idle", 0.5, "-o", tmp_path / "out", "--model", model, "-q")
+    assert infer(tmp_path / "D/c*", *watch) == 2
+    assert "no pattern" in capsys.readouterr().err
+    assert infer(tmp_path / "D/cam1", *watch) == 0
+
+
+def test_paths_of_a_run_json_that_lie_elsewhere(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert infer(field(tmp_path / "in/a.png"), "-o", out, "--model", model, "-q") == 0
+    record = json.loads((out / "run.json").read_text())
+    record["identity"]["inputs"] = [str(tmp_path / "elsewhere")]
+    (out / "run.json").write_text(json.dumps(record))
+    assert infer("--like", out / "run.json", "-o", tmp_path / "again", "-q") == 2
+    assert "lies in none of the folders" in capsys.readouterr().err
 
 
 def test_a_folder_of_a_list_that_is_away_for_a_day(model: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.image_files import find_images, input_roots
+from cellseg_deploy.image_files import find_images
 from cellseg_deploy.input_paths import expanded, listed
 
 
@@ -43,9 +43,7 @@ def test_names_begin_where_a_pattern_does(there: Path, monkeypatch: pytest.Monke
 
     def names(*patterns: str | Path) -> list[str]:
         given = expanded([Path(pattern) for pattern in patterns])
-        assert set(input_roots(given.paths, given.roots)) == {
-            image.root for image in find_images(given.paths, roots=given.roots)
-        }
+        assert set(given.roots) == {image.root for image in find_images(given.paths, roots=given.roots)}
         return [image.name for image in find_images(given.paths, roots=given.roots)]
 
     (there / "sub2").mkdir()

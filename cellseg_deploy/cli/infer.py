@@ -6,9 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +118,7 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
 
     given = _given(paths, asked["list_file"], recorded)
     check_apart(given.paths, output)
-    _check_watch(context, given.paths)
+    _check_watch(context, given)
     images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
     summary = _run(given, images, output, asked, recorded)
     if summary is None:
@@ -164,7 +162,7 @@ def _run(
     threads = _common.plan_threads(
         asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
     )
-    inputs = Inputs.of_given(given, follow_links=asked["follow_links"])
+    inputs = Inputs.of(given.paths, given.roots, follow_links=asked["follow_links"])
     names = ("task", "scale", "batch_size", "halo", "rebuild", "cuda_graph", "streams")
     settings = {
         **{name: asked[name] for name in names},
@@ -259,22 +257,33 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
 
 def _given(paths: tuple[Path, ...], list_file: Path | None, recorded: RecordedRun | None) -> GivenPaths:
     """What the command line names, or else what an earlier run was given."""
-    from cellseg_deploy.input_paths import expanded, listed
+    from cellseg_deploy.image_files import input_roots
+    from cellseg_deploy.input_paths import GivenPaths, expanded, listed
 
     if not paths and list_file is None and recorded is not None:
         return recorded.given
     given, written_down = expanded(paths), listed(list_file) if list_file else []
-    return replace(given, paths=(*given.paths, *written_down), may_be_missing=frozenset(written_down))
+    return GivenPaths(
+        (*given.paths, *written_down),
+        tuple(sorted({*given.roots, *input_roots(written_down)})),
+        may_be_missing=frozenset(written_down),
+    )
 
 
-def _check_watch(context: click.Context, given: Sequence[Path]) -> None:
+def _check_watch(context: click.Context, given: GivenPaths) -> None:
+    from cellseg_deploy.image_files import input_roots
+
     asked = context.params
     if not asked["watch"]:
         _common.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
     elif asked["dry_run"]:
         raise click.UsageError("--dry-run and --watch exclude each other: what will come is not known")
-    elif len(given) != 1 or not os.path.isdir(given[0]):  # noqa: PTH112
-        raise click.UsageError(f"--watch follows one folder; got {', '.join(map(_common.printable, given))}")
+    elif len(given.paths) != 1 or not os.path.isdir(given.paths[0]):  # noqa: PTH112
+        raise click.UsageError(f"--watch follows one folder; got {', '.join(map(_common.printable, given.paths))}")
+    elif list(given.roots) != input_roots(given.paths):
+        raise click.UsageError(
+            f"--watch calls images as they lie in the folder: give {_common.printable(given.paths[0])}, no pattern"
+        )
 
 
 def _images(given: GivenPaths, *, follow_links: bool) -> list[FoundImage]:
