@@ -27,6 +27,8 @@ def engine_to_go_on_with(recorded: RunIdentity, model: Path) -> dict[str, Any] |
     """
     engine = engine_arguments(recorded)
     form = model.with_name(str(recorded.backend.get("form") or model.name))
+    if form.suffix == model.suffix and recorded.model["sha256"] == recorded.model["given_sha256"]:
+        form = model  # it was opened itself, and may be called otherwise by now
     if engine["backend"] not in BACKENDS or not os.path.isfile(form):  # noqa: PTH113
         return None
     try:
@@ -56,7 +58,8 @@ def late_segmenter(recorded: RunIdentity, arguments: Mapping[str, Any], **settin
         "model_file_sha256": recorded.model["sha256"],
         "model_identity": recorded.model["identity"],
     }
-    return Segmenter(LateBackend(read_model_file(model).spec, facts, model, opened), **settings)
+    late = LateBackend(read_model_file(model).spec, facts, model, opened, given=arguments["given"])
+    return Segmenter(late, **settings)
 
 
 def engine_arguments(recorded: RunIdentity) -> dict[str, Any]:

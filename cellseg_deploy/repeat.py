@@ -75,10 +75,9 @@ class RecordedRun:
     def check(self, now: RunIdentity) -> None:
         """Raise ``ModelError`` if ``now`` runs another model; warn of what else differs, as versions may."""
         before = self.identity
-        # Labels depend on the content of the file that was opened, not on its name, nor on what --model gave.
+        # Labels depend on the content of the file that was opened, not on what --model gave.
         model = {**now.model, "given_sha256": before.model.get("given_sha256")}
-        backend = {**now.backend, "form": before.backend.get("form", now.backend["form"])}
-        alike = replace(now, inputs=before.inputs, saved=before.saved, model=model, backend=backend)
+        alike = replace(now, inputs=before.inputs, saved=before.saved, model=model)
         others = differences(self.identity, alike)
         if self.identity.model.get("sha256") != now.model.get("sha256"):
             raise ModelError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import draw_discs, make_spec, run_obeying_permissions
+from conftest import draw_discs, make_onnx, make_spec, run_obeying_permissions
 from PIL import Image
 from running import files, infer, rows
 
@@ -98,6 +98,26 @@ def test_a_form_that_auto_chose_is_gone_on_with(
     assert "model given sha256" in capsys.readouterr().err
 
 
+def test_a_model_that_is_called_otherwise_by_now(
+    model: Path, onnx_file: Callable[..., Path], smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is given is run, also where another file has its former name; run.json names what was given."""
+    out, kept = tmp_path / "out", model.with_name("kept.onnx")
+    assert infer(smears, "-o", out, "--model", model, "-q") == 0
+    expected = content(out)
+    model.rename(kept)
+    onnx_file(model=make_onnx(contrast=9.0), name=model.name)
+    assert infer("--like", out / "run.json", "-o", tmp_path / "again", "--model", kept, "-q") == 0
+    assert content(tmp_path / "again") == expected
+    (out / "labels/a.png.tif").unlink()
+    assert infer(smears, "-o", out, "--model", kept, "-q") == 0
+    assert content(out) == expected
+    assert capsys.readouterr().err == ""
+    recorded = json.loads((out / "run.json").read_text())["model"]
+    assert (recorded["path"], recorded["given"]) == (str(kept), str(kept))
+    assert infer(smears, "-o", out, "--model", model, "-q") == 6
+
+
 def test_a_model_that_is_gone_is_a_refused_model(
     model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,8 +134,8 @@ def test_an_engine_that_is_not_open_is_not_said_to_be_unverified(
     late = list[LateBackend]()
 
     class Seen(LateBackend):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
             late.append(self)
 
     monkeypatch.setattr(earlier_engine, "LateBackend", Seen)

@@ -69,11 +69,17 @@ class RunIdentity:
         return cls(**{**content, "saved": tuple(content["saved"]), "inputs": tuple(content["inputs"])})
 
 
+_NAME_OF_A_FILE = "backend.form"
+"""To find it again; its content is compared, and it may be called otherwise by now."""
+
+
 def differences(recorded: RunIdentity, asked: RunIdentity) -> list[str]:
     """In which points two runs differ, one line each, in words for the person at the keyboard; empty if in none."""
     before, now = (dict(_flat(identity.to_json())) for identity in (recorded, asked))
     lines = []
     for key in [*before, *(key for key in now if key not in before)]:
+        if key == _NAME_OF_A_FILE:
+            continue
         if key not in before or key not in now or before[key] != now[key]:
             option = f" ({_OPTIONS[key]})" if key in _OPTIONS else ""
             lines.append(f"{_words(key)}{option}: {_said(before, key)} there, {_said(now, key)} now")
