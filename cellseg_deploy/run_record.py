@@ -97,7 +97,7 @@ class ImageResult:
     """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers.
 
     ``cells``: all that were found; ``counted``: those that the count rule lets in. ``seconds``: by stage; of a call of
-    the network with tiles of several images, each has its share.
+    the network with tiles of several images, each has its share. ``was_gone``: it failed because there was no file.
     """
 
     image: str
@@ -110,6 +110,7 @@ class ImageResult:
     warning: str = ""
     error: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    was_gone: bool = False
 
     @classmethod
     def of(cls, record: ImageRecord) -> ImageResult:

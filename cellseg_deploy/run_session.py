@@ -25,8 +25,8 @@ from cellseg_deploy.image_work import Finished, ImageWork
 from cellseg_deploy.outputs import journal as journals
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.atomic import remove, write_bytes
-from cellseg_deploy.outputs.folder import RUN_JSON, TABLES, make_place, places, tells_of
-from cellseg_deploy.outputs.formats import chosen_formats
+from cellseg_deploy.outputs.folder import RUN_JSON, TABLES, is_running, make_place, places, tells_of
+from cellseg_deploy.outputs.formats import Format, chosen_formats
 from cellseg_deploy.outputs.identity import differences
 from cellseg_deploy.outputs.interrupts import deferred_signals
 from cellseg_deploy.outputs.journal import Entry, ImageRecord, Journal
@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 _OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EEXIST, errno.EISDIR, errno.ENOTDIR})
 """Errors of one file's name, not of the disk: they concern one image and not the run."""
+
+_OF_WHAT_IS_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 
 
 class RunSession:
@@ -77,6 +79,7 @@ class RunSession:
         self._clock = time.perf_counter()
         self._state = FolderState("fresh")
         self._others: set[str] = set()
+        self._expected: set[str] = set()  # images done before that will be given: till then nobody looks at their files
         self._results: dict[str, ImageResult] = {}  # without their words and times, which would pile up
         self._valid: set[str] = set()  # images whose last line in the journal is a result
         self._names: dict[str, str] = {}  # what the files of images of this session are called
@@ -92,8 +95,9 @@ class RunSession:
         the folder is not usable, or cannot be written.
         """
         self._state = begin(self.out, self.identity, overwrite=self.options.overwrite)
+        self._expected = set(expected)
         todo = self.take(images)
-        self._sweep(todo, expected)
+        self._sweep(todo)
         with self._open_journal() as self._journal, self._kept_if_stopped(lambda: None):
             yield todo
             self._end()
@@ -110,6 +114,7 @@ class RunSession:
         kept = list[str]()
         for item in todo.items:
             name = item.image.name
+            self._expected.discard(name)
             if item.action == "keep" and name not in self._names:
                 kept.append(name)
                 continue
@@ -178,7 +183,7 @@ class RunSession:
         """What earlier sessions of the run recorded, and this one up to the last time that an image came again."""
         return {} if self._state.journal is None else self._state.journal.entries
 
-    def _sweep(self, todo: RunPlan, expected: Collection[str]) -> None:
+    def _sweep(self, todo: RunPlan) -> None:
         """Remove what belongs to no result. Results of images that are not given now stay: somebody counted them.
 
         And so does the failure of one that is still there.
@@ -188,20 +193,10 @@ class RunSession:
             for name, entry in self._recorded().items()
             if name not in self._names and (entry.record.status == "done" or self._is_there(name))
         }
-        lost = {
-            name
-            for name, entry in others.items()
-            if name not in expected and name not in self._valid and problem_with_files(entry.record, self.out)
-        }
-        if lost:
-            _log.warning(
-                "%d images are not given now and their files are gone or were changed (%s): their results are dropped",
-                len(lost),
-                some(sorted(lost)),
-            )
-        self._others = others.keys() - lost
+        unchecked = others.keys() - self._valid - self._expected
+        self._others = set(others)
         self._valid |= self._others
-        self.summary.others = len(self._others)
+        self._drop_lost(unchecked)
         names = {entry.record.output_name for entry in self._recorded().values()} | set(self._names.values())
         ours = places(self.formats, names - {""})
         sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}), ours)
@@ -210,6 +205,20 @@ class RunSession:
             made_anew += TABLES
         for name in made_anew:  # at the end, or when the run is stopped, of what is done by then
             remove(self.out / name)
+
+    def _drop_lost(self, names: Collection[str]) -> None:
+        """Of ``names``, images that are not given, those whose files are not as they were have no result any more."""
+        recorded = self._recorded()
+        lost = {name for name in names if problem_with_files(recorded[name].record, self.out)}
+        if lost:
+            _log.warning(
+                "%d images are not given now and their files are gone or were changed (%s): their results are dropped",
+                len(lost),
+                some(sorted(lost)),
+            )
+        self._others -= lost
+        self._valid -= lost
+        self.summary.others = len(self._others)
 
     def _is_there(self, name: str) -> bool:
         path = path_of(name, [Path(root) for root in self.inputs.roots])
@@ -233,25 +242,37 @@ class RunSession:
             stop()
             if not self._is_stopped:
                 self._is_stopped = True
-                try:
-                    self._write_results()
-                    if self._has_worked:
-                        self._write_run_json("stopped")
-                except OutputError as error:  # as on a full disk, which stopped the run: that error is the one to say
-                    _log.warning("%s; the tables are written when the run goes on", error)
+                with deferred_signals():  # a second Ctrl-C waits for it
+                    self._write_what_is_done()
             raise
 
-    def _write_results(self) -> None:
-        """The tables, and what else tells of all images."""
-        entries = self._entries()
-        run_tables.write(self.out, self.out / journals.JOURNAL, entries)
+    def _write_what_is_done(self) -> None:
+        """Of a run that stops. What cannot be written is said; the error that stopped the run is the one to raise."""
+
+        def write_run_json() -> None:
+            if self._has_worked or is_running(self.out / RUN_JSON):
+                self._write_run_json("stopped")
+
+        writes: list[Callable[[], None]] = [self.write_tables, write_run_json]
+        writes += [partial(self._write_run_file, format) for format in self.formats if format.run_file]
+        for write in writes:
+            try:
+                write()
+            except OutputError as error:  # as on a full disk
+                _log.warning("%s; it is written when the run goes on", error)
+
+    def _write_run_file(self, format: Format) -> None:
+        """The file of ``format`` that tells of all images, from those of each of them if it has such."""
+        entries = self._entries() if format.folder else []
         done = [entry.record.output_name for entry in entries if entry.record.status == "done"]
-        for format in self.formats:
-            if format.run_file:
-                format.finish(self.out, [self.out / format.place(name) for name in done] if format.folder else [])
+        format.finish(self.out, [self.out / format.place(name) for name in done])
 
     def _end(self) -> None:
-        self._write_results()
+        self._drop_lost(self._expected & self._valid)  # they did not come
+        self.write_tables()
+        for format in self.formats:
+            if format.run_file:
+                self._write_run_file(format)
         if self.summary.remaining:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary} was recorded")
         self.summary.wall_seconds = time.perf_counter() - self._clock
@@ -296,7 +317,10 @@ class RunSession:
             else:
                 _log.exception("%s: internal error", item.image.name)
                 reason = f"internal error, please report it: {type(error).__name__}: {error}"
-        return self._commit_failure(item, reason.removeprefix(f"{item.image.path}: "))
+            cause = error.__cause__
+            was_gone = isinstance(cause, OSError) and cause.errno in _OF_WHAT_IS_GONE
+        failure = self._commit_failure(item, reason.removeprefix(f"{item.image.path}: "))
+        return replace(failure, was_gone=was_gone)
 
     def _commit(self, finished: Finished) -> ImageResult:
         """Files of an image and its line in the journal, or neither: the one place where results are written."""

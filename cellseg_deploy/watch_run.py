@@ -59,7 +59,8 @@ def watch_folder(
     paths = dict[str, Path]()  # of one group
 
     def tell(result: ImageResult) -> None:
-        if result.status == "failed" and not os.path.lexists(paths[result.image]):
+        # It may be back by now. A link to nothing is there: it has another turn when its target appears.
+        if result.was_gone and not os.path.islink(paths[result.image]):  # noqa: PTH114
             complete.forget([paths[result.image]])
         if on_result is not None:
             on_result(result)

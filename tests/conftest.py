@@ -204,6 +204,13 @@ def four(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def folder(four: Path) -> Path:
+    """``four`` with a damaged image among them."""
+    (four / "bad.png").write_bytes((four / "a.png").read_bytes()[:-30])
+    return four
+
+
+@pytest.fixture
 def no_thread_is_left() -> Iterator[None]:
     """Threads of a run end with it."""
     from made_streams import our_threads

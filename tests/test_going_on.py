@@ -32,13 +32,6 @@ from cellseg_deploy.run_record import Inputs
 pytestmark = pytest.mark.usefixtures("no_thread_is_left", "quick_disk")
 
 
-@pytest.fixture
-def folder(four: Path) -> Path:
-    """``four`` with a damaged image among them."""
-    (four / "bad.png").write_bytes((four / "a.png").read_bytes()[:-30])
-    return four
-
-
 def run(folder: Path, out: Path, *, worked: list[str] | None = None, **settings: Any) -> RunSummary:
     """A run over ``folder``; the names of images that were worked on are added to ``worked``."""
     options = RunOptions(**{name: settings.pop(name) for name in list(settings) if name in RunOptions.__annotations__})
@@ -212,23 +205,6 @@ def test_results_of_images_that_cannot_be_read_any_more_stay(
     kept = {name: data for name, data in expected.items() if "/d.png" not in name and not name.endswith(".csv")}
     assert kept.items() <= results(out).items()
     assert not list(out.glob("*/d.png*"))
-
-
-def test_what_tells_of_all_images_is_there_after_an_interrupt_too(folder: Path, tmp_path: Path) -> None:
-    for module in ("pycocotools", "pyarrow"):
-        pytest.importorskip(module)
-    out, options = tmp_path / "out", RunOptions(save=("coco", "parquet"))
-    run(folder, out, save=options.save)
-    expected = results(out)
-    assert {"coco.json", "cells.parquet"} <= expected.keys()
-    (folder / "e.png").write_bytes((folder / "a.png").read_bytes())
-
-    def stop(_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_folder(Segmenter(DarknessBackend()), find_images([folder]), out, options=options, on_plan=stop)
-    assert results(out) == expected
 
 
 def test_a_changed_image_that_now_fails_leaves_nothing_that_looks_like_a_result(folder: Path, tmp_path: Path) -> None:

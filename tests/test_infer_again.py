@@ -436,6 +436,19 @@ def test_progress_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys
     ]
 
 
+def test_progress_of_images_that_come_again_counts_them_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from cellseg_deploy.cli._progress import RunProgress
+    from cellseg_deploy.run_record import ImageResult
+
+    progress = RunProgress()
+    for status, cells in (("failed", None), ("done", 3), ("done", 5)):
+        progress.total += 1
+        progress.result(ImageResult("a.png", status, cells))
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].endswith("5 cells")
+    assert "1 failed" in said[1]
+
+
 def test_a_damaged_line_is_said(
     model: Path,
     smears: Path,

@@ -13,7 +13,7 @@ import pytest
 from conftest import DarknessBackend, draw_discs
 from running import results, rows, save
 
-from cellseg_deploy import watch_run
+from cellseg_deploy import image_work, watch_run
 from cellseg_deploy.errors import NothingToDoError, OutputError, UsageError
 from cellseg_deploy.folder_run import ImageResult, RunOptions, RunSummary, run_folder
 from cellseg_deploy.image_files import find_images
@@ -296,6 +296,59 @@ def test_images_that_were_gone_at_their_turn_have_another_one(
         *(("a.png", "done"), ("b.png", "failed"), ("c.png", "done"), ("d.png", "done"))
     ]
     assert (summary.found, summary.done, summary.failed) == (4, 3, 1)
+
+
+def test_an_image_that_is_back_before_its_failure_is_told_has_another_turn(
+    four: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Images are read ahead, and told of in order: minutes may lie between."""
+    away, gone, told = tmp_path / "away", list[Path](), list[tuple[str, str]]()
+    real = image_work.read_image
+
+    def read(path: Path, **settings: Any) -> Any:
+        if path.name != "b.png" or gone:
+            return real(path, **settings)
+        gone.append(path.rename(away))
+        try:
+            return real(path, **settings)
+        finally:
+            away.rename(path)
+
+    monkeypatch.setattr(image_work, "read_image", read)
+    microscope = Microscope(monkeypatch)
+    summary = watch_folder(
+        Segmenter(DarknessBackend()),
+        four,
+        tmp_path / "out",
+        complete=CompleteFiles(2.0, clock=lambda: microscope.now),
+        on_result=lambda result: told.append((result.image, result.status)),
+        idle_seconds=10.0,
+    )
+    assert told.count(("b.png", "failed")) == 1
+    assert (summary.done, summary.failed) == (4, 0)
+
+
+def test_a_link_to_nothing_is_tried_once(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (four / "link.png").symlink_to(tmp_path / "nothing.png")
+    summary, seen = watch(four, tmp_path / "out", Microscope(monkeypatch), idle_seconds=30.0)
+    assert [result.image for result in seen].count("link.png") == 1
+    assert (summary.done, summary.failed) == (4, 1)
+
+
+def test_an_image_that_was_done_and_lost_a_file_before_it_is_moved_away(
+    four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was there at the first look, and never came to its turn: half of a result is none."""
+    out, options = tmp_path / "out", RunOptions(save=("labels", "coco"))
+    pytest.importorskip("pycocotools")
+    run_folder(Segmenter(DarknessBackend()), find_images([four]), out, options=options)
+    (out / "coco/a.png.json").unlink()
+    summary, _ = watch(four, out, Microscope(monkeypatch, (four / "a.png").unlink), options=options)
+    assert [row["image"] for row in rows(out / "images.csv")] == ["b.png", "c.png", "d.png"]
+    assert "a.png" in caplog.text
+    assert (summary.skipped, summary.others) == (3, 0)
 
 
 def test_a_folder_inside_that_goes_between_listing_and_entering_is_waited_for(

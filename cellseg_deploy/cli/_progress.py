@@ -71,6 +71,7 @@ class RunProgress(Progress):
 
     def __init__(self) -> None:
         super().__init__(0)
+        self._results: dict[str, tuple[int, bool]] = {}  # cells, and whether it failed; the last of an image holds
         self._cells = self._failed = 0
         self._start, self._seen_before = time.monotonic(), 0
 
@@ -87,8 +88,10 @@ class RunProgress(Progress):
 
     def result(self, result: ImageResult) -> None:
         """One more image was worked on."""
-        self._cells += result.cells or 0
-        self._failed += result.status == "failed"
+        cells, failed = self._results.pop(result.image, (0, False))
+        self._results[result.image] = (result.cells or 0, result.status == "failed")
+        self._cells += (result.cells or 0) - cells
+        self._failed += (result.status == "failed") - failed
         if result.status == "failed":
             self.say(failure_line(result))
         rate = (self.seen + 1 - self._seen_before) / max(time.monotonic() - self._start, 1e-9)

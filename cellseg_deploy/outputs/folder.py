@@ -61,6 +61,11 @@ def tells_of(record: Path, totals: Mapping[str, int] | None) -> bool:
     return content.get("status") == "finished" and totals in (None, content.get("totals"))
 
 
+def is_running(record: Path) -> bool:
+    """Whether ``record``, a run.json, tells of a run that has not ended, or whose process was killed."""
+    return _content(record).get("status") == "running"
+
+
 def _content(record: Path) -> dict[str, Any]:
     """Of a JSON file; empty if it is missing or something else."""
     try:
