@@ -18,7 +18,7 @@ from pathlib import Path
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.image_files import FoundImage
-from cellseg_deploy.outputs.folder import check_apart, held_folder
+from cellseg_deploy.outputs.folder import check_apart, check_no_links, held_folder
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.outputs.plan import RunPlan, plan
 from cellseg_deploy.outputs.resume import FolderState, check_usable, classify
@@ -83,7 +83,9 @@ def plan_folder(
     state = classify(out, identity_of(segmenter, options, inputs or inputs_of(images)))
     if state.kind == "foreign" or not options.overwrite:
         check_usable(state, out)
-    elif state.kind != "fresh":
+    if state.kind != "fresh":
+        check_no_links(out)
+    if options.overwrite:
         state = FolderState("fresh")
     return plan(images, out, state, chosen_formats(options.save))
 

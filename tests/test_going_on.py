@@ -336,6 +336,18 @@ def test_tables_that_cannot_be_written_do_not_hide_why_the_run_ended(
     assert run(folder, tmp_path / "out").skipped == 1
 
 
+def test_a_plan_is_refused_where_the_run_would_be(folder: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / "out", find_images([folder])
+    run(folder, out)
+    (out / "labels").rename(tmp_path / "elsewhere")
+    (out / "labels").symlink_to(tmp_path / "elsewhere")
+    for options in (RunOptions(), RunOptions(overwrite=True)):
+        with pytest.raises(OutputError, match="labels: a link out of the output folder"):
+            plan_folder(Segmenter(DarknessBackend()), images, out, options=options)
+        with pytest.raises(OutputError, match="labels: a link out of the output folder"):
+            run_folder(Segmenter(DarknessBackend()), images, out, options=options)
+
+
 def test_a_plan_is_what_happens(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     images, segmenter = find_images([folder]), Segmenter(DarknessBackend())

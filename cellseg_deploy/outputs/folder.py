@@ -136,6 +136,12 @@ def remove_earlier_run(out: Path, formats: Sequence[Format], output_names: Colle
             _log.info("%s: removed, of an earlier run", out / name)
 
 
+def check_no_links(out: Path) -> None:
+    """Raise ``OutputError`` if a folder of results in ``out`` is a link, as a run there will."""
+    for _ in _files(out):
+        pass
+
+
 def _remove_if_empty(path: Path) -> None:
     try:
         if not any(path.iterdir()):
