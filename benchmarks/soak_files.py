@@ -23,7 +23,7 @@ _PER_FOLDER = 1000
 def picture(number: int) -> tuple[npt.NDArray[np.uint8], int]:
     """An RGB image (h, w, 3) of its own for each ``number`` below 100,000, and how many dark discs it has: 0 to 6."""
     cells = number % (len(_PLACES) + 1)
-    # Two bytes of the ground say which picture it is, so that no two files are the same.
+    # The colour of the ground says which picture it is, so that no two files are the same.
     image = np.empty((*SIZE_HW, 3), np.uint8)
     image[:] = (200 + number % 50, 200 + number // 50 % 50, 200 + number // 2500 % 50)
     y, x = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]

@@ -61,11 +61,10 @@ def _pytorch(folder: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------ what it says
 
 
-def _changed(*changes: Change) -> Callable[[Path], Path]:
+def _changed(change: Change) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         model = make_onnx()
-        for change in changes:
-            change(model)
+        change(model)
         path = folder / "model.onnx"
         path.write_bytes(model.SerializeToString())
         return path
@@ -129,13 +128,10 @@ def _metadata(value: str | None) -> Change:
 
 
 def spec_with(**changes: Any) -> Change:
-    """The metadata with other values, as a hand or another program would write them; a dict changes part of a dict."""
+    """The metadata with other values, as a hand or another program would write them."""
 
     def change(model: Any) -> None:
-        said = json.loads(model.metadata_props[0].value)
-        for key, value in changes.items():
-            said[key] = said[key] | value if isinstance(value, dict) else value
-        model.metadata_props[0].value = json.dumps(said)
+        model.metadata_props[0].value = json.dumps(json.loads(model.metadata_props[0].value) | changes)
 
     return change
 

@@ -110,9 +110,12 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for run in self._running.values():  # of a test that failed: one that is stopped would stay for ever
-            run.signal(signal.SIGKILL)
-        self._process.communicate(timeout=PATIENCE)
+        try:
+            for run in list(self._running.values()):  # of a test that failed: one that is stopped would stay for ever
+                run.signal(signal.SIGKILL)
+                run.wait()
+        finally:
+            self._process.communicate(timeout=PATIENCE)
 
     def forget(self, run: Process) -> None:
         """It has ended."""

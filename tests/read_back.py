@@ -1,15 +1,20 @@
-"""Output files as the programs they are for see them: regions of ImageJ, objects of QuPath."""
+"""Output files as the programs they are for see them: regions of ImageJ, objects of QuPath, masks of COCO."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import uuid
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+# pycocotools 2.0.11 decodes by a call that numpy 2 advises against.
+quiet_decoding = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 
 def regions(data: bytes) -> Iterator[Any]:
@@ -63,3 +68,10 @@ def check_qupath(content: Any) -> None:
         for name, value in properties["measurements"].items():
             assert isinstance(name, str)
             assert type(value) in (int, float)  # Map<String, Double>: true, null and text are refused
+
+
+def coco_of(path: Path) -> Any:
+    """The ``pycocotools.coco.COCO`` of a file, read without the lines it prints."""
+    coco = pytest.importorskip("pycocotools.coco")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return coco.COCO(str(path))

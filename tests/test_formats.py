@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -16,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from read_back import area_of, check_qupath, regions, rings_of
+from read_back import area_of, check_qupath, coco_of, quiet_decoding, regions, rings_of
 from segmented_images import odd_labels, photographs, segmented, smear
 
 from cellseg_deploy.errors import BackendUnavailableError, OutputError, UsageError
@@ -134,18 +133,6 @@ def test_geojson_is_what_qupath_imports_with_the_cells_measurements(images: list
             )
 
 
-# pycocotools 2.0.11 decodes by a call that numpy 2 advises against.
-quiet_decoding = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-
-
-def coco_of(content: Any, tmp_path: Path) -> Any:
-    coco = pytest.importorskip("pycocotools.coco")
-    path = tmp_path / "coco.json"
-    path.write_text(json.dumps(content))
-    with contextlib.redirect_stdout(io.StringIO()):
-        return coco.COCO(str(path))
-
-
 def check_coco(coco: Any, image_id: int, image: SegmentedImage) -> None:
     mask = pytest.importorskip("pycocotools.mask")
     described = coco.imgs[image_id]
@@ -168,7 +155,8 @@ def check_coco(coco: Any, image_id: int, image: SegmentedImage) -> None:
 def test_coco_masks_are_the_cells(images: list[SegmentedImage], tmp_path: Path) -> None:
     pytest.importorskip("pycocotools")
     for image in images:
-        coco = coco_of(json.loads(made("coco", image)), tmp_path)
+        (tmp_path / "coco.json").write_bytes(made("coco", image))
+        coco = coco_of(tmp_path / "coco.json")
         assert coco.imgs[1]["file_name"] == image.name
         assert [category["name"] for category in coco.cats.values()] == ["cell"]
         check_coco(coco, 1, image)
@@ -196,7 +184,7 @@ def test_coco_files_become_one(tmp_path: Path) -> None:
     BY_FILE["coco.json"].finish(tmp_path, parts)
     content = json.loads((tmp_path / "coco.json").read_bytes())
     assert [annotation["id"] for annotation in content["annotations"]] == list(range(1, 1 + sum(map(cells, several))))
-    coco = coco_of(content, tmp_path)
+    coco = coco_of(tmp_path / "coco.json")
     assert [coco.imgs[number]["file_name"] for number in (1, 2, 3, 4)] == [image.name for image in several]
     for number, image in enumerate(several, start=1):
         check_coco(coco, number, image)

@@ -42,7 +42,7 @@ def test_the_first_call_is_left_out_and_the_runtimes_endings_too() -> None:
 
 def test_the_shipped_network_is_told_apart(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = CliRunner().invoke(layers_command, ["-o", str(out), "--calls", "1", "--batch-size", "1", "--threads", "1"])
+    told = CliRunner().invoke(layers_command, ["-o", str(out), "--calls", "3", "--batch-size", "1", "--threads", "1"])
     assert told.exit_code == 0, told.output
     report = written_report(out, "layers", layers.LayersReport)
     parts = {part["name"]: part for part in report["parts"]}

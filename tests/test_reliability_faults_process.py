@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -113,6 +114,17 @@ def test_the_lock_and_everything_else_of_a_run_ends_with_its_process(
     assert processes_of_session(first.pid) == []
     assert server.run(images, out).code == 0
     assert results(out) == results(whole)
+
+
+def test_a_stopped_run_ends_with_its_server(images: Path, tmp_path: Path) -> None:
+    """As after a test that failed before it let the run go on."""
+    with ForkServer(tmp_path) as server:
+        run = server.stopped(images, tmp_path / "out", 1)
+        assert processes_of_session(run.pid) == [run.pid]
+    left = processes_of_session(run.pid)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
 
 
 def test_what_is_left_running_would_be_seen() -> None:

@@ -10,18 +10,17 @@ import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import running
 import tifffile
 from conftest import draw_discs, run_obeying_permissions
 from PIL import Image
 from running import rows
 
 from cellseg_deploy import decoders, regular_file
-from cellseg_deploy.cli import _common
-from cellseg_deploy.cli.infer import command
 
 pytestmark = pytest.mark.reliability
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes, links and names as POSIX has them")
@@ -30,7 +29,7 @@ TABLES = ("images.csv", "cells.csv")
 
 
 def infer(*arguments: object) -> int:
-    return _common.run(command, [*map(str, arguments), "--threads", "1"])
+    return running.infer(*arguments, "--threads", "1")
 
 
 @pytest.fixture
@@ -179,6 +178,12 @@ def test_a_file_that_nobody_may_read_fails(model: Path, folder: Path, tmp_path: 
     assert status(tmp_path / "out") == {"a.png": "done", "secret.png": "failed"}
 
 
+def replace_os(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **functions: Callable[..., object]) -> None:
+    """``module`` sees an ``os`` with these functions, and nobody else does."""
+    own = {name: getattr(os, name) for name in dir(os)} | functions
+    monkeypatch.setattr(module, "os", SimpleNamespace(**own))
+
+
 def grow(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"more")
@@ -211,9 +216,7 @@ def test_a_file_that_changes_while_it_is_read(
             change(victim)
         return seen
 
-    own = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
-    own.fstat = then_change
-    monkeypatch.setattr(decoders, "os", own)
+    replace_os(monkeypatch, decoders, fstat=then_change)
     assert infer(folder, "-o", tmp_path / "out", "--model", model, "-q") == 3
     assert status(tmp_path / "out") == {"a.png": "done", "b.png": "failed", "c.png": "done"}
     assert "changed while it was read" in rows(tmp_path / "out" / "images.csv")[1]["error"]
@@ -233,9 +236,7 @@ def test_a_file_that_vanishes_before_its_turn_fails(
             (folder / "b.png").unlink(missing_ok=True)
         return int(real(path, *arguments, **settings))
 
-    own = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
-    own.open = gone
-    monkeypatch.setattr(regular_file, "os", own)
+    replace_os(monkeypatch, regular_file, open=gone)
     assert infer(folder, "-o", tmp_path / "out", "--model", model, "-q") == 3
     assert status(tmp_path / "out") == {"a.png": "done", "b.png": "failed", "c.png": "done"}
     assert "No such file" in rows(tmp_path / "out" / "images.csv")[1]["error"]

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bad_models import BAD_MODELS, BadModel, with_external_weights
-from conftest import ROOT, draw_discs, make_onnx
-from PIL import Image
+from conftest import ROOT, make_onnx
 from running import infer
 
 from cellseg_deploy import models
@@ -28,14 +27,6 @@ pytestmark = pytest.mark.reliability
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
 
 ENGINES = ("onnxruntime", "openvino")
-
-
-@pytest.fixture
-def smears(tmp_path: Path) -> Path:
-    folder = tmp_path / "smears"
-    folder.mkdir()
-    Image.fromarray(draw_discs((40, 40), [(20, 20)])).save(folder / "a.png")
-    return folder
 
 
 def made(case: BadModel, folder: Path) -> Path:

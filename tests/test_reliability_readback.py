@@ -6,8 +6,6 @@ so that something runs everywhere.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import pytest
 import running
 import tifffile
 from PIL import Image
-from read_back import area_of, check_qupath, regions, rings_of
+from read_back import area_of, check_qupath, coco_of, quiet_decoding, regions, rings_of
 
 from cellseg_deploy.cli import _common
 from cellseg_deploy.cli.infer import command
@@ -27,8 +25,6 @@ from cellseg_deploy.samples import SmearParams, make_smear
 pytestmark = pytest.mark.reliability
 
 SIZED, PIXEL_SIZE_UM = "a.tif", 0.1
-# pycocotools 2.0.11 decodes by a call that numpy 2 advises against.
-quiet_decoding = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 Row = dict[str, str]
 
 
@@ -201,13 +197,6 @@ def test_geojson_is_what_qupath_imports(results: Results) -> None:
 
 
 # --- COCO: pycocotools
-
-
-def coco_of(path: Path) -> Any:
-    from pycocotools.coco import COCO
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(path))
 
 
 def check_annotations(coco: Any, image_id: int, rows: list[Row], size_hw: tuple[int, ...]) -> None:

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import DarknessBackend
 from PIL import Image as Pillow
 from written_reports import written_report
 
@@ -37,22 +38,9 @@ class NearSighted(Backend):
         return out
 
 
-class Bright(Backend):
-    """Says "cell" where the picture is bright."""
-
-    name, device, precision = "stub", "cpu", "fp32"
-
-    def __init__(self, spec):
-        self.spec = spec
-
-    def _predict(self, tiles_nhwc):
-        foreground = (tiles_nhwc[..., 0] > 128).astype(np.float32)
-        return np.stack([foreground] * len(self.spec.channels), axis=1)
-
-
-def bright_corner(hw):
-    image = np.zeros((*hw, 3), np.uint8)
-    image[-10:, -10:] = 255
+def dark_corner(hw):
+    image = np.full((*hw, 3), 255, np.uint8)
+    image[-10:, -10:] = 0
     return image
 
 
@@ -142,7 +130,7 @@ def test_two_models_of_one_name_are_told_apart_or_refused(backend):
     with pytest.raises(UsageError, match="two settings are called net"):
         savings.compare(
             backend,
-            [(bright_corner((60, 60)), np.zeros((60, 60), np.int32))],
+            [(dark_corner((60, 60)), np.zeros((60, 60), np.int32))],
             savings.settings_for(backend, halos=(), scales=()),
             Plan(rounds=1, min_rounds=1, min_seconds=0, settle_seconds=0),
             others=[(savings.usual_setting(of, "net"), of) for of in (blind, NearSighted(backend.spec, blind=0))],
@@ -153,7 +141,7 @@ def test_empty_tiles_are_those_without_a_cell(backend):
     spec = msgspec.structs.replace(backend.spec, tile_size=112, halo=0, image_scale=1.0)
     assert savings.empty_tiles(NearSighted(spec, 0), [np.zeros((112, 336, 3), np.uint8)]) == (3, 3)
     assert savings.empty_tiles(NearSighted(spec, 4), [np.zeros((112, 336, 3), np.uint8)]) == (0, 3)
-    assert savings.empty_tiles(Bright(spec), [bright_corner((224, 336))]) == (5, 6)
+    assert savings.empty_tiles(DarknessBackend(spec), [dark_corner((224, 336))]) == (5, 6)
 
 
 def test_nothing_to_compare_on_is_said(backend):
@@ -161,17 +149,33 @@ def test_nothing_to_compare_on_is_said(backend):
         savings.compare(backend, [], savings.settings_for(backend), Plan())
 
 
-def test_the_command_writes_its_three_files(tmp_path):
+@pytest.fixture
+def words(tmp_path):
+    """What the command is called with: an image with its mask, a round, and DIR/out."""
     images, masks = tmp_path / "images", tmp_path / "masks"
     images.mkdir(), masks.mkdir()
     smear = make_smear(SmearParams(size_hw=(480, 640), n_cells=15), 5)
     Pillow.fromarray(smear.image_hwc).save(images / "a.png")
     Pillow.fromarray(smear.labels_hw.astype(np.uint16)).save(masks / "a.png")
-    out = tmp_path / "out"
     settings = ["--rounds", "1", "--min-seconds", "0", "--settle", "0", "--threads", "1", "--quiet"]
-    told = CliRunner().invoke(
-        savings_command, ["--images", str(images), "--masks", str(masks), "-o", str(out), *settings]
-    )
+    return ["--images", str(images), "--masks", str(masks), "-o", str(tmp_path / "out"), *settings]
+
+
+def test_two_files_of_one_name_are_refused_by_the_command(words, tmp_path):
+    """Copies of one model: settings that are equal in every value would be one key of a mapping."""
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.onnx").write_bytes(default_model_path().read_bytes())
+        words += ["--also", str(tmp_path / folder / "net.onnx")]
+    told = CliRunner().invoke(savings_command, words)
+    assert isinstance(told.exception, UsageError), told.output
+    assert "two settings are called model net" in str(told.exception)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_command_writes_its_three_files(words, tmp_path):
+    out = tmp_path / "out"
+    told = CliRunner().invoke(savings_command, words)
     assert told.exit_code == 0, told.output
     report = written_report(out, "savings", savings.SavingsReport)
     assert report["n_images"] == 1
