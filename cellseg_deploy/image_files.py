@@ -14,6 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
@@ -87,14 +88,19 @@ def find_images(
     if not is_silent:
         _warn_of_other_formats(others - files)
     prefixes = _prefixes(input_roots(paths) if roots is None else sorted(roots))
+
+    @cache  # a folder's files have it in common
+    def root_above(folder: Path) -> Path | None:
+        return next((place for place in (folder, *folder.parents) if place in prefixes), None)
+
     found = []
     for file in files:
-        root = next((place for place in (file, *file.parents) if place in prefixes), None)
+        root = file if file in prefixes else root_above(file.parent)
         if root is None:
             raise UsageError(
                 f"{file}: lies in none of the folders that names begin in ({', '.join(map(str, prefixes))})"
             )
-        problem = "" if follow_links or file in named else _leads_out(file, _outermost(file, folders))
+        problem = "" if follow_links or file in named else _leads_out(file, folders)
         found.append(FoundImage(file, _name(file, root, prefixes[root]), problem, root))
     return sorted(found, key=lambda image: image.name)
 
@@ -161,10 +167,6 @@ def _is_folder(path: Path) -> bool:
     return not path.suffix[1:2].isalpha()  # the day of a folder 2024.11.23 is no ending
 
 
-def _outermost(file: Path, folders: Collection[Path]) -> Path:
-    return next(place for place in reversed(file.parents) if place in folders)
-
-
 def _name(file: Path, root: Path, prefix: str) -> str:
     if file == root:  # a folder that is gone
         return prefix.removesuffix("/") or root.name
@@ -208,9 +210,11 @@ def _warn_of_other_formats(files: set[Path]) -> None:
         )
 
 
-def _leads_out(file: Path, root: Path) -> str:
+def _leads_out(file: Path, folders: Collection[Path]) -> str:
+    """Why ``file`` must not be read if it is a link that leads out of the outermost of ``folders`` around it."""
     if not os.path.islink(file) or not os.path.exists(file):
         return ""  # a link to nothing, or to where nobody may look, is reported when it is read
+    root = next(place for place in reversed(file.parents) if place in folders)
     if Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
         return ""
     return f"{file}: a link out of the folder {root}; if that is meant, give --follow-links"
