@@ -58,8 +58,7 @@ def late_segmenter(recorded: RunIdentity, arguments: Mapping[str, Any], **settin
         "model_file_sha256": recorded.model["sha256"],
         "model_identity": recorded.model["identity"],
     }
-    late = LateBackend(read_model_file(model).spec, facts, model, opened, given=arguments["given"])
-    return Segmenter(late, **settings)
+    return Segmenter(LateBackend(read_model_file(model).spec, facts, model, opened), **settings)
 
 
 def engine_arguments(recorded: RunIdentity) -> dict[str, Any]:

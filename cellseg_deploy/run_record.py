@@ -17,7 +17,7 @@ import msgspec
 from cellseg_deploy.counting import CountRule, check_rule
 from cellseg_deploy.image_files import absolute
 from cellseg_deploy.images import MAX_PIXELS, check_settings
-from cellseg_deploy.outputs.folder import PROGRAM
+from cellseg_deploy.outputs.folder import PROGRAM, content_of
 from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
 from cellseg_deploy.outputs.identity import RunIdentity
 from cellseg_deploy.outputs.journal import ImageRecord
@@ -244,10 +244,10 @@ def run_json(
 def inputs_in(record: Path, roots: Iterable[str]) -> Inputs | None:
     """What ``record``, the run.json of a run whose names are relative to ``roots``, says that it was given; None if it
     is missing or something else."""
+    content = content_of(record)
     try:
-        content: Any = json.loads(record.read_bytes())
         return Inputs.from_json(content["inputs"], roots) if content["program"] == PROGRAM else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 

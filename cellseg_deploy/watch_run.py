@@ -61,7 +61,7 @@ def watch_folder(
     def tell(result: ImageResult) -> None:
         # It may be back by now. A link to nothing is there: it has another turn when its target appears.
         if result.was_gone and not os.path.islink(paths[result.image]):  # noqa: PTH114
-            complete.forget([paths[result.image]])
+            complete.forget(paths[result.image])
         if on_result is not None:
             on_result(result)
         tables.are_old = True

@@ -71,10 +71,9 @@ class CompleteFiles:
         self._seen = seen
         return complete
 
-    def forget(self, paths: Iterable[Path]) -> None:
-        """What was handed over is new again if it is found again."""
-        for path in paths:
-            self._seen.pop(path, None)
+    def forget(self, path: Path) -> None:
+        """A file that was handed over is new again if it is found again."""
+        self._seen.pop(path, None)
 
     @property
     def waiting(self) -> list[Path]:

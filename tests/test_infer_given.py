@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import draw_discs, make_onnx, make_spec, run_obeying_permissions
 from PIL import Image
-from running import files, infer, rows
+from running import infer, results, rows, save
 
 from cellseg_deploy import earlier_engine
 from cellseg_deploy.backends.device_class import device_class, engine_version
@@ -24,18 +24,13 @@ from cellseg_deploy.repeat import read_run
 from cellseg_deploy.run_record import Inputs, inputs_in
 
 
-def content(out: Path) -> dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in files(out) if name not in ("run.json", "journal.jsonl")}
-
-
 def images(out: Path) -> list[tuple[str, str]]:
     return [(row["image"], row["status"]) for row in rows(out / "images.csv")]
 
 
 def field(path: Path) -> Path:
     """An image of one cell."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_discs((60, 60), [(30, 30)])).save(path)
+    save(path, draw_discs((60, 60), [(30, 30)]))
     return path
 
 
@@ -77,14 +72,14 @@ def test_a_form_that_auto_chose_is_gone_on_with(
     assert infer(smears, "-o", out, "--model", with_form, "-q") == 0
     record = json.loads((out / "run.json").read_text())
     assert [Path(record["model"][key]).name for key in ("path", "given")] == ["stub.form.xml", "stub.onnx"]
-    expected = content(out)
+    expected = results(out)
     (out / "labels/a.png.tif").unlink()
     records_path(with_form).unlink()
     assert infer(smears, "-o", out, "--model", with_form, "-q") == 0, capsys.readouterr().err
-    assert content(out) == expected
+    assert results(out) == expected
     assert infer("--like", out / "run.json", "-o", again, "-q") == 0
     assert capsys.readouterr().err == ""
-    assert content(again) == expected
+    assert results(again) == expected
     identities = [json.loads((folder / "run.json").read_text())["identity"] for folder in (out, again)]
     assert identities[0] == identities[1] == record["identity"]
     # One run, whichever way it is gone on with.
@@ -93,7 +88,7 @@ def test_a_form_that_auto_chose_is_gone_on_with(
     # The form alone makes the same labels, but is another thing to be given.
     with_form.unlink()
     assert infer("--like", out / "run.json", "-o", tmp_path / "form", "-q") == 0
-    assert content(tmp_path / "form") == expected
+    assert results(tmp_path / "form") == expected
     assert infer(smears, "-o", out, "--model", with_form.with_name("stub.form.xml"), "-q") == 6
     assert "model given sha256" in capsys.readouterr().err
 
@@ -104,14 +99,14 @@ def test_a_model_that_is_called_otherwise_by_now(
     """What is given is run, also where another file has its former name; run.json names what was given."""
     out, kept = tmp_path / "out", model.with_name("kept.onnx")
     assert infer(smears, "-o", out, "--model", model, "-q") == 0
-    expected = content(out)
+    expected = results(out)
     model.rename(kept)
     onnx_file(model=make_onnx(contrast=9.0), name=model.name)
     assert infer("--like", out / "run.json", "-o", tmp_path / "again", "--model", kept, "-q") == 0
-    assert content(tmp_path / "again") == expected
+    assert results(tmp_path / "again") == expected
     (out / "labels/a.png.tif").unlink()
     assert infer(smears, "-o", out, "--model", kept, "-q") == 0
-    assert content(out) == expected
+    assert results(out) == expected
     assert capsys.readouterr().err == ""
     recorded = json.loads((out / "run.json").read_text())["model"]
     assert (recorded["path"], recorded["given"]) == (str(kept), str(kept))
@@ -134,8 +129,8 @@ def test_an_engine_that_is_not_open_is_not_said_to_be_unverified(
     late = list[LateBackend]()
 
     class Seen(LateBackend):
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(*arguments, **settings)
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
             late.append(self)
 
     monkeypatch.setattr(earlier_engine, "LateBackend", Seen)
@@ -163,7 +158,7 @@ def test_the_same_is_said_of_an_image_whose_scale_was_not_typed(onnx_file: Calla
     assert infer(tmp_path / "in", "-o", tmp_path / "out", "--model", model, "-q") == 0
     assert "cells are about" in rows(tmp_path / "out/images.csv")[0]["warning"]
     assert infer("--like", tmp_path / "out/run.json", "-o", tmp_path / "again", "-q") == 0
-    assert content(tmp_path / "again") == content(tmp_path / "out")
+    assert results(tmp_path / "again") == results(tmp_path / "out")
 
 
 # --- paths and names

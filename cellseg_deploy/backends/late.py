@@ -18,21 +18,12 @@ class LateBackend(Backend):
     the caller to compare then."""
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        recorded: Mapping[str, Any],
-        model: Path,
-        open_backend: Callable[[], Backend],
-        *,
-        given: Path,
+        self, spec: ModelSpec, recorded: Mapping[str, Any], model: Path, open_backend: Callable[[], Backend]
     ) -> None:
-        """``spec``: of the file ``model``. ``recorded``: what ``describe`` said, with name, device and precision.
-
-        ``given``: the file that was asked for, of which ``model`` may be a form.
-        """
+        """``spec``: of the file ``model``. ``recorded``: what ``describe`` said, with name, device and precision."""
         self.spec = spec
         self.name, self.device, self.precision = (str(recorded[key]) for key in ("name", "device", "precision"))
-        self.given, self.path = given, model
+        self.given = self.path = model
         self.verified, self.choice = None, "as recorded; opened when there is work"
         self._recorded = {key: value for key, value in recorded.items() if key not in ("name", "device", "precision")}
         self._open = open_backend

@@ -213,8 +213,8 @@ def _engine(
     """Which engine to open the model with: the one of the run in ``output`` if it is gone on with, else as asked.
 
     With the identity of that run, if its engine is taken. Of a ``recorded`` run that is done again, the model's form
-    that was opened then. Raises ``OutputError`` for a folder that cannot be used in
-    any case, before a model is loaded for nothing.
+    that was opened then. Raises ``OutputError`` for a folder that cannot be used in any case, before a model is loaded
+    for nothing.
     """
     from cellseg_deploy.earlier_engine import engine_to_go_on_with
     from cellseg_deploy.models import default_model_path

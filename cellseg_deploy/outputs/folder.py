@@ -52,22 +52,22 @@ def check_apart(inputs: Sequence[Path], out: Path) -> None:
 
 def was_written_by(program: str, record: Path) -> bool:
     """Whether ``record``, a JSON file, says that ``program`` wrote it; False if it is missing or something else."""
-    return _content(record).get("program") == program
+    return content_of(record).get("program") == program
 
 
 def tells_of(record: Path, totals: Mapping[str, int] | None) -> bool:
     """Whether ``record``, a run.json, tells of a run that came to its end with these ``totals``; None: with any."""
-    content = _content(record)
+    content = content_of(record)
     return content.get("status") == "finished" and totals in (None, content.get("totals"))
 
 
 def is_running(record: Path) -> bool:
     """Whether ``record``, a run.json, tells of a run that has not ended, or whose process was killed."""
-    return _content(record).get("status") == "running"
+    return content_of(record).get("status") == "running"
 
 
-def _content(record: Path) -> dict[str, Any]:
-    """Of a JSON file; empty if it is missing or something else."""
+def content_of(record: Path) -> dict[str, Any]:
+    """Of ``record``, a JSON file; empty if it is missing or something else."""
     try:
         content = json.loads(record.read_bytes())
     except (OSError, ValueError):
