@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,14 @@ _GIVE_UP_ROOTS_RIGHTS = (
     "if os.geteuid() == 0 and (prctl(24, 1, 0, 0, 0) or prctl(24, 2, 0, 0, 0)): sys.exit(99)\n"
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
+
+
+def pytest_configure() -> None:
+    """Tests send these signals to themselves and to what they start, which inherit it if they are ignored: ``nohup``
+    ignores SIGHUP, and a script SIGINT for what it runs in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run_obeying_permissions(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
