@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.instances import whole_areas
@@ -22,6 +23,9 @@ MIN_CELLS = 10
 """With fewer whole cells in an image their median says little of it."""
 TOLERANCE = 1.15
 """Cells that many times larger or smaller than the model's need no second pass: people and smears differ as much."""
+
+MIN_SEEN = 0.01
+"""Less of an image that the network takes for cells is dirt as likely."""
 
 REMARKABLE = 1.3
 """Cells that many times larger or smaller than the model's are counted noticeably worse without a second pass."""
@@ -80,6 +84,21 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
     if max(scale / first_scale, first_scale / scale) <= TOLERANCE:
         return ScaleChoice(first_scale)
     return ScaleChoice(scale)
+
+
+def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: float) -> str:
+    """What to say where most of what the network takes for cells became none: 0 cells look like an empty field.
+
+    ``foreground`` (h', w'): its probability; cells are from ``threshold`` on. ``labels`` (h, w). Empty if nothing.
+    """
+    seen = float(np.count_nonzero(foreground >= threshold) / foreground.size)
+    kept = float(np.count_nonzero(labels) / labels.size)
+    if seen < MIN_SEEN or kept > seen / 2:
+        return ""
+    return (
+        f"the network takes {seen:.0%} of the image for cells, but the cells found cover {kept:.0%}: the rest is too "
+        "small or cut by the image border; look at the overlay, and give --cell-diameter for another magnification"
+    )
 
 
 def size_note(labels: Labels, model_diameter_px: float, scale: float) -> str:

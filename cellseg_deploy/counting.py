@@ -1,14 +1,16 @@
 """Which cells count, where the image border cuts some.
 
-``all``              every cell, whole or cut. Right for the number in this very picture; too many for a density,
-                     because a cell on the border of two neighbouring fields is counted in both.
+``all``              every cell that was found, whole or cut. Right for the number in this very picture; too many
+                     for a density, because a cell on the border of two neighbouring fields is counted in both.
 ``exclude-border``   none that touches the border. Right for shape and size, which a cut cell does not have; too few
                      for a density, and large cells are lost more often than small ones.
 ``frame``            the unbiased counting frame (Gundersen, Notes on the estimation of the numerical density of
                      arbitrary profiles: the edge effect, J. Microsc. 111 (1977) 219-223) with the picture as the
                      frame: cells that touch the left or the bottom side are out, those at the top or the right side
                      are in; out where a cell touches both. Of fields that tile a slide each cell is then counted
-                     once, whatever its size, so cells / area is a density without bias. (Gundersen's forbidden line
+                     once, whatever its size, so cells / area is a density without bias, as far as cut cells are found
+                     at all: operating points leave out those of which less than a share is seen
+                     (``min_border_area_rel``), for these a field counts too few. (Gundersen's forbidden line
                      goes on beyond the frame, where a picture shows nothing: a cell that winds round a corner of the
                      picture may still be counted in two fields.)
 """

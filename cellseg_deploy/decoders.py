@@ -287,6 +287,16 @@ def _from_pillow(path: Path, container: str, image: Any) -> Decoded:
     raise DataError(f"{path}: {container} of the unusual pixel format {mode}; save it as 8-bit RGB")
 
 
+def _not_multiplied(samples: npt.NDArray[Any], alpha: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
+    """Colours of ``samples`` (h, w) or (h, w, C), which are stored times ``alpha`` (h, w) ("associated", TIFF 6.0, tag
+    338), without that; any where ``alpha`` is 0."""
+    full = 2**bits - 1
+    weight = np.maximum(alpha, 1).astype(np.float32)
+    weight = weight[..., None] if samples.ndim == 3 else weight
+    colours: npt.NDArray[Any] = np.minimum(np.rint(samples * (full / weight)), full).astype(samples.dtype)
+    return colours
+
+
 def _palette_alpha(transparency: int | bytes, size: int) -> npt.NDArray[np.uint8]:
     """Alpha of each palette colour: PNG's tRNS lists those that are not opaque; a single one Pillow gives as index."""
     alpha = np.full(size, 255, np.uint8)
@@ -336,6 +346,8 @@ def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any]) -> Decoded
     if count == colours + 1:
         alpha, samples = samples[..., -1], samples[..., :-1]
         samples = samples[..., 0] if colours == 1 else samples
+        if page.extrasamples and int(page.extrasamples[0]) == 1:
+            samples = _not_multiplied(samples, alpha, bits)
         if page.extrasamples and int(page.extrasamples[0]) == 0:
             alpha = None
             notes.append("a channel of unknown meaning was dropped")

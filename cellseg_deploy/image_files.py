@@ -71,10 +71,11 @@ def find_images(
     share a name. A name depends on the file and on ``roots``, and on nothing else: not on the order of ``paths``, nor
     on what else is there. A file that is reached twice by the same path counts once.
 
-    Links out of a given folder are followed only with ``follow_links`` (a folder only once, so loops end); without it
-    a linked file has a ``problem`` and a linked folder is left out with a warning. ``is_silent``: without warnings, as
-    when they were said before. Raises ``UsageError`` for a path that does not exist, unless it is among
-    ``may_be_missing``: those are images that cannot be read; and for a file that lies in none of ``roots``.
+    Links out of a given folder are followed only with ``follow_links`` (a folder only once, by where it lies if that is
+    given too, so loops end); without it a linked file has a ``problem`` and a linked folder is left out with a warning.
+    ``is_silent``: without warnings, as when they were said before. Raises ``UsageError`` for a path that does not
+    exist, unless it is among ``may_be_missing``: those are images that cannot be read; and for a file that lies in none
+    of ``roots``.
     """
     for path in paths:
         if not os.path.lexists(path) and path not in may_be_missing:
@@ -83,8 +84,13 @@ def find_images(
     named = {absolute(path) for path in paths} - folders
     others: set[Path] = set()
     files = set(named)
-    for folder in sorted(folders):
-        files.update(_walk(folder, follow_links, others, is_silent))
+    entered: set[str] = set()
+    waiting = sorted(folders, key=lambda folder: (os.path.realpath(folder) != str(folder), folder))
+    while waiting:  # linked folders last: an image is called by where it lies, whatever else leads there
+        links: list[Path] = []
+        for folder in waiting:
+            files.update(_walk(folder, entered, links, others, follow_links=follow_links, is_silent=is_silent))
+        waiting = links
     if not is_silent:
         _warn_of_other_formats(others - files)
     prefixes = _prefixes(input_roots(paths) if roots is None else sorted(roots))
@@ -105,12 +111,13 @@ def find_images(
     return sorted(found, key=lambda image: image.name)
 
 
-def input_roots(paths: Iterable[Path]) -> list[Path]:
+def input_roots(paths: Iterable[Path], were_folders: Collection[str] = ()) -> list[Path]:
     """The absolute folders that names of ``find_images(paths)`` are relative to, sorted, each once.
 
-    A folder itself, a file's folder. What is not there was a file if it has an ending, as far as one can tell.
+    A folder itself, a file's folder. What is not there was a file if it has an ending, as far as one can tell, and is
+    not among ``were_folders`` (absolute).
     """
-    return sorted({absolute(path if _is_folder(path) else path.parent) for path in paths})
+    return sorted({absolute(path if _is_folder(path, were_folders) else path.parent) for path in paths})
 
 
 def path_of(name: str, roots: Sequence[Path]) -> Path | None:
@@ -161,10 +168,11 @@ def absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(path: Path, were_folders: Collection[str]) -> bool:
     if os.path.exists(path):
         return os.path.isdir(path)
-    return not path.suffix[1:2].isalpha()  # the day of a folder 2024.11.23 is no ending
+    no_ending = not path.suffix[1:2].isalpha()  # the day of a folder 2024.11.23 is none
+    return no_ending or str(absolute(path)) in were_folders
 
 
 def _name(file: Path, root: Path, prefix: str) -> str:
@@ -173,16 +181,19 @@ def _name(file: Path, root: Path, prefix: str) -> str:
     return prefix + file.relative_to(root).as_posix()
 
 
-def _walk(root: Path, follow_links: bool, others: set[Path], is_silent: bool) -> Iterator[Path]:
-    """Image files under ``root``; those of other formats are added to ``others``."""
-    entered: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_raise_unlistable):
+def _walk(
+    root: Path, entered: set[str], links: list[Path], others: set[Path], *, follow_links: bool, is_silent: bool
+) -> Iterator[Path]:
+    """Image files under ``root``; those of other formats are added to ``others``, with ``follow_links`` linked folders
+    to ``links``. Folders whose real path is among ``entered`` are passed over, the others added to it."""
+    for folder, folders, files in os.walk(root, onerror=_raise_unlistable):
         real = os.path.realpath(folder)
         if real in entered:
             folders.clear()
             continue
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links += (Path(folder, name) for name in folders if follow_links and os.path.islink(Path(folder, name)))
         for name in folders:
             if is_silent:
                 continue

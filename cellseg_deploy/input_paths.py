@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from cellseg_deploy.errors import UsageError
@@ -31,9 +32,10 @@ class GivenPaths:
 def expanded(paths: Iterable[Path]) -> GivenPaths:
     """``paths``, with those that do not exist and hold ``*``, ``?`` or ``[`` replaced by what matches, sorted.
 
-    ``**`` stands for any number of folders. Names of matches begin in the folder before the first wildcard, so that an
-    image is called the same whatever else matches. A shell that expands patterns itself leaves nothing to do here;
-    Windows has none. Raises ``UsageError`` for a pattern that nothing matches.
+    ``**`` stands for any number of folders, but for linked ones, which may lead round in a circle. Names of matches
+    begin in the folder before the first wildcard, so that an image is called the same whatever else matches. A shell
+    that expands patterns itself leaves nothing to do here; Windows has none. Raises ``UsageError`` for a pattern that
+    nothing matches.
     """
     found, roots = list[Path](), set[Path]()
     for path in paths:
@@ -43,12 +45,26 @@ def expanded(paths: Iterable[Path]) -> GivenPaths:
             continue
         root = absolute(Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)))
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
+        if "**" in path.parts:
+            matches = _not_through_links(matches, root)
         if not matches:
             raise UsageError(f"{path}: nothing matches this pattern; check the path")
         found += matches
         outside = [match for match in matches if not absolute(match).is_relative_to(root)]  # of a pattern with ..
         roots.update([root], input_roots(outside))
     return GivenPaths(tuple(found), tuple(sorted(roots)))
+
+
+def _not_through_links(matches: list[Path], root: Path) -> list[Path]:
+    """Those of ``matches`` to which no linked folder below ``root`` leads."""
+
+    @cache  # a folder's files have it in common
+    def is_linked(folder: Path) -> bool:
+        if folder == root or not folder.is_relative_to(root):
+            return False
+        return (os.path.islink(folder) and os.path.isdir(folder)) or is_linked(folder.parent)  # noqa: PTH112, PTH114
+
+    return [match for match in matches if not is_linked(absolute(match))]
 
 
 def listed(file: Path) -> list[Path]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, scale_from_cells, size_note
+from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, lost_note, scale_from_cells, size_note
 from cellseg_deploy.errors import DataError, ModelError, UsageError
 from cellseg_deploy.instances import check_params, segment
 from cellseg_deploy.measure import CellTable, measure
@@ -185,6 +185,9 @@ class Segmenter:
         elif scale == self.backend.spec.image_scale:  # whether it was typed is not recorded: a run again says the same
             note = size_note(labels, self.backend.spec.cell_diameter_px, scale)
             notes += [note] if note else []
+        foreground = probabilities[list(self.backend.spec.channels).index("foreground")]
+        note = lost_note(foreground, labels, self.params.foreground_threshold)
+        notes += [note] if note else []
         with clock("measure"):
             table = measure(labels)
         return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes))

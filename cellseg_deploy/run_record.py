@@ -89,6 +89,7 @@ class Inputs:
             self,
             paths=tuple(dict.fromkeys((*earlier.paths, *self.paths))),
             folders=tuple(dict.fromkeys((*earlier.folders, *self.folders))),
+            follow_links=self.follow_links or earlier.follow_links,
         )
 
 

@@ -196,29 +196,31 @@ class RunSession:
         unchecked = others.keys() - self._valid - self._expected
         self._others = set(others)
         self._valid |= self._others
-        self._drop_lost(unchecked)
+        lost = self._drop_lost(unchecked)
         names = {entry.record.output_name for entry in self._recorded().values()} | set(self._names.values())
         ours = places(self.formats, names - {""})
-        sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid}), ours)
+        # What is left of a result that lost a file stays too: nobody could make it again.
+        sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid | lost}), ours)
         made_anew = [format.run_file for format in self.formats if format.run_file]
         if todo.counts["work"] + todo.counts["fail"]:  # they would tell of results that are about to change
             made_anew += TABLES
         for name in made_anew:  # at the end, or when the run is stopped, of what is done by then
             remove(self.out / name)
 
-    def _drop_lost(self, names: Collection[str]) -> None:
-        """Of ``names``, images that are not given, those whose files are not as they were have no result any more."""
+    def _drop_lost(self, names: Collection[str]) -> set[str]:
+        """Of ``names``, images that are not given, those whose files are not as they were: no table tells of them."""
         recorded = self._recorded()
         lost = {name for name in names if problem_with_files(recorded[name].record, self.out)}
         if lost:
             _log.warning(
-                "%d images are not given now and their files are gone or were changed (%s): their results are dropped",
-                len(lost),
+                "results left out of the tables, as their images are not given now and files of them are gone or were "
+                "changed: %s. With these files as they were, or with the images, they are back at the next start",
                 some(sorted(lost)),
             )
         self._others -= lost
         self._valid -= lost
         self.summary.others = len(self._others)
+        return lost
 
     def _is_there(self, name: str) -> bool:
         path = path_of(name, [Path(root) for root in self.inputs.roots])

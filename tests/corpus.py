@@ -293,7 +293,7 @@ VALID = [
     ("tiff jpeg tiles", lambda: rgb_tiff(compression="jpeg", tile=(32, 32)), ""),
     ("tiff 1 bit", lambda: encoded(Image.fromarray(picture(1) > 100), "TIFF"), "1-bit"),
     ("tiff 1 bit fax", lambda: encoded(Image.fromarray(picture(1) > 100), "TIFF", compression="group4"), "1-bit"),
-    ("1 x 1", lambda: encoded(Image.new("RGB", (1, 1)), "PNG"), ""),
+    ("1 x 1", lambda: encoded(Image.new("RGB", (1, 1), (240, 235, 245)), "PNG"), ""),
     ("13 x 5000", lambda: encoded(Image.new("RGB", (5000, 13), (200, 100, 50)), "PNG"), ""),
     ("5000 x 13", lambda: encoded(Image.new("RGB", (13, 5000), (200, 100, 50)), "TIFF"), ""),
 ]

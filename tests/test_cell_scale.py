@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cellseg_deploy import Segmenter
-from cellseg_deploy.cell_scale import MIN_CELLS, fixed_scale, scale_from_cells, size_note
+from cellseg_deploy.cell_scale import MIN_CELLS, fixed_scale, lost_note, scale_from_cells, size_note
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.metrics import score_image
 from cellseg_deploy.samples import SmearParams, make_smear
@@ -73,6 +73,31 @@ def test_a_size_that_was_given_is_not_remarked_upon() -> None:
     assert notes[:2] == [(), ()]
     assert notes[2:] == [notes[2]] * 3
     assert "--cell-diameter auto" in notes[2][0]
+
+
+@pytest.mark.parametrize(
+    ("seen", "kept", "said"),
+    [
+        (0.34, 0.0, "34% of the image for cells, but the cells found cover 0%"),
+        (0.36, 0.15, "15%"),
+        (0.36, 0.2, ""),
+        (0.009, 0.0, ""),
+    ],
+)
+def test_cells_that_the_network_sees_and_nobody_counts_are_remarked_upon(seen: float, kept: float, said: str) -> None:
+    share = np.linspace(0, 1, 10_000, endpoint=False).reshape(100, 100)
+    note = lost_note(np.where(share < seen, 0.6, 0.5).astype(np.float32), (share < kept).astype(np.int32), 0.55)
+    assert said in note if said else note == ""
+
+
+def test_a_smear_of_cells_too_small_for_the_model_says_so() -> None:
+    smear = make_smear(SmearParams(size_hw=(600, 800), cell_diameter_px=90, n_cells=30), 3).image_hwc
+    small = cv2.resize(smear, (80, 60), interpolation=cv2.INTER_AREA)
+    with Segmenter.from_file() as segmenter:
+        assert segmenter(smear).notes == ()
+        result = segmenter(small)
+    assert result.count < 10
+    assert any("of the image for cells" in note for note in result.notes)
 
 
 def test_settings() -> None:

@@ -232,6 +232,15 @@ def test_one_channel_is_a_plain_plane() -> None:
         assert file.asarray().min() == 65535
 
 
+@pytest.mark.parametrize("hw", [(1, 1), (7, 1), (1, 7), (300, 1)])
+def test_thin_planes_are_read_again(hw: tuple[int, int]) -> None:
+    probabilities = np.linspace(0, 1, 2 * hw[0] * hw[1], dtype=np.float32).reshape(2, *hw)
+    with tifffile.TiffFile(
+        io.BytesIO(made("probabilities", segmented(np.ones(hw), probabilities_khw=probabilities)))
+    ) as file:
+        assert np.array_equal(file.asarray().reshape(2, *hw), np.rint(probabilities * 65535))
+
+
 def test_label_tiff_knows_the_pixel_size(images: list[SegmentedImage]) -> None:
     for image in images:
         with tifffile.TiffFile(io.BytesIO(made("labels", image))) as file:

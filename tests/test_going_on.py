@@ -168,7 +168,12 @@ def test_results_of_images_that_are_gone_stay_while_their_files_do(
     assert "b.png" in caplog.text
     assert [row["image"] for row in rows(out / "images.csv")] == ["a.png", "bad.png", "c.png", "d.png"]
     assert (out / "labels/a.png.tif").exists()
-    assert not (out / "overlays/b.png.jpg").exists()  # half of a result is none
+    assert (out / "overlays/b.png.jpg").exists()  # nobody could make it again
+    lost = (out / "labels/a.png.tif").rename(tmp_path / "elsewhere.tif")
+    assert run(folder, out).others == 0
+    lost.rename(out / "labels/a.png.tif")
+    assert run(folder, out).others == 1
+    assert rows(out / "images.csv")[0]["image"] == "a.png"
 
 
 def test_results_of_images_that_cannot_be_read_any_more_stay(

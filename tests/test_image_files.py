@@ -194,3 +194,16 @@ def test_photographs(real_data: Path) -> None:
     check_same_size(pairs[0], image.pixels_hwc.shape[:2], labels.shape)  # type: ignore[arg-type]
     assert image.notes == ()
     assert 0 < labels.max() < 400
+
+
+def test_an_image_is_called_by_where_it_lies_whatever_links_lead_there(tmp_path: Path) -> None:
+    touch(tmp_path / "F/z/p.png")
+    before = names(tmp_path / "F", follow_links=True)
+    (tmp_path / "F/a").symlink_to("z")
+    (tmp_path / "link").symlink_to("F")
+    assert names(tmp_path / "F", follow_links=True) == before == ["z/p.png"]
+    assert names(tmp_path / "F", tmp_path / "F/z", follow_links=True) == ["z/p.png"]
+    assert [image.path for image in find_images([tmp_path / "link", tmp_path / "F"])] == [tmp_path / "F/z/p.png"]
+    touch(tmp_path / "other/q.png")
+    (tmp_path / "F/b").symlink_to(tmp_path / "other")
+    assert names(tmp_path / "F", follow_links=True) == ["b/q.png", "z/p.png"]

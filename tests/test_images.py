@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from corpus import of_groups, png, png_chunk, turned_png
 from made_images import H, W, encoded, picture, save, tiff, write
 from PIL import Image, PngImagePlugin
@@ -141,6 +142,23 @@ def test_alpha(tmp_path: Path, suffix: str) -> None:
     assert (clear.pixels_hwc[:20] == 255).all()
     assert np.array_equal(clear.pixels_hwc[20:], pixels[20:, :, :3])
     assert "transparent pixels composited on white" in clear.notes
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_associated_alpha_is_the_same_picture(tmp_path: Path, dtype: type) -> None:
+    """TIFF 6.0, tag 338: 1 is colour that was multiplied by alpha, 2 colour that was not."""
+    full = int(np.iinfo(dtype).max)
+    rng = np.random.default_rng(1)
+    colour, alpha = rng.integers(0, full + 1, (8, 9, 3)), rng.integers(full // 2, full + 1, (8, 9, 1))
+    alpha[0, 0] = 0
+    for name, stored, kind in (("plain", colour, "unassalpha"), ("multiplied", colour * alpha // full, "assocalpha")):
+        pixels = np.concatenate([stored, alpha], axis=2).astype(dtype)
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="rgb", extrasamples=[kind])
+    plain, multiplied = (
+        read_image(tmp_path / f"{name}.tif").pixels_hwc.astype(int) for name in ("plain", "multiplied")
+    )
+    assert np.abs(plain - multiplied).max() <= 2
+    assert plain[0, 0].tolist() == [255, 255, 255]
 
 
 def test_grey_with_alpha_and_transparent_colour(tmp_path: Path) -> None:

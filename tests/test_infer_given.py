@@ -237,7 +237,7 @@ def test_what_several_calls_of_one_run_were_given(tmp_path: Path) -> None:
     both = second.after(first)
     assert both.paths == (f"{root}/a", f"{root}/b", f"{root}/a/x.png", f"{root}/b/x.png")
     assert set(both.folders) == {f"{root}/a", f"{root}/b"}
-    assert both.follow_links is False  # the last call says it
+    assert both.follow_links is True  # an image of the first call is a link
     (tmp_path / "run.json").write_text(json.dumps({"program": "cellseg-infer", "inputs": both.to_json()}))
     assert inputs_in(tmp_path / "run.json", both.roots) == both
     (tmp_path / "run.json").write_text(json.dumps({"program": "another", "inputs": both.to_json()}))
@@ -301,6 +301,29 @@ def test_a_listed_file_of_any_ending_that_goes_fails_alone(model: Path, tmp_path
         == sorted(images(tmp_path / "new"))
         == sorted([("a.png", "done"), (name, "failed")])
     )
+
+
+def test_a_listed_folder_with_an_ending_that_goes_is_one_still(model: Path, tmp_path: Path) -> None:
+    for name in ("A/plate.v2/a.png", "A/b.png"):
+        field(tmp_path / name)
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'A/plate.v2'}\n{tmp_path / 'A/b.png'}\n")
+    run = ("--list", tmp_path / "list.txt", "--model", model, "-q", "-o", tmp_path / "out")
+    assert infer(*run) == 0
+    (tmp_path / "A/plate.v2").rename(tmp_path / "away")
+    assert infer(*run) == 3
+    assert ("plate.v2/a.png", "done") in images(tmp_path / "out")
+    (tmp_path / "away").rename(tmp_path / "A/plate.v2")
+    assert infer(*run) == 0
+    assert images(tmp_path / "out") == [("A/b.png", "done"), ("plate.v2/a.png", "done")]
+
+
+def test_a_pattern_enters_no_linked_folder(tmp_path: Path) -> None:
+    field(tmp_path / "L/x/p.png")
+    (tmp_path / "L/loop").symlink_to(".")
+    (tmp_path / "L/y").symlink_to("x")
+    assert expanded([tmp_path / "L/**/*.png"]).paths == (tmp_path / "L/x/p.png",)
+    assert tmp_path / "L/loop" not in expanded([tmp_path / "L/**"]).paths
+    assert expanded([tmp_path / "L/*/p.png"]).paths == (tmp_path / "L/x/p.png", tmp_path / "L/y/p.png")
 
 
 def test_a_pattern_that_leads_out_of_where_it_begins(model: Path, tmp_path: Path) -> None:

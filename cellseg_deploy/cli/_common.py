@@ -209,8 +209,8 @@ def count_options(function: F) -> F:
         type=click.Choice(["all", "exclude-border", "frame"]),
         default="all",
         show_default=True,
-        help="Cells cut by the image border: all count, none, or those at the top and right side (the unbiased frame: "
-        "out at the left and bottom).",
+        help="Cells that were found and that the image border cuts: all count, none, or those at the top and right "
+        "side (the unbiased frame: out at the left and bottom).",
     )(function)
 
 

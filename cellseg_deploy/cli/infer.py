@@ -116,7 +116,7 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
 
     from cellseg_deploy.outputs.folder import check_apart
 
-    given = _given(paths, asked["list_file"], recorded)
+    given = _given(paths, asked["list_file"], recorded, output)
     check_apart(given.paths, output)
     _check_watch(context, given)
     images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
@@ -255,17 +255,21 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
     return recorded
 
 
-def _given(paths: tuple[Path, ...], list_file: Path | None, recorded: RecordedRun | None) -> GivenPaths:
-    """What the command line names, or else what an earlier run was given."""
+def _given(paths: tuple[Path, ...], list_file: Path | None, recorded: RecordedRun | None, output: Path) -> GivenPaths:
+    """What the command line names, or else what an earlier run was given. That in ``output`` knows former folders."""
     from cellseg_deploy.image_files import input_roots
     from cellseg_deploy.input_paths import GivenPaths, expanded, listed
+    from cellseg_deploy.outputs.folder import RUN_JSON
+    from cellseg_deploy.run_record import inputs_in
 
     if not paths and list_file is None and recorded is not None:
         return recorded.given
     given, written_down = expanded(paths), listed(list_file) if list_file else []
+    earlier = inputs_in(output / RUN_JSON, ())
+    were_folders = () if earlier is None else earlier.folders
     return GivenPaths(
         (*given.paths, *written_down),
-        tuple(sorted({*given.roots, *input_roots(written_down)})),
+        tuple(sorted({*given.roots, *input_roots(written_down, were_folders)})),
         may_be_missing=frozenset(written_down),
     )
 

@@ -39,7 +39,7 @@ def encode(image: SegmentedImage) -> bytes:
         "task": image.task,
     }
     metadata = {
-        "axes": "CYX",
+        "axes": "TZCYXS",  # all of ImageJ's: of fewer a plane one px wide is taken for something else
         "Labels": list(image.channels),
         "Info": msgspec.json.encode(info).decode(),
         "cf": 0,  # straight line
@@ -57,7 +57,7 @@ def encode(image: SegmentedImage) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
-        planes,
+        planes[None, None, ..., None],
         imagej=True,
         metadata=metadata,
         resolution=resolution,

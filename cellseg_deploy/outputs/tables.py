@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 def csv_rows(rows: Iterable[Sequence[Any]]) -> bytes:
@@ -26,7 +26,8 @@ def utf8(text: str) -> str:
 def format_cell(value: Any) -> str:
     """Text of one cell: None empty, booleans true/false, floats with 4 decimals, text safe from spreadsheets.
 
-    Text that a spreadsheet would run as a formula (first sign = + - @ tab CR) gets an apostrophe in front.
+    Text that a spreadsheet would run as a formula (first sign = + - @ tab CR) gets an apostrophe in front, and so does
+    what begins with one, or two texts could become the same.
     """
     if value is None:
         return ""
