@@ -19,6 +19,7 @@ from cellseg_train.config import (
     LossConfig,
     ModelConfig,
     OptimConfig,
+    OverlapConfig,
     TrainConfig,
 )
 
@@ -33,6 +34,7 @@ _SECTIONS = {
     "model": ModelConfig,
     "data": DataConfig,
     "augment": AugmentConfig,
+    "overlap": OverlapConfig,
     "loss": LossConfig,
     "optim": OptimConfig,
 }
@@ -111,6 +113,10 @@ def _setting(
 @_setting("data", "cache_gb", help="Memory for decoded images in GB.")
 @_setting("augment", "scale", "--scale-jitter", numbers=float, help="Lowest and highest random zoom.")
 @_setting("augment", "stain", "--stain-jitter", help="Relative spread of each stain's strength.")
+@_setting(
+    "overlap", "share", "--overlap-share", help="Share of whole cells that become piles of real cells, laid over."
+)
+@_setting("overlap", "most", "--overlap-most", help="Most cells in such a pile.")
 @_setting("loss", "dice_weight", help="Weight of the Dice loss.")
 @_setting("loss", "boundary_weight", help="Weight of the boundary channel's loss.")
 @_setting("loss", "gap_weight", help="Extra weight of background in thin gaps between cells.")

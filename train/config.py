@@ -142,6 +142,29 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class OverlapConfig:
+    """Piles that are made of a tile's own cells, see ``overlaps``.
+
+    ``share``: of the whole cells in a tile, those that become the bottom of a pile; 0 for none. ``most``: cells in a
+    pile, with the bottom one. ``further_p``: probability of one more cell on a pile. ``rouleau_p``: of a pile that is a
+    row (rouleau) and no heap. ``distance``: of the middles of two neighbours in a pile, in mean diameters.
+    """
+
+    share: float = 0.0
+    most: int = 5
+    further_p: float = 0.35
+    rouleau_p: float = 0.3
+    distance: tuple[float, float] = (0.35, 0.9)
+
+    def __post_init__(self) -> None:
+        for name in ("share", "further_p", "rouleau_p"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1]", getattr(self, name))
+        _require(self.most >= 2, "most must be at least 2 cells", self.most)
+        fine = len(self.distance) == 2 and 0 < self.distance[0] <= self.distance[1]
+        _require(fine, "distance must be two positive numbers, low first", self.distance)
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """``bce + dice_weight * dice`` on the foreground, plus what the variant's second channel is taught with.
 
@@ -218,6 +241,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    overlap: OverlapConfig = field(default_factory=OverlapConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0

@@ -28,7 +28,7 @@ from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.images import Pair, check_same_size, pair_by_stem, read_image, read_labels
 from cellseg_deploy.model_spec import DataSummary
 from cellseg_deploy.pipeline import resize
-from cellseg_train import augment, targets
+from cellseg_train import augment, overlaps, targets
 from cellseg_train.config import TrainConfig
 
 BATCHES_AHEAD = 2
@@ -197,6 +197,8 @@ class TileDataset(Dataset[dict[str, Tensor]]):
         margin = round(size * _MARGIN) if "distance" in self.config.model.channels else 0
         tile, labels = augment.cut(example.image_hwc, example.labels_hw, example.labels_scale, matrix, size, margin)
         if self.augmented:
+            inner = labels[margin : margin + size, margin : margin + size]
+            tile, inner[...] = overlaps.add_piles(rng, tile, inner, self.config.overlap)
             tile = augment.recolour(rng, tile, self.config.augment)
         made = make_targets(labels, self.config, margin=margin)
         return {
