@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cellseg_deploy.batching import Network, StageClock
+from cellseg_deploy.batching import Network
 from cellseg_deploy.counting import counted
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.image_files import FoundImage
+from cellseg_deploy.image_tiles import StageClock
 from cellseg_deploy.images import declared_pixels, read_image
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.formats import Format

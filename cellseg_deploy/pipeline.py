@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.batching import ImageTiles, Job, Network, Overlapped, StageClock, alone
+from cellseg_deploy.batching import Job, Network, Overlapped, alone
 from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, lost_note, scale_from_cells, size_note
 from cellseg_deploy.errors import DataError, ModelError, UsageError
+from cellseg_deploy.image_tiles import ImageTiles, StageClock
 from cellseg_deploy.instances import check_params, segment
 from cellseg_deploy.measure import CellTable, measure
 from cellseg_deploy.model_spec import InstanceParams

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cellseg_deploy.batching import ImageTiles, Job, Network, Outcome, Overlapped, StageClock
+from cellseg_deploy.batching import Job, Network, Outcome, Overlapped
+from cellseg_deploy.image_tiles import ImageTiles, StageClock
 
 TILE = 8
 PATIENCE_SECONDS = 30.0

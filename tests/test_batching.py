@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from made_jobs import PATIENCE_SECONDS, TILE, jobs_of, network, picture, run, wait_until, within, work
 
-from cellseg_deploy.batching import BatchedNetwork, ImageTiles, Job, Network, Outcome, Overlapped, StageClock, alone
+from cellseg_deploy.batching import BatchedNetwork, Job, Network, Outcome, Overlapped, alone
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.image_tiles import ImageTiles, StageClock
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
