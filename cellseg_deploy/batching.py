@@ -332,14 +332,10 @@ class Overlapped(Generic[T]):
         # that the other threads wait for.
         self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[int, Outcome[T]]] = queue.SimpleQueue()
-        workers = 0 if exclusive else min(max_jobs, len(jobs))
-        # Daemons are not waited for when the program ends; they are joined here, unless a second Ctrl-C forbids it.
-        self._threads = [
-            threading.Thread(target=self._work, name=f"cellseg-worker-{i}", daemon=True) for i in range(workers)
-        ]
-        if workers:
-            engine = threading.Thread(target=self._network.serve, name="cellseg-engine", daemon=True)
-            self._threads.insert(0, engine)
+        self._helpers, self._blocked = helpers, 0
+        self._most_workers = min(max_jobs, len(jobs))
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
 
     @property
     def engine_seconds(self) -> float:
@@ -355,8 +351,9 @@ class Overlapped(Generic[T]):
             return
         # Not sooner: a signal that ends the start of threads is then within the block that ends them.
         with deferred_signals():
-            for thread in self._threads:
-                thread.start()
+            self._start("engine", self._network.serve)
+            for _ in range(min(self._helpers, self._most_workers)):
+                self._start("worker", self._work)
         early: dict[int, Outcome[T]] = {}
         for index in range(len(self._jobs)):
             self._begin_more()
@@ -374,14 +371,13 @@ class Overlapped(Generic[T]):
         with deferred_signals():
             self._stopping = True
             self._network.end(RuntimeError("stopped before these tiles were run"))
-            for _ in self._threads:
-                self._todo.put(None)
+            self._todo.put(None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        for thread in self._threads:
+        for thread in self._threads:  # also those that are added meanwhile
             while thread.is_alive():
                 thread.join(_POLL_SECONDS)
 
@@ -410,6 +406,12 @@ class Overlapped(Generic[T]):
                 return
             yield _outcome(job, network)
 
+    def _start(self, name: str, target: Callable[[], None]) -> None:
+        # Daemons are not waited for when the program ends; they are joined here, unless a second Ctrl-C forbids it.
+        thread = threading.Thread(target=target, name=f"cellseg-{name}-{len(self._threads)}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
     def _work(self) -> None:
         while (index := self._todo.get()) is not None and not self._stopping:
             self._await_turn()
@@ -419,6 +421,7 @@ class Overlapped(Generic[T]):
                 self._cores.release()
             self._done.put((index, outcome))
             del outcome
+        self._todo.put(None)  # for the next worker
 
     def _await_turn(self) -> None:
         """Take a core, once the network is short of tiles."""
@@ -431,11 +434,27 @@ class Overlapped(Generic[T]):
 
     def _hand_over(self, tiles: ImageTiles) -> None:
         """The network, for a worker: others compute while it waits."""
+        self._keep_helpers(+1)
         self._cores.release()
         try:
             self._network(tiles)
         finally:
             self._cores.acquire()
+            self._keep_helpers(-1)
+
+    def _keep_helpers(self, blocked: int) -> None:
+        """Have as many workers that compute as there are helpers, beside those that wait for the network.
+
+        No more than that: each thread keeps memory of its own.
+        """
+        with self._lock:
+            self._blocked += blocked
+            workers = len(self._threads) - 1
+            if workers < min(self._blocked + self._helpers, self._most_workers) and not self._stopping:
+                try:
+                    self._start("worker", self._work)
+                except RuntimeError:  # the system has no thread left: those that are there do the work
+                    self._most_workers = workers
 
 
 def _outcome(job: Job[T], network: Network) -> Outcome[T]:
