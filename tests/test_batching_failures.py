@@ -64,17 +64,18 @@ class Marked:
 @pytest.mark.parametrize("batch", [1, 4, 16])
 @pytest.mark.parametrize("error", [None, MemoryError("full"), ZeroDivisionError("oh")])
 def test_an_error_of_one_image_is_no_other_ones(error: BaseException | None, batch: int) -> None:
-    """One tile an image, so that a batch that fails is full of others; the first waits until there are so many."""
+    """One tile an image, so that a batch that fails is full of others: each call waits until there are so many."""
     pictures = [np.full((8, 8, 3), i + 1, np.uint8) for i in range(40)]
     calls: list[int] = []
     marked = Marked(20, error)
 
     def predict(tiles: np.ndarray) -> np.ndarray:
-        if not calls:
-            wait_until(lambda: outcomes._network._n_waiting >= batch - 1)  # one was taken
+        seen.update(tiles.max(axis=(1, 2, 3)).tolist())
+        wait_until(lambda: (n := outcomes._network._n_waiting) >= batch - 1 or len(seen) + n >= 40)
         calls.append(len(tiles))
         return marked(tiles)
 
+    seen: set[int] = set()
     outcomes = Overlapped(jobs_of(pictures), predict, batch=batch, helpers=3)
 
     def go() -> list[Outcome[Any]]:
