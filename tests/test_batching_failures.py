@@ -76,7 +76,7 @@ def test_an_error_of_one_image_is_no_other_ones(error: BaseException | None, bat
         return marked(tiles)
 
     seen: set[int] = set()
-    outcomes = Overlapped(jobs_of(pictures), predict, batch=batch, helpers=3)
+    outcomes = Overlapped(jobs_of(pictures), predict, batch=batch, helpers=3, max_jobs=40)
 
     def go() -> list[Outcome[Any]]:
         with outcomes:
