@@ -22,12 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy import metrics
+from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.counting import CountRule
 from cellseg_deploy.images import MAX_PIXELS, Pair, check_same_size, declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import atomic, label_tiff, tables
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, output_names
-from cellseg_deploy.passes import Steps
-from cellseg_deploy.schedule import Job
 from cellseg_deploy.threads import ThreadPlan
 
 if TYPE_CHECKING:
@@ -83,32 +82,32 @@ class Predictor:
     max_pixels: int = MAX_PIXELS
     keep_probabilities: bool = False
 
-    def steps(self, pair: Pair, mask_hw: tuple[int, int]) -> Steps[Segmentation]:
-        """The photograph ``pair.image`` in steps; its size is checked before any work is done."""
+    def segment(self, pair: Pair, mask_hw: tuple[int, int], network: Network) -> Segmentation:
+        """Cells of the photograph ``pair.image``; its size is checked before any work is done."""
         image_hwc = read_image(pair.image, bit_depth=self.bit_depth, max_pixels=self.max_pixels).pixels_hwc
         check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
-        return (yield from self.segmenter.steps(image_hwc))
+        return self.segmenter.segment(image_hwc, network)
 
 
 def predicted_pairs(
     pairs: Sequence[Pair], predictor: Predictor, finish: Callable[[Pair, Labels, Segmentation], T]
 ) -> Generator[T, None, None]:
-    """``finish(pair, true_labels, found)`` of each pair, in order. Pairs overlap (see ``stream``), and ``finish`` is
+    """``finish(pair, true_labels, found)`` of each pair, in order. Pairs overlap (see ``batching``), and ``finish`` is
     called by the threads that label. To be closed before the segmenter, see ``Segmenter.results``.
 
     Raises ``DataError`` naming the file that cannot be used, and what the network raises.
     """
 
-    def steps(pair: Pair) -> Steps[T]:
+    def work(pair: Pair, network: Network) -> T:
         true = read_labels(pair.mask)
-        found = yield from predictor.steps(pair, (true.shape[0], true.shape[1]))
+        found = predictor.segment(pair, (true.shape[0], true.shape[1]), network)
         return finish(pair, true, found)
 
     def nbytes(pair: Pair) -> int:
         pixels = declared_pixels(pair.image)
         return predictor.segmenter.bytes_in_flight(pixels) + pixels * np.dtype(np.int32).itemsize  # of the truth
 
-    jobs = [Job(partial(steps, pair), partial(nbytes, pair)) for pair in pairs]
+    jobs = [Job(partial(work, pair), partial(nbytes, pair)) for pair in pairs]
     return predictor.segmenter.results(jobs, predictor.threads)
 
 

@@ -5,7 +5,7 @@ OUT/overlays/NAME.jpg    outlines and count           OUT/images.csv     a row a
 OUT/KIND/NAME...         see ``outputs.formats``      OUT/run.json       what ran, with what, how long
                                                       OUT/journal.jsonl  what is done: a run that ended early goes on
 
-Images overlap (see ``stream``): helper threads read, label and encode, the network takes tiles of several images at a
+Images overlap (see ``batching``): helper threads read, label and encode, the network takes tiles of several images at a
 time. What is written is written by the caller's thread, image by image in the order of the images, so that what lies in
 the folder at any time is what a run over fewer images would have left.
 """

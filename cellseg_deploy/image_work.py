@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cellseg_deploy.batching import Network
 from cellseg_deploy.counting import counted
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.image_files import FoundImage
+from cellseg_deploy.image_tiles import StageClock
 from cellseg_deploy.images import declared_pixels, read_image
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.formats import Format
 from cellseg_deploy.outputs.journal import ImageRecord, OutputFile
 from cellseg_deploy.outputs.segmented import SegmentedImage
-from cellseg_deploy.passes import StageClock, Steps
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.run_record import RunOptions
 
@@ -40,7 +41,7 @@ class ImageWork:
         """Memory it takes, roughly, by what its header declares."""
         return 0 if image.problem else self._segmenter.bytes_in_flight(declared_pixels(image.path))
 
-    def steps(self, image: FoundImage, output_name: str) -> Steps[Finished]:
+    def __call__(self, image: FoundImage, output_name: str, network: Network) -> Finished:
         """Read, segment, measure and encode ``image``, whose files are called ``output_name`` without endings."""
         if image.problem:
             raise DataError(image.problem)
@@ -54,7 +55,7 @@ class ImageWork:
                 pixel_size_um=options.pixel_size_um,
                 with_fingerprint=True,
             )
-        found = yield from segmenter.steps(loaded.pixels_hwc, clock)
+        found = segmenter.segment(loaded.pixels_hwc, network, clock)
         with clock("write"):
             segmented = SegmentedImage(
                 name=image.name,

@@ -3,7 +3,8 @@
 image_hwc --resize--> model scale --pad, cut--> tiles --backend--> probabilities
     --stitch--> probabilities_khw --segment--> labels (image scale) --measure--> table
 
-``Segmenter.steps`` says this once; calling a ``Segmenter`` runs the steps of one image, a folder run those of many.
+``Segmenter.segment`` says this once, for a network that is given to it: that of one image alone when a ``Segmenter`` is
+called, one that many images share in a folder run.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ import numpy.typing as npt
 
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.batching import Job, Network, Overlapped, alone
 from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, lost_note, scale_from_cells, size_note
 from cellseg_deploy.errors import DataError, ModelError, UsageError
+from cellseg_deploy.image_tiles import ImageTiles, StageClock
 from cellseg_deploy.instances import check_params, segment
 from cellseg_deploy.measure import CellTable, measure
 from cellseg_deploy.model_spec import InstanceParams
-from cellseg_deploy.passes import StageClock, Steps, TiledPass, run_alone
-from cellseg_deploy.schedule import Job
-from cellseg_deploy.stream import Stream
 from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
 
 T = TypeVar("T")
@@ -164,16 +164,18 @@ class Segmenter:
 
         Raises ``UsageError`` if it is no such array, ``DataError`` if the network's answer for it is unusable.
         """
-        return run_alone(self.steps(image_hwc), self.backend.predict, self.batch_size)
+        return self.segment(image_hwc, self._alone())
 
-    def steps(self, image_hwc: npt.NDArray[np.uint8], clock: StageClock | None = None) -> Steps[Segmentation]:
-        """Calling the segmenter, in steps (see ``passes``): with ``cell_diameter_px="auto"`` up to two passes.
+    def segment(
+        self, image_hwc: npt.NDArray[np.uint8], network: Network, clock: StageClock | None = None
+    ) -> Segmentation:
+        """Calling the segmenter, with a ``network`` of one's own: with ``cell_diameter_px="auto"`` up to two passes.
 
-        ``clock``: takes the seconds of each stage, also those that the network adds later.
+        ``clock``: takes the seconds of each stage.
         """
         _check_image(image_hwc)
         clock = clock or StageClock()
-        probabilities, labels = yield from self._labels(image_hwc, self.scale, clock)
+        probabilities, labels = self._labels(image_hwc, self.scale, network, clock)
         scale, notes = self.scale, list[str]()
         if self.auto_scale:
             choice = scale_from_cells(labels, self.backend.spec.cell_diameter_px, scale)
@@ -181,7 +183,7 @@ class Segmenter:
             if choice.scale != scale:
                 scale = choice.scale
                 del probabilities, labels  # two images' worth would stand in memory otherwise
-                probabilities, labels = yield from self._labels(image_hwc, scale, clock)
+                probabilities, labels = self._labels(image_hwc, scale, network, clock)
         elif scale == self.backend.spec.image_scale:  # whether it was typed is not recorded: a run again says the same
             note = size_note(labels, self.backend.spec.cell_diameter_px, scale)
             notes += [note] if note else []
@@ -192,9 +194,9 @@ class Segmenter:
             table = measure(labels)
         return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes))
 
-    def stream(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Stream[T]:
-        """Runs ``jobs``, whose steps come from ``steps``, overlapping; see ``stream``."""
-        return Stream(
+    def overlapped(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Overlapped[T]:
+        """Runs ``jobs``, which call ``segment`` with the network they are given, side by side; see ``batching``."""
+        return Overlapped(
             jobs,
             self.backend.predict,
             batch=self.batch_size,
@@ -206,9 +208,12 @@ class Segmenter:
     def results(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Generator[T, None, None]:
         """What ``jobs`` return, in order; the first error of one is raised and ends all. Close it before the segmenter,
         if it may be left early (``contextlib.closing``): its threads use the backend."""
-        with single_threaded_libraries(), self.stream(jobs, threads) as stream:
-            for outcome in stream:
+        with single_threaded_libraries(), self.overlapped(jobs, threads) as outcomes:
+            for outcome in outcomes:
                 yield outcome.get()
+
+    def _alone(self) -> Network:
+        return alone(self.backend.predict, self.batch_size)
 
     def bytes_in_flight(self, pixels: int) -> int:
         """Bytes that an image of ``pixels`` px holds between its first step and its last: itself and its labels, and
@@ -217,10 +222,10 @@ class Segmenter:
         return pixels * (3 + 4) + model_pixels * (3 + 4 * len(self.backend.spec.channels))
 
     def _labels(
-        self, image_hwc: npt.NDArray[np.uint8], scale: float, clock: StageClock
-    ) -> Steps[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
+        self, image_hwc: npt.NDArray[np.uint8], scale: float, network: Network, clock: StageClock
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Probabilities at ``scale`` and labels at the image's own size."""
-        probabilities = yield from self._probabilities(image_hwc, scale, clock)
+        probabilities = self._probabilities(image_hwc, scale, network, clock)
         with clock("label"):
             labels = segment(
                 probabilities,
@@ -232,22 +237,21 @@ class Segmenter:
         return probabilities, labels
 
     def _probabilities(
-        self, image_hwc: npt.NDArray[np.uint8], scale: float, clock: StageClock
-    ) -> Steps[npt.NDArray[np.float32]]:
+        self, image_hwc: npt.NDArray[np.uint8], scale: float, network: Network, clock: StageClock
+    ) -> npt.NDArray[np.float32]:
         spec = self.backend.spec
         with clock("resize"):
             scaled = resize(image_hwc, scale)
-        work = TiledPass(scaled, tile_size=spec.tile_size, halo=self.halo, n_channels=len(spec.channels), clock=clock)
-        del scaled  # the pass has it, as long as it lasts
-        yield work
+        tiles = ImageTiles(scaled, tile_size=spec.tile_size, halo=self.halo, n_channels=len(spec.channels), clock=clock)
+        del scaled  # the tiles have it, as long as they last
+        network(tiles)
         with clock("tile"):
-            return _checked_range(work.out_khw)
+            return _checked_range(tiles.out_khw)
 
     def probabilities(self, image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (K, h', w') float32 of ``image_hwc`` at model scale, before any labelling."""
         _check_image(image_hwc)
-        steps = self._probabilities(image_hwc, self.scale, StageClock())
-        return run_alone(steps, self.backend.predict, self.batch_size)
+        return self._probabilities(image_hwc, self.scale, self._alone(), StageClock())
 
     def close(self) -> None:
         """Close the backend."""

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
+from cellseg_deploy.batching import Job, Outcome
 from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
 from cellseg_deploy.image_files import FoundImage, path_of
 from cellseg_deploy.image_work import Finished, ImageWork
@@ -35,8 +36,6 @@ from cellseg_deploy.outputs.resume import FolderState, begin, different_run, kep
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.run_identity import identity_of
 from cellseg_deploy.run_record import SKIPPED, ImageResult, Inputs, RunOptions, RunSummary, inputs_in, run_json
-from cellseg_deploy.schedule import Job
-from cellseg_deploy.stream import Outcome
 from cellseg_deploy.threads import ThreadPlan
 
 _log = logging.getLogger(__name__)
@@ -146,16 +145,16 @@ class RunSession:
         if not items:
             return
         self._prepare()
-        stream = self.segmenter.stream([self._job(item) for item in items], self.threads)
+        outcomes = self.segmenter.overlapped([self._job(item) for item in items], self.threads)
         with ExitStack() as stack:
             stack.enter_context(thread_plans.single_threaded_libraries())
             # Left in reverse order: after an interrupt the tables are written first, then threads are waited for.
-            stack.enter_context(stream)
-            stack.enter_context(self._kept_if_stopped(stream.stop))
+            stack.enter_context(outcomes)
+            stack.enter_context(self._kept_if_stopped(outcomes.stop))
             before = self.summary.engine_seconds
-            for item, outcome in zip(items, stream, strict=True):
+            for item, outcome in zip(items, outcomes, strict=True):
                 result = self._one_image(item, outcome)
-                self.summary.engine_seconds = before + stream.engine_seconds
+                self.summary.engine_seconds = before + outcomes.engine_seconds
                 if self._on_result is not None:
                     self._on_result(result)
 
@@ -175,7 +174,7 @@ class RunSession:
 
     def _job(self, item: Planned) -> Job[Finished]:
         work = self._image_work
-        return Job(partial(work.steps, item.image, item.output_name), partial(work.bytes_in_flight, item.image))
+        return Job(partial(work, item.image, item.output_name), partial(work.bytes_in_flight, item.image))
 
     # ------------------------------------------------------------------------------------------------ begin and end
 

@@ -222,7 +222,7 @@ def folder(four: Path) -> Path:
 @pytest.fixture
 def no_thread_is_left() -> Iterator[None]:
     """Threads of a run end with it."""
-    from made_streams import our_threads
+    from made_jobs import our_threads
 
     yield
     assert not our_threads()

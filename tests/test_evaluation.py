@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import DarknessBackend, draw_discs
-from made_streams import our_threads
+from made_jobs import our_threads
 from PIL import Image
 
 from cellseg_deploy.errors import DataError

@@ -18,6 +18,7 @@ from PIL import Image
 from running import results, rows, save
 
 from cellseg_deploy import run_session
+from cellseg_deploy.batching import Overlapped
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, NothingToDoError, OutputError
 from cellseg_deploy.folder_run import ImageResult, RunOptions, RunSummary, run_folder
 from cellseg_deploy.image_work import ImageWork
@@ -27,7 +28,6 @@ from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.samples.params import SmearParams
 from cellseg_deploy.samples.smear import make_smear
-from cellseg_deploy.stream import Stream
 from cellseg_deploy.threads import ThreadPlan
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left", "quick_disk")
@@ -251,22 +251,22 @@ def test_tables_are_written_before_threads_are_waited_for(
 ) -> None:
     """A call of a large network lasts; whoever ended the run may not wait that long before a kill."""
     order: list[str] = []
-    stream, stop, original = Stream.__exit__, Stream.stop, run_session.run_json
+    leave, stop, original = Overlapped.__exit__, Overlapped.stop, run_session.run_json
 
-    def stop_stream(self: Any) -> None:
+    def stop_noted(self: Any) -> None:
         order.append("stop")
         stop(self)
 
-    def exit_stream(self: Any, *error: Any) -> None:
+    def exit_noted(self: Any, *error: Any) -> None:
         order.append("threads")
-        stream(self, *error)
+        leave(self, *error)
 
     def run_json(*args: Any, **settings: Any) -> bytes:
         order.append(settings["status"])
         return original(*args, **settings)
 
-    monkeypatch.setattr(Stream, "__exit__", exit_stream)
-    monkeypatch.setattr(Stream, "stop", stop_stream)
+    monkeypatch.setattr(Overlapped, "__exit__", exit_noted)
+    monkeypatch.setattr(Overlapped, "stop", stop_noted)
     monkeypatch.setattr(run_session, "run_json", run_json)
 
     def on_result(_: ImageResult) -> None:

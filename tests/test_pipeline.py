@@ -134,10 +134,10 @@ def test_many_images_run_as_the_backend_and_the_plan_of_threads_want(monkeypatch
     backend = DarknessBackend()
     backend.batch_step = 3
     given: list[dict[str, object]] = []
-    monkeypatch.setattr(pipeline, "Stream", lambda jobs, predict, **settings: given.append(settings))
+    monkeypatch.setattr(pipeline, "Overlapped", lambda jobs, predict, **settings: given.append(settings))
     segmenter = Segmenter(backend, batch_size=5)
-    segmenter.stream([], ThreadPlan(1, 7, exclusive=True))
-    segmenter.stream([], ThreadPlan(None, 2))
+    segmenter.overlapped([], ThreadPlan(1, 7, exclusive=True))
+    segmenter.overlapped([], ThreadPlan(None, 2))
     common = {"batch": 5, "step": 3}
     assert given == [common | {"helpers": 7, "exclusive": True}, common | {"helpers": 2, "exclusive": False}]
 

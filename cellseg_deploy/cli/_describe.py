@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from cellseg_deploy import data_alignment, data_report, evaluation
+from cellseg_deploy.batching import Job
 from cellseg_deploy.cli import _common, _model_files, _modes
 from cellseg_deploy.data_alignment import Comparison
 from cellseg_deploy.data_report import DataFacts, ImageFacts
@@ -38,13 +39,12 @@ from cellseg_deploy.outputs import atomic, plots, tables
 from cellseg_deploy.outputs.folder import check_apart
 from cellseg_deploy.outputs.plots import Histogram
 from cellseg_deploy.outputs.report_folder import report_folder
-from cellseg_deploy.schedule import Job
 
 if TYPE_CHECKING:
+    from cellseg_deploy.batching import Network
     from cellseg_deploy.cli.evaluate import Options
     from cellseg_deploy.image_files import Pair
     from cellseg_deploy.model_spec import ModelSpec, Spread
-    from cellseg_deploy.passes import Steps
     from cellseg_deploy.pipeline import Segmenter
 
 DATA_JSON, DATA_CSV, DATA_PNG = "data.json", "data.csv", "data.png"
@@ -134,9 +134,9 @@ def _reading(options: Options) -> dict[str, Any]:
 
 
 def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) -> Generator[ImageFacts, None, None]:
-    def steps(image: FoundImage) -> Steps[ImageFacts]:
+    def work(image: FoundImage, network: Network) -> ImageFacts:
         loaded = read_image(image.path, **_reading(options))
-        found = yield from segmenter.steps(loaded.pixels_hwc)
+        found = segmenter.segment(loaded.pixels_hwc, network)
         return data_report.look_at(
             image.name,
             loaded.pixels_hwc,
@@ -148,7 +148,7 @@ def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) 
     def nbytes(image: FoundImage) -> int:
         return segmenter.bytes_in_flight(declared_pixels(image.path))
 
-    jobs = [Job(partial(steps, image), partial(nbytes, image)) for image in images]
+    jobs = [Job(partial(work, image), partial(nbytes, image)) for image in images]
     return segmenter.results(jobs, options.thread_plan)
 
 

@@ -9,18 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from made_streams import PATIENCE_SECONDS, jobs_of, network, picture, run, steps, wait_until, within
+from made_jobs import PATIENCE_SECONDS, jobs_of, network, picture, run, wait_until, within, work
 
+from cellseg_deploy.batching import Job, Network, Outcome, Overlapped
 from cellseg_deploy.errors import DataError, ModelError
-from cellseg_deploy.passes import Steps
-from cellseg_deploy.schedule import Job
-from cellseg_deploy.stream import Outcome, Stream
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -65,22 +64,23 @@ class Marked:
 @pytest.mark.parametrize("batch", [1, 4, 16])
 @pytest.mark.parametrize("error", [None, MemoryError("full"), ZeroDivisionError("oh")])
 def test_an_error_of_one_image_is_no_other_ones(error: BaseException | None, batch: int) -> None:
-    """One tile an image, so that a batch that fails is full of others; the first waits until there are so many."""
+    """One tile an image, so that a batch that fails is full of others: each call waits until there are so many."""
     pictures = [np.full((8, 8, 3), i + 1, np.uint8) for i in range(40)]
     calls: list[int] = []
     marked = Marked(20, error)
 
     def predict(tiles: np.ndarray) -> np.ndarray:
-        if not calls:
-            wait_until(lambda: stream.peak.tiles >= batch)
+        seen.update(tiles.max(axis=(1, 2, 3)).tolist())
+        wait_until(lambda: (n := outcomes._network._n_waiting) >= batch - 1 or len(seen) + n >= 40)
         calls.append(len(tiles))
         return marked(tiles)
 
-    stream = Stream(jobs_of(pictures), predict, batch=batch, helpers=3)
+    seen: set[int] = set()
+    outcomes = Overlapped(jobs_of(pictures), predict, batch=batch, helpers=3, max_jobs=40)
 
     def go() -> list[Outcome[Any]]:
-        with stream:
-            return list(stream)
+        with outcomes:
+            return list(outcomes)
 
     for index, outcome in enumerate(within(go)):
         if index == 19:
@@ -92,11 +92,11 @@ def test_an_error_of_one_image_is_no_other_ones(error: BaseException | None, bat
 
 
 @pytest.mark.parametrize("where", ["first step", "last step"])
-def test_an_error_in_a_step_is_that_images(where: str) -> None:
-    def failing(index: int) -> Steps[int]:
+def test_an_error_in_the_work_is_that_images(where: str) -> None:
+    def failing(index: int, network: Network) -> int:
         if where == "first step" and index % 3 == 1:
             raise DataError(f"no {index}")
-        yield from steps(picture(index))
+        work(picture(index), network)
         if where == "last step" and index % 3 == 1:
             raise DataError(f"no {index}")
         return index
@@ -119,7 +119,7 @@ def test_an_error_of_the_engine_ends_all_that_need_it_but_not_what_is_through(er
         calls.append(int(tiles.max()))
         return marked(tiles)
 
-    found = run(jobs_of(pictures), predict, batch=1, helpers=1)
+    found = run(jobs_of(pictures), predict, batch=1, helpers=1, max_jobs=1)
     assert calls == list(range(1, 9))  # and never again
     for index, outcome in enumerate(found):
         if index < 7:
@@ -127,24 +127,6 @@ def test_an_error_of_the_engine_ends_all_that_need_it_but_not_what_is_through(er
         else:
             with pytest.raises(type(error)):
                 outcome.get()
-
-
-def test_a_batch_that_waits_its_turn_is_not_run_on_a_broken_engine() -> None:
-    calls: list[int] = []
-
-    def predict(tiles: np.ndarray) -> np.ndarray:
-        calls.append(len(tiles))
-        wait_until(lambda: stream._schedule._batches == 2)
-        raise ModelError("gone")
-
-    stream = Stream(jobs_of([picture(2)] * 6), predict, batch=1)
-
-    def go() -> list[Outcome[Any]]:
-        with stream:
-            return list(stream)
-
-    assert all(isinstance(outcome.error, ModelError) for outcome in within(go))
-    assert calls == [1]
 
 
 def test_an_answer_of_the_wrong_shape_stops_the_run() -> None:
@@ -159,7 +141,7 @@ def test_a_fault_of_the_machinery_itself_is_raised_and_does_not_hang() -> None:
         raise RuntimeError("asking for the size failed")
 
     with pytest.raises(RuntimeError, match="asking"):
-        run([Job(partial(steps, picture(0))), Job(partial(steps, picture(1)), broken)])
+        run([Job(partial(work, picture(0))), Job(partial(work, picture(1)), broken)])
 
 
 def test_an_engine_that_fails_every_time_fails_every_image() -> None:
@@ -173,39 +155,33 @@ def test_an_engine_that_fails_every_time_fails_every_image() -> None:
 # --- ending early
 
 
-def test_leaving_the_block_ends_threads_and_steps() -> None:
-    closed: list[int] = []
+def test_leaving_the_block_ends_threads_and_work() -> None:
+    begun: list[int] = []
+    ended: list[int] = []
 
-    def endless(index: int) -> Steps[int]:
+    def endless(index: int, network: Network) -> int:
+        begun.append(index)
         try:
-            yield from steps(picture(index))
+            work(picture(index), network)
             return index
         finally:
-            closed.append(index)
-
-    gate = threading.Event()
+            ended.append(index)
 
     def predict(tiles: np.ndarray) -> np.ndarray:
-        gate.wait(0.05)
+        time.sleep(0.01)
         return network(tiles)
 
-    kept: list[Steps[int]] = []  # so that what is not closed is not collected either
-
-    def begin(index: int) -> Steps[int]:
-        kept.append(endless(index))
-        return kept[-1]
-
-    stream: Stream[int] = Stream([Job(partial(begin, i)) for i in range(200)], predict, batch=2)
+    outcomes: Overlapped[int] = Overlapped([Job(partial(endless, i)) for i in range(200)], predict, batch=2)
 
     def go() -> None:
-        with stream:
-            for outcome in stream:
+        with outcomes:
+            for outcome in outcomes:
                 if outcome.get() == 2:
                     break
 
     within(go)
-    assert sorted(closed) == list(range(len(kept)))
-    assert 3 <= len(kept) < 50
+    assert sorted(ended) == sorted(begun)
+    assert 3 <= len(begun) < 50
 
 
 @in_a_process_of_its_own
@@ -221,8 +197,8 @@ def test_an_interrupt_is_raised_at_once_where_the_caller_waits() -> None:
         return network(tiles)
 
     def go() -> None:
-        with Stream(jobs_of([picture(4)] * 40), predict, batch=2) as stream:
-            for outcome in stream:
+        with Overlapped(jobs_of([picture(4)] * 40), predict, batch=2) as outcomes:
+            for outcome in outcomes:
                 outcome.get()
 
     with pytest.raises(KeyboardInterrupt):
@@ -239,16 +215,15 @@ def test_stop_does_not_wait() -> None:
         gate.wait(PATIENCE_SECONDS)
         return network(tiles)
 
-    def nothing() -> Steps[None]:
+    def nothing(_: Network) -> None:
         return
-        yield
 
     def go() -> float:
-        with Stream([Job(nothing), *jobs_of([picture(4)] * 4)], predict, batch=2) as stream:
-            next(iter(stream)).get()
+        with Overlapped([Job(nothing), *jobs_of([picture(4)] * 4)], predict, batch=2) as outcomes:
+            next(iter(outcomes)).get()
             wait_until(lambda: bool(calls))
             start = time.monotonic()
-            stream.stop()
+            outcomes.stop()
             seconds = time.monotonic() - start
             gate.set()
         return seconds
@@ -272,8 +247,8 @@ def test_threads_that_were_started_before_an_error_are_ended(
         original(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(type(error)), Stream(jobs_of([picture(0)]), network, batch=1) as stream:
-        list(stream)
+    with pytest.raises(type(error)), Overlapped(jobs_of([picture(0)] * 5), network, batch=1) as outcomes:
+        list(outcomes)
     assert len(started) == at
 
 
@@ -281,9 +256,51 @@ def test_threads_that_were_started_before_an_error_are_ended(
 def test_a_signal_while_threads_start_ends_them() -> None:
     """It waits until they are all there, and is raised within the block."""
 
-    def first() -> Steps[None]:
+    def first(network: Network) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        yield from steps(picture(0))
+        work(picture(0), network)
 
-    with pytest.raises(KeyboardInterrupt), Stream([Job(first), *jobs_of([picture(0)] * 9)], network, batch=1) as stream:
-        list(stream)
+    jobs = [Job(first), *jobs_of([picture(0)] * 9)]
+    with pytest.raises(KeyboardInterrupt), Overlapped(jobs, network, batch=1) as outcomes:
+        list(outcomes)
+
+
+def test_memory_of_an_image_that_failed_is_free_before_its_turn_comes() -> None:
+    """The first image waits for the second's array to be gone; a traceback would keep it."""
+    gone = threading.Event()
+
+    def first(_: Network) -> None:
+        assert gone.wait(PATIENCE_SECONDS)
+
+    def second(_: Network) -> None:
+        large = np.zeros(10)
+        weakref.finalize(large, gone.set)
+        raise DataError("no")
+
+    done = run([Job(first), Job(second)])
+    assert done[0].error is None
+    assert isinstance(done[1].error, DataError)
+
+
+def test_an_interrupted_retry_does_not_run_on() -> None:
+    """A batch of many images fails for one; while they are run again one by one, the run is stopped."""
+    calls: list[int] = []
+
+    def predict(tiles: np.ndarray) -> np.ndarray:
+        calls.append(len(tiles))
+        if len(calls) == 1:
+            wait_until(lambda: outcomes._network._n_waiting >= 8)
+        elif len(tiles) > 1:
+            raise DataError("one of them")
+        elif len(calls) > 2:
+            outcomes._network.end(ModelError("gone"))
+        return network(tiles)
+
+    outcomes = Overlapped(jobs_of([picture(2)] * 10), predict, batch=8)
+
+    def go() -> list[Outcome[Any]]:
+        with outcomes:
+            return list(outcomes)
+
+    within(go)
+    assert len(calls) == 3

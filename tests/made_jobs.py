@@ -1,4 +1,4 @@
-"""Streams made for tests: small pictures, a network that gives back what it sees, and patience that ends."""
+"""Jobs made for tests: small pictures, a network that gives back what it sees, and patience that ends."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cellseg_deploy.passes import StageClock, Steps, TiledPass
-from cellseg_deploy.schedule import Job
-from cellseg_deploy.stream import Outcome, Stream
+from cellseg_deploy.batching import Job, Network, Outcome, Overlapped
+from cellseg_deploy.image_tiles import ImageTiles, StageClock
 
 TILE = 8
 PATIENCE_SECONDS = 30.0
@@ -20,7 +19,7 @@ SHAPES = [(1, 1), (5, 70), (8, 8), (9, 8), (40, 33), (3, 8), (64, 20)]
 
 
 def our_threads() -> list[str]:
-    """Names of the threads of streams that are alive."""
+    """Names of the threads of ``Overlapped`` that are alive."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("cellseg-")]
 
 
@@ -58,23 +57,23 @@ def network(tiles_nhwc: np.ndarray) -> np.ndarray:
     return tiles_nhwc[:, None, :, :, 0].astype(np.float32) / 255
 
 
-def steps(image_hwc: np.ndarray, passes: int = 1) -> Steps[np.ndarray]:
+def work(image_hwc: np.ndarray, network: Network, passes: int = 1) -> np.ndarray:
     """Sum of what the network says in each of ``passes``."""
     total = np.zeros(image_hwc.shape[:2], np.float32)
     for _ in range(passes):
-        work = TiledPass(image_hwc, tile_size=TILE, halo=2, n_channels=1, clock=StageClock())
-        yield work
-        total += work.out_khw[0]
+        tiles = ImageTiles(image_hwc, tile_size=TILE, halo=2, n_channels=1, clock=StageClock())
+        network(tiles)
+        total += tiles.out_khw[0]
     return total
 
 
 def jobs_of(pictures: list[np.ndarray], **settings: Any) -> list[Job[np.ndarray]]:
-    return [Job(partial(steps, image, **settings), partial(int, image.nbytes)) for image in pictures]
+    return [Job(partial(work, image, **settings), partial(int, image.nbytes)) for image in pictures]
 
 
 def run(jobs: list[Job[Any]], predict: Any = network, **settings: Any) -> list[Outcome[Any]]:
     def go() -> list[Outcome[Any]]:
-        with Stream(jobs, predict, **{"batch": 4, **settings}) as stream:
-            return list(stream)
+        with Overlapped(jobs, predict, **{"batch": 4, **settings}) as outcomes:
+            return list(outcomes)
 
     return within(go)

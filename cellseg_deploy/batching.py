@@ -1,0 +1,478 @@
+"""Many images through one network at once: workers that block, and one thread that batches.
+
+    workers (many)       read, resize, cut --> hand over tiles, wait --> stitch, label, measure, encode
+                                                     |         ^
+    engine thread (one)                              `--> batch of tiles of several images --> network
+    caller's thread      begins jobs, takes results in order
+
+What happens to an image is a plain function that is given a ``Network``: a callable that fills in the probabilities of
+``ImageTiles`` and returns. ``alone`` makes one for a single image; ``Overlapped`` runs many such functions side by
+side, and lets their tiles share batches (what Triton calls a dynamic batcher).
+
+Everything is threads of one process: the heavy work is in libraries that release Python's lock, and a process forked
+after OpenCV or an engine has started threads hangs. Which images share a batch depends on timing. No result does: each
+tile is answered for itself, and each pixel belongs to one tile.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+import numpy as np
+
+from cellseg_deploy.errors import UsageError, concerns_one_image
+from cellseg_deploy.image_tiles import ImageTiles, Probabilities, StageClock, Tiles
+from cellseg_deploy.outputs.interrupts import deferred_signals
+
+T = TypeVar("T")
+Predict = Callable[[Tiles], Probabilities]
+"""``Backend.predict``: tiles uint8 (N, S, S, 3) to probabilities float32 (N, K, S, S)."""
+
+MAX_BYTES = 1 << 30
+"""Of images in flight, by ``Job.nbytes``: some fifty smears of 1600 x 1200 px, or one image that is larger, alone."""
+_BATCHES_AHEAD = 2  # no image is begun while more tiles wait: a decoded image is larger than its file
+_POLL_SECONDS = 0.1  # a signal that hits another thread, or any on Windows, does not wake a thread that waits
+
+
+Network = Callable[[ImageTiles], None]
+"""Has every tile answered and stitched, then returns. Raises what the network raises."""
+
+
+def alone(predict: Predict, batch: int) -> Network:
+    """A network for one image at a time, in the calling thread; ``batch`` tiles per call of ``predict``."""
+
+    def network(tiles: ImageTiles) -> None:
+        for start in range(0, len(tiles), batch):
+            tiles_nhwc = tiles.cut(start, batch)
+            with tiles.clock("network"):
+                answers = predict(tiles_nhwc)
+            tiles.stitch(start, answers)
+
+    return network
+
+
+# ------------------------------------------------------------------------------------------------- the engine's thread
+
+
+@dataclass(eq=False)
+class _Request:
+    """Consecutive tiles of one image, which may be spread over two batches."""
+
+    tiles_nhwc: Tiles
+    clock: StageClock
+    answers: Future[Probabilities] = field(default_factory=Future)
+    taken: int = 0
+    answered: int = 0
+    collected: Probabilities | None = None
+
+    def answer(self, start: int, probabilities_nkhw: Probabilities) -> None:
+        """Take the answers for the tiles from ``start`` on; complete the future once all are there."""
+        n = len(self.tiles_nhwc)
+        if len(probabilities_nkhw) == n:
+            self.collected = probabilities_nkhw
+        else:
+            if self.collected is None:
+                self.collected = np.empty((n, *probabilities_nkhw.shape[1:]), np.float32)
+            self.collected[start : start + len(probabilities_nkhw)] = probabilities_nkhw
+        self.answered += len(probabilities_nkhw)
+        if self.answered == n and not self.answers.done():
+            self.answers.set_result(self.collected)
+
+    def fail(self, error: BaseException) -> None:
+        """End the request with ``error``, unless it has ended already."""
+        if not self.answers.done():
+            self.answers.set_exception(error)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tiles ``start`` to ``stop`` of a request, in one batch."""
+
+    request: _Request
+    start: int
+    stop: int
+
+    @property
+    def tiles_nhwc(self) -> Tiles:
+        return self.request.tiles_nhwc[self.start : self.stop]
+
+
+class BatchedNetwork:
+    """Calls the network from one thread with tiles of all the threads that wait for it.
+
+    Called with ``ImageTiles``, it blocks until they are stitched. A batch of several images that fails with an error
+    of one image (``errors.concerns_one_image``) is run again image by image. Any other error breaks the network: it is
+    raised to all that wait, and to all that come later.
+
+    A network may compute in steps of several tiles (a fixed batch, filled up with black tiles). Fewer tiles than a step
+    therefore wait for others, but no longer than the call would take.
+    """
+
+    def __init__(self, predict: Predict, *, batch: int, step: int = 1) -> None:
+        """``batch``: most tiles per call, rounded up to a multiple of ``step``. Raises ``UsageError`` below 1."""
+        for name, value in (("batch", batch), ("step", step)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        self.batch, self._step = -(-batch // step) * step, step
+        self.seconds = 0.0
+        self._predict = predict
+        self._changed = threading.Condition()
+        self._waiting: deque[_Request] = deque()
+        self._n_waiting = 0  # tiles
+        self._ended: BaseException | None = None  # why no tile is taken any more
+        self._step_seconds = 0.0
+
+    def __call__(self, tiles: ImageTiles) -> None:
+        """Have ``tiles`` answered and stitched. While one batch is computed, the next is cut."""
+        pending: deque[tuple[int, _Request]] = deque()
+        try:
+            for start in range(0, len(tiles), self.batch):
+                pending.append((start, self._submit(_Request(tiles.cut(start, self.batch), tiles.clock))))
+                if len(pending) > 1:
+                    self._collect(tiles, *pending.popleft())
+            while pending:
+                self._collect(tiles, *pending.popleft())
+        finally:
+            for _, request in pending:  # after an error
+                self._withdraw(request)
+
+    def has_room(self) -> bool:
+        """Whether so few tiles wait that another image may be begun."""
+        return self._n_waiting <= _BATCHES_AHEAD * self.batch
+
+    def wait_for_room(self) -> None:
+        """Return once there is room, or once no tile is taken any more."""
+        with self._changed:
+            while not self.has_room() and self._ended is None:
+                self._changed.wait()
+
+    def serve(self) -> None:
+        """Run batches until ``end``: the engine's thread."""
+        try:
+            while parts := self._next_batch():
+                self._run(parts)
+                del parts  # nothing is kept while waiting
+        except BaseException as error:  # a fault of this class must not leave the workers waiting
+            self.end(error)
+
+    def end(self, why: BaseException) -> None:
+        """Take no more tiles; ``why`` is raised to all that wait, and to all that come. The first reason holds."""
+        with self._changed:
+            self._ended = self._ended or why
+            for request in self._waiting:
+                request.fail(self._ended)
+            self._waiting.clear()
+            self._n_waiting = 0
+            self._changed.notify_all()
+
+    def _submit(self, request: _Request) -> _Request:
+        with self._changed:
+            if self._ended is not None:
+                raise self._ended
+            self._waiting.append(request)
+            self._n_waiting += len(request.tiles_nhwc)
+            self._changed.notify_all()
+        return request
+
+    def _withdraw(self, request: _Request) -> None:
+        with self._changed:
+            if request in self._waiting:
+                self._waiting.remove(request)
+                self._n_waiting -= len(request.tiles_nhwc) - request.taken
+
+    @staticmethod
+    def _collect(tiles: ImageTiles, start: int, request: _Request) -> None:
+        tiles.stitch(start, request.answers.result())
+
+    def _next_batch(self) -> list[_Part]:
+        """Tiles to run, oldest first; none once the network has ended."""
+        deadline: float | None = None
+        with self._changed:
+            while self._ended is None:
+                if self._n_waiting >= self._step:
+                    return self._take(min(self._n_waiting - self._n_waiting % self._step, self.batch))
+                if not self._n_waiting:
+                    deadline = None
+                    self._changed.wait()
+                    continue
+                now = time.perf_counter()
+                deadline = now + self._step_seconds if deadline is None else deadline
+                if now >= deadline:
+                    return self._take(self._n_waiting)
+                self._changed.wait(deadline - now)
+        return []
+
+    def _take(self, n_tiles: int) -> list[_Part]:
+        self._n_waiting -= n_tiles
+        self._changed.notify_all()  # there may be room now
+        parts: list[_Part] = []
+        while n_tiles:
+            request = self._waiting[0]
+            part = _Part(request, request.taken, min(request.taken + n_tiles, len(request.tiles_nhwc)))
+            parts.append(part)
+            n_tiles -= part.stop - part.start
+            request.taken = part.stop
+            if request.taken == len(request.tiles_nhwc):
+                self._waiting.popleft()
+        return parts
+
+    def _run(self, parts: Sequence[_Part]) -> None:
+        if self._ended is not None:
+            for part in parts:
+                part.request.fail(self._ended)
+            return
+        try:
+            self._call(parts)
+        except BaseException as error:  # of any kind: it belongs to the images whose tiles these are
+            if len(parts) > 1 and concerns_one_image(error):
+                for part in parts:
+                    self._run([part])
+                return
+            if not concerns_one_image(error):
+                self.end(error)
+            for part in parts:
+                part.request.fail(error)
+
+    def _call(self, parts: Sequence[_Part]) -> None:
+        whole = parts[0].tiles_nhwc if len(parts) == 1 else np.concatenate([part.tiles_nhwc for part in parts])
+        start = time.perf_counter()
+        try:
+            answers = self._predict(whole)
+        finally:
+            seconds = time.perf_counter() - start
+            self.seconds += seconds
+            self._step_seconds = seconds / -(-len(whole) // self._step)
+        first = 0
+        for part in parts:
+            n = part.stop - part.start
+            part.request.clock.add("network", seconds * n / len(whole))
+            part.request.answer(part.start, answers[first : first + n])
+            first += n
+
+
+# ------------------------------------------------------------------------------------------------- the workers' threads
+
+
+@dataclass(frozen=True)
+class Job(Generic[T]):
+    """One image to do. ``work``: does it, with the network it is given. ``nbytes``: memory it takes, roughly; asked
+    once, before the work begins, in the caller's thread."""
+
+    work: Callable[[Network], T]
+    nbytes: Callable[[], int] = lambda: 0
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What became of one job: a value, or the error that ended it."""
+
+    value: T | None = None
+    error: BaseException | None = None
+
+    def get(self) -> T:
+        """The value; raises the error if there is one."""
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]  # None only where T allows it
+
+
+class Overlapped(Generic[T]):
+    """Runs jobs side by side; iterating over it gives an ``Outcome`` each, in the order of the jobs.
+
+    >>> with Overlapped(jobs, backend.predict, batch=8) as outcomes:  # doctest: +SKIP
+    ...     for outcome in outcomes:
+    ...         keep(outcome.get())
+
+    An error that a job raises is its own outcome and no other's; what breaks the network is the outcome of every job
+    that still needs it. At most ``max_jobs`` jobs, and ``max_bytes`` of them, are begun whose result was not taken.
+    Leaving the block ends and joins all threads; a call of the network that runs cannot be cut short and is waited for.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job[T]],
+        predict: Predict,
+        *,
+        batch: int,
+        step: int = 1,
+        helpers: int = 2,
+        exclusive: bool = False,
+        max_jobs: int | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """``predict``: the network, called from one thread. ``batch``, ``step``: see ``BatchedNetwork``. ``helpers``:
+        how many jobs compute at a time while others wait for the network. ``exclusive``: one job after the other, in
+        the caller's thread, for one core. ``max_jobs``: by default as many as fill all batches with images of one tile.
+
+        Raises ``UsageError`` for anything below 1.
+        """
+        self._network = BatchedNetwork(predict, batch=batch, step=step)
+        if max_jobs is None:
+            max_jobs = (_BATCHES_AHEAD + 1) * self._network.batch + 2 * helpers
+        for name, value in (("helpers", helpers), ("max_jobs", max_jobs), ("max_bytes", max_bytes)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        self._jobs, self._exclusive, self._max_bytes = jobs, exclusive, max_bytes
+        self._max_jobs = max_jobs
+        self._next_nbytes: int | None = None
+        self._begun: dict[int, int] = {}  # bytes of each job that was begun and whose result was not taken
+        self._n_begun = 0
+        self._cores = threading.Semaphore(helpers)
+        self._stopping = False
+        # Queues written in C: a signal may interrupt the caller's thread at any point, and must not leave a lock behind
+        # that the other threads wait for.
+        self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[int, Outcome[T]]] = queue.SimpleQueue()
+        self._helpers, self._blocked = helpers, 0
+        self._most_workers = min(max_jobs, len(jobs))
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def engine_seconds(self) -> float:
+        """How long some call of the network ran."""
+        return self._network.seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __iter__(self) -> Iterator[Outcome[T]]:
+        if self._exclusive:
+            yield from self._one_after_the_other()
+            return
+        # Not sooner: a signal that ends the start of threads is then within the block that ends them.
+        with deferred_signals():
+            self._start("engine", self._network.serve)
+            for _ in range(min(self._helpers, self._most_workers)):
+                self._start("worker", self._work)
+        early: dict[int, Outcome[T]] = {}
+        for index in range(len(self._jobs)):
+            self._begin_more()
+            while index not in early:
+                try:
+                    number, outcome = self._done.get(timeout=_POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                early[number] = outcome
+            yield early.pop(index)
+            del self._begun[index]
+
+    def stop(self) -> None:
+        """Begin nothing new; does not wait for what runs."""
+        with deferred_signals():
+            self._stopping = True
+            self._network.end(RuntimeError("stopped before these tiles were run"))
+            self._todo.put(None)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        for thread in self._threads:  # also those that are added meanwhile
+            while thread.is_alive():
+                thread.join(_POLL_SECONDS)
+
+    def _begin_more(self) -> None:
+        """Hand out jobs, in order, as long as they fit; one that is too large for the bound goes alone."""
+        while self._n_begun < len(self._jobs) and len(self._begun) < self._max_jobs:
+            if self._next_nbytes is None:
+                self._next_nbytes = self._jobs[self._n_begun].nbytes()
+            if self._begun and sum(self._begun.values()) + self._next_nbytes > self._max_bytes:
+                return
+            self._begun[self._n_begun], self._next_nbytes = self._next_nbytes, None
+            self._n_begun += 1
+            self._todo.put(self._n_begun - 1)
+
+    def _one_after_the_other(self) -> Iterator[Outcome[T]]:
+        def timed(tiles_nhwc: Tiles) -> Probabilities:
+            start = time.perf_counter()
+            try:
+                return self._network._predict(tiles_nhwc)
+            finally:
+                self._network.seconds += time.perf_counter() - start
+
+        network = alone(timed, self._network.batch)
+        for job in self._jobs:
+            if self._stopping:
+                return
+            yield _outcome(job, network)
+
+    def _start(self, name: str, target: Callable[[], None]) -> None:
+        # Daemons are not waited for when the program ends; they are joined here, unless a second Ctrl-C forbids it.
+        thread = threading.Thread(target=target, name=f"cellseg-{name}-{len(self._threads)}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _work(self) -> None:
+        while (index := self._todo.get()) is not None and not self._stopping:
+            self._await_turn()
+            try:
+                outcome = _outcome(self._jobs[index], self._hand_over)
+            finally:
+                self._cores.release()
+            self._done.put((index, outcome))
+            del outcome
+        self._todo.put(None)  # for the next worker
+
+    def _await_turn(self) -> None:
+        """Take a core, once the network is short of tiles."""
+        while True:
+            self._network.wait_for_room()
+            self._cores.acquire()
+            if self._network.has_room():
+                return
+            self._cores.release()
+
+    def _hand_over(self, tiles: ImageTiles) -> None:
+        """The network, for a worker: others compute while it waits."""
+        self._keep_helpers(+1)
+        self._cores.release()
+        try:
+            self._network(tiles)
+        finally:
+            self._cores.acquire()
+            self._keep_helpers(-1)
+
+    def _keep_helpers(self, blocked: int) -> None:
+        """Have as many workers that compute as there are helpers, beside those that wait for the network.
+
+        No more than that: each thread keeps memory of its own.
+        """
+        with self._lock:
+            self._blocked += blocked
+            workers = len(self._threads) - 1
+            if workers < min(self._blocked + self._helpers, self._most_workers) and not self._stopping:
+                try:
+                    self._start("worker", self._work)
+                except RuntimeError:  # the system has no thread left: those that are there do the work
+                    self._most_workers = workers
+
+
+def _outcome(job: Job[T], network: Network) -> Outcome[T]:
+    try:
+        return Outcome(job.work(network))
+    except BaseException as raised:  # of any kind: raised again where the outcome is taken
+        _forget_arrays(raised)
+        return Outcome(error=raised)
+
+
+def _forget_arrays(error: BaseException) -> None:
+    """Release what the functions that ``error`` left still hold; the lines of its traceback stay.
+
+    A large image for which memory was short would stay in memory until its turn comes, and others would fail for it.
+    """
+    seen = set[int]()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
