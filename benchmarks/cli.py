@@ -50,7 +50,7 @@ def parity_command(
     tile_batch: int,
     threads: int | None,
     quiet: bool,
-) -> int:
+) -> None:
     """Make every form of a network with cellseg-export and show the gate's verdicts side by side.
 
     RUN is a run folder of cellseg-train or its model.safetensors, by default the model that ships. The forms and
@@ -90,8 +90,9 @@ def parity_command(
     )
     write_bytes(output / TABLE_TEXT, table.to_markdown().encode())
     click.echo(table.to_markdown())
-    refused = any(row.verdict not in ("passed", "not run") for row in table.rows)
-    return ParityError.exit_code if refused else _common.EXIT_OK
+    refused = [row.name for row in table.rows if row.verdict not in ("passed", "not run")]
+    if refused:
+        raise ParityError(f"refused by the parity gate: {', '.join(refused)}; the table says why")
 
 
 @command.command("network", context_settings=SETTINGS)

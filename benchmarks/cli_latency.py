@@ -46,7 +46,7 @@ def latency_command(
     output: Path,
     threads: int | None,
     quiet: bool,
-) -> int:
+) -> None:
     """Time every form of networks beside PyTorch, tile by tile, as a share of what the machine can do.
 
     NETWORK is a run folder of cellseg-train or its model.safetensors, by default the model that ships. Its forms come
@@ -98,8 +98,8 @@ def latency_command(
     )
     write_report(output, report, png(report))
     click.echo(report.to_markdown())
-    timed = any(row.status == "measured" for row in rows)
-    return _common.EXIT_OK if timed else BackendUnavailableError.exit_code
+    if not any(row.status == "measured" for row in rows):
+        raise BackendUnavailableError("no form could be timed; the report says why")
 
 
 @click.command("limits", context_settings=shared.SETTINGS)

@@ -53,7 +53,7 @@ def peers_command(
     output: Path,
     threads: int | None,
     quiet: bool,
-) -> int:
+) -> None:
     """The same images through Cellpose 4, StarDist and InstanSeg: how many times as long they take.
 
     Tools that are not installed are rows that say so: pip install cellpose, stardist with tensorflow-cpu,
@@ -62,7 +62,6 @@ def peers_command(
     """
     from cellseg_benchmarks import image_set, peers
     from cellseg_benchmarks.report import new_folder, write_report
-    from cellseg_deploy.cli import _common
     from cellseg_deploy.errors import BackendUnavailableError, ModelError, UsageError
     from cellseg_deploy.models import default_model_path
 
@@ -119,8 +118,8 @@ def peers_command(
     )
     write_report(output, report, peers.png(report))
     click.echo(report.to_markdown())
-    timed = any(row.ours and row.times for row in rows)
-    return _common.EXIT_OK if timed else BackendUnavailableError.exit_code
+    if not any(row.ours and row.times for row in rows):
+        raise BackendUnavailableError("none of our models could be timed; the report says why")
 
 
 def _smear(megapixels: float) -> tuple[list[Any], Any, float]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     help="The network leaks on purpose, memory unless something else is named: then the verdict must fail.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
-def soak_command(output: Path, files: int, bad: float, seed: int, leak: str | None, quiet: bool) -> int:
+def soak_command(output: Path, files: int, bad: float, seed: int, leak: str | None, quiet: bool) -> None:
     """A folder run over thousands of small images with a stub network: does anything grow, and what does a file cost?
 
     Makes the images in DIR/files, runs to DIR/run, and writes soak.json, soak.md and soak.png to DIR. Exit code 5 if a
@@ -38,7 +38,6 @@ def soak_command(output: Path, files: int, bad: float, seed: int, leak: str | No
     from cellseg_benchmarks import soak_report
     from cellseg_benchmarks.report import new_folder, write_report
     from cellseg_benchmarks.soak import Limits, soak
-    from cellseg_deploy.cli import _common
     from cellseg_deploy.errors import ParityError
 
     new_folder(output)
@@ -47,4 +46,5 @@ def soak_command(output: Path, files: int, bad: float, seed: int, leak: str | No
     report = soak_report.judged(found, Limits(), shared.conditions(machine, before), settings)
     write_report(output, report, soak_report.png(report))
     click.echo(report.to_markdown())
-    return _common.EXIT_OK if report.verdict == "holds" else ParityError.exit_code
+    if report.verdict != "holds":
+        raise ParityError(f"the soak {report.verdict}; see {output / 'soak.md'}")

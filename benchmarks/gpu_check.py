@@ -328,6 +328,10 @@ def command(model: Path | None, output: Path) -> int:
     write_bytes(output / "gpu-check.md", report.to_markdown().encode())
     click.echo(report.to_markdown())
     _common.say(f"Paste {output / 'gpu-check.md'} into a bug report, or attach {output / 'gpu-check.json'}.")
+    if report.exit_code != _common.EXIT_OK:
+        undone = [r.name for r in report.results if r.status != "passed"]
+        undone += [f"timing of {row.form}" for row in report.latency if row.ms_per_tile is None]
+        _common.print_error(f"failed or could not run: {', '.join(undone)}; the page says why")
     return report.exit_code
 
 

@@ -202,7 +202,9 @@ def test_the_command_writes_both_files(
         "not run: exit code 8: error: no",
         "not run: the form was not made",
     }
-    assert (out / "gpu-check.md").read_text() in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert (out / "gpu-check.md").read_text() in said.out
+    assert "error: failed or could not run: " in said.err
     monkeypatch.setattr(gpu_check.check, "__kwdefaults__", {"run": answering(1), "say": print})
     assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(out)]) == 5
     assert _common.run(gpu_check.command, ["--model", str(tmp_path / "none.onnx"), "-o", str(out)]) == 5
