@@ -11,7 +11,7 @@ from typing import Any
 from cellseg_benchmarks.report import table
 from cellseg_benchmarks.study_answers import answers
 from cellseg_deploy.outputs.atomic import write_bytes
-from cellseg_deploy.outputs.plots import make_figure, pick_colours, to_png
+from cellseg_deploy.outputs.plots import make_figure, pick_colours, to_png, y_limits
 
 Result = dict[str, Any]
 
@@ -179,7 +179,8 @@ def sweep_figure(names: Sequence[str], results: Sequence[Result]) -> bytes:
                 )
             axis.set(title=f"{label}: {what}", xlabel="threshold", xlim=(0, 1))
             axis.title.set_fontsize(10)
-            axis.set_ylim(*((0, 40) if metric.startswith("count") else (0.3, 1)))
+            low, high = y_limits(axis, errors=metric.startswith("count"))
+            axis.set_ylim(*((0, max(40, high)) if metric.startswith("count") else (min(0.3, low), 1)))
         if in_row[0].get_legend_handles_labels()[0]:
             in_row[0].legend(fontsize=8, loc="lower center")
     return to_png(figure)
