@@ -34,10 +34,19 @@ SWEPT_METRICS = tuple(name for name, *_ in _SWEPT)
 """Figures that each step of the sweep must have."""
 
 
-def write_report(out: Path, arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> None:
-    """Write both files into ``out``, each whole or not at all. ``arms``: names and descriptions, in table order."""
+def write_report(
+    out: Path, arms: Sequence[tuple[str, str]], results: Sequence[Result], *, missing: Sequence[str] = ()
+) -> None:
+    """Write both files into ``out``, each whole or not at all. ``arms``: names and descriptions, in table order.
+
+    ``missing``: runs that were asked for and are not there yet.
+    """
     write_bytes(out / FIGURE_FILE, sweep_figure([name for name, _ in arms], results))
-    write_bytes(out / REPORT_FILE, markdown(arms, results).encode())
+    text = markdown(arms, results)
+    if missing:
+        title, rest = text.split("\n", 1)
+        text = f"{title}\n\n**Not finished: still to be trained are {', '.join(missing)}.**\n{rest}"
+    write_bytes(out / REPORT_FILE, text.encode())
 
 
 def markdown(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> str:
