@@ -6,12 +6,16 @@ Drawn with the object interface and no display: no global state, no window.
 from __future__ import annotations
 
 import io
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from cellseg_deploy.backends.engine_cache import cache_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,11 +153,21 @@ def histograms_png(panels: Sequence[Histogram], *, title: str, columns: int) -> 
     return to_png(figure)
 
 
-def make_figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of ``size`` inches with its panels row by row; ``grid``: ``sharex``, and matplotlib's grid settings."""
+def figure_class() -> type[Figure]:
+    """matplotlib's ``Figure``, imported so that its list of fonts goes to our cache folder and not into the home.
+
+    Settings of the user's are not read: the same numbers give the same picture for everybody.
+    """
+    if "matplotlib" not in sys.modules:
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder().with_name("matplotlib")))
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    return Figure
+
+
+def make_figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of ``size`` inches with its panels row by row; ``grid``: ``sharex``, and matplotlib's grid settings."""
+    figure = figure_class()(figsize=size, dpi=DPI, layout="constrained")
     share = {"sharex": grid.pop("sharex", False)}
     axes = figure.subplots(n_rows, n_columns, squeeze=False, gridspec_kw=grid or None, **share)
     flat: list[Axes] = list(axes.reshape(-1))
