@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cellseg_benchmarks import cli_options as shared
 from cellseg_benchmarks.cli_latency import latency_command, limits_command
 from cellseg_benchmarks.cli_layers import layers_command
 from cellseg_benchmarks.cli_peers import peers_command
@@ -50,7 +51,7 @@ def parity_command(
     tile_batch: int,
     threads: int | None,
     quiet: bool,
-) -> int:
+) -> None:
     """Make every form of a network with cellseg-export and show the gate's verdicts side by side.
 
     RUN is a run folder of cellseg-train or its model.safetensors, by default the model that ships. The forms and
@@ -62,6 +63,7 @@ def parity_command(
         raise click.UsageError("--images and --masks belong together: INT8 is judged by true cells")
 
     from cellseg_benchmarks.parity_table import DEFAULT_FORMS, TABLE_FILE, TABLE_TEXT, forms_named, parity_table
+    from cellseg_benchmarks.report import with_remark
     from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
     from cellseg_deploy.models import default_weights_path
     from cellseg_deploy.outputs.atomic import make_folder, write_bytes
@@ -76,6 +78,7 @@ def parity_command(
     if output.exists() and not (output / TABLE_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output}: exists and is not the folder of such a table; choose another -o")
     make_folder(output)
+    progress = shared.progress(output, "parity")
     gate = ["--tile-batch", str(tile_batch)]
     if threads is not None:
         gate += ["--threads", str(threads)]
@@ -87,11 +90,15 @@ def parity_command(
         names,
         gate=gate,
         say=lambda line: None if quiet else _common.say(_common.printable(line)),
+        progress=progress,
     )
-    write_bytes(output / TABLE_TEXT, table.to_markdown().encode())
-    click.echo(table.to_markdown())
-    refused = any(row.verdict not in ("passed", "not run") for row in table.rows)
-    return ParityError.exit_code if refused else _common.EXIT_OK
+    text = with_remark(table.to_markdown(), progress)
+    write_bytes(output / TABLE_TEXT, text.encode())
+    click.echo(text)
+    progress.finish()
+    refused = [row.form for row in table.rows if row.verdict not in ("passed", "not run")]
+    if refused:
+        raise ParityError(f"refused by the parity gate: {', '.join(refused)}; the table says why")
 
 
 @command.command("network", context_settings=SETTINGS)

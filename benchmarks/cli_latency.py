@@ -46,7 +46,7 @@ def latency_command(
     output: Path,
     threads: int | None,
     quiet: bool,
-) -> int:
+) -> None:
     """Time every form of networks beside PyTorch, tile by tile, as a share of what the machine can do.
 
     NETWORK is a run folder of cellseg-train or its model.safetensors, by default the model that ships. Its forms come
@@ -58,7 +58,7 @@ def latency_command(
     from cellseg_benchmarks.latency import LatencyReport, measure_latency
     from cellseg_benchmarks.latency_report import png
     from cellseg_benchmarks.made import make_forms, network_of
-    from cellseg_benchmarks.report import new_folder, write_report
+    from cellseg_benchmarks.report import new_folder
     from cellseg_deploy.errors import BackendUnavailableError, ModelError
     from cellseg_deploy.models import default_weights_path
 
@@ -78,6 +78,7 @@ def latency_command(
     if not chosen:
         raise click.UsageError(f"none of the forms {forms} runs on {', '.join(devices)}")
     new_folder(output)
+    progress = shared.progress(output, "latency")
     say = shared.teller(quiet)
     folders = list(made)
     if not made:
@@ -86,7 +87,7 @@ def latency_command(
             make_forms(path, folders[-1], [form for form in chosen if form.device not in absent], say=say)
     found = [network_of(path, folder) for path, folder in zip(weights, folders, strict=True)]
     rows, limits = measure_latency(
-        found, chosen, batches, plan, threads=threads, absent=absent, limit_size=matrix_size, say=say
+        found, chosen, batches, plan, threads=threads, absent=absent, limit_size=matrix_size, say=say, progress=progress
     )
     report = LatencyReport(
         conditions=shared.conditions(machine, before),
@@ -96,10 +97,9 @@ def latency_command(
         rows=tuple(rows),
         limits=tuple(limits),
     )
-    write_report(output, report, png(report))
-    click.echo(report.to_markdown())
-    timed = any(row.status == "measured" for row in rows)
-    return _common.EXIT_OK if timed else BackendUnavailableError.exit_code
+    shared.publish(output, report, png(report), progress)
+    if not any(row.status == "measured" for row in rows):
+        raise BackendUnavailableError("no form could be timed; the report says why")
 
 
 @click.command("limits", context_settings=shared.SETTINGS)
@@ -125,16 +125,16 @@ def limits_command(
     plan = shared.plan_of(rounds, min_seconds, settle, budget)
     machine, before = shared.start()
     from cellseg_benchmarks.limits import LimitsReport, limit_workers, png
-    from cellseg_benchmarks.report import new_folder, write_report
+    from cellseg_benchmarks.report import new_folder
     from cellseg_benchmarks.timer import interleave
 
     devices, absent = shared.devices_for(device, machine)
     new_folder(output)
+    progress = shared.progress(output, "limits")
     here = [name for name in devices if name not in absent]
     with limit_workers(here, threads=threads, size=matrix_size) as workers:
         workers.missing |= absent
-        measured = interleave(workers.entries(), plan, say=shared.teller(quiet))
+        measured = interleave(workers.entries(), plan, say=shared.teller(quiet), progress=progress)
         limits = workers.limits(measured)
     report = LimitsReport(shared.conditions(machine, before), threads, plan, limits)
-    write_report(output, report, png(report))
-    click.echo(report.to_markdown())
+    shared.publish(output, report, png(report), progress)

@@ -22,16 +22,16 @@ def layers_command(
     From ONNX Runtime's own account of its nodes on the CPU. Writes layers.json, layers.md and layers.png to DIR.
     """
     from cellseg_benchmarks import layers
-    from cellseg_benchmarks.report import new_folder, write_report
+    from cellseg_benchmarks.report import new_folder
     from cellseg_deploy.models import default_model_path
 
     path = model or default_model_path()
     machine, before = shared.start()
     new_folder(output)
+    progress = shared.progress(output, "layers")
     shared.teller(quiet)(f"{calls + 1} batches of {batch_size} tiles")
-    parts, seconds = layers.measure_layers(path, batch=batch_size, calls=calls, threads=threads)
+    parts, seconds = layers.measure_layers(path, batch=batch_size, calls=calls, threads=threads, progress=progress)
     report = layers.LayersReport(
         shared.conditions(machine, before), threads, path.stem, batch_size, seconds, tuple(parts)
     )
-    write_report(output, report, layers.png(report))
-    click.echo(report.to_markdown())
+    shared.publish(output, report, layers.png(report), progress)

@@ -12,6 +12,8 @@ from cellseg_deploy.cli import _common
 
 if TYPE_CHECKING:
     from cellseg_benchmarks.machine import Conditions, Load, Machine
+    from cellseg_benchmarks.partial import Progress
+    from cellseg_benchmarks.report import Report
     from cellseg_benchmarks.timer import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -149,6 +151,28 @@ def words(text: str | None) -> list[str] | None:
 def teller(quiet: bool) -> Callable[[str], None]:
     """Where lines of progress go."""
     return lambda line: None if quiet else _common.say(_common.printable(line))
+
+
+def progress(output: Path, benchmark: str) -> Progress:
+    """Keeps the figures of ``benchmark`` in ``output`` while they are made; says so if they are all that is left."""
+    from cellseg_benchmarks.partial import Progress
+
+    made = Progress(output, benchmark)
+
+    def tell() -> None:
+        if made.path is not None and made.path.is_file():
+            _common.say(f"what was measured until then is in {_common.printable(made.path)}")
+
+    click.get_current_context().call_on_close(tell)
+    return made
+
+
+def publish(output: Path, report: Report, png: bytes, progress: Progress) -> None:
+    """Write and show ``report``; one that was stopped then ends as the signal has it."""
+    from cellseg_benchmarks.report import write_report
+
+    click.echo(write_report(output, report, png, progress))
+    progress.finish()
 
 
 def start() -> tuple[Machine, Load]:

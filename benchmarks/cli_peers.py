@@ -53,7 +53,7 @@ def peers_command(
     output: Path,
     threads: int | None,
     quiet: bool,
-) -> int:
+) -> None:
     """The same images through Cellpose 4, StarDist and InstanSeg: how many times as long they take.
 
     Tools that are not installed are rows that say so: pip install cellpose, stardist with tensorflow-cpu,
@@ -61,8 +61,7 @@ def peers_command(
     none of ours could be timed.
     """
     from cellseg_benchmarks import image_set, peers
-    from cellseg_benchmarks.report import new_folder, write_report
-    from cellseg_deploy.cli import _common
+    from cellseg_benchmarks.report import new_folder
     from cellseg_deploy.errors import BackendUnavailableError, ModelError, UsageError
     from cellseg_deploy.models import default_model_path
 
@@ -91,6 +90,7 @@ def peers_command(
         raise UsageError("the images have different sizes; give images of one size, or one image")
     assert cell_diameter is not None
     new_folder(output)
+    progress = shared.progress(output, "peers")
     with tempfile.TemporaryDirectory(dir=output, prefix="work-") as place:
         rows = peers.measure_peers(
             images,
@@ -106,6 +106,7 @@ def peers_command(
             cellpose_weights=cellpose_weights,
             settings=shared.engine_settings(backend, device, precision, batch_size, streams),
             say=shared.teller(quiet),
+            progress=progress,
         )
     report = peers.PeersReport(
         conditions=shared.conditions(machine, before),
@@ -117,10 +118,9 @@ def peers_command(
         rows=tuple(rows),
         not_run=shared.without_gpu(machine, device),
     )
-    write_report(output, report, peers.png(report))
-    click.echo(report.to_markdown())
-    timed = any(row.ours and row.times for row in rows)
-    return _common.EXIT_OK if timed else BackendUnavailableError.exit_code
+    shared.publish(output, report, peers.png(report), progress)
+    if not any(row.ours and row.times for row in rows):
+        raise BackendUnavailableError("none of our models could be timed; the report says why")
 
 
 def _smear(megapixels: float) -> tuple[list[Any], Any, float]:

@@ -50,8 +50,8 @@ def pipeline_command(
     pipeline.json, pipeline.md and pipeline.png to DIR.
     """
     from cellseg_benchmarks import image_set, pipeline
-    from cellseg_benchmarks.limits import limit_workers
-    from cellseg_benchmarks.report import new_folder, write_report
+    from cellseg_benchmarks.limits import Limits, limit_workers
+    from cellseg_benchmarks.report import new_folder
     from cellseg_benchmarks.timer import Plan, interleave
     from cellseg_deploy.errors import UsageError
     from cellseg_deploy.models import default_model_path
@@ -63,6 +63,7 @@ def pipeline_command(
     image_set.check_size(megapixels)
     machine, before = shared.start()
     new_folder(output)
+    progress = shared.progress(output, "pipeline")
     say = shared.teller(quiet)
     with tempfile.TemporaryDirectory(dir=output, prefix="work-") as place:
         work = Path(place)
@@ -88,12 +89,16 @@ def pipeline_command(
             save=[] if save == "none" else shared.words(save),
             model_file=model or default_model_path(),
             say=say,
+            progress=progress,
         )
         sizes = {name: sum(file.stat().st_size for file in folder.iterdir()) / 1e6 for name, folder in folders.items()}
         pixels = sum(height * width for height, width in hw)
-        say("measuring what the machine can do ...")
-        with limit_workers([engine["device"]], threads=threads) as workers:
-            limits = workers.limits(interleave(workers.entries(), Plan(rounds=3), say=say))
+        limits = Limits()
+        if not progress.skips("what the machine can do"):
+            say("measuring what the machine can do ...")
+            with limit_workers([engine["device"]], threads=threads) as workers:
+                measured = interleave(workers.entries(), Plan(rounds=3), say=say, progress=progress, name="limits")
+                limits = workers.limits(measured)
     report = pipeline.PipelineReport(
         conditions=shared.conditions(machine, before),
         threads=threads,
@@ -109,8 +114,7 @@ def pipeline_command(
         limits=limits,
         not_run=shared.without_gpu(machine, device),
     )
-    write_report(output, report, pipeline.png(report))
-    click.echo(report.to_markdown())
+    shared.publish(output, report, pipeline.png(report), progress)
 
 
 def _flops(model: Path) -> int | None:

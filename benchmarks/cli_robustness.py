@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cellseg_benchmarks import cli_options as shared
 from cellseg_deploy.cli import _common
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def robustness_command(
         raise click.UsageError("--images and --masks belong together: counts are judged by true cells")
 
     from cellseg_benchmarks import robustness
+    from cellseg_benchmarks.report import with_remark
     from cellseg_deploy.errors import OutputError
     from cellseg_deploy.images import pair_by_stem
     from cellseg_deploy.outputs.atomic import make_folder, write_bytes
@@ -58,16 +60,21 @@ def robustness_command(
             robustness.AUTO: stack.enter_context(Segmenter.from_file(model, cell_diameter_px="auto", threads=threads)),
         }
         make_folder(output)
-        shifted = robustness.conditions(segmenters, lambda: _pairs(images, masks), say=say)
-        crowded = robustness.crowding(segmenters, say=say)
+        progress = shared.progress(output, "robustness")
+        shifted = robustness.conditions(segmenters, lambda: _pairs(images, masks), say=say, progress=progress)
+        crowded = robustness.crowding(segmenters, say=say, progress=progress)
     rows = [*shifted, *crowded]
     table = [row.flat() for row in rows]
     write_bytes(output / "robustness.csv", csv_rows([list(table[0]), *(list(row.values()) for row in table)]))
-    write_bytes(output / "robustness.md", _markdown(rows).encode())
+    text = with_remark(_markdown(rows), progress)
+    write_bytes(output / "robustness.md", text.encode())
     for name, part in (("conditions", shifted), ("crowding", crowded)):
+        if not part:
+            continue
         panels = [_panel(part, condition) for condition in dict.fromkeys(row.condition for row in part)]
         write_bytes(output / f"{name}.png", curves_png(panels, y_label="F1, and relative count error"))
-    click.echo(_markdown(rows))
+    click.echo(text)
+    progress.finish()
 
 
 def _pairs(images: Path | None, masks: Path | None) -> Iterator[tuple[Any, Any]]:

@@ -53,7 +53,7 @@ def savings_command(
     """
     from cellseg_benchmarks import savings
     from cellseg_benchmarks.halo_curve import halo_curve
-    from cellseg_benchmarks.report import new_folder, write_report
+    from cellseg_benchmarks.report import new_folder
     from cellseg_deploy.backends import open_backend
     from cellseg_deploy.cli import _common
     from cellseg_deploy.models import default_model_path
@@ -73,24 +73,32 @@ def savings_command(
             for path, other in zip(also, also_opened, strict=True)
         ]
         new_folder(output)
+        progress = shared.progress(output, "savings")
         pairs = list(_pairs(images, masks, most))
-        outcomes, measured = savings.compare(
-            opened, pairs, savings.settings_for(opened), plan, others=others, batch_size=batch_size, say=say
-        )
         scale = opened.spec.image_scale
         curve = halo_curve(opened, (image for image, _ in pairs), scale=scale, batch_size=batch_size, say=say)
+        empty = savings.empty_tiles(opened, (image for image, _ in pairs), batch_size=batch_size)
+        outcomes, measured = savings.compare(
+            opened,
+            pairs,
+            savings.settings_for(opened),
+            plan,
+            others=others,
+            batch_size=batch_size,
+            say=say,
+            progress=progress,
+        )
         report = savings.report_of(
             outcomes,
             measured,
             curve,
-            empty=savings.empty_tiles(opened, (image for image, _ in pairs), batch_size=batch_size),
+            empty=empty,
             conditions=shared.conditions(machine, before),
             threads=threads,
             backend=opened,
             n_images=len(pairs),
         )
-    write_report(output, report, savings.png(report))
-    click.echo(report.to_markdown())
+    shared.publish(output, report, savings.png(report), progress)
     return _common.EXIT_OK
 
 

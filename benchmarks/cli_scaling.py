@@ -46,7 +46,7 @@ def scaling_command(
     scaling.json, scaling.md and scaling.png to DIR. Exit code 8 if nothing could be measured.
     """
     from cellseg_benchmarks import image_set, scaling
-    from cellseg_benchmarks.report import new_folder, write_report
+    from cellseg_benchmarks.report import new_folder
     from cellseg_deploy.cli import _common
     from cellseg_deploy.errors import BackendUnavailableError, UsageError
 
@@ -68,6 +68,7 @@ def scaling_command(
         raise UsageError(f"nothing is left to measure: {'; '.join(f'{name} {why}' for name, why in left_out.items())}")
     machine, before = shared.start()
     new_folder(output)
+    progress = shared.progress(output, "scaling")
     small_hw = image_set.size_for(small)
     with tempfile.TemporaryDirectory(dir=output, prefix="work-") as place:
         points, engine, failed = scaling.measure_scaling(
@@ -83,6 +84,7 @@ def scaling_command(
             rounds=rounds,
             threads=threads,
             say=shared.teller(quiet),
+            progress=progress,
         )
     if not points:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
@@ -97,6 +99,5 @@ def scaling_command(
         growth=tuple(scaling.growth_of(points, series) for series in scaling.SERIES),
         left_out=left_out | failed | shared.without_gpu(machine, device),
     )
-    write_report(output, report, scaling.png(report))
-    click.echo(report.to_markdown())
+    shared.publish(output, report, scaling.png(report), progress)
     return _common.EXIT_OK

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     help="The network leaks on purpose, memory unless something else is named: then the verdict must fail.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
-def soak_command(output: Path, files: int, bad: float, seed: int, leak: str | None, quiet: bool) -> int:
+def soak_command(output: Path, files: int, bad: float, seed: int, leak: str | None, quiet: bool) -> None:
     """A folder run over thousands of small images with a stub network: does anything grow, and what does a file cost?
 
     Makes the images in DIR/files, runs to DIR/run, and writes soak.json, soak.md and soak.png to DIR. Exit code 5 if a
@@ -36,15 +36,23 @@ def soak_command(output: Path, files: int, bad: float, seed: int, leak: str | No
     machine, before = shared.start()
 
     from cellseg_benchmarks import soak_report
-    from cellseg_benchmarks.report import new_folder, write_report
+    from cellseg_benchmarks.report import new_folder
     from cellseg_benchmarks.soak import Limits, soak
-    from cellseg_deploy.cli import _common
     from cellseg_deploy.errors import ParityError
 
     new_folder(output)
-    found = soak(output, n_files=files, bad=bad, seed=seed, leak=cast("Leak | None", leak), say=shared.teller(quiet))
+    progress = shared.progress(output, "soak")
+    found = soak(
+        output,
+        n_files=files,
+        bad=bad,
+        seed=seed,
+        leak=cast("Leak | None", leak),
+        say=shared.teller(quiet),
+        progress=progress,
+    )
     settings: dict[str, Any] = {"files": files, "bad": bad, "seed": seed, "leak": leak}
     report = soak_report.judged(found, Limits(), shared.conditions(machine, before), settings)
-    write_report(output, report, soak_report.png(report))
-    click.echo(report.to_markdown())
-    return _common.EXIT_OK if report.verdict == "holds" else ParityError.exit_code
+    shared.publish(output, report, soak_report.png(report), progress)
+    if report.verdict != "holds":
+        raise ParityError(f"the soak {report.verdict}; see {output / 'soak.md'}")

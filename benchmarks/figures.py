@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cellseg_deploy.outputs.plots import COLOURS, DPI
+from cellseg_deploy.outputs.plots import COLOURS, DPI, figure_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,12 +66,10 @@ Panel = Bars | Lines | Stacks
 
 def panels_png(panels: Sequence[Panel], *, title: str) -> bytes:
     """All ``panels``, two a row."""
-    from matplotlib.figure import Figure
-
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     tallest = max(_height(panel) for panel in panels)
-    figure = Figure(figsize=(7.4 * columns, tallest * rows + 0.5), dpi=DPI, layout="constrained")
+    figure = figure_class()(figsize=(7.4 * columns, tallest * rows + 0.5), dpi=DPI, layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).reshape(-1))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)

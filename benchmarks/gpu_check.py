@@ -19,7 +19,9 @@ from typing import Any, Literal
 
 import click
 
+from cellseg_benchmarks import cli_options as shared
 from cellseg_benchmarks.machine import describe_machine
+from cellseg_benchmarks.partial import Progress
 from cellseg_benchmarks.timer import Plan, interleave, stopwatch, turn_of
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputError, UsageError
@@ -282,19 +284,39 @@ def describe_gpu() -> dict[str, Any]:
     return asdict(Cuda(0).gpu) | {"driver": driver_version()}
 
 
-def check(model: Path, out: Path, gpu: dict[str, Any], *, run: Run = run_python, say: Say = lambda _: None) -> Report:
-    """Run all steps for ``model`` and time what was made."""
+def check(
+    model: Path,
+    out: Path,
+    gpu: dict[str, Any],
+    *,
+    run: Run = run_python,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run all steps for ``model`` and time what was made; what a signal cuts off is skipped, with that reason."""
     say(f"GPU: {gpu['name']}")
-    results = []
-    for step in steps_for(model, out):
-        say(f"{step.name} ...")
-        result = run_step(step, run)
-        say(f"{step.name}: {result.status}{f', {result.detail}' if result.detail else ''}")
-        results.append(result)
+    progress = progress or Progress()
+    results: list[Result] = []
     latency: list[Latency] = []
-    for form in forms_to_time(model, out):
-        say(f"timing {form.name}, {form.settings['backend']} on {form.settings['device']} ...")
-        latency += time_form(form, run)
+    steps, forms, n_timed = steps_for(model, out), forms_to_time(model, out), 0
+    names = [*(step.name for step in steps), *(f"timing of {form.name}" for form in forms)]
+    with progress.stoppable(lambda: ", ".join(names[len(results) + n_timed :])):
+        for step in steps:
+            say(f"{step.name} ...")
+            result = run_step(step, run)
+            say(f"{step.name}: {result.status}{f', {result.detail}' if result.detail else ''}")
+            results.append(result)
+            progress.keep("results", results)
+        for form in forms:
+            say(f"timing {form.name}, {form.settings['backend']} on {form.settings['device']} ...")
+            latency += time_form(form, run)
+            n_timed += 1
+            progress.keep("latency", latency)
+    results += [Result(step.name, "skipped", 0.0, "stopped before it") for step in steps[len(results) :]]
+    latency += [
+        Latency(form.name, form.settings["backend"], form.settings["device"], note="stopped before it")
+        for form in forms[n_timed:]
+    ]
     return Report(describe_machine(), gpu, model.name, tuple(results), tuple(latency))
 
 
@@ -323,11 +345,23 @@ def command(model: Path | None, output: Path) -> int:
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: not a folder; choose another -o")
     make_folder(output)
-    report = check(model.resolve(), output.resolve(), gpu, say=lambda text: _common.say(_common.printable(text)))
+    progress = shared.progress(output, "gpu-check")
+    report = check(
+        model.resolve(),
+        output.resolve(),
+        gpu,
+        say=lambda text: _common.say(_common.printable(text)),
+        progress=progress,
+    )
     write_bytes(output / "gpu-check.json", report.to_json())
     write_bytes(output / "gpu-check.md", report.to_markdown().encode())
     click.echo(report.to_markdown())
+    progress.finish()
     _common.say(f"Paste {output / 'gpu-check.md'} into a bug report, or attach {output / 'gpu-check.json'}.")
+    if report.exit_code != _common.EXIT_OK:
+        undone = [r.name for r in report.results if r.status != "passed"]
+        undone += [f"timing of {row.form}" for row in report.latency if row.ms_per_tile is None]
+        _common.print_error(f"failed or could not run: {', '.join(undone)}; the page says why")
     return report.exit_code
 
 

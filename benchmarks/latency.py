@@ -22,6 +22,7 @@ from cellseg_benchmarks.forms import REFERENCE, Form
 from cellseg_benchmarks.limits import Limits, limit_workers
 from cellseg_benchmarks.machine import Conditions
 from cellseg_benchmarks.made import Network
+from cellseg_benchmarks.partial import Progress
 from cellseg_benchmarks.report import REPORT_VERSION
 from cellseg_benchmarks.timer import Plan, Ratio, Times, Turn, interleave, ratio, times_faster
 from cellseg_benchmarks.worker import Peak, Worker, WorkerError
@@ -105,19 +106,22 @@ def measure_latency(
     limit_size: int | None = None,
     start: StartWorker | None = None,
     say: Say = lambda _: None,
+    progress: Progress | None = None,
 ) -> tuple[list[Row], list[Limits]]:
     """Rows of every form of every network at every batch size, in order, and the limits of each sitting.
 
     ``absent``: devices (``cuda``) that are not here, with the reason; forms on them are rows that say so.
     ``limit_size``: side of the matrices for the peak, None for the usual.
     """
-    start = start or start_form
+    start, progress = start or start_form, progress or Progress()
     rows: list[Row] = []
     limits: list[Limits] = []
     for network in networks:
         for batch in batches:
+            if progress.skips(f"{network.name}, batches of {batch}"):
+                continue
             say(f"{network.name}, batches of {batch}")
-            made = _Group(network, batch, plan, threads, limit_size, start, say, first_sitting=len(limits))
+            made = _Group(network, batch, plan, threads, limit_size, start, say, progress, first_sitting=len(limits))
             made.measure(forms, absent or {})
             rows += made.rows
             limits += made.limits
@@ -158,6 +162,7 @@ class _Group:
     limit_size: int | None
     start: StartWorker
     say: Say
+    progress: Progress
     first_sitting: int
     rows: list[Row] = field(default_factory=list)
     limits: list[Limits] = field(default_factory=list)
@@ -175,16 +180,20 @@ class _Group:
         room = forms_at_once(_weights_bytes(self.network.weights), memory.available_bytes())
         # PyTorch first: the others are compared with the fastest of it.
         pending.sort(key=lambda form: (form.device, form.engine != "pytorch"))
-        while pending:
-            anchors = self._anchors(found, pending[0].device, forms)
-            n_new = max(1, room - len(anchors))
-            new = [form for form in pending if form.device == pending[0].device][:n_new]
-            pending = [form for form in pending if form not in new]
-            for row in self._sitting([*anchors, *new], again=frozenset(form.key for form in anchors)):
-                if row.again:
-                    self.rows.append(row)
-                else:
-                    found[_key(row)] = row
+        with self.progress.stoppable(lambda: ""):
+            while pending and self.progress.stopped is None:
+                anchors = self._anchors(found, pending[0].device, forms)
+                n_new = max(1, room - len(anchors))
+                new = [form for form in pending if form.device == pending[0].device][:n_new]
+                for row in self._sitting([*anchors, *new], again=frozenset(form.key for form in anchors)):
+                    if row.again:
+                        self.rows.append(row)
+                    else:
+                        found[_key(row)] = row
+                pending = [form for form in pending if form not in new]
+        for form in pending:  # a signal has come
+            found.setdefault(form.key, self._row(form, "not run", reason="stopped before it was measured"))
+            self.progress.skips(f"{form.key} of {self.network.name}, batches of {self.batch}")
         self.rows = [found[form.key] for form in forms if form.key in found] + self.rows
 
     def _anchors(self, found: Mapping[str, Row], device: str, forms: Sequence[Form]) -> list[Form]:
@@ -213,7 +222,13 @@ class _Group:
                 limit_workers(devices, threads=self.threads, products_only=True, size=self.limit_size)
             )
             entries: dict[str, Turn] = {key: worker.turn("predict") for key, worker in workers.items()}
-            measured = interleave(entries | limiters.entries(), self.plan, say=lambda line: self.say(f"  {line}"))
+            measured = interleave(
+                entries | limiters.entries(),
+                self.plan,
+                say=lambda line: self.say(f"  {line}"),
+                progress=self.progress,
+                name=f"{self.network.name}, batches of {self.batch}, sitting {number}, rounds",
+            )
             limits = limiters.limits(measured)
             self.limits.append(limits)
             for form in forms:
@@ -224,7 +239,7 @@ class _Group:
                     continue
                 worker = workers[form.key]
                 row = self._timed(form, measured.times, limits)
-                rows[form.key] = replace(row, peak=worker.peak(), details=worker.facts, sitting=number)
+                rows[form.key] = replace(row, peak=_peak(worker), details=worker.facts, sitting=number)
         ordered = [replace(rows[form.key], again=form.key in again, sitting=number) for form in forms]
         return [self._with_best(row, ordered) for row in ordered]
 
@@ -288,6 +303,14 @@ def _answer(worker: Worker) -> np.ndarray[Any, Any]:
         worker.ask("save", path=str(path))
         answer: np.ndarray[Any, Any] = np.load(path)
         return answer
+
+
+def _peak(worker: Worker) -> Peak | None:
+    """Most memory of ``worker``; None if it was ended, as the one that a signal interrupts is."""
+    try:
+        return worker.peak()
+    except WorkerError:
+        return None
 
 
 def _key(row: Row) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from cellseg_benchmarks.figures import Bar, Bars, panels_png
 from cellseg_benchmarks.flops import count_nodes
 from cellseg_benchmarks.machine import Conditions
+from cellseg_benchmarks.partial import Progress
 from cellseg_benchmarks.report import REPORT_VERSION, machine_lines, number, percent, table
 from cellseg_deploy.errors import ModelError
 
@@ -80,7 +81,9 @@ class LayersReport:
         )
 
 
-def measure_layers(path: Path, *, batch: int, calls: int, threads: int | None) -> tuple[list[Part], float]:
+def measure_layers(
+    path: Path, *, batch: int, calls: int, threads: int | None, progress: Progress | None = None
+) -> tuple[list[Part], float]:
     """Parts of the .onnx file ``path`` and seconds of a tile in all, from ``calls`` batches of noise after a first.
 
     Raises ``ModelError`` if it is none, or its parts cannot be told.
@@ -96,7 +99,9 @@ def measure_layers(path: Path, *, batch: int, calls: int, threads: int | None) -
     for node, flops in count_nodes(model, source=str(path)):
         name = part_of[node.name]
         arithmetic[name] = arithmetic.get(name, 0) + flops / 1e9
-    taken = _profiled(file.data, (batch, file.spec.tile_size, file.spec.tile_size, 3), calls, threads)
+    taken = _profiled(
+        file.data, (batch, file.spec.tile_size, file.spec.tile_size, 3), calls, threads, progress or Progress()
+    )
     by_part: dict[str, float] = {}
     for node_name, seconds in taken.items():
         name = part_of.get(node_name) or _part_of_new(node_name)
@@ -125,7 +130,9 @@ def _part_of_new(name: str) -> str:
     return _part(name) or (_NAMES["encoder"] if name.startswith(_OF_TRANSFORMERS) else ADDED)
 
 
-def _profiled(data: bytes, shape: tuple[int, ...], calls: int, threads: int | None) -> dict[str, float]:
+def _profiled(
+    data: bytes, shape: tuple[int, ...], calls: int, threads: int | None, progress: Progress
+) -> dict[str, float]:
     """Median seconds of a call by node; names without what the runtime puts behind them."""
     import onnxruntime
 
@@ -137,8 +144,13 @@ def _profiled(data: bytes, shape: tuple[int, ...], calls: int, threads: int | No
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        for _ in range(calls + 1):
-            session.run(None, {session.get_inputs()[0].name: tiles})
+        done = 0
+        with progress.stoppable(lambda: f"{calls + 1 - done} of {calls + 1} batches"):
+            while done < calls + 1:
+                session.run(None, {session.get_inputs()[0].name: tiles})
+                done += 1
+                if done > 1:  # the first is left out
+                    progress.keep("batches", done)
         events = json.loads(Path(session.end_profiling()).read_bytes())
     return medians_by_node(events)
 

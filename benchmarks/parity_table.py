@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from cellseg_benchmarks.partial import Progress
 from cellseg_benchmarks.timer import stopwatch
 from cellseg_deploy.errors import BackendUnavailableError, OutputError, ParityError, UsageError
 from cellseg_deploy.outputs.atomic import write_bytes
@@ -128,6 +129,7 @@ def parity_table(
     gate: Sequence[str] = (),
     run: Run | None = None,
     say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> Table:
     """Make the forms ``names`` of ``network`` in ``folder`` (which exists) and collect what the gate said of them.
 
@@ -138,15 +140,19 @@ def parity_table(
     path = folder / TABLE_FILE
     table = Table(network.name, sha256_of(network), tuple(gate), "no images", describe_machine(), ())
     done = _rows_of(path, table)
-    for form in forms_named(names):
-        row = done.get(form.name)
-        if row is None:
-            say(f"{form.name} ...")
-            row = make_form(form, network, folder, gate, run)
-            say(f"{form.name}: {row.verdict} after {row.seconds:.0f} s{f': {row.detail}' if row.detail else ''}")
-        report = _report(form, folder) or {}
-        table = replace(table, rows=(*table.rows, row), images=report.get("images_from", table.images))
-        write_bytes(path, table.to_json())
+    progress = progress or Progress()
+    forms = forms_named(names)
+    with progress.stoppable(lambda: ", ".join(form.name for form in forms[len(table.rows) :])):
+        for form in forms:
+            row = done.get(form.name)
+            if row is None:
+                say(f"{form.name} ...")
+                row = make_form(form, network, folder, gate, run)
+                say(f"{form.name}: {row.verdict} after {row.seconds:.0f} s{f': {row.detail}' if row.detail else ''}")
+            report = _report(form, folder) or {}
+            table = replace(table, rows=(*table.rows, row), images=report.get("images_from", table.images))
+            write_bytes(path, table.to_json())
+            progress.keep("rows", table.rows)
     return table
 
 

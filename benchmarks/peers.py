@@ -18,6 +18,7 @@ import numpy.typing as npt
 from cellseg_benchmarks import image_set
 from cellseg_benchmarks.figures import Bar, Bars, panels_png
 from cellseg_benchmarks.machine import Conditions
+from cellseg_benchmarks.partial import Progress
 from cellseg_benchmarks.report import NOT_RUN, REPORT_VERSION, machine_lines, table, times
 from cellseg_benchmarks.timer import Plan, Ratio, Times, Turn, interleave, ratio
 from cellseg_benchmarks.worker import Worker, WorkerError
@@ -101,6 +102,7 @@ def measure_peers(
     settings: Mapping[str, Any] | None = None,
     start: Callable[..., Worker] = Worker,
     say: Say = lambda _: None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Rows of our ``models`` and of ``peers`` (names of ``PEERS``) on ``images``, RGB uint8 (h, w, 3).
 
@@ -162,7 +164,7 @@ def measure_peers(
             for name, (_, worker) in workers.items()
             for call in worker.names
         }
-        measured = interleave(entries, plan, say=say)
+        measured = interleave(entries, plan, say=say, progress=progress)
         for name, (kind, worker) in workers.items():
             for call in worker.names:
                 entry = f"{name}{_SEPARATOR}{call}"

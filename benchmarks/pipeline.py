@@ -17,6 +17,7 @@ from typing import Any, Literal
 from cellseg_benchmarks.figures import Bar, Bars, Panel, Stacks, panels_png
 from cellseg_benchmarks.limits import Limits
 from cellseg_benchmarks.machine import Conditions
+from cellseg_benchmarks.partial import Progress, turns_left
 from cellseg_benchmarks.report import NOT_RUN, REPORT_VERSION, machine_lines, number, percent, table
 from cellseg_benchmarks.timer import order_of_round, stopwatch
 from cellseg_benchmarks.worker import Worker
@@ -164,6 +165,7 @@ def measure_pipeline(
     model_file: Path | None = None,
     start: Callable[..., Worker] = Worker,
     say: Say = lambda _: None,
+    progress: Progress | None = None,
 ) -> tuple[list[Run], dict[str, Any], bool]:
     """Run each of ``folders`` (by format) ``rounds`` times cold and ``warm`` times warm after each of those.
 
@@ -173,8 +175,11 @@ def measure_pipeline(
     facts: dict[str, Any] = {}
     evicted = True
     arguments = {"settings": dict(settings), "threads": threads, "work": str(work), "save": save}
-    for number_of_round in range(rounds):
-        for name in order_of_round(list(folders), number_of_round):
+    progress = progress or Progress()
+    turns = [(k, name) for k in range(rounds) for name in order_of_round(list(folders), k)]
+    done = 0
+    with progress.stoppable(lambda: turns_left(turns[done:])):
+        for number_of_round, name in turns:
             files = [*folders[name].iterdir(), *([model_file] if model_file else [])]
             evicted = drop_from_cache(files) and evicted
             since = stopwatch()
@@ -187,6 +192,8 @@ def measure_pipeline(
                 for _ in range(warm):
                     answer = worker.ask("run", paths=paths)
                     runs.append(_run(name, number_of_round, "warm", answer, answer["seconds"], 0.0))
+            done += 1
+            progress.keep("runs", runs)
             last = runs[-1]
             rate = last.images / last.seconds
             say(f"round {number_of_round + 1} of {rounds}, {name}: {rate:.2f} images/s {last.state}")

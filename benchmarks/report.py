@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from cellseg_benchmarks.machine import Conditions
+from cellseg_benchmarks.partial import Progress
 from cellseg_benchmarks.timer import Ratio
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.outputs.atomic import make_folder, write_bytes
@@ -33,12 +34,29 @@ def new_folder(path: Path) -> None:
     make_folder(path)
 
 
-def write_report(folder: Path, report: Report, png: bytes) -> None:
-    """Write ``report`` to ``folder`` as JSON, Markdown and PNG, named after its benchmark."""
-    name = report.benchmark
-    write_bytes(folder / f"{name}.json", msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+def write_report(folder: Path, report: Report, png: bytes, progress: Progress | None = None) -> str:
+    """Write ``report`` to ``folder`` as JSON, Markdown and PNG, named after its benchmark; gives the Markdown.
+
+    One that was stopped says in both texts what is missing (``progress``).
+    """
+    name, stopped = report.benchmark, progress is not None and progress.stopped is not None
+    content = msgspec.to_builtins(report)
+    text = report.to_markdown()
+    if progress is not None and stopped:
+        content |= {"complete": False, "missing": progress.missing}
+        text = with_remark(text, progress)
+    write_bytes(folder / f"{name}.json", msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
     write_bytes(folder / f"{name}.png", png)
-    write_bytes(folder / f"{name}.md", f"{report.to_markdown()}\n![{name}]({name}.png)\n".encode())
+    write_bytes(folder / f"{name}.md", f"{text}\n![{name}]({name}.png)\n".encode())
+    return text
+
+
+def with_remark(markdown: str, progress: Progress) -> str:
+    """``markdown`` with what is missing of it below its title."""
+    if not progress.remark:
+        return markdown
+    title, rest = markdown.split("\n", 1) if markdown.startswith("# ") else ("", markdown)
+    return "\n".join([*([title, ""] if title else []), progress.remark, *([] if title else [""]), rest])
 
 
 def machine_lines(conditions: Conditions, threads: int | None) -> list[str]:

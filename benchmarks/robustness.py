@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_benchmarks.partial import Progress
 from cellseg_deploy.metrics import MIN_AREA_PX, pool, score_image
 from cellseg_deploy.pipeline import Segmenter
 from cellseg_deploy.samples import SmearParams, make_smear
@@ -90,30 +91,58 @@ def changed(image_hwc: Image, labels_hw: Labels, condition: str, value: float) -
 
 
 def conditions(
-    segmenters: dict[str, Segmenter], pairs: Pairs, *, min_area_px: int = MIN_AREA_PX, say: Say = lambda _: None
+    segmenters: dict[str, Segmenter],
+    pairs: Pairs,
+    *,
+    min_area_px: int = MIN_AREA_PX,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Figures of the images of ``pairs`` under every one of ``CONDITIONS``.
 
     ``segmenters``: by name of the scale, ``FIXED`` and ``AUTO``. ``min_area_px``: specks, in px of the images as they
     are.
     """
-    rows = []
-    for condition, values in CONDITIONS.items():
-        for value in values:
-            area = round(min_area_px * value**2) if condition == "size" else min_area_px
-            made = (changed(image, labels, condition, value) for image, labels in pairs())
-            scales = (FIXED, AUTO) if condition == "size" else (FIXED,)
-            rows += _judged(segmenters, scales, made, ("conditions", condition, value), area)
-            say(_told(rows[-1]))
-    return rows
+
+    def judge(condition: str, value: float) -> list[Row]:
+        area = round(min_area_px * value**2) if condition == "size" else min_area_px
+        made = (changed(image, labels, condition, value) for image, labels in pairs())
+        scales = (FIXED, AUTO) if condition == "size" else (FIXED,)
+        return _judged(segmenters, scales, made, ("conditions", condition, value), area)
+
+    turns = [(condition, value) for condition, values in CONDITIONS.items() for value in values]
+    return _in_turn("conditions", turns, judge, say, progress or Progress())
 
 
-def crowding(segmenters: dict[str, Segmenter], *, seed: int = 0, say: Say = lambda _: None) -> list[Row]:
+def crowding(
+    segmenters: dict[str, Segmenter], *, seed: int = 0, say: Say = lambda _: None, progress: Progress | None = None
+) -> list[Row]:
     """Figures of ``SMEARS`` synthetic smears at every level of ``CROWDING`` and every one of ``CROWDING_SIZES``."""
-    rows = []
-    for level in CROWDING:
-        for size in CROWDING_SIZES:
-            rows += _judged(segmenters, (FIXED, AUTO), _smears(level, size, seed), ("crowding", level, size), 0)
+
+    def judge(level: str, size: float) -> list[Row]:
+        return _judged(segmenters, (FIXED, AUTO), _smears(level, size, seed), ("crowding", level, size), 0)
+
+    turns = [(level, size) for level in CROWDING for size in CROWDING_SIZES]
+    return _in_turn("crowding", turns, judge, say, progress or Progress())
+
+
+def _in_turn(
+    name: str,
+    turns: Sequence[tuple[str, float]],
+    judge: Callable[[str, float], list[Row]],
+    say: Say,
+    progress: Progress,
+) -> list[Row]:
+    """Rows of all ``turns``, or of those before a signal came."""
+    rows: list[Row] = []
+    done = 0
+    if progress.skips(name):
+        return rows
+    with progress.stoppable(lambda: ", ".join(f"{condition} {value:g}" for condition, value in turns[done:])):
+        for condition, value in turns:
+            rows += judge(condition, value)
+            done += 1
+            progress.keep(name, [row.flat() for row in rows])
             say(_told(rows[-1]))
     return rows
 

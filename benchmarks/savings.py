@@ -18,11 +18,12 @@ import numpy.typing as npt
 from cellseg_benchmarks.figures import Bar, Bars, Lines, panels_png
 from cellseg_benchmarks.halo_curve import HaloCurve
 from cellseg_benchmarks.machine import Conditions
+from cellseg_benchmarks.partial import Progress
 from cellseg_benchmarks.report import REPORT_VERSION, machine_lines, number, percent, table, times
 from cellseg_benchmarks.timer import Measured, Plan, Ratio, interleave, times_faster, turn_of
 from cellseg_deploy import tiling
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import CellsegError, UsageError
 from cellseg_deploy.metrics import MIN_AREA_PX, pool, score_image
 from cellseg_deploy.pipeline import Segmenter
 
@@ -95,12 +96,13 @@ def compare(
     batch_size: int = 8,
     min_area_px: int = MIN_AREA_PX,
     say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> tuple[list[Outcome], Measured]:
     """Time and score each of ``settings``, the first of which is what the others are compared with.
 
     ``pairs``: images uint8 RGB (h, w, 3) with true labels (h, w). A turn of the watch is one pass over all of them,
-    from decoded pixels to labels and table. ``others``: settings of models of their own, such as the same network for
-    other tiles.
+    from decoded pixels to labels and table; all are scored before the first turn. ``others``: settings of models of
+    their own, such as the same network for other tiles.
     """
     if not pairs:
         raise UsageError("there must be at least one image to compare settings on")
@@ -117,16 +119,26 @@ def compare(
 
         return all_images
 
-    measured = interleave({name: turn_of(passing(s)) for name, s in segmenters.items()}, plan, say=say)
+    progress = progress or Progress()
+    figures = {}
+    for setting, _ in ways:
+        segmenter = segmenters[setting.name]
+        try:
+            scores = [score_image(labels, segmenter(image).labels, min_area_px=min_area_px) for image, labels in pairs]
+        except (CellsegError, MemoryError) as error:
+            raise UsageError(f"{setting.name}: {error or 'out of memory'}") from error
+        pooled = pool(scores)
+        figures[setting.name] = {name: float(pooled[name]) for name in REPORTED}
+        progress.keep("figures", figures)
+        say(f"{setting.name}: F1 {figures[setting.name]['f1']:.4f}")
+    turns = {name: turn_of(passing(s)) for name, s in segmenters.items()}
+    measured = interleave(turns, plan, say=say, progress=progress)
+    if progress.stopped and not measured.times:
+        raise progress.stopped
     outcomes = []
     for setting, _ in ways:
         if setting.name in measured.failed:
             raise UsageError(f"{setting.name}: {measured.failed[setting.name]}")
-        scores = [
-            score_image(labels, segmenters[setting.name](image).labels, min_area_px=min_area_px)
-            for image, labels in pairs
-        ]
-        pooled = pool(scores)
         taken = measured.times[setting.name]
         faster = times_faster(measured.times[settings[0].name], taken)
         outcomes.append(
@@ -135,10 +147,10 @@ def compare(
                 sum(_tiles(image, setting) for image, _ in pairs),
                 taken.median,
                 (faster.median, faster.low, faster.high),
-                {name: float(pooled[name]) for name in REPORTED},
+                figures[setting.name],
             )
         )
-        say(f"{setting.name}: F1 {outcomes[-1].figures['f1']:.4f}, {faster.median:.2f} times as fast")
+        say(f"{setting.name}: {faster.median:.2f} times as fast")
     return outcomes, measured
 
 

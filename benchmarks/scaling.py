@@ -18,6 +18,7 @@ import numpy as np
 from cellseg_benchmarks import image_set
 from cellseg_benchmarks.figures import Lines, Panel, panels_png
 from cellseg_benchmarks.machine import Conditions
+from cellseg_benchmarks.partial import Progress, turns_left
 from cellseg_benchmarks.report import NOT_RUN, REPORT_VERSION, machine_lines, megabytes, number, percent, table
 from cellseg_benchmarks.timer import order_of_round
 from cellseg_benchmarks.worker import Worker, WorkerError
@@ -126,6 +127,7 @@ def measure_scaling(
     threads: int | None = None,
     start: Callable[..., Worker] = Worker,
     say: Say = lambda _: None,
+    progress: Progress | None = None,
 ) -> tuple[list[Point], dict[str, Any], dict[str, str]]:
     """Points of both series, what the worker opened, and sizes that failed, with the reason.
 
@@ -143,34 +145,42 @@ def measure_scaling(
     points: list[Point] = []
     facts: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    for number_of_round in range(rounds):
-        for name in order_of_round([name for name in tasks if name not in failed], number_of_round):
-            series, n = tasks[name]
-            source, pixels = _prepare(work, series, n, smear, small, small_hw)
-            try:
-                with start("folder", arguments) as worker:
-                    facts = facts or worker.facts
-                    worker.ask("run", paths=[str(warm)])
-                    answer = worker.ask("run", paths=[str(source)], max_pixels=pixels)
-            except WorkerError as error:
-                failed[name] = str(error)
-                say(f"{name}: {error}")
-                continue
-            points.append(
-                Point(
-                    series=series,
-                    n=n,
-                    round=number_of_round,
-                    pixels=pixels,
-                    seconds=answer["seconds"],
-                    engine_seconds=answer["engine_seconds"],
-                    peak_bytes=answer["peak_rss_bytes"],
-                    before_bytes=answer["rss_before_bytes"] if answer["peak_is_of_this_run"] else None,
-                    cells=answer["cells"],
-                )
-            )
-            say(f"round {number_of_round + 1} of {rounds}, {name}: {answer['seconds']:.2f} s")
+    progress = progress or Progress()
+    turns = [(k, name) for k in range(rounds) for name in order_of_round(list(tasks), k)]
+    done = 0
+    with progress.stoppable(lambda: turns_left(turns[done:])):
+        for number_of_round, name in turns:
+            if name not in failed:
+                series, n = tasks[name]
+                source, pixels = _prepare(work, series, n, smear, small, small_hw)
+                try:
+                    with start("folder", arguments) as worker:
+                        facts = facts or worker.facts
+                        worker.ask("run", paths=[str(warm)])
+                        answer = worker.ask("run", paths=[str(source)], max_pixels=pixels)
+                except WorkerError as error:
+                    failed[name] = str(error)
+                    say(f"{name}: {error}")
+                else:
+                    points.append(_point(series, n, number_of_round, pixels, answer))
+                    progress.keep("points", points)
+                    say(f"round {number_of_round + 1} of {rounds}, {name}: {answer['seconds']:.2f} s")
+            done += 1
     return points, facts, failed
+
+
+def _point(series: Series, n: float, number_of_round: int, pixels: int, answer: Mapping[str, Any]) -> Point:
+    return Point(
+        series=series,
+        n=n,
+        round=number_of_round,
+        pixels=pixels,
+        seconds=answer["seconds"],
+        engine_seconds=answer["engine_seconds"],
+        peak_bytes=answer["peak_rss_bytes"],
+        before_bytes=answer["rss_before_bytes"] if answer["peak_is_of_this_run"] else None,
+        cells=answer["cells"],
+    )
 
 
 def growth_of(points: Sequence[Point], series: Series) -> Growth:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_benchmarks.memory import rss_bytes
+from cellseg_benchmarks.partial import Progress
 from cellseg_benchmarks.soak_files import CELL_DIAMETER_PX, make_files
 from cellseg_benchmarks.timer import stopwatch
 from cellseg_deploy.backends.base import Backend
@@ -201,6 +202,7 @@ def soak(
     seed: int = 0,
     leak: Leak | None = None,
     say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> Soak:
     """Make ``n_files`` files in ``folder``/files, the share ``bad`` of them damaged, and run to ``folder``/run.
 
@@ -218,21 +220,23 @@ def soak(
     truth = make_files(folder / FILES_FOLDER, n_files, n_bad, seed)
     with _own_temporary_folder(folder / "tmp") as temporary, StubBackend(leak) as backend:
         _warm_up(folder, seed)
-        watch = _Watch(backend, folder / RUN_FOLDER, temporary, truth, say)
+        progress = progress or Progress()
+        watch = _Watch(backend, folder / RUN_FOLDER, temporary, truth, say, progress)
         before, seconds = watch.sample(), stopwatch()
         images = find_images([folder / FILES_FOLDER])
         watch.wait_for_next()
-        run_folder(Segmenter(backend), images, folder / RUN_FOLDER, on_result=watch)
+        with progress.stoppable(lambda: f"{n_files - watch.files} of {n_files} files"):
+            run_folder(Segmenter(backend), images, folder / RUN_FOLDER, on_result=watch)
         wall_seconds = seconds()
         gc.collect()
         return Soak(
-            n_files=n_files,
+            n_files=watch.files if progress.stopped else n_files,
             n_bad=n_bad,
             before=before,
             after=watch.sample(everywhere=True),
             samples=tuple(watch.samples),
             overhead_ms=tuple(watch.overhead_ms),
-            wrong=tuple(watch.wrong()),
+            wrong=tuple(watch.mistaken if progress.stopped else watch.wrong()),
             wall_seconds=wall_seconds,
         )
 
@@ -241,9 +245,15 @@ class _Watch:
     """Told of each image by the run: times it, checks its result, and looks at the process now and then."""
 
     def __init__(
-        self, backend: StubBackend, out: Path, temporary: Path, truth: dict[str, int | None], say: Callable[[str], None]
+        self,
+        backend: StubBackend,
+        out: Path,
+        temporary: Path,
+        truth: dict[str, int | None],
+        say: Callable[[str], None],
+        progress: Progress,
     ) -> None:
-        self.backend, self.out, self.temporary, self.say = backend, out, temporary, say
+        self.backend, self.out, self.temporary, self.say, self.progress = backend, out, temporary, say, progress
         self.n_files, self.files = len(truth), 0
         self.unreported = dict(truth)
         self.mistaken: list[str] = []
@@ -264,6 +274,7 @@ class _Watch:
         if self.files % self._every == 0 or self.files == self.n_files:
             self.samples.append(self.sample())
         if self.files % (10 * self._every) == 0:
+            self.progress.keep("samples", self.samples)
             self.say(f"{self.files}/{self.n_files} files, {self.samples[-1].resident_bytes / 2**20:.0f} MiB")
         self.wait_for_next()
 

@@ -147,7 +147,9 @@ def run_study(
             results[arm.name, seed] = _one(out, arm, arm.config(base, seed), inputs, split, say=say, quiet=quiet)
             done = [results[key] for key in sorted(results, key=lambda key: (order[key[0]], key[1]))]
             # After each run, so that a study that is stopped has a report of what it has.
-            write_report(out, [(a.name, a.says) for a in arms if any(a.name == name for name, _ in results)], done)
+            known = [(a.name, a.says) for a in arms if any(a.name == name for name, _ in results)]
+            missing = [f"{later.name} with seed {its}" for later, its in planned[number:]]
+            write_report(out, known, done, missing=missing)
     return done
 
 

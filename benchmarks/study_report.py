@@ -11,7 +11,7 @@ from typing import Any
 from cellseg_benchmarks.report import table
 from cellseg_benchmarks.study_answers import answers
 from cellseg_deploy.outputs.atomic import write_bytes
-from cellseg_deploy.outputs.plots import make_figure, pick_colours, to_png
+from cellseg_deploy.outputs.plots import make_figure, pick_colours, to_png, y_limits
 
 Result = dict[str, Any]
 
@@ -34,10 +34,19 @@ SWEPT_METRICS = tuple(name for name, *_ in _SWEPT)
 """Figures that each step of the sweep must have."""
 
 
-def write_report(out: Path, arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> None:
-    """Write both files into ``out``, each whole or not at all. ``arms``: names and descriptions, in table order."""
+def write_report(
+    out: Path, arms: Sequence[tuple[str, str]], results: Sequence[Result], *, missing: Sequence[str] = ()
+) -> None:
+    """Write both files into ``out``, each whole or not at all. ``arms``: names and descriptions, in table order.
+
+    ``missing``: runs that were asked for and are not there yet.
+    """
     write_bytes(out / FIGURE_FILE, sweep_figure([name for name, _ in arms], results))
-    write_bytes(out / REPORT_FILE, markdown(arms, results).encode())
+    text = markdown(arms, results)
+    if missing:
+        title, rest = text.split("\n", 1)
+        text = f"{title}\n\n**Not finished: still to be trained are {', '.join(missing)}.**\n{rest}"
+    write_bytes(out / REPORT_FILE, text.encode())
 
 
 def markdown(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> str:
@@ -179,7 +188,8 @@ def sweep_figure(names: Sequence[str], results: Sequence[Result]) -> bytes:
                 )
             axis.set(title=f"{label}: {what}", xlabel="threshold", xlim=(0, 1))
             axis.title.set_fontsize(10)
-            axis.set_ylim(*((0, 40) if metric.startswith("count") else (0.3, 1)))
+            low, high = y_limits(axis, errors=metric.startswith("count"))
+            axis.set_ylim(*((0, max(40, high)) if metric.startswith("count") else (min(0.3, low), 1)))
         if in_row[0].get_legend_handles_labels()[0]:
             in_row[0].legend(fontsize=8, loc="lower center")
     return to_png(figure)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cellseg_benchmarks.partial import Progress
 from cellseg_deploy.errors import CellsegError, UsageError
 
 Clock = Callable[[], float]
@@ -143,6 +144,8 @@ def interleave(
     plan: Plan,
     *,
     say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
+    name: str = "rounds",
     clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Measured:
@@ -150,38 +153,47 @@ def interleave(
     with the reason, and the others go on.
 
     ``say`` is told of each round. The budget counts from the first round; the warm-up does not belong to it.
+    ``progress`` keeps the times of whole rounds under ``name``; a signal ends the rounds, see there.
     """
+    progress = progress or Progress()
     measured = Measured()
     calls: dict[str, int] = {}
     first: dict[str, float] = {}
-    taken: dict[str, list[float]] = {name: [] for name in entries}
+    taken: dict[str, list[float]] = {entry: [] for entry in entries}
 
-    def attempt(name: str, n: int) -> float | None:
+    def attempt(entry: str, n: int) -> float | None:
         if plan.settle_seconds:
             sleep(plan.settle_seconds)
         try:
-            return entries[name](n)
+            return entries[entry](n)
         except (CellsegError, MemoryError) as error:
-            measured.failed[name] = str(error) or "out of memory"
-            taken.pop(name, None)
+            measured.failed[entry] = str(error) or "out of memory"
+            taken.pop(entry, None)
             return None
 
-    for name in entries:
-        cold = attempt(name, 1)
-        warm = None if cold is None else attempt(name, 1)
-        if cold is not None and warm is not None:
-            first[name], calls[name] = cold, _calls_for(warm, plan.min_seconds)
-    since = stopwatch(clock)
-    budget = math.inf if plan.budget_seconds is None else plan.budget_seconds
     done = 0
-    while done < plan.rounds and taken and (done < plan.min_rounds or since() < budget):
-        for name in order_of_round([name for name in entries if name in taken], done):
-            seconds = attempt(name, calls[name])
-            if seconds is not None:
-                taken[name].append(seconds / calls[name])
-        done += 1
-        say(f"round {done} of {plan.rounds}, {since():.0f} s")
-    measured.times = {name: Times(tuple(seconds), calls[name], first[name]) for name, seconds in taken.items()}
+    with progress.stoppable(lambda: f"{name} {done + 1} to {plan.rounds}" if done < plan.rounds else ""):
+        for entry in entries:
+            cold = attempt(entry, 1)
+            warm = None if cold is None else attempt(entry, 1)
+            if cold is not None and warm is not None:
+                first[entry], calls[entry] = cold, _calls_for(warm, plan.min_seconds)
+        since = stopwatch(clock)
+        budget = math.inf if plan.budget_seconds is None else plan.budget_seconds
+        while done < plan.rounds and taken and (done < plan.min_rounds or since() < budget):
+            of_round: dict[str, float] = {}
+            for entry in order_of_round([entry for entry in entries if entry in taken], done):
+                seconds = attempt(entry, calls[entry])
+                if seconds is not None:
+                    of_round[entry] = seconds / calls[entry]
+            for entry, seconds in of_round.items():  # whole rounds only: entries are compared round by round
+                taken[entry].append(seconds)
+            done += 1
+            progress.keep(name, {entry: Times(tuple(s), calls[entry], first[entry]) for entry, s in taken.items()})
+            say(f"round {done} of {plan.rounds}, {since():.0f} s")
+    whole = {entry: s[:done] for entry, s in taken.items()}
+    measured.times = {entry: Times(tuple(s), calls[entry], first[entry]) for entry, s in whole.items() if s}
+    measured.failed |= {entry: "stopped before its first round ended" for entry, s in whole.items() if not s}
     return measured
 
 

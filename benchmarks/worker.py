@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -165,6 +166,9 @@ class Worker:
         except queue.Empty:
             self.kill()
             raise WorkerError(f"no answer within {timeout:.0f} s; ended") from None
+        except BaseException:  # a signal: the answer would be taken for that of the next request
+            self.kill()
+            raise
         if not line:
             raise WorkerError(self._why_it_died())
         answer: dict[str, Any] = json.loads(line)
@@ -218,6 +222,9 @@ def _answered(subject: Subject, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the worker process."""
+    for name in ("SIGINT", "SIGHUP"):  # of the terminal, to all processes: the one that measures ends this one
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # prints of libraries must not mix with the answers
 

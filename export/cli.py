@@ -31,14 +31,17 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @_common.log_options
 def info_command(file: Path, as_json: bool, quiet: bool, verbose: int) -> None:
-    """Show everything a model says of itself: an .onnx file, a model.safetensors or a run folder."""
+    """Show everything a model says of itself.
+
+    FILE is an .onnx, .xml, .engine or model.safetensors file, a bioimage.io package (.zip), or the folder of a training
+    run or of a Triton model repository or one of its entries.
+    """
     del quiet
     _common.set_up_logging(verbose)
-    if file.suffix.lower() not in (".onnx", ".engine", ".xml"):
+    from cellseg_export.info import as_text, describe, needs_torch
+
+    if needs_torch(file):
         _common.require_packages("export", "torch", "timm", "safetensors")
-
-    from cellseg_export.info import as_text, describe
-
     description = describe(file)
     click.echo(json.dumps(description, indent=2) if as_json else as_text(description))
 

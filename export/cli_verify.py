@@ -69,7 +69,7 @@ def verify_command(
     threads: int | None,
     quiet: bool,
     verbose: int,
-) -> int:
+) -> None:
     """Compare two forms of one network: REF and CANDIDATE are each a run folder, a model.safetensors, an .onnx file or
     another form that cellseg-export wrote.
 
@@ -130,4 +130,7 @@ def verify_command(
         write_bytes(picture, parity_picture.encode(result.worst, picture.suffix))
     if not quiet:
         click.echo(result.to_text())
-    return _common.EXIT_OK if result.verdict == "passed" else ParityError.exit_code
+    if result.verdict != "passed":
+        why = result.reasons if quiet else ()  # else they are in the table
+        lines = (f"{_common.printable(candidate)}: parity {result.verdict} under policy {limits.name}", *why)
+        raise ParityError("\n  - ".join(lines))

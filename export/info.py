@@ -10,10 +10,11 @@ import msgspec
 
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.model_spec import ModelSpec
+from cellseg_export.info_packages import describe_bioimageio, describe_triton, is_triton
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What ``path`` is (an ``.onnx``, ``.xml``, ``.engine``, ``.safetensors`` or a run folder).
+    """What ``path`` is: a model file in any form, or the folder of a training run, Triton entry or Triton repository.
 
     Under ``file`` and ``spec``, ready for JSON. The file is checked as it would be before it is run. Raises
     ``ModelError``, or ``UsageError`` for another kind.
@@ -24,9 +25,21 @@ def describe(path: Path) -> dict[str, Any]:
         return _describe_engine(path)
     if path.suffix.lower() == ".xml":
         return _describe_openvino(path)
+    if path.suffix.lower() == ".zip":
+        return describe_bioimageio(path)
+    if path.is_dir() and is_triton(path):
+        return describe_triton(path)
     if path.is_dir() or path.suffix.lower() == ".safetensors":
         return _describe_weights(path)
-    raise UsageError(f"{path}: expected an .onnx, an .xml, an .engine, a model.safetensors or a training run folder")
+    raise UsageError(
+        f"{path}: expected an .onnx, an .xml, an .engine, a bioimage.io .zip, a model.safetensors, or the folder of a "
+        "training run, of a Triton entry or of a Triton repository"
+    )
+
+
+def needs_torch(path: Path) -> bool:
+    """Whether PyTorch is needed to read ``path``: for weights and runs of a training, nothing else."""
+    return path.suffix.lower() == ".safetensors" or (path.is_dir() and not is_triton(path))
 
 
 def as_text(description: dict[str, Any]) -> str:

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import DarknessBackend, make_onnx, make_spec
 
 from cellseg_deploy.cli import _common
 from cellseg_deploy.errors import OutputError, UsageError
+from cellseg_deploy.model_file import read_model_file
 from cellseg_deploy.model_spec import TrainingInfo, WeightsInfo
-from cellseg_export.bioimageio import Credits, export_bioimageio, licence_of
+from cellseg_export.bioimageio import Credits, as_npy, export_bioimageio, licence_of
 from cellseg_export.cli import command
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -115,3 +117,59 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     assert _common.run(command, ["bioimageio", str(source), "-o", str(tmp_path / "p.zip"), "--author", "Me"]) == 0
     assert json.loads(content(tmp_path / "p.zip")["rdf.yaml"])["authors"] == [{"name": "Me"}]
     assert "p.zip" in capsys.readouterr().out
+
+
+def shown(path: Path, capsys: Any) -> tuple[dict[str, Any], str]:
+    """What ``cellseg-export info`` says of ``path``, for machines and for people."""
+    assert _common.run(command, ["info", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert _common.run(command, ["info", str(path)]) == 0
+    return facts, capsys.readouterr().out
+
+
+def test_info_says_what_the_package_says(package: Path, onnx_file: OnnxFile, capsys: Any) -> None:
+    facts, text = shown(package, capsys)
+    model = read_model_file(onnx_file(SPEC))
+    file = facts["file"]
+    assert (file["form"], file["whole"], file["license"], file["authors"]) == (
+        "bioimage.io package",
+        True,
+        "MIT",
+        ["A. Nobody"],
+    )
+    assert (file["identity"], file["sha256"], file["precision"]) == (model.identity, model.file_sha256, "fp32")
+    assert file["files"]["model.onnx"] == len(model.data)
+    assert any("DINOv2" in entry for entry in file["cite"])
+    assert facts["spec"] == json.loads(msgspec.json.encode(SPEC))
+    assert "bioimage.io package" in text
+    assert model.identity in text
+
+
+def test_info_notices_a_package_that_was_changed_or_is_of_another_program(package: Path, capsys: Any) -> None:
+    files = content(package)
+
+    def written(name: str, changes: dict[str, bytes | None]) -> Path:
+        path = package.with_name(name)
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, data in (files | changes).items():
+                if data is not None:
+                    archive.writestr(member, data)
+        return path
+
+    other = np.load(io.BytesIO(files["test-output.npy"])) * 0
+    assert shown(written("changed.zip", {"test-output.npy": as_npy(other)}), capsys)[0]["file"]["whole"] is False
+    refused: dict[str, dict[str, bytes | None]] = {
+        "not in the package": {"model.onnx": None},
+        "written by `cellseg-export bioimageio`": {"rdf.yaml": b"type: model\nname: other\n"},
+        "expected a package written by": {"rdf.yaml": None},
+        "model.onnx": {"model.onnx": b"not a model"},
+    }
+    for words, changes in refused.items():
+        assert _common.run(command, ["info", str(written("refused.zip", changes))]) == 5
+        assert words in capsys.readouterr().err
+    cut = package.with_name("cut.zip")
+    cut.write_bytes(package.read_bytes()[:-40])
+    assert _common.run(command, ["info", str(cut)]) == 5
+    assert "not a whole ZIP archive" in capsys.readouterr().err
+    assert _common.run(command, ["info", str(package.with_name("none.zip"))]) == 5
+    assert "cannot be read (No such file" in capsys.readouterr().err

@@ -299,10 +299,14 @@ def test_a_network_that_finds_nothing_needs_unverified(
     assert json.loads((tmp_path / "model.refused.json").read_bytes())["verdict"] == "inconclusive"
 
 
-def test_an_unverified_model_says_so(silent: Path) -> None:
+def test_an_unverified_model_says_so(silent: Path, capsys: Any) -> None:
     spec = model_file.read_model_file(silent / "model.onnx").spec
     assert spec.parity.startswith("unverified: too few cells to judge by, only tensors were compared; 0 cells")
     assert call("verify", silent, silent / "model.onnx", "-q") == 5
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "model.onnx: parity inconclusive under policy fp32\n  - " in said.err  # quiet is never mute
+    assert "0 cells in 4 images" in said.err
 
 
 def test_unverified_still_wants_tensors_that_agree(

@@ -192,7 +192,8 @@ def test_the_command_writes_both_files(
     onnx_file: OnnxFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cuda_runtime, "import_bindings", FakeCuda)
-    monkeypatch.setattr(gpu_check.check, "__kwdefaults__", {"run": answering(8, err="error: no"), "say": print})
+    quietly = {"say": print, "progress": None}
+    monkeypatch.setattr(gpu_check.check, "__kwdefaults__", {"run": answering(8, err="error: no")} | quietly)
     out = tmp_path / "out"
     assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(out)]) == 8
     facts = json.loads((out / "gpu-check.json").read_text())
@@ -202,8 +203,10 @@ def test_the_command_writes_both_files(
         "not run: exit code 8: error: no",
         "not run: the form was not made",
     }
-    assert (out / "gpu-check.md").read_text() in capsys.readouterr().out
-    monkeypatch.setattr(gpu_check.check, "__kwdefaults__", {"run": answering(1), "say": print})
+    said = capsys.readouterr()
+    assert (out / "gpu-check.md").read_text() in said.out
+    assert "error: failed or could not run: " in said.err
+    monkeypatch.setattr(gpu_check.check, "__kwdefaults__", {"run": answering(1)} | quietly)
     assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(out)]) == 5
     assert _common.run(gpu_check.command, ["--model", str(tmp_path / "none.onnx"), "-o", str(out)]) == 5
     assert _common.run(gpu_check.command, ["--model", str(onnx_file()), "-o", str(onnx_file())]) == 6

@@ -322,6 +322,17 @@ def test_the_wheel_holds_models_type_markers_and_licence(wheel_names: set[str]) 
     assert any(re.search(r"\.dist-info/.*LICENSE$", name) for name in wheel_names)
 
 
+COMMANDS = [path for path in SOURCES if path.parent.name == "cli" or path.name.startswith("cli")]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_raise_what_ends_them(path: Path) -> None:
+    """A code that is returned is silent under ``-q``; an error that is raised is always said."""
+    returned = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Return)]
+    silent = [ast.unparse(value) for value in returned if value is not None and ".exit_code" in ast.unparse(value)]
+    assert [text for text in silent if not text.startswith("error.")] == []  # _common.run has said it
+
+
 def test_documents_have_no_placeholders_and_their_links_lead_somewhere() -> None:
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cellseg_deploy/models/default.md"):
         text = document.read_text()

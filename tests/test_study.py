@@ -94,7 +94,9 @@ def test_a_finished_run_is_not_trained_again(smears, copied, monkeypatch):
     no_training(monkeypatch)
     assert run(smears, copied, "--runs", "plain,distance", "--threads", "2") == 0
     assert result_of(copied, "plain-0") == before
-    assert "`distance`" in (copied / "study.md").read_text()
+    text = (copied / "study.md").read_text()
+    assert "`distance`" in text
+    assert "Not finished" not in text
 
 
 def test_a_started_run_goes_on_and_ends_in_the_same_figures(smears, copied, monkeypatch):
@@ -281,3 +283,17 @@ def test_the_answers_are_made_of_the_results():
     assert "F1 apart by +0.190 (higher with 1 of 1 seeds)" in surface  # against the same seed alone
     assert "`distance` with method" in best  # boundary-surface has the better F1, but gives up Dice for it
     assert study_answers.answers(results[:1])[0].startswith("**The best single")
+
+
+def test_a_study_that_is_stopped_says_which_runs_are_missing(smears, copied, monkeypatch):
+    (copied / "study.md").unlink()
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "_train", stopped)
+    arguments = ("--runs", "plain,distance,boundary", "--threads", "2")
+    assert run(smears, copied, *arguments) == 130
+    title, _, remark, *_ = (copied / "study.md").read_text().splitlines()
+    assert title.startswith("# Study")
+    assert remark == "**Not finished: still to be trained are boundary with seed 0.**"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import make_spec
 
@@ -16,6 +18,7 @@ from cellseg_deploy.model_spec import from_json
 from cellseg_deploy.outputs.lock import LOCK_NAME
 from cellseg_export import triton
 from cellseg_export.cli import command
+from cellseg_export.info_packages import parse_text
 from cellseg_export.triton import TritonOptions, export_triton, quoted
 
 OnnxFile = Callable[..., Path]
@@ -139,3 +142,82 @@ def test_the_command(onnx_file: OnnxFile, tmp_path: Path, capsys: Any) -> None:
     assert config.max_batch_size == 4
     assert list(config.dynamic_batching.preferred_batch_size) == [2, 4]
     assert _common.run(command, arguments) == 6
+
+
+def shown(path: Path, capsys: Any) -> Any:
+    """What ``cellseg-export info --json`` says of ``path``."""
+    assert _common.run(command, ["info", str(path), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_info_says_what_an_entry_and_a_repository_say(onnx_file: OnnxFile, tmp_path: Path, capsys: Any) -> None:
+    spec = make_spec(variant="boundary", name='a "quoted" näme\n\\7')
+    source, repository = onnx_file(spec), tmp_path / "repo"
+    options = TritonOptions(max_batch_size=8, preferred=(4, 8), queue_delay_us=70, instances=2, kind="cpu")
+    folder = export_triton(source, repository, options=options)
+    export_triton(onnx_file(name="other.onnx"), repository, name="second")
+    facts = shown(folder, capsys)
+    model = read_model_file(source)
+    assert facts["spec"] == json.loads(msgspec.json.encode(spec))
+    assert facts["file"] == {
+        "path": str(folder),
+        "form": "Triton model repository entry",
+        "name": folder.name,
+        "backend": "onnxruntime",
+        "max_batch_size": 8,
+        "preferred_batch_size": [4, 8],
+        "max_queue_delay_microseconds": 70,
+        "instances": ["2 on KIND_CPU"],
+        "whole": True,
+        "versions": {"1": {"files": {"model.onnx": len(model.data)}, "whole": True}},
+        "identity": model.identity,
+        "sha256": model.file_sha256,
+    }
+    everything = shown(repository, capsys)
+    assert everything["file"]["entries"] == [folder.name, "second"]
+    assert everything[folder.name] == facts
+    assert _common.run(command, ["info", str(repository)]) == 0
+    assert model.file_sha256 in capsys.readouterr().out
+    (folder / "1" / "model.onnx").write_bytes(b"another model")
+    assert shown(folder, capsys)["file"]["whole"] is False
+
+
+def test_info_knows_an_openvino_pair_of_an_entry(onnx_file: OnnxFile, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    from test_openvino_backend import write_pair
+
+    folder = export_triton(write_pair(onnx_file(), tmp_path / "stub.xml"), tmp_path / "repo", name="pair")
+    assert shown(folder, capsys)["file"]["whole"] is True
+    (folder / "1" / "model.bin").write_bytes(b"x")
+    assert shown(folder, capsys)["file"]["whole"] is False
+
+
+def test_info_refuses_what_is_no_entry_of_ours(onnx_file: OnnxFile, tmp_path: Path, capsys: Any) -> None:
+    config = export_triton(onnx_file(), tmp_path / "repo") / "config.pbtxt"
+    for text, words in {
+        'name: "other"\nbackend: "python"\n': "no 'cellseg' among its parameters",
+        'name: "cut': "unexpected",
+        "input [": "it ends within a field",
+        "parameters { key:": "it ends within a field",
+        "a { b: 1": "it ends within a message",
+        "{": "expected the name of a field",
+        "a: ]": "expected a value",
+    }.items():
+        config.write_text(text)
+        assert _common.run(command, ["info", str(config.parent)]) == 5
+        assert words in capsys.readouterr().err
+
+
+def test_the_text_form_of_protobuf_is_read() -> None:
+    text = """
+    # comment
+    name: "a" 'b\\303\\251' ; max: -1, sizes: [1, 2]
+    group [ { kind: CPU } , { kind: GPU } ] nested < {}
+    """.replace("< {}", "{ empty {} }")
+    assert parse_text(text) == {
+        "name": ["abé"],
+        "max": ["-1"],
+        "sizes": ["1", "2"],
+        "group": [{"kind": ["CPU"]}, {"kind": ["GPU"]}],
+        "nested": [{"empty": [{}]}],
+    }

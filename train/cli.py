@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,8 @@ def command(context: click.Context, /, **options: Any) -> None:
 
 def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
     require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
+    if options["weights"] != "hub" and not options["weights"].startswith(HUB_PREFIX):
+        _stay_offline()
     from cellseg_train import checkpoint, start
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -210,9 +213,15 @@ def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
 
 def _resume(run_folder: Path, quiet: bool) -> None:
     require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
+    _stay_offline()  # weights were fetched when the run was started
     from cellseg_train import start
 
     start.resume(run_folder, quiet=quiet)
+
+
+def _stay_offline() -> None:
+    """Keep the hub's client from the network; before timm imports it."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _say_next(run_folder: Path) -> None:

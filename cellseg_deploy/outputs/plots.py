@@ -6,12 +6,16 @@ Drawn with the object interface and no display: no global state, no window.
 from __future__ import annotations
 
 import io
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from cellseg_deploy.backends.engine_cache import cache_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,16 +52,31 @@ def sweep_png(points: Sequence[Point], *, title: str) -> bytes:
             if np.isfinite(y).any():
                 best = int(np.nanargmin(y) if is_error else np.nanargmax(y))
                 axis.plot(x[best], y[best], marker="o", markersize=9, fillstyle="none", color=colour)
-        if is_error:
-            axis.set_ylim(0, min(axis.get_ylim()[1], 40))  # the far ends of a threshold lose every cell
-        else:
-            axis.set_ylim(max(axis.get_ylim()[0], 0.3), None)
+        axis.set_ylim(*y_limits(axis, errors=is_error))
         axis.set_xlim(0, 1)
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("threshold")
     axes[0].legend(fontsize=8, loc="lower center")
     figure.suptitle(title, fontsize=11)
     return to_png(figure)
+
+
+def y_limits(axis: Axes, *, errors: bool) -> tuple[float, float]:
+    """Lower and upper edge for the curves of ``axis``, of scores from 0 to 1 or of ``errors`` in percent.
+
+    The far ends of a threshold lose every cell, so scores below 0.3 and errors above 40 are out of view, unless the
+    best third of all points is as bad.
+    """
+    drawn = [np.asarray(line.get_ydata(), np.float64) for line in axis.lines]
+    values = np.concatenate([*drawn, np.zeros(0)])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    margin = max(0.05 * (high - low), 0.01)
+    if errors:
+        return 0.0, min(high + margin, max(40.0, 1.1 * float(np.percentile(values, 33))))
+    return max(0.0, low - margin, min(0.3, float(np.percentile(values, 67)) - 0.1)), high + margin
 
 
 def reliability_png(found: Reliability, *, title: str) -> bytes:
@@ -134,11 +153,21 @@ def histograms_png(panels: Sequence[Histogram], *, title: str, columns: int) -> 
     return to_png(figure)
 
 
-def make_figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of ``size`` inches with its panels row by row; ``grid``: ``sharex``, and matplotlib's grid settings."""
+def figure_class() -> type[Figure]:
+    """matplotlib's ``Figure``, imported so that its list of fonts goes to our cache folder and not into the home.
+
+    Settings of the user's are not read: the same numbers give the same picture for everybody.
+    """
+    if "matplotlib" not in sys.modules:
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder().with_name("matplotlib")))
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    return Figure
+
+
+def make_figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of ``size`` inches with its panels row by row; ``grid``: ``sharex``, and matplotlib's grid settings."""
+    figure = figure_class()(figsize=size, dpi=DPI, layout="constrained")
     share = {"sharex": grid.pop("sharex", False)}
     axes = figure.subplots(n_rows, n_columns, squeeze=False, gridspec_kw=grid or None, **share)
     flat: list[Axes] = list(axes.reshape(-1))
