@@ -1,9 +1,9 @@
 """Bytes of a PNG, JPEG or TIFF to the samples that are in it; nothing missing, nothing converted.
 
 The decoders below us fill gaps or cut bits without a word (tifffile: missing tiles become zeros; Pillow: 16-bit RGB
-keeps its high bytes, pixel data with a wrong checksum passes; libjpeg: a cut file ends in grey). So each format is
-checked before it is decoded, and what a decoder only logs or warns of is collected: errors fail the image, the rest
-becomes a note.
+keeps its high bytes; libjpeg: what is missing becomes grey, what is damaged a smear of colour). So each format is
+checked before it is decoded, JPEGs are decoded with libjpeg's warnings as errors, and what a decoder only logs or warns
+of is collected: errors fail the image, the rest becomes a note.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cellseg_deploy.errors import DataError
 from cellseg_deploy.fingerprint import Fingerprint, of_bytes
 from cellseg_deploy.image_header import JPEG, PNG, TIFF
 from cellseg_deploy.image_limits import check_pixels
-from cellseg_deploy.jpeg_structure import check_effort, walk
+from cellseg_deploy.jpeg_structure import check_effort, check_whole, decode_strictly, walk
 from cellseg_deploy.regular_file import NotARegularFileError, opened
 from cellseg_deploy.resolution import Resolution
 
@@ -167,7 +167,7 @@ class _PngHead(NamedTuple):
 
 
 def _check_png(path: Path, data: bytes) -> _PngHead:
-    """What the PNG is, after walking all its chunks: Pillow does not check the CRC of pixel data."""
+    """What the PNG is, after walking all its chunks: libpng and Pillow do not miss an end marker."""
     head: _PngHead | None = None
     turning: list[memoryview] = []
     position, view = len(PNG), memoryview(data)
@@ -178,7 +178,8 @@ def _check_png(path: Path, data: bytes) -> _PngHead:
         end = position + 8 + length
         if end + 4 > len(data):
             raise DataError(f"{path}: the PNG is cut short inside its {_chunk_name(kind)} part")
-        if zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+        # Decoders check the pixels themselves; a wrong pHYs, sBIT or tRNS they pass over.
+        if kind != b"IDAT" and zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise DataError(f"{path}: the PNG is damaged: wrong checksum in its {_chunk_name(kind)} part")
         if head is None:
             if kind != b"IHDR" or length != 13:
@@ -245,20 +246,23 @@ def _decode_by_libpng(data: bytes, head: _PngHead) -> Decoded:
 
 
 def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
+    """Grey and RGB by simplejpeg, to the bytes that Pillow gives; CMYK and what simplejpeg cannot read by Pillow.
+
+    Pillow reads the headers of all: size, orientation, density.
+    """
     from PIL import JpegImagePlugin
 
-    _check_jpeg(path, data)
-    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
-        check_pixels(path, image.width, image.height, max_pixels)
-        return replace(_from_pillow(path, "JPEG", image), resolution=resolution.of_jpeg(image))
-
-
-def _check_jpeg(path: Path, data: bytes) -> None:
-    """Without its end marker all rows may be there, but nobody can tell: libjpeg fills what is missing with grey."""
     found = walk(data)
     check_effort(path, found)
-    if not found.is_whole:
-        raise DataError(f"{path}: the JPEG is cut short: its end marker is missing")
+    check_whole(path, found)
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+        check_pixels(path, image.width, image.height, max_pixels)
+        said = resolution.of_jpeg(image)
+        if image.mode not in ("L", "RGB") or not found.is_common:
+            return replace(_from_pillow(path, "JPEG", image), resolution=said)
+        samples = decode_strictly(data, "GRAY" if image.mode == "L" else "RGB")
+        kind = "grey" if image.mode == "L" else "rgb"
+        return Decoded("JPEG", kind, samples, 8, orientation=_orientation_of(image), resolution=said)
 
 
 def _from_pillow(path: Path, container: str, image: Any) -> Decoded:

@@ -4,8 +4,8 @@ Whatever comes out of here is complete. A file that is cut short, damaged or amb
 filled in, because a black corner looks exactly like "no cells". What had to be converted is said in
 ``LoadedImage.notes``.
 
-What cannot be seen: a flipped byte inside a JPEG or an uncompressed TIFF, or a JPEG that was cut and then given an end
-marker again. Neither format holds a checksum.
+What cannot be seen: many a flipped bit inside a JPEG, and any inside an uncompressed TIFF. Neither format holds a
+checksum; a JPEG that was cut and then given an end marker again is noticed.
 
 The conversions (always the same for the same file format, never dependent on the values of the pixels):
 

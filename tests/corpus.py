@@ -95,6 +95,20 @@ def cut_jpeg_tiff() -> bytes:
     return _changed_tag(rgb_tiff(tile=(32, 32), compression="jpeg"), "TileByteCounts", 0, lambda count: count // 2)
 
 
+def half_jpeg_tiff() -> bytes:
+    """A TIFF whose only strip is half of a JPEG with an end marker behind it."""
+    y, x = np.mgrid[:64, :64]
+    whole = encoded(Image.fromarray(((x * 7 + y * 13) % 256).astype(np.uint8)), "JPEG", quality=95)
+    return payload_tiff(whole[: len(whole) // 2] + b"\xff\xd9", 7)
+
+
+def few_scans_jpg() -> bytes:
+    """A progressive JPEG whose last two scans are missing, well ended."""
+    data = encoded(image(), "JPEG", progressive=True, quality=95)
+    starts = [index for index in range(len(data)) if data.startswith(b"\xff\xda", index)]
+    return data[: starts[-2]] + b"\xff\xd9"
+
+
 def short_raw_tiff() -> bytes:
     """An uncompressed TIFF that says it has half its bytes: what follows would be taken for pixels."""
     return _changed_tag(rgb_tiff(rowsperstrip=H), "StripByteCounts", 0, lambda count: count // 2) + b"\7" * H * W * 3
@@ -204,12 +218,13 @@ DAMAGED = [
     ("png signature only", lambda: good_png()[:8], "cut short"),
     ("png cut in its data", lambda: good_png()[: len(good_png()) // 2], "cut short"),
     ("png without end", lambda: good_png()[:-12], "end marker"),
-    ("png flipped bit", flipped_png, "checksum"),
+    ("png flipped bit", flipped_png, "check"),
     ("png too few rows", lambda: png(W, H, data=b"\0" * 10), "damaged|truncated"),
     ("png width 0", lambda: png(0, H), "0 x 40"),
     ("png two headers", lambda: good_png()[:8] + good_png()[33:], "no header"),
     ("jpg cut in its data", lambda: good_jpg()[: len(good_jpg()) // 2], "cut short"),
-    ("jpg cut, then an end marker", lambda: good_jpg()[: len(good_jpg()) // 2] + b"\xff\xd9", "damaged|missing"),
+    ("jpg cut, then an end marker", lambda: good_jpg()[:-200] + b"\xff\xd9", "[Cc]orrupt JPEG"),
+    ("jpg progressive without its last scans", few_scans_jpg, "scans that hold its detail"),
     ("jpg without end", lambda: good_jpg()[:-2], "end marker"),
     ("jpg header only", lambda: good_jpg()[:20], "cut short"),
     ("tiff cut", lambda: rgb_tiff()[:-100], "cut short|damaged"),
@@ -218,6 +233,7 @@ DAMAGED = [
     ("tiff lzw garbage", lzw_garbage, "damaged"),
     ("tiff sparse tile", sparse_tiff, "missing"),
     ("tiff jpeg tile cut", cut_jpeg_tiff, "JPEG parts"),
+    ("tiff jpeg tile of half its data", half_jpeg_tiff, "[Cc]orrupt JPEG"),
     ("tiff raw of half its bytes", short_raw_tiff, "bytes; expected"),
     ("tiff zlib of half its rows", lambda: half_tiff(zlib.compress, 8), "damaged"),
     ("tiff lzw of half its rows", lambda: half_tiff(imagecodecs.lzw_encode, 5), "damaged"),

@@ -181,6 +181,57 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
     assert any("CMYK" in note for note in loaded.notes)
 
 
+JPEGS: dict[str, dict[str, Any]] = {
+    **{name: {"subsampling": number} for number, name in enumerate(("4:4:4", "4:2:2", "4:2:0"))},
+    "4:1:1": {"subsampling": "4:1:1"},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 3},
+    "low quality": {"quality": 20},
+    "as RGB": {"keep_rgb": True},
+}
+
+
+@pytest.mark.parametrize("settings", JPEGS.values(), ids=JPEGS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("hw", [(1, 1), (9, 7), (H, W)])
+def test_jpeg_is_read_as_pillow_reads_it(
+    tmp_path: Path, mode: str, settings: dict[str, Any], hw: tuple[int, int]
+) -> None:
+    image = Image.fromarray(picture()[: hw[0], : hw[1]]).convert(mode)
+    path = save(tmp_path / "a.jpg", image, **{"quality": 95, **settings} if mode == "RGB" else {})
+    with Image.open(path) as by_pillow:
+        expected = np.asarray(by_pillow)
+    assert np.array_equal(decode(path, MAX_PIXELS).samples, expected)
+
+
+@pytest.mark.real
+def test_jpeg_photographs_are_read_as_pillow_reads_them(real_data: Path) -> None:
+    paths = sorted((real_data / "bbbc041seg").rglob("*.jpg"))[:10]
+    assert paths
+    for path in paths:
+        with Image.open(path) as by_pillow:
+            assert np.array_equal(decode(path, MAX_PIXELS).samples, np.asarray(by_pillow))
+
+
+def test_jpeg_of_an_unusual_sampling(tmp_path: Path) -> None:
+    data = bytearray(encoded(Image.fromarray(picture()[:32, :32]), "JPEG", subsampling=0))
+    factors = data.index(b"\xff\xc0") + 11
+    assert data[factors : factors + 9 : 3] == b"\x11\x11\x11"
+    data[factors : factors + 9 : 3] = b"\x12\x12\x12"  # as many blocks in another order
+    path = write(tmp_path / "a.jpg", bytes(data))
+    with Image.open(path) as by_pillow:
+        assert np.array_equal(decode(path, MAX_PIXELS).samples, np.asarray(by_pillow))
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_blocks": 1}])
+def test_a_jpeg_cut_anywhere_and_ended_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    data = encoded(Image.fromarray(picture()), "JPEG", quality=95, **settings)
+    for end in range(data.index(b"\xff\xda"), len(data) - 20, 40):
+        path = write(tmp_path / "a.jpg", data[:end] + b"\xff\xd9")
+        with pytest.raises(DataError, match=r"cut short|damaged"):
+            read_image(path)
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_plain_png_is_read_as_pillow_reads_it(tmp_path: Path, mode: str) -> None:
     """Plain ones take a shorter way; a transparent colour, EXIF or XMP data need the long one."""
