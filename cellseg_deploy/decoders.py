@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy import resolution, tiff_checks
+from cellseg_deploy import resolution, tiff_checks, tiff_pages
 from cellseg_deploy.decoder_messages import collected
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.fingerprint import Fingerprint, of_bytes
@@ -98,7 +98,8 @@ def declared_pixels(path: Path) -> int:
                 import tifffile
 
                 with tifffile.TiffFile(file) as tiff:
-                    width, height = tiff.pages[0].imagewidth, tiff.pages[0].imagelength
+                    page = tiff_pages.picture_of(path, tiff).page
+                    width, height = page.imagewidth, page.imagelength
             else:
                 return 0
     except Exception:  # as in decode, which will meet it again
@@ -319,18 +320,23 @@ def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
 
     # Objects of tifffile hold each other: closed, the buffer does not keep the file's bytes until they are collected.
     with io.BytesIO(data) as buffer, tifffile.TiffFile(buffer) as tiff:
-        if len(tiff.pages) == 0:
-            raise DataError(f"{path}: TIFF without an image")
-        page = tiff.pages[0]
-        tiff_checks.check_single_plane(path, tiff)
+        picture = tiff_pages.picture_of(path, tiff)
+        page = picture.page
         tiff_checks.check_page(path, page, data, max_pixels)
-        samples = page.asarray(maxworkers=1)
-        return replace(_from_tiff_page(path, page, samples), resolution=resolution.of_tiff(tiff))
+        decoded = _from_tiff_page(path, page, page.asarray(maxworkers=1), tiff.pages[0])
+        if picture.mask is not None and decoded.alpha is None and decoded.samples.dtype.kind == "u":
+            tiff_checks.check_page(path, picture.mask, data, max_pixels)
+            inside = picture.mask.asarray(maxworkers=1) != 0  # TIFF 6.0, photometric interpretation 4
+            decoded = replace(decoded, alpha=inside.astype(decoded.samples.dtype) * (2**decoded.bits - 1))
+        return replace(
+            decoded, notes=(*decoded.notes, *picture.notes), resolution=resolution.of_tiff(tiff, picture.page)
+        )
 
 
-def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any]) -> Decoded:
+def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any], first: Any) -> Decoded:
+    """``first``: the file's first page, which says which side is up where the picture's own (DNG) does not."""
     photometric = int(page.photometric)
-    tag = page.tags.get(274)
+    tag = page.tags.get(274) or first.tags.get(274)
     orientation = int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
     if samples.dtype == np.bool_:
         samples = samples.astype(np.uint8)

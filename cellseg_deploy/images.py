@@ -15,6 +15,7 @@ in the file            becomes
 grey, 1-bit, palette   RGB
 9 to 16 bit            8 bit by ``value * 255 // (2 ** bits - 1)``; ``bits`` from the file, or ``bit_depth`` if given
 alpha, transparency    composited on white, the colour of an empty field; dropped where it is opaque everywhere
+TIFF of several pages  the picture at full resolution, wherever it lies; its transparency mask as alpha
 CMYK                   RGB, without colour profile
 EXIF / TIFF rotation   the upright image; every output has the upright image's size and coordinates
 =====================  =========================================================================================
@@ -166,7 +167,8 @@ def _to_rgb8(
             raise DataError(f"{path}: damaged file: a pixel points behind the end of the colour palette")
         notes.append("colour palette converted to RGB")
         colours = decoded.palette[decoded.samples]
-        return colours[..., :3], colours[..., 3] if colours.shape[2] == 4 else None
+        inside = None if decoded.alpha is None else _scale_to_8(decoded.alpha, decoded.bits)
+        return colours[..., :3], colours[..., 3] if colours.shape[2] == 4 else inside
     bits = decoded.bits
     if bits > 8:
         bits = _effective_bits(path, decoded, bit_depth, notes)

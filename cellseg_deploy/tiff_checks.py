@@ -23,20 +23,6 @@ _BOUNDED_IN_TIFF = {
     **{8: "Deflate", 32946: "Deflate", 34925: "LZMA", 34926: "Zstd", 50000: "Zstd"},
     **dict.fromkeys(JPEG, "JPEG"),  # whose header is looked at
 }
-_MAX_PAGES = 64  # an image and its reduced copies
-
-
-def check_single_plane(path: Path, tiff: Any) -> None:
-    """One plane only: which of several is meant, nobody but the user knows. Reduced copies (pyramids) do not count."""
-    pages = len(tiff.pages)
-    if pages > _MAX_PAGES or not all(tiff.pages[index].is_reduced for index in range(1, pages)):
-        raise DataError(
-            f"{path}: TIFF with {pages} planes (stack, time series or channels); expected one; "
-            "save the plane you want as an image of its own (in Fiji: Image > Duplicate, or Stack to RGB)"
-        )
-    depth = tiff.pages[0].imagedepth
-    if depth != 1:
-        raise DataError(f"{path}: TIFF volume of {depth} slices; expected one plane; save the slice you want")
 
 
 def check_page(path: Path, page: Any, data: bytes, max_pixels: int) -> None:

@@ -114,6 +114,34 @@ def short_raw_tiff() -> bytes:
     return _changed_tag(rgb_tiff(rowsperstrip=H), "StripByteCounts", 0, lambda count: count // 2) + b"\7" * H * W * 3
 
 
+def paged_tiff(*pages: tuple[int, dict[str, Any]], subifds: int = 0) -> bytes:
+    """A TIFF of the picture at one ``step``-th of its size, for each page (step, settings of tifffile's writer).
+
+    ``subifds``: so many pages lie below the first one.
+    """
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for index, (step, settings) in enumerate(pages):
+            below = {"subifds": subifds} if subifds and not index else {}
+            kind = {"photometric": "rgb", "metadata": None, **below, **settings}
+            pixels = picture()[::step, ::step]
+            writer.write(pixels if kind["photometric"] == "rgb" else pixels[..., 0] > 100, **kind)
+    return buffer.getvalue()
+
+
+REDUCED, MASK = {"subfiletype": 1}, {"subfiletype": 4, "photometric": "mask"}
+
+
+def stack_of_one_page(description: str) -> bytes:
+    """Three planes behind the directory of one, as ImageJ writes a stack above 4 GB."""
+    return tiff(np.zeros((H, W), np.uint8), metadata=None, description=description) + bytes(2 * H * W)
+
+
+def metamorph_stack() -> bytes:
+    tags = [(33629, 5, 3, (0, 1) * 3, True)]  # a time stamp for each plane
+    return tiff(np.zeros((H, W), np.uint8), metadata=None, extratags=tags)
+
+
 def lying_tiff(width: int, height: int) -> bytes:
     data = bytearray(tiff(picture(1)))
     with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
@@ -278,6 +306,18 @@ HARMLESS = [  # what is too much is never unpacked
 ]
 AMBIGUOUS = [
     ("tiff two planes", lambda: tiff(np.zeros((2, H, W), np.uint8), photometric="minisblack"), "2 planes"),
+    ("tiff all pages reduced", lambda: paged_tiff((2, REDUCED), (4, REDUCED)), r"1 of 30 x 20 px 8-bit RGB, marked as"),
+    ("tiff only page reduced", lambda: paged_tiff((2, REDUCED)), "without a full-size picture"),
+    (
+        "tiff reduced copy larger",
+        lambda: paged_tiff((2, {}), (1, REDUCED)),
+        "2 planes.*60 x 40 px.*marked as a reduced",
+    ),
+    ("tiff two pictures", lambda: paged_tiff((1, {}), (1, {})), "2 planes.*2 of 60 x 40 px 8-bit RGB"),
+    ("tiff two pictures below", lambda: paged_tiff((4, REDUCED), (1, {}), (1, {}), subifds=2), "3 planes"),
+    ("tiff imagej stack of one page", lambda: stack_of_one_page("ImageJ=1.54f\nimages=3\nslices=3\n"), "3 planes"),
+    ("tiff shaped stack of one page", lambda: stack_of_one_page('{"shape": [3, 40, 60]}'), "3 planes"),
+    ("tiff metamorph stack", metamorph_stack, "3 planes"),
     ("tiff float nan", lambda: tiff(np.full((H, W), np.nan, np.float32)), "float32"),
     ("tiff float inf", lambda: tiff(np.full((H, W), np.inf, np.float64)), "float64"),
     ("tiff int16", lambda: tiff(np.zeros((H, W), np.int16)), "int16"),
@@ -304,6 +344,11 @@ VALID = [
     ("jpg turned", lambda: with_exif_orientation(6), "upright"),
     ("jpg progressive", lambda: encoded(image(), "JPEG", progressive=True), ""),
     ("tiff rgb", rgb_tiff, ""),
+    ("tiff picture below", lambda: paged_tiff((4, REDUCED), (1, {}), subifds=1), ""),
+    ("tiff preview first", lambda: paged_tiff((4, {}), (1, {})), "a preview was left out .15 x 10 px 8-bit RGB"),
+    ("tiff preview behind", lambda: paged_tiff((1, {}), (2, {}), (4, REDUCED)), "a preview was left out .30 x 20 px"),
+    ("tiff mask", lambda: paged_tiff((1, {}), (1, MASK)), "composited on white"),
+    ("tiff mask not marked", lambda: paged_tiff((1, {}), (1, {**MASK, "subfiletype": 0})), "composited on white"),
     ("tiff bigtiff tiles", lambda: rgb_tiff(tile=(16, 16), bigtiff=True, compression="zlib"), ""),
     ("tiff jpeg strips", lambda: rgb_tiff(compression="jpeg", rowsperstrip=16), ""),
     ("tiff jpeg tiles", lambda: rgb_tiff(compression="jpeg", tile=(32, 32)), ""),

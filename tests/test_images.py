@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from corpus import of_groups, png, png_chunk, turned_png
+from corpus import MASK, REDUCED, of_groups, paged_tiff, png, png_chunk, turned_png
 from made_images import H, W, encoded, picture, save, tiff, write
 from PIL import Image, PngImagePlugin
 
 from cellseg_deploy.decoders import decode
 from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.image_header import has_header
 from cellseg_deploy.images import (
     MAX_PIXELS,
+    declared_pixels,
     read_image,
     read_labels,
 )
@@ -58,6 +60,37 @@ def test_tiff_layouts(tmp_path: Path, settings: dict[str, Any]) -> None:
     pixels = picture().transpose(2, 0, 1) if "planarconfig" in settings else picture()
     path = write(tmp_path / "a.tif", tiff(pixels, photometric="rgb", **settings))
     assert np.array_equal(read_image(path).pixels_hwc, picture())
+
+
+PICTURES = {
+    "below the thumbnail": paged_tiff((4, REDUCED), (1, {}), subifds=1),
+    "below the second page": paged_tiff((4, REDUCED), (2, REDUCED), (1, {}), (4, REDUCED)),
+    "behind a preview": paged_tiff((4, {}), (1, {})),
+    "before a preview": paged_tiff((1, {}), (2, {}), (4, {})),
+}
+
+
+@pytest.mark.parametrize("data", PICTURES.values(), ids=PICTURES)
+def test_the_picture_of_several_pages(tmp_path: Path, data: bytes) -> None:
+    path = write(tmp_path / "a.tif", data)
+    assert np.array_equal(read_image(path).pixels_hwc, picture())
+    assert declared_pixels(path) == H * W
+    assert has_header(path)
+
+
+def test_the_transparency_mask_of_a_tiff_is_its_alpha(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", paged_tiff((1, {}), (1, MASK)))
+    inside = picture()[..., :1] > 100
+    assert np.array_equal(read_image(path).pixels_hwc, np.where(inside, picture(), 255))
+
+
+def test_orientation_and_resolution_of_a_picture_below_the_thumbnail(tmp_path: Path) -> None:
+    """The thumbnail's orientation holds, its resolution does not."""
+    turned = {**REDUCED, "extratags": [(274, 3, 1, 3, True)], "resolution": (10_000, 10_000)}
+    below = {"resolution": (100_000, 100_000), "resolutionunit": "CENTIMETER"}
+    loaded = read_image(write(tmp_path / "a.tif", paged_tiff((4, turned), (1, below), subifds=1)))
+    assert np.array_equal(loaded.pixels_hwc, picture()[::-1, ::-1])
+    assert loaded.pixel_size.um == pytest.approx(0.1)
 
 
 def test_jpeg_in_tiff(tmp_path: Path) -> None:
