@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy import resolution, tiff_checks, tiff_pages
+from cellseg_deploy import bit_depth, resolution, tiff_checks, tiff_pages
+from cellseg_deploy.bit_depth import SaidBits
 from cellseg_deploy.decoder_messages import collected
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.fingerprint import Fingerprint, of_bytes
@@ -44,6 +45,7 @@ class Decoded:
 
     ``samples``: (h, w) for grey and palette, else (h, w, channels); ``alpha``: (h, w) or None, same dtype.
     ``bits``: bits that the file declares for a sample. ``resolution``: what it says of the size of its pixels.
+    ``said_bits``: how many of the ``bits`` are used, if it says so.
     ``source``: fingerprint of the bytes that were decoded, if it was asked for.
     """
 
@@ -56,6 +58,7 @@ class Decoded:
     orientation: int = 1
     notes: tuple[str, ...] = ()
     resolution: tuple[Resolution, ...] = ()
+    said_bits: SaidBits | None = None
     source: Fingerprint | None = None
 
 
@@ -147,7 +150,9 @@ def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
     check_pixels(path, head.width, head.height, max_pixels)
     if head.bits == 16 or head.is_plain:
         orientation = _orientation_in(head.turning)
-        return replace(_decode_by_libpng(data, head), orientation=orientation, resolution=resolution.of_png(data))
+        decoded = _decode_by_libpng(data, head)
+        said = bit_depth.of_png(head.significant, head.colour)
+        return replace(decoded, orientation=orientation, resolution=resolution.of_png(data), said_bits=said)
     # The class itself instead of Image.open: no guessing of formats, and our own limit instead of a global one.
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
         return replace(_from_pillow(path, "PNG", image), resolution=resolution.of_png(data))
@@ -156,7 +161,7 @@ def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
 class _PngHead(NamedTuple):
     """``is_plain``: samples of 8 bits and none but plain parts.
 
-    ``turning``: the parts, whole, that may say which side is up.
+    ``turning``: the parts, whole, that may say which side is up. ``significant``: content of its sBIT.
     """
 
     width: int
@@ -165,6 +170,7 @@ class _PngHead(NamedTuple):
     colour: int
     is_plain: bool
     turning: tuple[memoryview, ...] = ()
+    significant: bytes = b""
 
 
 def _check_png(path: Path, data: bytes) -> _PngHead:
@@ -192,6 +198,8 @@ def _check_png(path: Path, data: bytes) -> _PngHead:
             head = head._replace(is_plain=False)
             if kind == b"eXIf" or kind in _PNG_TEXT:
                 turning.append(view[position : end + 4])
+        elif kind == b"sBIT":
+            head = head._replace(significant=data[position + 8 : end])
         if kind == b"IEND":
             return head._replace(turning=tuple(turning))
         position = end + 4
@@ -328,9 +336,9 @@ def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
             tiff_checks.check_page(path, picture.mask, data, max_pixels)
             inside = picture.mask.asarray(maxworkers=1) != 0  # TIFF 6.0, photometric interpretation 4
             decoded = replace(decoded, alpha=inside.astype(decoded.samples.dtype) * (2**decoded.bits - 1))
-        return replace(
-            decoded, notes=(*decoded.notes, *picture.notes), resolution=resolution.of_tiff(tiff, picture.page)
-        )
+        said = resolution.of_tiff(tiff, page)
+        notes = (*decoded.notes, *picture.notes)
+        return replace(decoded, notes=notes, resolution=said, said_bits=bit_depth.of_tiff(tiff, page))
 
 
 def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any], first: Any) -> Decoded:

@@ -231,6 +231,18 @@ def turned_png(pixels: np.ndarray, orientation: int) -> bytes:
     return data[:-12] + png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
 
 
+def saying_bits(pixels: np.ndarray, bits: int) -> bytes:
+    """A TIFF whose MaxSampleValue is that of ``bits``."""
+    return tiff(pixels, extratags=[(281, 3, 1, 2**bits - 1, True)])
+
+
+def with_bar(bar: int = 65535) -> np.ndarray:
+    """12 bits in 16 with a saturated scale bar and hot pixels."""
+    pixels: np.ndarray = picture(1, np.uint16) // 16
+    pixels[-2:, 5:34], pixels[3, 4:6] = bar, 40_000
+    return pixels
+
+
 def alpha(values: int) -> Image.Image:
     pixels = picture(4)
     pixels[..., 3] = values
@@ -344,6 +356,8 @@ VALID = [
     ("jpg turned", lambda: with_exif_orientation(6), "upright"),
     ("jpg progressive", lambda: encoded(image(), "JPEG", progressive=True), ""),
     ("tiff rgb", rgb_tiff, ""),
+    ("tiff 12 bits in 16 with a scale bar", lambda: tiff(with_bar()), "give --bit-depth 12"),
+    ("tiff 12 bits in 16 that says so", lambda: saying_bits(with_bar(), 12), "12-bit samples .*60 of 2400 samples"),
     ("tiff picture below", lambda: paged_tiff((4, REDUCED), (1, {}), subifds=1), ""),
     ("tiff preview first", lambda: paged_tiff((4, {}), (1, {})), "a preview was left out .15 x 10 px 8-bit RGB"),
     ("tiff preview behind", lambda: paged_tiff((1, {}), (2, {}), (4, REDUCED)), "a preview was left out .30 x 20 px"),
