@@ -1,9 +1,9 @@
 """Bytes of a PNG, JPEG or TIFF to the samples that are in it; nothing missing, nothing converted.
 
 The decoders below us fill gaps or cut bits without a word (tifffile: missing tiles become zeros; Pillow: 16-bit RGB
-keeps its high bytes, pixel data with a wrong checksum passes; libjpeg: a cut file ends in grey). So each format is
-checked before it is decoded, and what a decoder only logs or warns of is collected: errors fail the image, the rest
-becomes a note.
+keeps its high bytes; libjpeg: what is missing becomes grey, what is damaged a smear of colour). So each format is
+checked before it is decoded, JPEGs are decoded with libjpeg's warnings as errors, and what a decoder only logs or warns
+of is collected: errors fail the image, the rest becomes a note.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy import resolution, tiff_checks
+from cellseg_deploy import bit_depth, resolution, tiff_checks, tiff_pages
+from cellseg_deploy.bit_depth import SaidBits
 from cellseg_deploy.decoder_messages import collected
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.fingerprint import Fingerprint, of_bytes
 from cellseg_deploy.image_header import JPEG, PNG, TIFF
 from cellseg_deploy.image_limits import check_pixels
-from cellseg_deploy.jpeg_structure import check_effort, walk
+from cellseg_deploy.jpeg_structure import check_effort, check_whole, decode_strictly, walk
 from cellseg_deploy.regular_file import NotARegularFileError, opened
 from cellseg_deploy.resolution import Resolution
 
@@ -44,6 +45,7 @@ class Decoded:
 
     ``samples``: (h, w) for grey and palette, else (h, w, channels); ``alpha``: (h, w) or None, same dtype.
     ``bits``: bits that the file declares for a sample. ``resolution``: what it says of the size of its pixels.
+    ``said_bits``: how many of the ``bits`` are used, if it says so.
     ``source``: fingerprint of the bytes that were decoded, if it was asked for.
     """
 
@@ -56,6 +58,7 @@ class Decoded:
     orientation: int = 1
     notes: tuple[str, ...] = ()
     resolution: tuple[Resolution, ...] = ()
+    said_bits: SaidBits | None = None
     source: Fingerprint | None = None
 
 
@@ -98,7 +101,8 @@ def declared_pixels(path: Path) -> int:
                 import tifffile
 
                 with tifffile.TiffFile(file) as tiff:
-                    width, height = tiff.pages[0].imagewidth, tiff.pages[0].imagelength
+                    page = tiff_pages.picture_of(path, tiff).page
+                    width, height = page.imagewidth, page.imagelength
             else:
                 return 0
     except Exception:  # as in decode, which will meet it again
@@ -146,7 +150,9 @@ def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
     check_pixels(path, head.width, head.height, max_pixels)
     if head.bits == 16 or head.is_plain:
         orientation = _orientation_in(head.turning)
-        return replace(_decode_by_libpng(data, head), orientation=orientation, resolution=resolution.of_png(data))
+        decoded = _decode_by_libpng(data, head)
+        said = bit_depth.of_png(head.significant, head.colour)
+        return replace(decoded, orientation=orientation, resolution=resolution.of_png(data), said_bits=said)
     # The class itself instead of Image.open: no guessing of formats, and our own limit instead of a global one.
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
         return replace(_from_pillow(path, "PNG", image), resolution=resolution.of_png(data))
@@ -155,7 +161,7 @@ def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
 class _PngHead(NamedTuple):
     """``is_plain``: samples of 8 bits and none but plain parts.
 
-    ``turning``: the parts, whole, that may say which side is up.
+    ``turning``: the parts, whole, that may say which side is up. ``significant``: content of its sBIT.
     """
 
     width: int
@@ -164,10 +170,11 @@ class _PngHead(NamedTuple):
     colour: int
     is_plain: bool
     turning: tuple[memoryview, ...] = ()
+    significant: bytes = b""
 
 
 def _check_png(path: Path, data: bytes) -> _PngHead:
-    """What the PNG is, after walking all its chunks: Pillow does not check the CRC of pixel data."""
+    """What the PNG is, after walking all its chunks: libpng and Pillow do not miss an end marker."""
     head: _PngHead | None = None
     turning: list[memoryview] = []
     position, view = len(PNG), memoryview(data)
@@ -178,7 +185,8 @@ def _check_png(path: Path, data: bytes) -> _PngHead:
         end = position + 8 + length
         if end + 4 > len(data):
             raise DataError(f"{path}: the PNG is cut short inside its {_chunk_name(kind)} part")
-        if zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+        # Decoders check the pixels themselves; a wrong pHYs, sBIT or tRNS they pass over.
+        if kind != b"IDAT" and zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise DataError(f"{path}: the PNG is damaged: wrong checksum in its {_chunk_name(kind)} part")
         if head is None:
             if kind != b"IHDR" or length != 13:
@@ -190,6 +198,8 @@ def _check_png(path: Path, data: bytes) -> _PngHead:
             head = head._replace(is_plain=False)
             if kind == b"eXIf" or kind in _PNG_TEXT:
                 turning.append(view[position : end + 4])
+        elif kind == b"sBIT":
+            head = head._replace(significant=data[position + 8 : end])
         if kind == b"IEND":
             return head._replace(turning=tuple(turning))
         position = end + 4
@@ -245,20 +255,23 @@ def _decode_by_libpng(data: bytes, head: _PngHead) -> Decoded:
 
 
 def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
+    """Grey and RGB by simplejpeg, to the bytes that Pillow gives; CMYK and what simplejpeg cannot read by Pillow.
+
+    Pillow reads the headers of all: size, orientation, density.
+    """
     from PIL import JpegImagePlugin
 
-    _check_jpeg(path, data)
-    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
-        check_pixels(path, image.width, image.height, max_pixels)
-        return replace(_from_pillow(path, "JPEG", image), resolution=resolution.of_jpeg(image))
-
-
-def _check_jpeg(path: Path, data: bytes) -> None:
-    """Without its end marker all rows may be there, but nobody can tell: libjpeg fills what is missing with grey."""
     found = walk(data)
     check_effort(path, found)
-    if not found.is_whole:
-        raise DataError(f"{path}: the JPEG is cut short: its end marker is missing")
+    check_whole(path, found)
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+        check_pixels(path, image.width, image.height, max_pixels)
+        said = resolution.of_jpeg(image)
+        if image.mode not in ("L", "RGB") or not found.is_common:
+            return replace(_from_pillow(path, "JPEG", image), resolution=said)
+        samples = decode_strictly(data, "GRAY" if image.mode == "L" else "RGB")
+        kind = "grey" if image.mode == "L" else "rgb"
+        return Decoded("JPEG", kind, samples, 8, orientation=_orientation_of(image), resolution=said)
 
 
 def _from_pillow(path: Path, container: str, image: Any) -> Decoded:
@@ -315,18 +328,23 @@ def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
 
     # Objects of tifffile hold each other: closed, the buffer does not keep the file's bytes until they are collected.
     with io.BytesIO(data) as buffer, tifffile.TiffFile(buffer) as tiff:
-        if len(tiff.pages) == 0:
-            raise DataError(f"{path}: TIFF without an image")
-        page = tiff.pages[0]
-        tiff_checks.check_single_plane(path, tiff)
+        picture = tiff_pages.picture_of(path, tiff)
+        page = picture.page
         tiff_checks.check_page(path, page, data, max_pixels)
-        samples = page.asarray(maxworkers=1)
-        return replace(_from_tiff_page(path, page, samples), resolution=resolution.of_tiff(tiff))
+        decoded = _from_tiff_page(path, page, page.asarray(maxworkers=1), tiff.pages[0])
+        if picture.mask is not None and decoded.alpha is None and decoded.samples.dtype.kind == "u":
+            tiff_checks.check_page(path, picture.mask, data, max_pixels)
+            inside = picture.mask.asarray(maxworkers=1) != 0  # TIFF 6.0, photometric interpretation 4
+            decoded = replace(decoded, alpha=inside.astype(decoded.samples.dtype) * (2**decoded.bits - 1))
+        said = resolution.of_tiff(tiff, page)
+        notes = (*decoded.notes, *picture.notes)
+        return replace(decoded, notes=notes, resolution=said, said_bits=bit_depth.of_tiff(tiff, page))
 
 
-def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any]) -> Decoded:
+def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any], first: Any) -> Decoded:
+    """``first``: the file's first page, which says which side is up where the picture's own (DNG) does not."""
     photometric = int(page.photometric)
-    tag = page.tags.get(274)
+    tag = page.tags.get(274) or first.tags.get(274)
     orientation = int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
     if samples.dtype == np.bool_:
         samples = samples.astype(np.uint8)

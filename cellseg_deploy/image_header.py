@@ -6,8 +6,10 @@ import struct
 from pathlib import Path
 
 from cellseg_deploy.decoder_messages import collected
+from cellseg_deploy.errors import DataError
 from cellseg_deploy.jpeg_structure import walk
 from cellseg_deploy.regular_file import opened
+from cellseg_deploy.tiff_pages import picture_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
@@ -43,7 +45,10 @@ def _has_tiff_header(path: Path) -> bool:
     try:
         size = path.stat().st_size
         with collected(), tifffile.TiffFile(path) as tiff:  # of a file that is half there much could be said
-            page = tiff.pages[0]
+            try:
+                page = picture_of(path, tiff).page
+            except DataError:  # for the reader to say
+                page = tiff.pages[0]
             parts = zip(page.dataoffsets, page.databytecounts, strict=True)
             return bool(page.imagewidth and page.imagelength and all(sum(part) <= size for part in parts))
     except Exception:  # tifffile raises whatever it meets

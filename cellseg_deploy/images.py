@@ -4,17 +4,21 @@ Whatever comes out of here is complete. A file that is cut short, damaged or amb
 filled in, because a black corner looks exactly like "no cells". What had to be converted is said in
 ``LoadedImage.notes``.
 
-What cannot be seen: a flipped byte inside a JPEG or an uncompressed TIFF, or a JPEG that was cut and then given an end
-marker again. Neither format holds a checksum.
+What cannot be seen: many a flipped bit inside a JPEG, and any inside an uncompressed TIFF. Neither format holds a
+checksum; a JPEG that was cut and then given an end marker again is noticed.
 
-The conversions (always the same for the same file format, never dependent on the values of the pixels):
+The conversions (by the file format, what the file says of itself and what the user says; never by the brightness of the
+pixels, so two photographs of one slide are treated alike):
 
 =====================  =========================================================================================
 in the file            becomes
 =====================  =========================================================================================
 grey, 1-bit, palette   RGB
-9 to 16 bit            8 bit by ``value * 255 // (2 ** bits - 1)``; ``bits`` from the file, or ``bit_depth`` if given
+9 to 16 bit            8 bit by ``value * 255 // (2 ** bits - 1)``, larger values clipped; ``bits`` is ``bit_depth``
+                       if given, else what the file says that is used (OME SignificantBits, TIFF MaxSampleValue of
+                       2 ** n - 1, PNG sBIT unless its samples are scaled already), else the samples' size
 alpha, transparency    composited on white, the colour of an empty field; dropped where it is opaque everywhere
+TIFF of several pages  the picture at full resolution, wherever it lies; its transparency mask as alpha
 CMYK                   RGB, without colour profile
 EXIF / TIFF rotation   the upright image; every output has the upright image's size and coordinates
 =====================  =========================================================================================
@@ -29,6 +33,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.bit_depth import bits_to_scale, scale_to_8
 from cellseg_deploy.decoders import Decoded, declared_pixels, decode
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.fingerprint import Fingerprint
@@ -85,7 +90,7 @@ def read_image(
     """The image in ``path`` as uint8 RGB, upright.
 
     ``max_pixels``: larger images are refused before they are decoded. ``bit_depth`` (9..16): bits that the camera
-    really used in a file of 16 bit samples; without it the full range of the file format is scaled to 8 bit.
+    really used in a file of 16 bit samples; without it what the file says of it, or its full range, is scaled to 8 bit.
     ``pixel_size_um``: side of a pixel, whatever the file says; without it a TIFF's own, if a microscope can have it.
     ``with_fingerprint``: also say which bytes were read (``source``).
 
@@ -166,12 +171,14 @@ def _to_rgb8(
             raise DataError(f"{path}: damaged file: a pixel points behind the end of the colour palette")
         notes.append("colour palette converted to RGB")
         colours = decoded.palette[decoded.samples]
-        return colours[..., :3], colours[..., 3] if colours.shape[2] == 4 else None
+        inside = None if decoded.alpha is None else scale_to_8(decoded.alpha, decoded.bits)
+        return colours[..., :3], colours[..., 3] if colours.shape[2] == 4 else inside
     bits = decoded.bits
     if bits > 8:
-        bits = _effective_bits(path, decoded, bit_depth, notes)
-    samples = _scale_to_8(decoded.samples, bits)
-    alpha = None if decoded.alpha is None else _scale_to_8(decoded.alpha, decoded.bits)
+        bits, said = bits_to_scale(decoded.samples, bits, decoded.said_bits, bit_depth)
+        notes += said
+    samples = scale_to_8(decoded.samples, bits)
+    alpha = None if decoded.alpha is None else scale_to_8(decoded.alpha, decoded.bits)
     if decoded.kind == "cmyk":
         from PIL import Image
 
@@ -181,32 +188,6 @@ def _to_rgb8(
         notes.append("1-bit image converted to RGB" if decoded.bits == 1 else "grey image converted to RGB")
         return np.repeat(samples[..., None], 3, axis=2), alpha
     return samples, alpha
-
-
-def _effective_bits(path: Path, decoded: Decoded, bit_depth: int | None, notes: list[str]) -> int:
-    """Bits whose full range is scaled to 8 bit; the values of the pixels only ever decide whether to warn."""
-    brightest = int(decoded.samples.max())
-    bits = decoded.bits if bit_depth is None else bit_depth
-    if brightest >= 2**bits:
-        raise DataError(
-            f"{path}: brightest pixel {brightest} does not fit the bit depth of {bits} bit; give a larger --bit-depth"
-        )
-    notes.append(f"{bits}-bit samples scaled to 8 bit")
-    if brightest < 2**bits // 4:
-        notes.append(
-            f"the brightest pixel is {brightest} of {2**bits - 1}: the image will look very dark to the model; "
-            "if the camera uses fewer bits, give --bit-depth (often 12 or 14)"
-        )
-    return bits
-
-
-def _scale_to_8(samples: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
-    """``samples * 255 // (2 ** bits - 1)`` as uint8; for 16 bit that is ``// 257``. A table is faster than division."""
-    if bits == 8:
-        return samples.astype(np.uint8, copy=False)
-    table = (np.arange(2**bits, dtype=np.uint32) * 255 // (2**bits - 1)).astype(np.uint8)
-    scaled: npt.NDArray[np.uint8] = table[samples]
-    return scaled
 
 
 def _on_white(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], notes: list[str]) -> npt.NDArray[np.uint8]:

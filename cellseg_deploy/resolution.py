@@ -124,11 +124,10 @@ def of_jpeg(image: Any) -> tuple[Resolution, ...]:
     return jfif or _made("EXIF", exif.get(_EXIF_X), exif.get(_EXIF_Y), _UNIT_UM.get(exif.get(_EXIF_UNIT, 2)))
 
 
-def of_tiff(tiff: Any) -> tuple[Resolution, ...]:
-    """From the first page of a ``tifffile.TiffFile``: OME, then ImageJ's unit or the TIFF's own."""
-    page = tiff.pages[0]
+def of_tiff(tiff: Any, page: Any) -> tuple[Resolution, ...]:
+    """Of ``page`` of a ``tifffile.TiffFile``: OME, then ImageJ's unit or the page's own."""
     x, y, unit = (None if tag is None else tag.value for tag in map(page.tags.get, (_EXIF_X, _EXIF_Y, _EXIF_UNIT)))
-    found = _of_ome(page.description) if tiff.is_ome else ()
+    found = _of_ome(tiff.pages[0].description) if tiff.is_ome else ()
     if tiff.is_imagej:
         name = str((tiff.imagej_metadata or {}).get("unit", "")).strip().casefold()
         return found + _made("ImageJ", x, y, _UM_OF.get(name))

@@ -12,7 +12,7 @@ import numpy as np
 
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.image_limits import check_pixels
-from cellseg_deploy.jpeg_structure import check_effort, walk
+from cellseg_deploy.jpeg_structure import check_effort, decode_strictly, walk
 
 JPEG = (6, 7)
 """Values of the tag Compression that stand for JPEG."""
@@ -23,20 +23,6 @@ _BOUNDED_IN_TIFF = {
     **{8: "Deflate", 32946: "Deflate", 34925: "LZMA", 34926: "Zstd", 50000: "Zstd"},
     **dict.fromkeys(JPEG, "JPEG"),  # whose header is looked at
 }
-_MAX_PAGES = 64  # an image and its reduced copies
-
-
-def check_single_plane(path: Path, tiff: Any) -> None:
-    """One plane only: which of several is meant, nobody but the user knows. Reduced copies (pyramids) do not count."""
-    pages = len(tiff.pages)
-    if pages > _MAX_PAGES or not all(tiff.pages[index].is_reduced for index in range(1, pages)):
-        raise DataError(
-            f"{path}: TIFF with {pages} planes (stack, time series or channels); expected one; "
-            "save the plane you want as an image of its own (in Fiji: Image > Duplicate, or Stack to RGB)"
-        )
-    depth = tiff.pages[0].imagedepth
-    if depth != 1:
-        raise DataError(f"{path}: TIFF volume of {depth} slices; expected one plane; save the slice you want")
 
 
 def check_page(path: Path, page: Any, data: bytes, max_pixels: int) -> None:
@@ -90,19 +76,25 @@ def _layout(page: Any) -> tuple[int, int, int, int]:
 def _check_jpeg_parts(path: Path, page: Any, data: bytes) -> None:
     """Each JPEG of a TIFF is whole, and as large as the strip or tile that it is for; the last ones may be smaller."""
     full_h, full_w, down, across = _layout(page)
+    tables = bytes(page.jpegtables or b"")
     cut = 0
     for index, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
-        found = walk(data[offset : offset + count])
+        part = data[offset : offset + count]
+        found = walk(part)
         check_effort(path, found)
-        cut += not found.is_whole
+        is_whole = found.has_end and not found.lacks_scans
+        cut += not is_whole
         row, column = divmod(index % (across * down), across)
         least_h = min(full_h, page.imagelength - row * full_h)
         least_w = min(full_w, page.imagewidth - column * full_w)
-        if found.is_whole and not (least_h <= found.height <= full_h and least_w <= found.width <= full_w):
+        if is_whole and not (least_h <= found.height <= full_h and least_w <= found.width <= full_w):
             raise DataError(
                 f"{path}: damaged TIFF: a JPEG of {found.width} x {found.height} px in the place of a part of "
                 f"{full_w} x {full_h} px"
             )
+        if is_whole and found.is_common and int(page.compression) == 7:
+            # tifffile fills what is damaged with grey. Tables stand in a tag of their own (TIFF Technical Note 2).
+            decode_strictly(tables[:-2] + part[2:] if tables else part, "GRAY")
     if cut:
         raise DataError(
             f"{path}: {cut} of {len(page.dataoffsets)} JPEG parts of the TIFF are cut short; save it completely"

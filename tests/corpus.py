@@ -95,9 +95,51 @@ def cut_jpeg_tiff() -> bytes:
     return _changed_tag(rgb_tiff(tile=(32, 32), compression="jpeg"), "TileByteCounts", 0, lambda count: count // 2)
 
 
+def half_jpeg_tiff() -> bytes:
+    """A TIFF whose only strip is half of a JPEG with an end marker behind it."""
+    y, x = np.mgrid[:64, :64]
+    whole = encoded(Image.fromarray(((x * 7 + y * 13) % 256).astype(np.uint8)), "JPEG", quality=95)
+    return payload_tiff(whole[: len(whole) // 2] + b"\xff\xd9", 7)
+
+
+def few_scans_jpg() -> bytes:
+    """A progressive JPEG whose last two scans are missing, well ended."""
+    data = encoded(image(), "JPEG", progressive=True, quality=95)
+    starts = [index for index in range(len(data)) if data.startswith(b"\xff\xda", index)]
+    return data[: starts[-2]] + b"\xff\xd9"
+
+
 def short_raw_tiff() -> bytes:
     """An uncompressed TIFF that says it has half its bytes: what follows would be taken for pixels."""
     return _changed_tag(rgb_tiff(rowsperstrip=H), "StripByteCounts", 0, lambda count: count // 2) + b"\7" * H * W * 3
+
+
+def paged_tiff(*pages: tuple[int, dict[str, Any]], subifds: int = 0) -> bytes:
+    """A TIFF of the picture at one ``step``-th of its size, for each page (step, settings of tifffile's writer).
+
+    ``subifds``: so many pages lie below the first one.
+    """
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for index, (step, settings) in enumerate(pages):
+            below = {"subifds": subifds} if subifds and not index else {}
+            kind = {"photometric": "rgb", "metadata": None, **below, **settings}
+            pixels = picture()[::step, ::step]
+            writer.write(pixels if kind["photometric"] == "rgb" else pixels[..., 0] > 100, **kind)
+    return buffer.getvalue()
+
+
+REDUCED, MASK = {"subfiletype": 1}, {"subfiletype": 4, "photometric": "mask"}
+
+
+def stack_of_one_page(description: str) -> bytes:
+    """Three planes behind the directory of one, as ImageJ writes a stack above 4 GB."""
+    return tiff(np.zeros((H, W), np.uint8), metadata=None, description=description) + bytes(2 * H * W)
+
+
+def metamorph_stack() -> bytes:
+    tags = [(33629, 5, 3, (0, 1) * 3, True)]  # a time stamp for each plane
+    return tiff(np.zeros((H, W), np.uint8), metadata=None, extratags=tags)
 
 
 def lying_tiff(width: int, height: int) -> bytes:
@@ -189,6 +231,18 @@ def turned_png(pixels: np.ndarray, orientation: int) -> bytes:
     return data[:-12] + png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
 
 
+def saying_bits(pixels: np.ndarray, bits: int) -> bytes:
+    """A TIFF whose MaxSampleValue is that of ``bits``."""
+    return tiff(pixels, extratags=[(281, 3, 1, 2**bits - 1, True)])
+
+
+def with_bar(bar: int = 65535) -> np.ndarray:
+    """12 bits in 16 with a saturated scale bar and hot pixels."""
+    pixels: np.ndarray = picture(1, np.uint16) // 16
+    pixels[-2:, 5:34], pixels[3, 4:6] = bar, 40_000
+    return pixels
+
+
 def alpha(values: int) -> Image.Image:
     pixels = picture(4)
     pixels[..., 3] = values
@@ -204,12 +258,13 @@ DAMAGED = [
     ("png signature only", lambda: good_png()[:8], "cut short"),
     ("png cut in its data", lambda: good_png()[: len(good_png()) // 2], "cut short"),
     ("png without end", lambda: good_png()[:-12], "end marker"),
-    ("png flipped bit", flipped_png, "checksum"),
+    ("png flipped bit", flipped_png, "check"),
     ("png too few rows", lambda: png(W, H, data=b"\0" * 10), "damaged|truncated"),
     ("png width 0", lambda: png(0, H), "0 x 40"),
     ("png two headers", lambda: good_png()[:8] + good_png()[33:], "no header"),
     ("jpg cut in its data", lambda: good_jpg()[: len(good_jpg()) // 2], "cut short"),
-    ("jpg cut, then an end marker", lambda: good_jpg()[: len(good_jpg()) // 2] + b"\xff\xd9", "damaged|missing"),
+    ("jpg cut, then an end marker", lambda: good_jpg()[:-200] + b"\xff\xd9", "[Cc]orrupt JPEG"),
+    ("jpg progressive without its last scans", few_scans_jpg, "scans that hold its detail"),
     ("jpg without end", lambda: good_jpg()[:-2], "end marker"),
     ("jpg header only", lambda: good_jpg()[:20], "cut short"),
     ("tiff cut", lambda: rgb_tiff()[:-100], "cut short|damaged"),
@@ -218,6 +273,7 @@ DAMAGED = [
     ("tiff lzw garbage", lzw_garbage, "damaged"),
     ("tiff sparse tile", sparse_tiff, "missing"),
     ("tiff jpeg tile cut", cut_jpeg_tiff, "JPEG parts"),
+    ("tiff jpeg tile of half its data", half_jpeg_tiff, "[Cc]orrupt JPEG"),
     ("tiff raw of half its bytes", short_raw_tiff, "bytes; expected"),
     ("tiff zlib of half its rows", lambda: half_tiff(zlib.compress, 8), "damaged"),
     ("tiff lzw of half its rows", lambda: half_tiff(imagecodecs.lzw_encode, 5), "damaged"),
@@ -262,6 +318,18 @@ HARMLESS = [  # what is too much is never unpacked
 ]
 AMBIGUOUS = [
     ("tiff two planes", lambda: tiff(np.zeros((2, H, W), np.uint8), photometric="minisblack"), "2 planes"),
+    ("tiff all pages reduced", lambda: paged_tiff((2, REDUCED), (4, REDUCED)), r"1 of 30 x 20 px 8-bit RGB, marked as"),
+    ("tiff only page reduced", lambda: paged_tiff((2, REDUCED)), "without a full-size picture"),
+    (
+        "tiff reduced copy larger",
+        lambda: paged_tiff((2, {}), (1, REDUCED)),
+        "2 planes.*60 x 40 px.*marked as a reduced",
+    ),
+    ("tiff two pictures", lambda: paged_tiff((1, {}), (1, {})), "2 planes.*2 of 60 x 40 px 8-bit RGB"),
+    ("tiff two pictures below", lambda: paged_tiff((4, REDUCED), (1, {}), (1, {}), subifds=2), "3 planes"),
+    ("tiff imagej stack of one page", lambda: stack_of_one_page("ImageJ=1.54f\nimages=3\nslices=3\n"), "3 planes"),
+    ("tiff shaped stack of one page", lambda: stack_of_one_page('{"shape": [3, 40, 60]}'), "3 planes"),
+    ("tiff metamorph stack", metamorph_stack, "3 planes"),
     ("tiff float nan", lambda: tiff(np.full((H, W), np.nan, np.float32)), "float32"),
     ("tiff float inf", lambda: tiff(np.full((H, W), np.inf, np.float64)), "float64"),
     ("tiff int16", lambda: tiff(np.zeros((H, W), np.int16)), "int16"),
@@ -288,6 +356,13 @@ VALID = [
     ("jpg turned", lambda: with_exif_orientation(6), "upright"),
     ("jpg progressive", lambda: encoded(image(), "JPEG", progressive=True), ""),
     ("tiff rgb", rgb_tiff, ""),
+    ("tiff 12 bits in 16 with a scale bar", lambda: tiff(with_bar()), "give --bit-depth 12"),
+    ("tiff 12 bits in 16 that says so", lambda: saying_bits(with_bar(), 12), "12-bit samples .*60 of 2400 samples"),
+    ("tiff picture below", lambda: paged_tiff((4, REDUCED), (1, {}), subifds=1), ""),
+    ("tiff preview first", lambda: paged_tiff((4, {}), (1, {})), "a preview was left out .15 x 10 px 8-bit RGB"),
+    ("tiff preview behind", lambda: paged_tiff((1, {}), (2, {}), (4, REDUCED)), "a preview was left out .30 x 20 px"),
+    ("tiff mask", lambda: paged_tiff((1, {}), (1, MASK)), "composited on white"),
+    ("tiff mask not marked", lambda: paged_tiff((1, {}), (1, {**MASK, "subfiletype": 0})), "composited on white"),
     ("tiff bigtiff tiles", lambda: rgb_tiff(tile=(16, 16), bigtiff=True, compression="zlib"), ""),
     ("tiff jpeg strips", lambda: rgb_tiff(compression="jpeg", rowsperstrip=16), ""),
     ("tiff jpeg tiles", lambda: rgb_tiff(compression="jpeg", tile=(32, 32)), ""),

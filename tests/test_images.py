@@ -7,17 +7,20 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from corpus import of_groups, png, png_chunk, turned_png
+from corpus import MASK, REDUCED, of_groups, paged_tiff, png, png_chunk, turned_png
 from made_images import H, W, encoded, picture, save, tiff, write
 from PIL import Image, PngImagePlugin
 
 from cellseg_deploy.decoders import decode
 from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.image_header import has_header
 from cellseg_deploy.images import (
     MAX_PIXELS,
+    declared_pixels,
     read_image,
     read_labels,
 )
@@ -60,6 +63,37 @@ def test_tiff_layouts(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert np.array_equal(read_image(path).pixels_hwc, picture())
 
 
+PICTURES = {
+    "below the thumbnail": paged_tiff((4, REDUCED), (1, {}), subifds=1),
+    "below the second page": paged_tiff((4, REDUCED), (2, REDUCED), (1, {}), (4, REDUCED)),
+    "behind a preview": paged_tiff((4, {}), (1, {})),
+    "before a preview": paged_tiff((1, {}), (2, {}), (4, {})),
+}
+
+
+@pytest.mark.parametrize("data", PICTURES.values(), ids=PICTURES)
+def test_the_picture_of_several_pages(tmp_path: Path, data: bytes) -> None:
+    path = write(tmp_path / "a.tif", data)
+    assert np.array_equal(read_image(path).pixels_hwc, picture())
+    assert declared_pixels(path) == H * W
+    assert has_header(path)
+
+
+def test_the_transparency_mask_of_a_tiff_is_its_alpha(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", paged_tiff((1, {}), (1, MASK)))
+    inside = picture()[..., :1] > 100
+    assert np.array_equal(read_image(path).pixels_hwc, np.where(inside, picture(), 255))
+
+
+def test_orientation_and_resolution_of_a_picture_below_the_thumbnail(tmp_path: Path) -> None:
+    """The thumbnail's orientation holds, its resolution does not."""
+    turned = {**REDUCED, "extratags": [(274, 3, 1, 3, True)], "resolution": (10_000, 10_000)}
+    below = {"resolution": (100_000, 100_000), "resolutionunit": "CENTIMETER"}
+    loaded = read_image(write(tmp_path / "a.tif", paged_tiff((4, turned), (1, below), subifds=1)))
+    assert np.array_equal(loaded.pixels_hwc, picture()[::-1, ::-1])
+    assert loaded.pixel_size.um == pytest.approx(0.1)
+
+
 def test_jpeg_in_tiff(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", tiff(picture(), photometric="rgb", compression="jpeg"))
     assert np.abs(read_image(path).pixels_hwc.astype(int) - picture()).mean() < 5
@@ -67,8 +101,6 @@ def test_jpeg_in_tiff(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_and_rgb_are_scaled_by_the_full_range(tmp_path: Path, kind: str) -> None:
-    import imagecodecs
-
     for channels in (1, 3):
         pixels = picture(channels, np.uint16)
         data = imagecodecs.png_encode(pixels) if kind == "PNG" else tiff(pixels)
@@ -88,17 +120,7 @@ def test_16_bit_scale_does_not_depend_on_the_pixels(tmp_path: Path) -> None:
     assert not any("--bit-depth" in note for note in loaded.notes)
 
 
-def test_bit_depth_too_small_for_the_pixels_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tif", tiff(np.full((4, 4), 5000, np.uint16)))
-    with pytest.raises(DataError, match=r"5000.*12 bit"):
-        read_image(path, bit_depth=12)
-    with pytest.raises(UsageError, match="9 to 16"):
-        read_image(path, bit_depth=8)
-
-
 def test_16_bit_png_with_alpha(tmp_path: Path) -> None:
-    import imagecodecs
-
     pixels = picture(4, np.uint16)
     loaded = read_image(write(tmp_path / "a.png", imagecodecs.png_encode(pixels)))
     alpha = (pixels[..., 3:] // 257).astype(int)
@@ -179,6 +201,57 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
     loaded = read_image(path)
     assert np.abs(loaded.pixels_hwc.astype(int) - (0, 255, 255)).max() < 8
     assert any("CMYK" in note for note in loaded.notes)
+
+
+JPEGS: dict[str, dict[str, Any]] = {
+    **{name: {"subsampling": number} for number, name in enumerate(("4:4:4", "4:2:2", "4:2:0"))},
+    "4:1:1": {"subsampling": "4:1:1"},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 3},
+    "low quality": {"quality": 20},
+    "as RGB": {"keep_rgb": True},
+}
+
+
+@pytest.mark.parametrize("settings", JPEGS.values(), ids=JPEGS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("hw", [(1, 1), (9, 7), (H, W)])
+def test_jpeg_is_read_as_pillow_reads_it(
+    tmp_path: Path, mode: str, settings: dict[str, Any], hw: tuple[int, int]
+) -> None:
+    image = Image.fromarray(picture()[: hw[0], : hw[1]]).convert(mode)
+    path = save(tmp_path / "a.jpg", image, **{"quality": 95, **settings} if mode == "RGB" else {})
+    with Image.open(path) as by_pillow:
+        expected = np.asarray(by_pillow)
+    assert np.array_equal(decode(path, MAX_PIXELS).samples, expected)
+
+
+@pytest.mark.real
+def test_jpeg_photographs_are_read_as_pillow_reads_them(real_data: Path) -> None:
+    paths = sorted((real_data / "bbbc041seg").rglob("*.jpg"))[:10]
+    assert paths
+    for path in paths:
+        with Image.open(path) as by_pillow:
+            assert np.array_equal(decode(path, MAX_PIXELS).samples, np.asarray(by_pillow))
+
+
+def test_jpeg_of_an_unusual_sampling(tmp_path: Path) -> None:
+    data = bytearray(encoded(Image.fromarray(picture()[:32, :32]), "JPEG", subsampling=0))
+    factors = data.index(b"\xff\xc0") + 11
+    assert data[factors : factors + 9 : 3] == b"\x11\x11\x11"
+    data[factors : factors + 9 : 3] = b"\x12\x12\x12"  # as many blocks in another order
+    path = write(tmp_path / "a.jpg", bytes(data))
+    with Image.open(path) as by_pillow:
+        assert np.array_equal(decode(path, MAX_PIXELS).samples, np.asarray(by_pillow))
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_blocks": 1}])
+def test_a_jpeg_cut_anywhere_and_ended_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    data = encoded(Image.fromarray(picture()), "JPEG", quality=95, **settings)
+    for end in range(data.index(b"\xff\xda"), len(data) - 20, 40):
+        path = write(tmp_path / "a.jpg", data[:end] + b"\xff\xd9")
+        with pytest.raises(DataError, match=r"cut short|damaged"):
+            read_image(path)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])

@@ -194,7 +194,7 @@ def reading_options(function: F) -> F:
             "--bit-depth",
             type=int,
             metavar="BITS",
-            help="Bits (9 to 16) the camera really used in 16-bit files.  [default: the file's full range]",
+            help="Bits (9 to 16) the camera really used in 16-bit files.  [default: as the file says, or all]",
         ),
     ]
     for option in reversed(options):
