@@ -134,8 +134,9 @@ def _profiled(
     data: bytes, shape: tuple[int, ...], calls: int, threads: int | None, progress: Progress
 ) -> dict[str, float]:
     """Median seconds of a call by node; names without what the runtime puts behind them."""
-    import onnxruntime
+    from cellseg_deploy.backends.telemetry import import_onnxruntime
 
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
     if threads is not None:

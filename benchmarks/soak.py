@@ -187,7 +187,7 @@ class StubBackend(Backend):
         elif self.leak == "files":
             os.close(tempfile.mkstemp()[0])
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Give back what was leaked on purpose."""
         self._kept.clear()
         while self._descriptors:

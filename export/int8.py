@@ -12,7 +12,6 @@ import contextlib
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from cellseg_deploy import tiling
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.openvino import import_openvino
 from cellseg_deploy.backends.openvino_ir import IrFacts
+from cellseg_deploy.backends.telemetry import forbid_openvino_telemetry
 from cellseg_deploy.errors import BackendUnavailableError, NothingToDoError, ParityError, UsageError
 from cellseg_deploy.instances import segment
 from cellseg_deploy.metrics import ImageScore, pool, score_image
@@ -287,8 +287,7 @@ def _facts(origin: Origin, ov: Any, nncf: Any, floating: tuple[str, ...] = ()) -
 def _import_nncf() -> Any:
     # NNCF reports its use, unless it runs in continuous integration or the package that does so is not there.
     os.environ.setdefault("NNCF_CI", "1")
-    modules: dict[str, Any] = sys.modules
-    modules.setdefault("openvino_telemetry", None)  # as Python has it: it cannot be imported
+    forbid_openvino_telemetry()
     try:
         import nncf
     except ImportError as error:

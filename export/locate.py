@@ -84,7 +84,10 @@ def _outputs_in_onnx(
     path: Path, modules: list[str], tile_nhwc: npt.NDArray[np.uint8]
 ) -> dict[str, npt.NDArray[np.floating[Any]]]:
     import onnx
-    import onnxruntime
+
+    from cellseg_deploy.backends.telemetry import import_onnxruntime
+
+    onnxruntime = import_onnxruntime()
 
     model = onnx.load(path, load_external_data=False)
     last: dict[str, str] = {}  # module -> what its last node gives

@@ -110,7 +110,7 @@ class DarknessBackend(Backend):
         out[:, 0] = foreground
         return out
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self.closed = True
 
 

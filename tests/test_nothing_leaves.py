@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -40,15 +41,16 @@ class Place:
 
     folder: Path
 
-    def run(self, module: str, *arguments: str | Path) -> list[str]:
+    def run(self, module: str, *arguments: str | Path, prefix: tuple[str | Path, ...] = ()) -> list[str]:
         """Run the command of ``module``; gives what it wrote outside its folder and where it went on the network."""
         home, temporary, log = (self.folder / name for name in ("home", "tmp", "log"))
         for folder in (home, temporary):
-            folder.mkdir(exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
         log.unlink(missing_ok=True)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPL", "HF_", "TORCH"))}
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, log, module, *arguments],
+            [*prefix, sys.executable, "-c", PROGRAM, log, module, *arguments],
             env=kept | {"HOME": str(home), "USERPROFILE": str(home), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
             cwd=self.folder,
             capture_output=True,
@@ -72,6 +74,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     for name, seed in (("train", 5), ("val", 9)):
         write_samples(folder / name, 2, seed, (200, 260))
     return Place(folder)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_counting_leaves_nothing(place: Place, engine: str) -> None:
+    """Engines write and connect from code that Python's audit does not see: the home stays empty, and, where strace is
+    installed, no socket of the internet is opened."""
+    pytest.importorskip(engine)
+    out = place.folder / f"out-{engine}"
+    arguments = ("val/images", "-o", out, "--backend", engine, "-q")
+    assert place.run("cellseg_deploy.cli.infer", *arguments) == []
+    assert {path.parts[:2] for path in files_in(place.folder / "home")} <= {OWN_CACHE.parts}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_counting_opens_no_socket_of_the_internet(place: Place, engine: str) -> None:
+    pytest.importorskip(engine)
+    traced = place.folder / "trace"
+    prefix = ("strace", "-f", "-qq", "-e", "trace=network", "-o", traced)
+    arguments = ("val/images", "-o", place.folder / f"out-traced-{engine}", "--backend", engine, "-q")
+    place.run("cellseg_deploy.cli.infer", *arguments, prefix=prefix)
+    assert [line for line in traced.read_text().splitlines() if "AF_INET" in line] == []
 
 
 def test_training_writes_only_its_run(place: Place) -> None:

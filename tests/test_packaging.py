@@ -31,8 +31,8 @@ FOLDER_NAMES = set(ROOMS) - OUR_NAMES
 TORCH = {"torch", "torchvision", "timm", "safetensors"}
 # Engine -> the only module that may import it.
 ENGINES = {
-    "onnxruntime": "cellseg_deploy/backends/onnxruntime.py",
-    "openvino": "cellseg_deploy/backends/openvino.py",
+    "onnxruntime": "cellseg_deploy/backends/telemetry.py",
+    "openvino": "cellseg_deploy/backends/telemetry.py",
     "tensorrt": "cellseg_deploy/backends/tensorrt.py",
     "tensorrt_rtx": "cellseg_deploy/backends/tensorrt.py",
     "cuda": "cellseg_deploy/backends/cuda_runtime.py",
@@ -142,8 +142,8 @@ def requirement_names(requirements: list[str]) -> set[str]:
         ("cellseg_deploy/a.py", "def f():\n    from torch import nn", "must not import torch"),
         ("cellseg_deploy/a.py", "import importlib\nimportlib.import_module('timm.models')", "must not import timm"),
         ("cellseg_deploy/a.py", "from cellseg_train.model import CellSegNet", "must not import cellseg_train"),
-        ("cellseg_deploy/a.py", "def f():\n    import onnxruntime", "only cellseg_deploy/backends/onnxruntime.py"),
-        ("cellseg_deploy/backends/onnxruntime.py", "import onnxruntime", "in the function"),
+        ("cellseg_deploy/a.py", "def f():\n    import onnxruntime", "only cellseg_deploy/backends/telemetry.py"),
+        ("cellseg_deploy/backends/telemetry.py", "import onnxruntime", "in the function"),
         ("train/a.py", "import cellseg_export", "must not import cellseg_export"),
         ("export/a.py", "import cellseg_benchmarks.timer", "must not import cellseg_benchmarks"),
         ("benchmarks/a.py", "from train import model", "use the installed name cellseg_train"),
@@ -158,7 +158,7 @@ def test_a_forbidden_import_is_found(path: str, source: str, complaint: str) -> 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("cellseg_deploy/backends/onnxruntime.py", "def f():\n    import onnxruntime"),
+        ("cellseg_deploy/backends/telemetry.py", "def f():\n    import onnxruntime"),
         ("train/a.py", "import torch\nfrom cellseg_deploy.errors import DataError\nfrom cellseg_train import model"),
         ("benchmarks/a.py", "import cellseg_export, cellseg_train, cellseg_deploy"),
         ("tests/a.py", "import cellseg_export\nfrom benchmark import x"),

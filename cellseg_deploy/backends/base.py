@@ -6,6 +6,8 @@ normalisation and the sigmoid are inside the graph, so nothing above a backend k
 
 from __future__ import annotations
 
+import os
+import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
@@ -37,21 +39,35 @@ class Backend(ABC):
     path: Path | None = None
     batch_step: int = 1
 
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Subclasses need not call ``super().__init__``."""
+        backend = super().__new__(cls)
+        backend._one_call, backend._process, backend._is_closed = threading.Lock(), os.getpid(), False
+        return backend
+
     def prepare(self) -> None:  # noqa: B027  (most engines are ready when they are there)
         """Called before the first tiles of a run: an engine that is opened late is opened here."""
 
     def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 in [0, 1] of ``tiles_nhwc`` (N, H, W, 3) uint8 RGB.
 
-        Raises ``UsageError`` if the tiles are not what the model takes (a programming error upstream) and
-        ``DataError`` if the network answers with NaN or infinity (never passed on as "no cells").
+        May be called from any number of threads: calls of one backend run one after the other, and each gets its own
+        answer.
+
+        Raises ``UsageError`` if the tiles are not what the model takes (a programming error upstream), if the backend
+        was closed, or in a forked process; ``DataError`` if the network answers with NaN or infinity (never passed on as
+        "no cells").
         """
         size = self.spec.tile_size
         if tiles_nhwc.dtype != np.uint8 or tiles_nhwc.ndim != 4 or tiles_nhwc.shape[1:] != (size, size, 3):
             raise UsageError(f"tiles must be uint8 (N, {size}, {size}, 3), got {tiles_nhwc.dtype} {tiles_nhwc.shape}")
         if len(tiles_nhwc) == 0:
             raise UsageError("an empty batch of tiles was given; engines differ in what they make of it")
-        probabilities = self._predict(np.ascontiguousarray(tiles_nhwc))
+        self._check_process()
+        with self._one_call:
+            if self._is_closed:
+                raise UsageError(f"this {self.name} engine was closed; open the model again")
+            probabilities = self._predict(np.ascontiguousarray(tiles_nhwc))
         expected = (len(tiles_nhwc), len(self.spec.channels), size, size)
         if probabilities.shape != expected:
             raise DataError(f"network answered with shape {probabilities.shape}, expected {expected}")
@@ -63,8 +79,25 @@ class Backend(ABC):
     def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Run the network on checked, contiguous tiles."""
 
-    def close(self) -> None:  # noqa: B027  (most engines free themselves)
-        """Release the engine; the backend is unusable afterwards."""
+    def close(self) -> None:
+        """Release the engine, once a call that runs has ended; the backend is unusable afterwards. May be repeated."""
+        if os.getpid() != self._process:
+            return  # the engine is the parent's
+        with self._one_call:
+            if not self._is_closed:
+                self._is_closed = True
+                self._close()
+
+    def _close(self) -> None:  # noqa: B027  (most engines free themselves)
+        """Release what the subclass holds; called once, while no call runs."""
+
+    def _check_process(self) -> None:
+        """Engines have threads of their own, which a fork does not copy: a call would wait for them for ever."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"this {self.name} engine was opened in process {self._process}, of which {os.getpid()} is a fork; "
+                "open the model in each process (multiprocessing: start method 'spawn' or 'forkserver')"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Versions and settings worth recording in run.json."""

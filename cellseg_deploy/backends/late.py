@@ -47,7 +47,7 @@ class LateBackend(Backend):
         """Of the engine, or of the recorded one while it is not open."""
         return dict(self._recorded) if self._opened is None else self._opened.describe()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Close the engine if it was opened."""
         if self._opened is not None:
             self._opened.close()

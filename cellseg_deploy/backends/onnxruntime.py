@@ -21,6 +21,7 @@ from cellseg_deploy.backends.onnxruntime_binding import (
     nodes_by_provider,
     summary,
 )
+from cellseg_deploy.backends.telemetry import import_onnxruntime
 from cellseg_deploy.backends.tensorrt_buffers import BatchProfile, plan_calls
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
 from cellseg_deploy.model_file import ModelFile, read_model_file
@@ -97,7 +98,7 @@ class OnnxRuntimeBackend(Backend):
         (probabilities,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: tiles_nhwc})
         return np.asarray(probabilities, np.float32)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Release the session and its memory."""
         self._bound = None
         self._session = None
@@ -170,7 +171,7 @@ def _import_runtime(provider: str) -> Any:
             f"pip uninstall -y {' '.join(builds)} && pip install 'cellseg-deploy[{extra}]'"
         )
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise BackendUnavailableError(
             f"ONNX Runtime is not installed or broken ({error}); run: pip install 'cellseg-deploy[{extra}]'"

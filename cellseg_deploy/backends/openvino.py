@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.backends import openvino_ir
+from cellseg_deploy.backends import openvino_ir, telemetry
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.engine_cache import cache_folder, prepare_folder
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputError, UsageError
@@ -122,7 +122,7 @@ class OpenVinoBackend(Backend):
             raise DataError(f"OpenVINO could not run {n} tiles: {_reason(error)}") from error
         return answers
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Release the compiled network and its memory."""
         self._requests = []
         self._compiled = None
@@ -184,7 +184,7 @@ def _check_settings(device: str, precision: str | None, streams: int, static_bat
 def import_openvino() -> Any:
     """The module openvino; raises ``BackendUnavailableError`` naming the command that installs it."""
     try:
-        import openvino
+        openvino = telemetry.import_openvino()
     except ImportError as error:
         raise BackendUnavailableError(
             f"OpenVINO is not installed or broken ({error}); run: pip install 'cellseg-deploy[openvino]'"

@@ -60,10 +60,7 @@ _log = logging.getLogger(__name__)
 
 
 class TensorRTBackend(Backend):
-    """A TensorRT engine on one GPU, with buffers for its largest batch, a stream of its own and nothing shared.
-
-    Not for several threads at once: there is one set of buffers.
-    """
+    """A TensorRT engine on one GPU, with buffers for its largest batch, a stream of its own and nothing shared."""
 
     name = "tensorrt"
 
@@ -213,7 +210,7 @@ class TensorRTBackend(Backend):
             self._stream,
         )
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Free device and pinned memory, the stream, and the engine after them."""
         try:
             if hasattr(self, "_stream"):
