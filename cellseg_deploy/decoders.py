@@ -28,6 +28,7 @@ from cellseg_deploy.fingerprint import Fingerprint, of_bytes
 from cellseg_deploy.image_header import JPEG, PNG, TIFF
 from cellseg_deploy.image_limits import check_pixels
 from cellseg_deploy.jpeg_structure import check_effort, check_whole, decode_strictly, walk
+from cellseg_deploy.other_formats import what_it_is
 from cellseg_deploy.regular_file import NotARegularFileError, opened
 from cellseg_deploy.resolution import Resolution
 
@@ -137,7 +138,8 @@ def _reader_for(path: Path, data: bytes) -> Callable[[Path, bytes, int], Decoded
         return _decode_jpeg
     if data[:4] in TIFF:
         return _decode_tiff
-    raise DataError(f"{path}: not a PNG, JPEG or TIFF, whatever its name says (it starts with {data[:8]!r})")
+    what = what_it_is(data[:200]) or f"it starts with {data[:8]!r}"
+    raise DataError(f"{path}: not a PNG, JPEG or TIFF, whatever its name says: {what}")
 
 
 # ------------------------------------------------------------------------------------------------------ PNG and JPEG
