@@ -28,6 +28,7 @@ from cellseg_deploy.fingerprint import Fingerprint, of_bytes
 from cellseg_deploy.image_header import JPEG, PNG, TIFF
 from cellseg_deploy.image_limits import check_pixels
 from cellseg_deploy.jpeg_structure import check_effort, check_whole, decode_strictly, walk
+from cellseg_deploy.notes import Note
 from cellseg_deploy.other_formats import what_it_is
 from cellseg_deploy.regular_file import NotARegularFileError, opened
 from cellseg_deploy.resolution import Resolution
@@ -79,7 +80,7 @@ def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> De
     if decoded.samples.size == 0:
         raise DataError(f"{path}: image without a pixel ({decoded.samples.shape})")
     source = of_bytes(data, mtime_ns) if with_fingerprint else None
-    return replace(decoded, notes=(*decoded.notes, *messages.notes), source=source)
+    return replace(decoded, notes=(*decoded.notes, *(Note(note, "damage") for note in messages.notes)), source=source)
 
 
 def declared_pixels(path: Path) -> int:

@@ -9,12 +9,14 @@ from cellseg_deploy.counting import counted
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.images import declared_pixels, read_image
+from cellseg_deploy.notes import Note
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.formats import Format
 from cellseg_deploy.outputs.journal import ImageRecord, OutputFile
 from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.passes import StageClock, Steps
 from cellseg_deploy.pipeline import Segmenter
+from cellseg_deploy.resolution import checked_by_cells
 from cellseg_deploy.run_record import RunOptions
 
 
@@ -55,6 +57,8 @@ class ImageWork:
                 with_fingerprint=True,
             )
         found = yield from segmenter.steps(loaded.pixels_hwc, clock)
+        size = checked_by_cells(loaded.pixel_size, found.table.columns["equivalent_diameter_px"])
+        doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
         with clock("write"):
             segmented = SegmentedImage(
                 name=image.name,
@@ -65,10 +69,10 @@ class ImageWork:
                 probabilities_khw=found.probabilities_khw,
                 channels=spec.channels,
                 scale=found.scale,
-                pixel_size_um=loaded.pixel_size.um,
+                pixel_size_um=size.um,
                 model=spec.name,
                 task=segmenter.task,
-                pixel_size_source=loaded.pixel_size.source,
+                pixel_size_source=size.source,
             )
             files = {format.place(output_name): format.encode(segmented) for format in self._formats}
             record = run_tables.done(
@@ -76,6 +80,6 @@ class ImageWork:
                 source=loaded.source,
                 output_name=output_name,
                 outputs=[OutputFile.of(path, content) for path, content in files.items()],
-                notes=(*loaded.notes, *found.notes),
+                notes=(*loaded.notes, *found.notes, *doubts),
             )
         return Finished(record, files, clock.seconds)
