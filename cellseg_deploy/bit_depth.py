@@ -98,8 +98,8 @@ def bits_to_scale(
         largest = int(np.flatnonzero(histogram)[-1])
         notes.append(
             Note(
-                f"almost all samples are below {2**likely} of {2**used} (the largest is {largest}): the image will look "
-                f"very dark to the model; {advice}",
+                f"almost all samples are below {2**likely} of {2**used} (the largest is {largest}): the image will "
+                f"look very dark to the model; {advice}",
                 "bit depth",
             )
         )
