@@ -90,14 +90,16 @@ def bits_to_scale(
     likely = _likely_bits(histogram)
     if likely <= used - 2:
         hint = f", as {said.source} has it" if said is not None and said.is_hint and said.bits == likely else ""
+        advice = (
+            f"if the camera has {likely} bits{hint}, give --bit-depth {likely}"
+            if likely > 8
+            else "save it as an 8-bit image, or give --bit-depth if the camera has 9 to 15 bits"
+        )
+        largest = int(np.flatnonzero(histogram)[-1])
         notes.append(
             Note(
-                f"almost all samples are below {2**likely} of {2**used}: the image will look very dark to the model; "
-                + (
-                    f"if the camera has {likely} bits{hint}, give --bit-depth {likely}"
-                    if likely > 8
-                    else "save it as an 8-bit image, or give --bit-depth if the camera has 9 to 15 bits"
-                ),
+                f"almost all samples are below {2**likely} of {2**used} (the largest is {largest}): the image will "
+                f"look very dark to the model; {advice}",
                 "bit depth",
             )
         )

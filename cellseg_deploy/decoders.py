@@ -28,6 +28,8 @@ from cellseg_deploy.fingerprint import Fingerprint, of_bytes
 from cellseg_deploy.image_header import JPEG, PNG, TIFF
 from cellseg_deploy.image_limits import check_pixels
 from cellseg_deploy.jpeg_structure import check_effort, check_whole, decode_strictly, walk
+from cellseg_deploy.notes import Note
+from cellseg_deploy.other_formats import what_it_is
 from cellseg_deploy.regular_file import NotARegularFileError, opened
 from cellseg_deploy.resolution import Resolution
 
@@ -78,7 +80,7 @@ def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> De
     if decoded.samples.size == 0:
         raise DataError(f"{path}: image without a pixel ({decoded.samples.shape})")
     source = of_bytes(data, mtime_ns) if with_fingerprint else None
-    return replace(decoded, notes=(*decoded.notes, *messages.notes), source=source)
+    return replace(decoded, notes=(*decoded.notes, *(Note(note, "damage") for note in messages.notes)), source=source)
 
 
 def declared_pixels(path: Path) -> int:
@@ -137,7 +139,8 @@ def _reader_for(path: Path, data: bytes) -> Callable[[Path, bytes, int], Decoded
         return _decode_jpeg
     if data[:4] in TIFF:
         return _decode_tiff
-    raise DataError(f"{path}: not a PNG, JPEG or TIFF, whatever its name says (it starts with {data[:8]!r})")
+    what = what_it_is(data[:200]) or f"it starts with {data[:8]!r}"
+    raise DataError(f"{path}: not a PNG, JPEG or TIFF, whatever its name says: {what}")
 
 
 # ------------------------------------------------------------------------------------------------------ PNG and JPEG

@@ -19,14 +19,8 @@ from pathlib import Path
 
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_OTHER_FORMATS = (
-    *(".bmp", ".dib", ".gif", ".webp", ".heic", ".heif", ".avif", ".jp2", ".jpx", ".jxl", ".jxr", ".psd", ".pnm"),
-    *(".ppm", ".pgm", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".dcm"),  # photographs, cameras' raw files
-    *(".czi", ".lif", ".lsm", ".nd2", ".oib", ".oif", ".vsi", ".zvi", ".ims", ".stk", ".dm3", ".dm4"),  # microscopes
-    *(".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".isyntax"),  # slide scanners
-)
-"""Images too, but not read: a folder of them must not look like one without images."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".tif", ".tiff")
+_ENDINGS_SAID = 8
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +58,8 @@ def find_images(
 ) -> list[FoundImage]:
     """Image files under ``paths`` (files and folders, folders recursively), sorted by name.
 
-    In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; images of other formats
-    are left out with one warning that counts them. A file that is named itself is taken as it is. Names are relative
+    In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; all others are left out
+    with one warning that counts them by ending. A file that is named itself is taken as it is. Names are relative
     to the nearest of ``roots``, by default the folders given (for a file: its folder; see ``input_roots``). Where these
     are several, each name starts with its folder's name, numbered if two folders have the same one, so no two images
     share a name. A name depends on the file and on ``roots``, and on nothing else: not on the order of ``paths``, nor
@@ -92,7 +86,7 @@ def find_images(
             files.update(_walk(folder, entered, links, others, follow_links=follow_links, is_silent=is_silent))
         waiting = links
     if not is_silent:
-        _warn_of_other_formats(others - files)
+        _warn_of_others(others - files)
     prefixes = _prefixes(input_roots(paths) if roots is None else sorted(roots))
 
     @cache  # a folder's files have it in common
@@ -184,7 +178,7 @@ def _name(file: Path, root: Path, prefix: str) -> str:
 def _walk(
     root: Path, entered: set[str], links: list[Path], others: set[Path], *, follow_links: bool, is_silent: bool
 ) -> Iterator[Path]:
-    """Image files under ``root``; those of other formats are added to ``others``, with ``follow_links`` linked folders
+    """Image files under ``root``; all other files are added to ``others``, with ``follow_links`` linked folders
     to ``links``. Folders whose real path is among ``entered`` are passed over, the others added to it."""
     for folder, folders, files in os.walk(root, onerror=_raise_unlistable):
         real = os.path.realpath(folder)
@@ -206,19 +200,27 @@ def _walk(
                 continue
             if name.lower().endswith(SUFFIXES):
                 yield Path(folder, name)
-            elif name.lower().endswith(_OTHER_FORMATS):
+            else:
                 others.add(Path(folder, name))
 
 
-def _warn_of_other_formats(files: set[Path]) -> None:
+def _warn_of_others(files: set[Path]) -> None:
+    """Say what was left out: an ending nobody thought of may be that of the images."""
     if files:
-        counts = sorted(Counter(file.suffix.lower() for file in files).items())
+        counts = Counter(file.suffix.lower() for file in files)
+        said = [f"{count} {ending or 'without ending'}" for ending, count in sorted(counts.items(), key=_most_first)]
+        more = f" and {len(said) - _ENDINGS_SAID} more endings" if len(said) > _ENDINGS_SAID else ""
         _log.warning(
-            "%d file%s of formats that are not read (%s): convert to PNG or TIFF",
-            len(files),
-            "" if len(files) == 1 else "s",
-            ", ".join(f"{suffix} {count}" for suffix, count in counts),
+            "not read: %s%s; expected files ending in %s; convert other images to PNG or TIFF",
+            ", ".join(said[:_ENDINGS_SAID]),
+            more,
+            ", ".join(SUFFIXES),
         )
+
+
+def _most_first(ending_and_count: tuple[str, int]) -> tuple[int, str]:
+    ending, count = ending_and_count
+    return -count, ending
 
 
 def _leads_out(file: Path, folders: Collection[Path]) -> str:

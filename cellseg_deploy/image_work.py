@@ -11,11 +11,13 @@ from cellseg_deploy.errors import DataError
 from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.image_tiles import StageClock
 from cellseg_deploy.images import declared_pixels, read_image
+from cellseg_deploy.notes import Note
 from cellseg_deploy.outputs import run_tables
 from cellseg_deploy.outputs.formats import Format
 from cellseg_deploy.outputs.journal import ImageRecord, OutputFile
 from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.pipeline import Segmenter
+from cellseg_deploy.resolution import checked_by_cells
 from cellseg_deploy.run_record import RunOptions
 
 
@@ -56,6 +58,8 @@ class ImageWork:
                 with_fingerprint=True,
             )
         found = segmenter.segment(loaded.pixels_hwc, network, clock)
+        size = checked_by_cells(loaded.pixel_size, found.table.columns["equivalent_diameter_px"])
+        doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
         with clock("write"):
             segmented = SegmentedImage(
                 name=image.name,
@@ -66,10 +70,10 @@ class ImageWork:
                 probabilities_khw=found.probabilities_khw,
                 channels=spec.channels,
                 scale=found.scale,
-                pixel_size_um=loaded.pixel_size.um,
+                pixel_size_um=size.um,
                 model=spec.name,
                 task=segmenter.task,
-                pixel_size_source=loaded.pixel_size.source,
+                pixel_size_source=size.source,
             )
             files = {format.place(output_name): format.encode(segmented) for format in self._formats}
             record = run_tables.done(
@@ -77,6 +81,6 @@ class ImageWork:
                 source=loaded.source,
                 output_name=output_name,
                 outputs=[OutputFile.of(path, content) for path, content in files.items()],
-                notes=(*loaded.notes, *found.notes),
+                notes=(*loaded.notes, *found.notes, *doubts),
             )
         return Finished(record, files, clock.seconds)

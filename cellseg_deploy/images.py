@@ -38,6 +38,7 @@ from cellseg_deploy.decoders import Decoded, declared_pixels, decode
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.fingerprint import Fingerprint
 from cellseg_deploy.image_files import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
+from cellseg_deploy.notes import Note
 from cellseg_deploy.resolution import GIVEN, UNKNOWN, PixelSize, Resolution, believed_pixel_size, check_pixel_size
 from cellseg_deploy.runs import pieces, renumber, row_runs
 
@@ -111,7 +112,7 @@ def read_image(
         rgb = _upright(rgb, decoded.orientation)
         notes.append(f"turned upright as the file's orientation tag {decoded.orientation} says; outputs match that")
     size = believed_pixel_size(decoded.resolution) if pixel_size_um is None else PixelSize(pixel_size_um, GIVEN)
-    notes += [size.note] if size.note else []
+    notes += [Note(size.note, "pixel size")] if size.note else []
     return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), decoded.resolution, size, decoded.source)
 
 

@@ -13,8 +13,11 @@ import math
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from cellseg_deploy.errors import UsageError
 
@@ -24,6 +27,9 @@ GIVEN = "given"
 """Source of a pixel size that the user gave."""
 PLAUSIBLE_UM = (0.01, 20.0)
 """Side of a pixel: from a fine camera behind a 100x objective to a plate scanner of 1,300 dpi."""
+CELL_UM = (2.0, 100.0)
+"""Diameter of the median cell: platelets are the smallest, 2 to 4, and few cells of the body are larger than 100."""
+_PLACEHOLDER_UM, _PLACEHOLDER_CELL_UM = 1.0, 30.0  # written where nobody set a size; then a doubt comes earlier
 _OF_MICROSCOPES = ("OME", "ImageJ", "TIFF")
 _SQUARE = 0.01  # relative difference of a pixel's sides that rounding explains
 _UM_PER_INCH, _UM_PER_CM = 25_400.0, 10_000.0
@@ -64,7 +70,7 @@ class Resolution:
 @dataclass(frozen=True)
 class PixelSize:
     """``um``: side of a pixel in micrometres, None if nothing credible is known. ``source``: who says so, a tag of the
-    file or the user. ``note``: what was not believed."""
+    file or the user. ``note``: what was not believed, or is doubted."""
 
     um: float | None = None
     source: str = ""
@@ -93,6 +99,32 @@ def believed_pixel_size(said: Sequence[Resolution]) -> PixelSize:
             "give --pixel-size for micrometres"
         )
     return PixelSize(x, sizes[0].source)
+
+
+def checked_by_cells(size: PixelSize, diameters_px: npt.NDArray[np.float64]) -> PixelSize:
+    """``size`` with a ``note`` if cells of these diameters (n,) in px, in the median, would be of no cell's size.
+
+    Then a file's size becomes unknown; one that the user gave stays. Without cells nothing is doubted.
+    """
+    if size.um is None or not len(diameters_px):
+        return size
+    cell_um = float(np.median(diameters_px)) * size.um
+    low, high = CELL_UM
+    if low <= cell_um <= high and not (
+        size.um == _PLACEHOLDER_UM and size.source != GIVEN and cell_um > _PLACEHOLDER_CELL_UM
+    ):
+        return size
+    because = f"the median cell would be {cell_um:.3g} micrometres wide"
+    if size.source == GIVEN:
+        return replace(
+            size,
+            note=f"{because} at the given pixel size of {size.um:.4g} micrometres, expected {low:g} to {high:g}; "
+            "--pixel-size takes micrometres (65 nm are 0.065)",
+        )
+    return PixelSize(
+        note=f"the file's pixel size of {size.um:.4g} micrometres ({size.source}) was not used: {because}, expected "
+        f"{low:g} to {high:g}; give --pixel-size for micrometres"
+    )
 
 
 def check_pixel_size(pixel_size_um: float | None) -> None:

@@ -254,7 +254,9 @@ def alpha(values: int) -> Image.Image:
 DAMAGED = [
     ("empty", lambda: b"", "empty"),
     ("text", lambda: b"sample 1: 42 cells\n", "not a PNG"),
-    ("html", lambda: b"<!DOCTYPE html><html>404</html>", "not a PNG"),
+    ("html", lambda: b"<!DOCTYPE html><html>404</html>", "not a PNG.*a web page"),
+    ("heic", lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400), "this is a HEIC photograph; convert"),
+    ("webp", lambda: encoded(image(), "WEBP"), "this is a WebP image; convert"),
     ("png signature only", lambda: good_png()[:8], "cut short"),
     ("png cut in its data", lambda: good_png()[: len(good_png()) // 2], "cut short"),
     ("png without end", lambda: good_png()[:-12], "end marker"),

@@ -346,3 +346,19 @@ def test_another_output_needs_one_entry(four: Path, tmp_path: Path, monkeypatch:
 def test_share_of_time_that_the_engine_was_busy() -> None:
     assert RunSummary(found=1, output=Path(), wall_seconds=4.0, engine_seconds=3.0).engine_busy == 0.75
     assert RunSummary(found=1, output=Path()).engine_busy == 0.0
+
+
+def test_a_pixel_size_that_no_cell_has_gives_no_micrometres(tmp_path: Path) -> None:
+    """The file's own is not used, the user's is: both are doubted in words. Discs are 14 px wide."""
+    import tifffile
+
+    (tmp_path / "in").mkdir()
+    disc = draw_discs((40, 40), [(20, 20)])
+    tifffile.imwrite(tmp_path / "in/a.tif", disc, photometric="rgb", resolution=(2400, 2400), resolutionunit="INCH")
+    for out, given, size in (("file", None, ""), ("given", 65.0, "65")):
+        options = RunOptions(pixel_size_um=given)
+        run_folder(Segmenter(DarknessBackend()), find_images([tmp_path / "in"]), tmp_path / out, options=options)
+        (row,) = rows(tmp_path / out / "images.csv")
+        assert "the median cell would be" in row["warning"]
+        assert row.get("pixel_size_um", "") == size
+        assert bool(row.get("counted_per_mm2")) == bool(size)

@@ -31,16 +31,31 @@ def test_folder_is_searched_recursively_in_order(tmp_path: Path) -> None:
     assert names(tmp_path / "in") == ["a.jpg", "a.png", "b.PNG", "e.png/f.tif", "sub/c.tiff"]
 
 
-def test_images_of_other_formats_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("a.png", "b.bmp", "sub/c.BMP", "sub/d.webp", "notes.txt", ".hidden.bmp"):
+def test_files_that_are_not_read_are_counted_by_ending(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.png", "b.bmp", "sub/c.BMP", "sub/d.heic", "notes.txt", "README", ".hidden.bmp"):
         touch(tmp_path / "in" / name)
     assert names(tmp_path / "in", tmp_path / "in" / "sub") == ["in/a.png"]
-    assert [record.getMessage() for record in caplog.records] == [
-        "3 files of formats that are not read (.bmp 2, .webp 1): convert to PNG or TIFF"
-    ]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("not read: 2 .bmp, 1 without ending, 1 .heic, 1 .txt; expected files ending in .png, .jpg")
     caplog.clear()
     named = tmp_path / "in" / "b.bmp"
     assert [image.path for image in find_images([named])] == [named]
+    assert not caplog.records
+
+
+def test_many_endings_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(12):
+        touch(tmp_path / f"a.x{number:02}")
+    assert names(tmp_path) == []
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "1 .x00, 1 .x01" in said
+    assert "1 .x07 and 4 more endings" in said
+
+
+def test_every_ending_of_a_jpeg_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.jfif", "b.JPE", "c.jif", "d.JFIF"):
+        touch(tmp_path / name)
+    assert names(tmp_path) == ["a.jfif", "b.JPE", "c.jif", "d.JFIF"]
     assert not caplog.records
 
 

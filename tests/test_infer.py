@@ -177,7 +177,8 @@ def test_images_that_are_not_read_are_mentioned(
     (smears / "c.bmp").write_bytes(b"")
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q") == 0
     assert capsys.readouterr().err == (
-        "WARNING: 1 file of formats that are not read (.bmp 1): convert to PNG or TIFF\n"
+        "WARNING: not read: 1 .bmp; expected files ending in .png, .jpg, .jpeg, .jpe, .jfif, .jif, .tif, .tiff; "
+        "convert other images to PNG or TIFF\n"
     )
 
 

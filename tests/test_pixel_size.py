@@ -15,6 +15,8 @@ from PIL import Image
 
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.images import LoadedImage, read_image
+from cellseg_deploy.notes import kind_of
+from cellseg_deploy.resolution import GIVEN, UNKNOWN, PixelSize, checked_by_cells
 
 GREY = picture(1)
 
@@ -145,6 +147,48 @@ def test_a_density_for_printers_is_not_read(tmp_path: Path) -> None:
 def test_sizes_that_nobody_means(tmp_path: Path, size: float) -> None:
     with pytest.raises(UsageError, match="pixel size"):
         loaded(tmp_path, tiff(GREY), pixel_size_um=size)
+
+
+# --- doubted by the cells
+
+
+@pytest.mark.parametrize(
+    ("um", "source", "cell_px", "words"),
+    [
+        (25_400 / 2400, "TIFF", 83.5, "884 micrometres wide"),
+        (0.065, "TIFF", 20, "1.3 micrometres wide"),
+        (1.0, "OME", 80, "80 micrometres wide"),
+        (1.0, "ImageJ", 31, "31 micrometres wide"),
+    ],
+)
+def test_a_size_of_the_file_that_no_cell_has_is_not_used(um: float, source: str, cell_px: float, words: str) -> None:
+    checked = checked_by_cells(PixelSize(um, source), np.array([cell_px, cell_px, 3.0]))
+    assert (checked.um, checked.source) == (None, "")
+    assert words in checked.note
+    assert source in checked.note
+
+
+@pytest.mark.parametrize(("um", "cell_px"), [(0.065, 110), (0.1, 20), (1.0, 8), (1.0, 30), (0.9, 80), (1.1, 80)])
+def test_a_size_that_cells_have_stays(um: float, cell_px: float) -> None:
+    size = PixelSize(um, "OME")
+    assert checked_by_cells(size, np.full(3, float(cell_px))) is size
+
+
+def test_a_given_size_is_used_and_doubted_in_words() -> None:
+    checked = checked_by_cells(PixelSize(65.0, GIVEN), np.full(3, 110.0))
+    assert (checked.um, checked.source) == (65.0, GIVEN)
+    assert "7.15e+03 micrometres wide at the given pixel size of 65 micrometres" in checked.note
+    assert checked_by_cells(PixelSize(1.0, GIVEN), np.full(3, 80.0)).note == ""
+
+
+def test_nothing_is_doubted_without_cells() -> None:
+    for size in (UNKNOWN, PixelSize(10.0, "TIFF")):
+        assert checked_by_cells(size, np.array([])) is size
+
+
+def test_what_is_not_believed_is_a_note_on_the_pixel_size(tmp_path: Path) -> None:
+    notes = loaded(tmp_path, NOT_BELIEVED["72 dpi"][0]).notes
+    assert [kind_of(note) for note in notes] == ["conversion", "pixel size"]
 
 
 def test_a_description_of_a_megabyte_costs_nothing(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Cutout:
 
     def turned(self, quarters: int, flip: bool) -> Cutout:
         """The cell turned by ``quarters`` of 90 degrees, mirrored if ``flip``; no pixel is interpolated."""
-        light, mask = (np.rot90(plane, quarters) for plane in (self.transmittance, self.mask))
+        light, mask = np.rot90(self.transmittance, quarters), np.rot90(self.mask, quarters)
         return Cutout(light[:, ::-1], mask[:, ::-1]) if flip else Cutout(light, mask)
 
 
@@ -165,7 +165,7 @@ class _Pile:
         for label in np.unique(below[below > 0]).tolist():
             region = self.labels == label
             shared = below == label
-            points = np.argwhere(shared) + np.array(corner, np.float64)
+            points = np.argwhere(shared).astype(np.float64) + np.array(corner, np.float64)
             lost = own.distance(points) < _Ellipse.of(region).distance(points)
             mine[shared] = lost
             left = region.copy()

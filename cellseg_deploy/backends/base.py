@@ -38,6 +38,9 @@ class Backend(ABC):
     given: Path | None = None
     path: Path | None = None
     batch_step: int = 1
+    _one_call: threading.Lock
+    _process: int
+    _is_closed: bool
 
     def __new__(cls, *_: object, **__: object) -> Self:
         """Subclasses need not call ``super().__init__``."""
@@ -55,8 +58,8 @@ class Backend(ABC):
         answer.
 
         Raises ``UsageError`` if the tiles are not what the model takes (a programming error upstream), if the backend
-        was closed, or in a forked process; ``DataError`` if the network answers with NaN or infinity (never passed on as
-        "no cells").
+        was closed, or in a forked process; ``DataError`` if the network answers with NaN or infinity: never passed on
+        as "no cells".
         """
         size = self.spec.tile_size
         if tiles_nhwc.dtype != np.uint8 or tiles_nhwc.ndim != 4 or tiles_nhwc.shape[1:] != (size, size, 3):
