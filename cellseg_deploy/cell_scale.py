@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.instances import whole_areas
+from cellseg_deploy.notes import Note
 from cellseg_deploy.runs import Labels
 
 MAX_SCALE = 32.0
@@ -74,11 +75,11 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
     """
     whole = whole_areas(labels)
     if len(whole) < MIN_CELLS:
-        return ScaleChoice(
-            first_scale,
+        note = (
             f"only {len(whole)} whole cells to estimate their size from, {MIN_CELLS} are needed; the model's own scale "
-            "was kept, give --cell-diameter if the magnification is another",
+            "was kept, give --cell-diameter if the magnification is another"
         )
+        return ScaleChoice(first_scale, Note(note, "cell size"))
     diameter = math.sqrt(4 / math.pi * float(np.median(whole)))
     scale = min(max(model_diameter_px / diameter, 1 / MAX_SCALE), MAX_SCALE)
     if max(scale / first_scale, first_scale / scale) <= TOLERANCE:
@@ -95,9 +96,10 @@ def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: fl
     kept = float(np.count_nonzero(labels) / labels.size)
     if seen < MIN_SEEN or kept > seen / 2:
         return ""
-    return (
+    return Note(
         f"the network takes {seen:.0%} of the image for cells, but the cells found cover {kept:.0%}: the rest is too "
-        "small or cut by the image border; look at the overlay, and give --cell-diameter for another magnification"
+        "small or cut by the image border; look at the overlay, and give --cell-diameter for another magnification",
+        "lost cells",
     )
 
 
@@ -107,7 +109,8 @@ def size_note(labels: Labels, model_diameter_px: float, scale: float) -> str:
     if max(fitting / scale, scale / fitting) < REMARKABLE:
         return ""
     found, expected = model_diameter_px / fitting, model_diameter_px / scale
-    return (
+    return Note(
         f"cells are about {found:.0f} px wide, the model expects {expected:.0f}; --cell-diameter auto counts them at "
-        "their own size"
+        "their own size",
+        "cell size",
     )

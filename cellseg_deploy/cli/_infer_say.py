@@ -10,6 +10,7 @@ from cellseg_deploy.cli._common import printable
 
 if TYPE_CHECKING:
     from cellseg_deploy.outputs.plan import RunPlan
+    from cellseg_deploy.pipeline import Segmenter
     from cellseg_deploy.run_record import RunSummary
 
 _ACTIONS = {"work": "to do", "skip": "done", "keep": "kept", "fail": "fails"}
@@ -26,6 +27,7 @@ def for_machines(summary: RunSummary) -> dict[str, Any]:
         "cells": summary.cells,
         "counted": summary.counted,
         "wall_seconds": round(summary.wall_seconds, 3),
+        "warnings": summary.warned,
         "output": printable(summary.output),
     }
 
@@ -50,6 +52,20 @@ def print_table(summary: RunSummary) -> None:
         rows.insert(3, ("others", f"{summary.others} in the tables, of images not given or not readable now"))
     for name, value in rows:
         click.echo(f"{name:<8} {value}")
+    for kind, found in summary.warned.items():
+        images = f"{found['images']} image{'s' if found['images'] > 1 else ''}"
+        first = found["first"]
+        click.echo(f"warning  {kind}, {images}: {printable(first['image'])}: {printable(first['warning'])}")
+
+
+def heading(segmenter: Segmenter) -> str:
+    """One line before the work: which model runs, on what, in which arithmetic, at which scale."""
+    backend, spec = segmenter.backend, segmenter.backend.spec
+    if segmenter.auto_scale:
+        scale = "scale measured in each image"
+    else:
+        scale = f"scale {segmenter.scale:g} (cells about {spec.cell_diameter_px / segmenter.scale:.0f} px wide)"
+    return f"model {printable(spec.name)}, {backend.name} {backend.precision} on {backend.device}, {scale}"
 
 
 def print_plan(plan: RunPlan) -> None:

@@ -176,6 +176,8 @@ def _run(
     ):
         opened = segmenter.backend
         _log.info("engine: %s %s on %s, %s", opened.name, opened.precision, opened.device, opened.choice)
+        if not asked["quiet"]:
+            _common.say(_infer_say.heading(segmenter))
         if recorded is not None:
             recorded.check(identity_of(segmenter, options, inputs))
         if asked["dry_run"]:

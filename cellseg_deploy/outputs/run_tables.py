@@ -13,6 +13,7 @@ import numpy as np
 
 from cellseg_deploy.fingerprint import Fingerprint
 from cellseg_deploy.measure import COLUMNS, UM_COLUMNS
+from cellseg_deploy.notes import kind_of
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.outputs.atomic import atomic_file, writing
 from cellseg_deploy.outputs.formats import CELLS_CSV, IMAGES_CSV
@@ -23,6 +24,8 @@ CELL_COLUMNS = (*COLUMNS, COUNTED)
 _NUMBERS = ("cells", COUNTED, "confluence", "median_cell_area_px", "scale")
 IMAGE_UM_COLUMNS = ("pixel_size_um", "pixel_size_source", "median_cell_area_um2", "counted_per_mm2")
 _WORDS = ("warning", "error")
+WARNINGS = "warnings"
+"""In a record's result: kind of warning -> the first of that kind in words. No column of the tables."""
 IMAGE_COLUMNS = ("image", "status", *_NUMBERS, *_WORDS)
 
 
@@ -34,7 +37,11 @@ def done(
     outputs: Sequence[OutputFile],
     notes: Iterable[str] = (),
 ) -> ImageRecord:
-    """The record of an image that was segmented, and whose files ``outputs``, called ``output_name``, are written."""
+    """The record of an image that was segmented, and whose files ``outputs``, called ``output_name``, are written.
+
+    ``warnings`` in its result: the first note of each kind, conversions left out; see ``notes``.
+    """
+    notes = tuple(notes)
     areas = image.table.columns["area_px"]
     median = float(np.median(areas)) if len(areas) else None
     n_counted = int(image.counted.sum())
@@ -45,6 +52,7 @@ def done(
         "median_cell_area_px": median,
         "scale": float(image.scale),
         "warning": "; ".join(_one_line(note) for note in notes),
+        WARNINGS: {kind_of(note): _one_line(note) for note in reversed(notes) if kind_of(note) != "conversion"},
     }
     size_um = image.pixel_size_um
     if size_um is not None:
