@@ -411,11 +411,10 @@ def test_a_broken_engine_gives_way_to_the_next_and_says_so(
         pytest.skip("OpenVINO is not installed")
     path = verified_model(onnx_file)
     write_record(path)
-    write_record(path, **BF16, timing=timed(3))
     monkeypatch.setattr(engine, "import_openvino", broken)
     with caplog.at_level(logging.WARNING), open_backend(path, threads=1) as backend:
         assert (backend.name, backend.verified) == ("onnxruntime", True)
-        assert "openvino bf16 (stub.onnx) was chosen before it, but cannot be loaded" in backend.choice
+        assert "openvino fp32 (stub.onnx) was chosen before it, but cannot be loaded" in backend.choice
     assert "libtbb.so" in caplog.text
 
 
@@ -454,8 +453,25 @@ def test_a_precision_asked_for_is_that_of_the_whole_form(tmp_path: Path, onnx_fi
     int8 = {"file": pair.name, "file_sha256": form_sha256(pair), "precision": "int8", "timing": timed(1)}
     write_record(path, **int8)  # faster; computes what is not in 8 bits in fp32
     if engine_version("openvino") is not None:
-        assert auto.select(path)[0].form.precision == "int8"
+        assert auto.select(path, precision="int8")[0].form.precision == "int8"
     assert auto.select(path, precision="fp32")[0].form.precision == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_a_form_in_fewer_bits_is_taken_only_if_asked_for(tmp_path: Path, onnx_file: OnnxFile, precision: str) -> None:
+    """It lies beside the model that was named, passed the gate and is faster; that nobody asked for it decides."""
+    path = verified_model(onnx_file)
+    pair = tmp_path / "stub.small.xml"
+    pair.write_bytes(b"<xml/>")
+    pair.with_suffix(".bin").write_bytes(b"weights")
+    write_record(path)
+    small = {"file": pair.name, "file_sha256": form_sha256(pair), "precision": precision, "timing": timed(1)}
+    write_record(path, **small)
+    found, _ = auto.select(path)
+    assert found.form.precision == "fp32"
+    if engine_version("openvino") is not None:
+        reasons = [c.reason for c in found.candidates if c.form.precision == precision and c.form.file == pair]
+        assert reasons == [f"in fewer bits than the model: taken with --precision {precision}"]
 
 
 def test_streams_are_not_dropped_unsaid(onnx_file: OnnxFile) -> None:

@@ -46,7 +46,8 @@ def open_backend(
     ``tensorrt``, what ONNX Runtime runs a GPU with; None for ``cuda``.
 
     ``backend``: an engine of ``BACKENDS``; ``auto`` takes the fastest form that passed the gate for this model on this
-    kind of device (see ``selection``). ``precision``: ``fp32`` or ``bf16``, for OpenVINO. ``threads``: CPU threads of
+    kind of device (see ``selection``). ``precision``: with ``auto`` only forms that compute in it,
+    None for no less than the model's own; with OpenVINO ``fp32`` or ``bf16``. ``threads``: CPU threads of
     the engine, None for one a core. ``streams``: batches that OpenVINO computes at a time, None for 1.
     ``given``: the file that was asked for where ``path`` is a form of it that was chosen before; None for ``path``.
 

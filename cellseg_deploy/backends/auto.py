@@ -13,6 +13,7 @@ from cellseg_deploy.backends.selection import (
     Form,
     Here,
     Selection,
+    as_precise_as,
     candidates_of,
     choose,
     judge_form,
@@ -33,7 +34,8 @@ def here(device: str) -> Here:
 def select(model: Path, *, device: str = "cpu", precision: str | None = None) -> tuple[Selection, Here]:
     """The form of the .onnx file ``model`` to run on ``device``, and what it was chosen by.
 
-    ``precision``: only forms that compute in it. Raises ``ModelError`` for a model or records that are damaged,
+    ``precision``: only forms that compute in it; None for all but those that compute in fewer bits than the model.
+    Raises ``ModelError`` for a model or records that are damaged,
     ``BackendUnavailableError`` or ``ParityError`` if there is nothing to choose (see ``selection.choose``).
     """
     if model.suffix.lower() != ".onnx":
@@ -44,7 +46,9 @@ def select(model: Path, *, device: str = "cpu", precision: str | None = None) ->
     passed_over = ""
     while True:  # ends: an engine that cannot be loaded is not chosen again
         found = candidates_of(model, file.identity, file.precision, file.spec.parity, records, machine)
-        if precision is not None:
+        if precision is None:
+            found = as_precise_as(file.precision, found)
+        else:
             found = tuple(c for c in found if c.form.precision == precision)
             if not found:
                 raise BackendUnavailableError(

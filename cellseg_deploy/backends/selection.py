@@ -1,4 +1,5 @@
-"""``--backend auto``: the fastest form that is installed and passed the gate, for this model on this kind of device.
+"""``--backend auto``: the fastest form that is installed and passed the gate, for this model on this kind of device, in
+the precision that was asked for, or else in no less than the model's own.
 
 Candidates are the model file itself in each engine that reads it, and every other file that its parity records name. A
 candidate is taken only if a record says that it counts as the reference does; nothing is assumed of another version of
@@ -19,6 +20,8 @@ from cellseg_deploy.parity_records import ParityRecord, form_sha256
 
 REFERENCES = ("pytorch", "onnxruntime")
 """Engines that a record may have been made against; any other is itself a form that has to be compared."""
+
+_BITS = {"fp32": 32, "mixed": 16, "fp16": 16, "bf16": 16, "int8": 8}  # of the narrowest arithmetic of a form
 
 _HOW = "`cellseg-export verify REF MODEL --backend {} --record` compares and times it"
 
@@ -160,6 +163,17 @@ def candidates_of(
         if item.threads == threads
         else replace(item, ms_per_tile=None)
         for item in judged
+    )
+
+
+def as_precise_as(precision: str, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """``candidates`` of a model whose weights are ``precision``, where no precision was asked for: those that compute
+    in fewer bits are not eligible. That a form passed the gate does not mean that anybody wants it."""
+    return tuple(
+        replace(c, eligible=False, reason=f"in fewer bits than the model: taken with --precision {c.form.precision}")
+        if c.eligible and _BITS.get(c.form.precision, 0) < _BITS.get(precision, 0)
+        else c
+        for c in candidates
     )
 
 

@@ -168,8 +168,9 @@ def model_options(function: F) -> F:
         ),
         click.option(
             "--precision",
-            type=click.Choice(["fp32", "bf16"]),
-            help="Arithmetic of OpenVINO; bf16 needs a CPU that has it.  [default: fp32, or what auto chose]",
+            type=click.Choice(["fp32", "fp16", "mixed", "bf16", "int8"]),
+            help="Arithmetic. With --backend auto: only forms of the model that compute in it; with openvino: fp32 or "
+            "bf16, which needs a CPU that has it.  [default: the model's own, never less]",
         ),
         click.option(
             "--threads",
