@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import DarknessBackend, draw_discs, make_onnx, make_spec
 from cellseg_deploy.backends import open_backend, openvino_ir
 from cellseg_deploy.backends import openvino as module
 from cellseg_deploy.backends.openvino import OpenVinoBackend
+from cellseg_deploy.backends.openvino_cache import CompiledCache
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
 from cellseg_deploy.model_file import read_model_file
 from cellseg_deploy.model_spec import to_json
@@ -202,25 +204,87 @@ def test_an_engine_that_takes_another_precision_is_refused(
         def reshape(self, shape: Any) -> None: ...
 
     with pytest.raises(BackendUnavailableError, match="computes in f32"):
-        backend._compile(Core(), Model(), None)
+        backend._compile(Core(), Model(), None, False)
 
 
 # --- cache
 
 
-def test_compiled_networks_are_kept_for_this_user(vit: Path, own_cache: Path) -> None:
+def test_compiled_networks_are_kept_for_this_user(vit: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = random_tiles(2)
     folder = own_cache / "cellseg-deploy" / "openvino"
     with OpenVinoBackend(vit, threads=1) as first:
-        assert not first._compiled.get_property("LOADED_FROM_CACHE")
         expected = first.predict(tiles)
     kept = sorted(path.name for path in folder.iterdir())
-    assert kept
+    assert len(kept) == 1
     assert folder.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(CompiledCache, "keep", pytest.fail)  # it was not compiled again
     with OpenVinoBackend(vit, threads=1) as second:
-        assert second._compiled.get_property("LOADED_FROM_CACHE")
         assert np.array_equal(second.predict(tiles), expected)
     assert sorted(path.name for path in folder.iterdir()) == kept
+
+
+def test_another_setting_is_another_compiled_network(vit: Path, own_cache: Path) -> None:
+    for threads, batch in ((1, 4), (1, 2), (2, 4)):
+        OpenVinoBackend(vit, threads=threads, static_batch=batch).close()
+    assert len(list((own_cache / "cellseg-deploy" / "openvino").iterdir())) == 3
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("damage", ["a flipped byte", "4 kB flipped", "cut", "empty", "another network"])
+def test_a_compiled_network_that_is_not_whole_is_compiled_again(
+    vit: Path, own_cache: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    tiles = random_tiles(2)
+    with OpenVinoBackend(vit, threads=1) as first:
+        expected = first.predict(tiles)
+    (kept,) = (own_cache / "cellseg-deploy" / "openvino").iterdir()
+    whole = kept.read_bytes()
+    broken = bytearray(whole)
+    middle = len(broken) // 2
+    changes = {"a flipped byte": slice(middle, middle + 1), "4 kB flipped": slice(middle, middle + 4096)}
+    if damage in changes:
+        broken[changes[damage]] = bytes(byte ^ 255 for byte in broken[changes[damage]])
+    kept.write_bytes({"cut": whole[:middle], "empty": b"", "another network": whole[:32] + b"x"}.get(damage, broken))
+    with OpenVinoBackend(vit, threads=1) as second:
+        assert np.array_equal(second.predict(tiles), expected)
+    assert "its bytes are not those that were written; compiling it again" in caplog.text
+    assert kept.read_bytes()[32:]
+    with OpenVinoBackend(vit, threads=1) as third:  # the new one is good
+        assert np.array_equal(third.predict(tiles), expected)
+
+
+@pytest.mark.reliability
+def test_a_compiled_network_that_ends_the_process_is_not_opened_twice(
+    vit: Path, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    OpenVinoBackend(vit, threads=1).close()
+    (kept,) = (own_cache / "cellseg-deploy" / "openvino").iterdir()
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from cellseg_deploy.backends.openvino_cache import CompiledCache\n"
+        "CompiledCache(Path(sys.argv[1])).open(lambda _: os.abort())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, kept], check=False, capture_output=True, timeout=60)
+    assert done.returncode < 0
+    assert len(list(kept.parent.iterdir())) == 2
+    OpenVinoBackend(vit, threads=1).close()
+    assert "opening it did not end at an earlier start" in caplog.text
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
+def test_a_compiled_network_of_another_build_is_compiled_again(tmp_path: Path, caplog: Any) -> None:
+    cache = CompiledCache(tmp_path / "a.compiled")
+    assert cache.open(bytes) is None
+    cache.keep(b"network")
+    assert cache.open(bytes) == b"network"
+
+    def refuse(_: bytes) -> None:
+        raise RuntimeError("Exception from src")
+
+    assert cache.open(refuse) is None
+    assert "OpenVINO refuses it" in caplog.text
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_used_is_said_and_done_without(

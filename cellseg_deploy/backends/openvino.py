@@ -9,7 +9,7 @@ nor on the number of streams, each of which takes a batch of its own.
 from __future__ import annotations
 
 import importlib.util
-import logging
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from cellseg_deploy.backends import openvino_ir, telemetry
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.backends.engine_cache import cache_folder, prepare_folder
-from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputError, UsageError
+from cellseg_deploy.backends.openvino_cache import CompiledCache
+from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
 from cellseg_deploy.model_file import ModelFile, read_model_file
 
 PRECISIONS = ("fp32", "bf16")
@@ -30,7 +30,6 @@ STATIC_BATCH = 4
 """Tiles a call of the compiled network: at most three are computed for nothing in an image."""
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-_log = logging.getLogger(__name__)
 
 
 class OpenVinoBackend(Backend):
@@ -70,13 +69,13 @@ class OpenVinoBackend(Backend):
         self._threads, self._streams, self._batch = threads, streams, static_batch
         self.batch_step = static_batch * streams  # a stream without a batch leaves its cores idle
         self._version = str(ov.__version__)
-        cached_in = _cache(cache) if use_cache else None
-        self._compiled = self._compile(core, model, cached_in)
+        self._compiled = self._compile(core, model, cache, use_cache)
         self._requests = [self._compiled.create_infer_request() for _ in range(streams)]
 
-    def _compile(self, core: Any, model: Any, cached_in: Path | None) -> Any:
+    def _compile(self, core: Any, model: Any, folder: Path | None, use_cache: bool) -> Any:
         size = self.spec.tile_size
-        model.reshape([self._batch, size, size, 3])
+        shape = [self._batch, size, size, 3]
+        model.reshape(shape)
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.inference_precision],
             "NUM_STREAMS": self._streams,
@@ -86,15 +85,23 @@ class OpenVinoBackend(Backend):
             # Bound to cores, the threads of two runs on one machine would share the first cores and leave the others.
             "ENABLE_CPU_PINNING": False,
         }
-        if cached_in is not None:
-            settings["CACHE_DIR"] = str(cached_in)
-        try:
-            compiled = core.compile_model(model, "CPU", settings)
-        except Exception as error:  # OpenVINO raises plain RuntimeError
-            raise ModelError(
-                f"{self._source.path}: OpenVINO {self._version} refuses the model: {_reason(error)}; "
-                "update OpenVINO or export the model again"
-            ) from error
+        kept: CompiledCache | None = None
+        if use_cache:
+            machine = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+            kept = CompiledCache.of(folder, self._version, *machine, self._source.file_sha256, shape, settings)
+        compiled = None
+        if kept is not None:
+            compiled = kept.open(lambda data: core.import_model(io.BytesIO(data), "CPU", settings))
+        if compiled is None:
+            try:
+                compiled = core.compile_model(model, "CPU", settings)
+            except Exception as error:  # OpenVINO raises plain RuntimeError
+                raise ModelError(
+                    f"{self._source.path}: OpenVINO {self._version} refuses the model: {_reason(error)}; "
+                    "update OpenVINO or export the model again"
+                ) from error
+            if kept is not None:
+                kept.keep(compiled.export_model().getvalue())
         in_use = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if in_use != _HINTS[self.inference_precision]:
             raise BackendUnavailableError(
@@ -221,15 +228,6 @@ def _parse(ov: Any, core: Any, path: Path, *contents: bytes) -> Any:
             f"{path}: OpenVINO {ov.__version__} cannot read the model: {_reason(error)}; copy {files} again, update "
             "OpenVINO, or export it again"
         ) from error
-
-
-def _cache(folder: Path | None) -> Path | None:
-    """Folder for compiled networks, None where none can be had: they are then compiled at each start, no more."""
-    try:
-        return prepare_folder(cache_folder().with_name("openvino") if folder is None else folder)
-    except OutputError as error:
-        _log.warning("compiled networks are not kept, each start takes longer: %s", error)
-        return None
 
 
 def _filled(tiles_nhwc: npt.NDArray[np.uint8], batch: int) -> npt.NDArray[np.uint8]:

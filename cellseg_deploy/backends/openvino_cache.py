@@ -1,0 +1,82 @@
+"""Compiled networks kept between starts, each bound to a hash of its bytes.
+
+OpenVINO believes what lies in a cache of its own: a few flipped bytes gave other counts, or ended the process at every
+start. So the compiled network is exported and kept here: 32 bytes of SHA-256, then the network. One that is not whole
+is discarded and compiled again. While one is opened, a marker lies beside it; a marker that is found at the next start
+is of a process that the opening ended, and the network is discarded too. (Two processes that start at the same moment
+cost one of them the compiling.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cellseg_deploy.backends.engine_cache import cache_folder, prepare_folder
+from cellseg_deploy.errors import OutputError
+from cellseg_deploy.outputs.atomic import write_bytes
+
+SUFFIX = ".compiled"
+_HASH_BYTES = 32
+_VERSION = 1
+_log = logging.getLogger(__name__)
+
+
+class CompiledCache:
+    """The place of one compiled network."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._marker = path.with_suffix(".opening")
+
+    @classmethod
+    def of(cls, folder: Path | None, *facts: object) -> CompiledCache | None:
+        """Place in ``folder`` (None: the user's cache) for everything that makes the network another one, ``facts``.
+
+        None where the folder cannot be had: the network is then compiled at each start, no more.
+        """
+        try:
+            folder = prepare_folder(cache_folder().with_name("openvino") if folder is None else folder)
+        except OutputError as error:
+            _log.warning("compiled networks are not kept, each start takes longer: %s", error)
+            return None
+        key = hashlib.sha256(msgspec.json.encode((_VERSION, *facts), order="deterministic")).hexdigest()
+        return cls(folder / f"{key[:32]}{SUFFIX}")
+
+    def open(self, load: Callable[[bytes], Any]) -> Any | None:
+        """What ``load`` makes of the kept network; None if there is none, or none that is whole."""
+        try:
+            if self._marker.exists():
+                return self._discard("opening it did not end at an earlier start")
+            content = self.path.read_bytes()
+            if hashlib.sha256(content[_HASH_BYTES:]).digest() != content[:_HASH_BYTES]:
+                return self._discard("its bytes are not those that were written")
+            self._marker.touch(mode=0o600)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _log.warning("%s: the compiled network cannot be read (%s); compiling it again", self.path, error.strerror)
+            return None
+        try:
+            return load(content[_HASH_BYTES:])
+        except Exception as error:  # of another build of OpenVINO, in words that change
+            return self._discard(f"OpenVINO refuses it ({error})")
+        finally:
+            self._marker.unlink(missing_ok=True)
+
+    def keep(self, network: bytes) -> None:
+        """Keep ``network`` for the next start; said, and no more, where it cannot be written."""
+        try:
+            write_bytes(self.path, hashlib.sha256(network).digest() + network)
+        except OutputError as error:
+            _log.warning("the compiled network is not kept, the next start takes longer: %s", error)
+
+    def _discard(self, why: str) -> None:
+        _log.warning("%s: discarding the compiled network: %s; compiling it again", self.path, why)
+        self.path.unlink(missing_ok=True)
+        self._marker.unlink(missing_ok=True)
