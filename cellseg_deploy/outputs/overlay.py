@@ -13,28 +13,35 @@ OUTLINE_RGB = COUNTED_RGB
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
 _LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
 _PLATE_RGB = (16, 16, 16)
+_FIELD_RGB, _HATCH_RGB = (255, 255, 255), (90, 90, 90)
 _ROWS_PER_MARGIN = 8  # of a band, whose margins above and below it are computed twice
 
 
-def encode(image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> bytes:
-    """JPEG file of ``draw(image_hwc, labels)``."""
-    return jpeg.encode(draw(image_hwc, labels))
+def encode(
+    image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], field: npt.NDArray[np.bool_] | None = None
+) -> bytes:
+    """JPEG file of ``draw(image_hwc, labels, field=field)``."""
+    return jpeg.encode(draw(image_hwc, labels, field=field))
 
 
 def draw(
     image_hwc: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int32],
     numbers_xy: npt.NDArray[np.float64] | None = None,
+    field: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """RGB picture of ``image_hwc`` (h, w, 3) with the outlines of ``labels`` (h, w) and their number.
 
     Outlines are the cells' own border pixels, so two touching cells have two lines between them. ``numbers_xy``: where
     to write each cell's label, its centre in px of ``labels`` (n, 2), for labels 1..n. Small images are enlarged by a
-    whole factor and huge ones reduced; a picture too small for the count gets a margin.
+    whole factor and huge ones reduced. What lies outside ``field`` (h, w) is darkened.
+    A picture too small for the count gets a margin.
     """
     if image_hwc.shape[:2] != labels.shape:
         raise ValueError(f"image {image_hwc.shape[:2]} and labels {labels.shape} must be of one size")
     count, width = int(labels.max(initial=0)), labels.shape[1]
+    if field is not None:
+        image_hwc = dimmed(image_hwc, field)
     image_hwc, labels = to_viewing_size(image_hwc, labels)
     picture = image_hwc.copy()
     thickness = max(1, round(min(labels.shape) / 600))
@@ -61,6 +68,18 @@ def outlines(labels: npt.NDArray[np.int32], *, thickness: int) -> npt.NDArray[np
         side = 2 * thickness - 1
         border = np.asarray(cv2.dilate(border, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))))
     return (border > 0) & (labels > 0)
+
+
+def dimmed(image_hwc: npt.NDArray[np.uint8], field: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """``image_hwc`` (h, w, 3) with a line around ``field`` (h, w), and what lies outside it darkened and hatched."""
+    picture = image_hwc.copy()
+    thickness = max(2, round(min(field.shape) / 400))
+    y, x = np.ogrid[: field.shape[0], : field.shape[1]]
+    hatch = (y + x) % (12 * thickness) < thickness
+    picture[~field] //= 3
+    picture[~field & hatch] = _HATCH_RGB
+    picture[outlines(field.astype(np.int32), thickness=thickness)] = _FIELD_RGB
+    return picture
 
 
 def to_viewing_size(
