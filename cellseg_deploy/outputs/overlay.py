@@ -50,7 +50,8 @@ def draw(
         inner = slice(rows.start - around.start, rows.stop - around.start)
         picture[rows][outlines(labels[around], thickness=thickness)[inner]] = OUTLINE_RGB
     if numbers_xy is not None:
-        _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width))
+        diameter = float(np.sqrt(4 / np.pi * np.count_nonzero(labels) / max(1, count)))  # mean cell's
+        _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width), diameter)
     return with_caption(picture, f"{count} cell" if count == 1 else f"{count} cells")
 
 
@@ -122,16 +123,24 @@ def with_caption(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.ui
 
 def write_centred(picture: npt.NDArray[np.uint8], text: str, centre_xy: tuple[float, float], scale: float) -> None:
     """``text`` in white with a dark rim, which any background leaves legible, around ``centre_xy`` of ``picture``."""
-    import cv2
+    from PIL import Image, ImageDraw, ImageFont
 
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    (width, height), _ = cv2.getTextSize(text, font, scale, 1)
-    origin = (round(centre_xy[0] - width / 2), round(centre_xy[1] + height / 2))
-    for colour, stroke in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(picture, text, origin, font, scale, colour, stroke, cv2.LINE_AA)
+    font = ImageFont.load_default(size=30 * scale)
+    rim = max(1, round(2.5 * scale))
+    left, top, right, bottom = (round(side) for side in font.getbbox(text, stroke_width=rim))
+    width, height = right - left, bottom - top
+    x, y = round(centre_xy[0] - width / 2), round(centre_xy[1] - height / 2)
+    plate_x, plate_y = max(x, 0), max(y, 0)
+    plate = picture[plate_y : max(y + height, 0), plate_x : max(x + width, 0)]
+    if not plate.size:
+        return
+    drawn = Image.fromarray(plate)
+    at = (x - left - plate_x, y - top - plate_y)
+    ImageDraw.Draw(drawn).text(at, text, (255, 255, 255), font=font, stroke_width=rim, stroke_fill=(0, 0, 0))
+    plate[:] = np.asarray(drawn)
 
 
-def _write_numbers(picture: npt.NDArray[np.uint8], centres_xy: npt.NDArray[np.float64]) -> None:
-    scale = max(0.4, min(picture.shape[:2]) / 3000)
+def _write_numbers(picture: npt.NDArray[np.uint8], centres_xy: npt.NDArray[np.float64], diameter_px: float) -> None:
+    scale = max(0.4, 0.3 * diameter_px / 30)  # of 30 px: numbers grow with the cells
     for number, (x, y) in enumerate(centres_xy.tolist(), start=1):
         write_centred(picture, str(number), (x, y), scale)
