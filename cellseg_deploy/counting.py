@@ -28,15 +28,26 @@ CountRule = Literal["all", "exclude-border", "frame"]
 COUNT_RULES: tuple[CountRule, ...] = ("all", "exclude-border", "frame")
 
 
-def counted(boxes: npt.NDArray[np.int64], image_hw: tuple[int, int], rule: CountRule) -> npt.NDArray[np.bool_]:
+def counted(
+    boxes: npt.NDArray[np.int64],
+    image_hw: tuple[int, int],
+    rule: CountRule,
+    at_edge: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.bool_]:
     """Whether each cell counts under ``rule``, bool (n,).
 
-    ``boxes``: left, top, width, height of each cell in px, (n, 4). Raises ``UsageError`` for an unknown rule.
+    ``boxes``: left, top, width, height of each cell in px, (n, 4). ``at_edge``: whether the edge of the field of view
+    lies at its left, top, right, bottom, bool (n, 4), where the field is not the whole picture; it counts as border.
+    Raises ``UsageError`` for an unknown rule.
     """
     check_rule(rule)
     left, top, width, height = boxes.T
     at_left, at_bottom = left == 0, top + height == image_hw[0]
     at_top, at_right = top == 0, left + width == image_hw[1]
+    if at_edge is not None:
+        at_left, at_top, at_right, at_bottom = (
+            here | edge for here, edge in zip((at_left, at_top, at_right, at_bottom), at_edge.T, strict=True)
+        )
     if rule == "all":
         return np.ones(len(boxes), np.bool_)
     if rule == "frame":

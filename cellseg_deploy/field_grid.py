@@ -17,7 +17,8 @@ SQUARES = 8
 class Grid:
     """Figures of the squares, each (rows, columns). ``x``, ``y``: their borders in px, (columns + 1,), (rows + 1,).
 
-    ``covered_px``: pixels of cells. ``cells``, ``counted``: cells whose centroid lies in the square.
+    ``field_px``: pixels of the field of view. ``covered_px``: pixels of cells.
+    ``cells``, ``counted``: cells whose centroid lies in the square.
     """
 
     x: Ints
@@ -25,22 +26,30 @@ class Grid:
     covered_px: Ints
     cells: Ints
     counted: Ints
+    field_px: Ints
 
     @property
     def share(self) -> npt.NDArray[np.float64]:
-        """Covered share of each square, 0 to 1."""
-        return np.asarray(self.covered_px / np.outer(np.diff(self.y), np.diff(self.x)))
+        """Covered share of the field in each square, 0 to 1; NaN where it shows none of the field."""
+        nothing = np.full(self.field_px.shape, np.nan)
+        return np.asarray(np.divide(self.covered_px, self.field_px, out=nothing, where=self.field_px > 0))
 
 
-def grid(labels: npt.NDArray[np.int32], table: CellTable, counted: npt.NDArray[np.bool_]) -> Grid:
+def grid(
+    labels: npt.NDArray[np.int32],
+    table: CellTable,
+    counted: npt.NDArray[np.bool_],
+    field: npt.NDArray[np.bool_] | None = None,
+) -> Grid:
     """The squares of ``labels`` (h, w), whose cells are the rows of ``table`` and are ``counted`` (n,) or not.
+    ``field`` (h, w): the field of view, None for all.
 
     Their sums over the image are its covered pixels and its cells.
     """
     height, width = labels.shape
     side = max(height, width) / SQUARES
     y, x = (_borders(length, min(length, max(1, round(length / side)))) for length in (height, width))
-    rows_covered = np.add.reduceat(labels > 0, y[:-1], axis=0, dtype=np.int64)
+    field_px = np.outer(np.diff(y), np.diff(x)) if field is None else _pixels(field, y, x)
     centroids = [table.columns[f"centroid_{axis}_px"] for axis in "yx"]
     # Centroids are of pixel centres, which lie half a pixel from the borders: none can lie on one from outside.
     at = [
@@ -50,7 +59,12 @@ def grid(labels: npt.NDArray[np.int32], table: CellTable, counted: npt.NDArray[n
     n_cells, n_counted = np.zeros((2, len(y) - 1, len(x) - 1), np.int64)
     np.add.at(n_cells, tuple(at), 1)
     np.add.at(n_counted, tuple(at), counted.astype(np.int64))
-    return Grid(x, y, np.add.reduceat(rows_covered, x[:-1], axis=1), n_cells, n_counted)
+    return Grid(x, y, _pixels(labels > 0, y, x), n_cells, n_counted, field_px)
+
+
+def _pixels(mask: npt.NDArray[np.bool_], y: Ints, x: Ints) -> Ints:
+    rows = np.add.reduceat(mask, y[:-1], axis=0, dtype=np.int64)
+    return np.asarray(np.add.reduceat(rows, x[:-1], axis=1), np.int64)
 
 
 def _borders(length: int, parts: int) -> Ints:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cellseg_deploy.batching import Network
 from cellseg_deploy.counting import counted
 from cellseg_deploy.errors import DataError
+from cellseg_deploy.field_of_view import edges
 from cellseg_deploy.image_files import FoundImage
 from cellseg_deploy.image_tiles import StageClock
 from cellseg_deploy.images import declared_pixels, read_image
@@ -57,16 +58,18 @@ class ImageWork:
                 pixel_size_um=options.pixel_size_um,
                 with_fingerprint=True,
             )
-        found = segmenter.segment(loaded.pixels_hwc, network, clock)
+        found = segmenter.segment(loaded.pixels_hwc, network, clock, field=options.field_of_view)
         size = checked_by_cells(loaded.pixel_size, found.table.columns["equivalent_diameter_px"])
         doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
         with clock("write"):
+            inside = found.field
+            at_edge = None if inside is None else edges(found.labels, inside, found.count)
             segmented = SegmentedImage(
                 name=image.name,
                 pixels_hwc=loaded.pixels_hwc,
                 labels=found.labels,
                 table=found.table,
-                counted=counted(found.table.boxes, found.labels.shape, options.count_rule),
+                counted=counted(found.table.boxes, found.labels.shape, options.count_rule, at_edge),
                 probabilities_khw=found.probabilities_khw,
                 channels=spec.channels,
                 scale=found.scale,
@@ -74,6 +77,7 @@ class ImageWork:
                 model=spec.name,
                 task=segmenter.task,
                 pixel_size_source=size.source,
+                field=inside,
             )
             files = {format.place(output_name): format.encode(segmented) for format in self._formats}
             record = run_tables.done(

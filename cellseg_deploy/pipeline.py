@@ -22,6 +22,17 @@ from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.batching import Job, Network, Overlapped, alone
 from cellseg_deploy.cell_scale import CellDiameter, fixed_scale, lost_note, scale_from_cells, size_note
 from cellseg_deploy.errors import DataError, ModelError, UsageError
+from cellseg_deploy.field_of_view import (
+    MAX_AREA,
+    Field,
+    Mask,
+    check_field,
+    edges,
+    find_field,
+    inside_field,
+    without_surround,
+)
+from cellseg_deploy.field_of_view import note as field_note
 from cellseg_deploy.image_tiles import ImageTiles, StageClock
 from cellseg_deploy.instances import check_params, segment
 from cellseg_deploy.measure import CellTable, measure
@@ -42,6 +53,7 @@ class Segmentation:
     ``labels``: int32 (h, w) of the image, 0 = background, 1..n in raster order. ``probabilities_khw``: float32
     (K, h', w') in [0, 1] at model scale, channels as in the ModelSpec. ``table``: a row a cell, in image px.
     ``scale``: model px per image px. ``seconds``: seconds of each stage. ``notes``: what the user should know.
+    ``field``: bool (h, w), the field of view, outside of which there is no cell; None if it is the whole image.
     """
 
     labels: npt.NDArray[np.int32]
@@ -50,6 +62,7 @@ class Segmentation:
     scale: float
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
+    field: Mask | None = None
 
     @property
     def count(self) -> int:
@@ -58,8 +71,9 @@ class Segmentation:
 
     @property
     def confluence(self) -> float:
-        """Share of the image that is covered by cells, 0 to 1."""
-        return float(np.count_nonzero(self.labels) / self.labels.size)
+        """Share of the field of view that is covered by cells, 0 to 1."""
+        size = self.labels.size if self.field is None else np.count_nonzero(self.field)
+        return float(np.count_nonzero(self.labels) / size)
 
 
 class Segmenter:
@@ -159,31 +173,42 @@ class Segmenter:
             opened.close()
             raise
 
-    def __call__(self, image_hwc: npt.NDArray[np.uint8]) -> Segmentation:
-        """Cells of ``image_hwc``, uint8 RGB (h, w, 3) of any size from 1 x 1.
+    def __call__(self, image_hwc: npt.NDArray[np.uint8], *, field: Field = "auto") -> Segmentation:
+        """Cells of ``image_hwc``, uint8 RGB (h, w, 3) of any size from 1 x 1. ``field``: as in ``segment``.
 
         Raises ``UsageError`` if it is no such array, ``DataError`` if the network's answer for it is unusable.
         """
-        return self.segment(image_hwc, self._alone())
+        return self.segment(image_hwc, self._alone(), field=field)
 
     def segment(
-        self, image_hwc: npt.NDArray[np.uint8], network: Network, clock: StageClock | None = None
+        self,
+        image_hwc: npt.NDArray[np.uint8],
+        network: Network,
+        clock: StageClock | None = None,
+        *,
+        field: Field = "auto",
     ) -> Segmentation:
         """Calling the segmenter, with a ``network`` of one's own: with ``cell_diameter_px="auto"`` up to two passes.
 
-        ``clock``: takes the seconds of each stage.
+        ``clock``: takes the seconds of each stage. ``field``: ``full`` takes the whole image for the field of view,
+        surround and all.
         """
         _check_image(image_hwc)
+        check_field(field)
         clock = clock or StageClock()
-        probabilities, labels = self._labels(image_hwc, self.scale, network, clock)
-        scale, notes = self.scale, list[str]()
+        with clock("resize"):
+            inside = find_field(image_hwc) if field == "auto" else None
+            if inside is not None:
+                image_hwc = without_surround(image_hwc, inside)
+        probabilities, labels = self._labels(image_hwc, self.scale, network, clock, inside)
+        scale, notes = self.scale, list[str]() if inside is None else [field_note(inside)]
         if self.auto_scale:
             choice = scale_from_cells(labels, self.backend.spec.cell_diameter_px, scale)
             notes += [choice.note] if choice.note else []
             if choice.scale != scale:
                 scale = choice.scale
                 del probabilities, labels  # two images' worth would stand in memory otherwise
-                probabilities, labels = self._labels(image_hwc, scale, network, clock)
+                probabilities, labels = self._labels(image_hwc, scale, network, clock, inside)
         elif scale == self.backend.spec.image_scale:  # whether it was typed is not recorded: a run again says the same
             note = size_note(labels, self.backend.spec.cell_diameter_px, scale)
             notes += [note] if note else []
@@ -192,7 +217,9 @@ class Segmenter:
         notes += [note] if note else []
         with clock("measure"):
             table = measure(labels)
-        return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes))
+            if inside is not None:
+                table.columns["touches_border"] |= edges(labels, inside, len(table)).any(axis=1)
+        return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes), inside)
 
     def overlapped(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Overlapped[T]:
         """Runs ``jobs``, which call ``segment`` with the network they are given, side by side; see ``batching``."""
@@ -222,7 +249,12 @@ class Segmenter:
         return pixels * (3 + 4) + model_pixels * (3 + 4 * len(self.backend.spec.channels))
 
     def _labels(
-        self, image_hwc: npt.NDArray[np.uint8], scale: float, network: Network, clock: StageClock
+        self,
+        image_hwc: npt.NDArray[np.uint8],
+        scale: float,
+        network: Network,
+        clock: StageClock,
+        inside: Mask | None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Probabilities at ``scale`` and labels at the image's own size."""
         probabilities = self._probabilities(image_hwc, scale, network, clock)
@@ -234,6 +266,10 @@ class Segmenter:
                 cell_diameter_px=self.backend.spec.cell_diameter_px,
                 out_hw=(image_hwc.shape[0], image_hwc.shape[1]),
             )
+            if inside is not None:
+                cell_px = np.pi / 4 * (self.backend.spec.cell_diameter_px / scale) ** 2
+                rel = self.params.min_border_area_rel
+                labels = inside_field(labels, inside, min_edge_area_rel=rel, max_area_px=MAX_AREA * cell_px)
         return probabilities, labels
 
     def _probabilities(

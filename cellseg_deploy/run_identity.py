@@ -83,4 +83,5 @@ def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]
         "bit_depth": options.bit_depth,
         "pixel_size_um": options.pixel_size_um,
         "count_rule": options.count_rule,
+        "field_of_view": options.field_of_view,
     }

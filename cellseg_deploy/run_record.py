@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from cellseg_deploy.counting import CountRule, check_rule
+from cellseg_deploy.field_of_view import Field, check_field
 from cellseg_deploy.image_files import absolute
 from cellseg_deploy.images import MAX_PIXELS, check_settings
 from cellseg_deploy.outputs.folder import PROGRAM, content_of
@@ -34,7 +35,7 @@ class RunOptions:
 
     ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: an earlier run in the folder
     is replaced, else gone on with. ``pixel_size_um``: side of a pixel in the specimen in micrometres, whatever files
-    say.
+    say. ``field_of_view``: ``full`` takes whole pictures for it, surround and all.
     """
 
     save: tuple[str, ...] = DEFAULT
@@ -43,10 +44,12 @@ class RunOptions:
     bit_depth: int | None = None
     pixel_size_um: float | None = None
     count_rule: CountRule = "all"
+    field_of_view: Field = "auto"
 
     def __post_init__(self) -> None:
         chosen_formats(self.save)
         check_rule(self.count_rule)
+        check_field(self.field_of_view)
         check_settings(self.max_pixels, self.bit_depth, self.pixel_size_um)
 
 
@@ -107,6 +110,7 @@ class ImageResult:
     cells: int | None = None
     counted: int | None = None
     confluence: float | None = None
+    field_of_view_share: float | None = None
     median_cell_area_px: float | None = None
     scale: float | None = None
     warning: str = ""

@@ -230,6 +230,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "bit depth": ({"bit_depth": 12}, "--bit-depth"),
     "pixel size": ({"pixel_size_um": 0.1}, "--pixel-size"),
     "count rule": ({"count_rule": "frame"}, "--count-rule"),
+    "field of view": ({"field_of_view": "full"}, "--field"),
     "kinds of files": ({"save": ("labels",)}, "--save"),
 }
 

@@ -39,6 +39,7 @@ def test_a_folder_becomes_counts_labels_and_pictures(
         "cells",
         "counted",
         "confluence",
+        "field_of_view_share",
         "median_cell_area_px",
         "scale",
         "warning",

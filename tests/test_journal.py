@@ -310,7 +310,7 @@ def test_micrometres_are_columns_if_one_image_has_them(tmp_path: Path) -> None:
     run(images, tmp_path / "out")
     rows = running.rows(tmp_path / "out" / "images.csv")
     assert list(rows[0]) == [
-        *("image", "status", "cells", "counted", "confluence", "median_cell_area_px", "scale"),
+        *("image", "status", "cells", "counted", "confluence", "field_of_view_share", "median_cell_area_px", "scale"),
         *("pixel_size_um", "pixel_size_source", "median_cell_area_um2", "counted_per_mm2", "warning", "error"),
     ]
     by_name = {row["image"]: row for row in rows}

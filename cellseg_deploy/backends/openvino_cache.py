@@ -52,10 +52,12 @@ class CompiledCache:
         """What ``load`` makes of the kept network; None if there is none, or none that is whole."""
         try:
             if self._marker.exists():
-                return self._discard("opening it did not end at an earlier start")
+                self._discard("opening it did not end at an earlier start")
+                return None
             content = self.path.read_bytes()
             if hashlib.sha256(content[_HASH_BYTES:]).digest() != content[:_HASH_BYTES]:
-                return self._discard("its bytes are not those that were written")
+                self._discard("its bytes are not those that were written")
+                return None
             self._marker.touch(mode=0o600)
         except FileNotFoundError:
             return None
@@ -65,7 +67,8 @@ class CompiledCache:
         try:
             return load(content[_HASH_BYTES:])
         except Exception as error:  # of another build of OpenVINO, in words that change
-            return self._discard(f"OpenVINO refuses it ({error})")
+            self._discard(f"OpenVINO refuses it ({error})")
+            return None
         finally:
             self._marker.unlink(missing_ok=True)
 

@@ -64,6 +64,13 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "confluence, parquet; or all, or none. Tables are always written.",
 )
 @click.option(
+    "--field",
+    type=click.Choice(["auto", "full"]),
+    default="auto",
+    show_default=True,
+    help="Leave out what is not field of view (eyepiece surround, frame, letterbox, band), or take the full picture.",
+)
+@click.option(
     "--pixel-size",
     type=float,
     metavar="UM",
@@ -156,6 +163,7 @@ def _run(
         bit_depth=asked["bit_depth"],
         pixel_size_um=asked["pixel_size"],
         count_rule=asked["count_rule"],
+        field_of_view=asked["field"],
     )
     complete = CompleteFiles(asked["watch_settle"])
     engine, earlier = _engine(output, asked, recorded)

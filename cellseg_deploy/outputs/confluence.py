@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.outputs import jpeg, tables
-from cellseg_deploy.outputs.overlay import to_viewing_size, with_caption, write_centred
+from cellseg_deploy.outputs.overlay import dimmed, to_viewing_size, with_caption, write_centred
 from cellseg_deploy.outputs.palette import COUNTED_RGB
 from cellseg_deploy.outputs.segmented import SegmentedImage
 
@@ -42,7 +42,7 @@ def encode_table(image: SegmentedImage) -> bytes:
         (
             *(row, column, figures.x[column], figures.y[row]),
             *(figures.x[column + 1] - figures.x[column], figures.y[row + 1] - figures.y[row]),
-            *(figures.covered_px[row, column], share[row, column]),
+            *(figures.covered_px[row, column], _known(share[row, column])),
             *(figures.cells[row, column], figures.counted[row, column]),
         )
         for row in range(len(figures.y) - 1)
@@ -56,7 +56,8 @@ def draw(image: SegmentedImage) -> npt.NDArray[np.uint8]:
     import cv2
 
     figures = image.grid
-    pixels, labels = to_viewing_size(image.pixels_hwc, image.labels)
+    shown = image.pixels_hwc if image.field is None else dimmed(image.pixels_hwc, image.field)
+    pixels, labels = to_viewing_size(shown, image.labels)
     picture, covered = pixels.copy(), labels > 0
     tinted = cv2.addWeighted(picture, 1 - _TINT, np.full_like(picture, COUNTED_RGB), _TINT, 0)
     picture[covered] = np.asarray(tinted)[covered]
@@ -64,6 +65,13 @@ def draw(image: SegmentedImage) -> npt.NDArray[np.uint8]:
     picture[y[1:-1]] = picture[:, x[1:-1]] = _LINE_RGB
     scale = max(0.4, min(picture.shape[:2]) / 1000)
     for (row, column), share in np.ndenumerate(figures.share):
+        if np.isnan(share):  # nothing of the field
+            continue
         centre = ((x[column] + x[column + 1]) / 2, (y[row] + y[row + 1]) / 2)
         write_centred(picture, f"{100 * share:.0f} %", centre, scale)
-    return with_caption(picture, f"confluence {100 * figures.covered_px.sum() / image.labels.size:.1f} %")
+    return with_caption(picture, f"confluence {100 * figures.covered_px.sum() / image.field_px:.1f} %")
+
+
+def _known(share: np.float64) -> np.float64 | None:
+    """Empty in the table where nothing of the field lies."""
+    return None if np.isnan(share) else share

@@ -23,6 +23,7 @@ _OPTIONS = {  # of cellseg-infer: what to give to have the recorded value again
     "settings.bit_depth": "--bit-depth",
     "settings.pixel_size_um": "--pixel-size",
     "settings.count_rule": "--count-rule",
+    "settings.field_of_view": "--field",
     "saved": "--save",
     "model.sha256": "--model",
     "model.given_sha256": "--model",

@@ -13,28 +13,35 @@ OUTLINE_RGB = COUNTED_RGB
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
 _LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
 _PLATE_RGB = (16, 16, 16)
+_FIELD_RGB, _HATCH_RGB = (255, 255, 255), (90, 90, 90)
 _ROWS_PER_MARGIN = 8  # of a band, whose margins above and below it are computed twice
 
 
-def encode(image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> bytes:
-    """JPEG file of ``draw(image_hwc, labels)``."""
-    return jpeg.encode(draw(image_hwc, labels))
+def encode(
+    image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], field: npt.NDArray[np.bool_] | None = None
+) -> bytes:
+    """JPEG file of ``draw(image_hwc, labels, field=field)``."""
+    return jpeg.encode(draw(image_hwc, labels, field=field))
 
 
 def draw(
     image_hwc: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int32],
     numbers_xy: npt.NDArray[np.float64] | None = None,
+    field: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """RGB picture of ``image_hwc`` (h, w, 3) with the outlines of ``labels`` (h, w) and their number.
 
     Outlines are the cells' own border pixels, so two touching cells have two lines between them. ``numbers_xy``: where
     to write each cell's label, its centre in px of ``labels`` (n, 2), for labels 1..n. Small images are enlarged by a
-    whole factor and huge ones reduced; a picture too small for the count gets a margin.
+    whole factor and huge ones reduced. What lies outside ``field`` (h, w) is darkened.
+    A picture too small for the count gets a margin.
     """
     if image_hwc.shape[:2] != labels.shape:
         raise ValueError(f"image {image_hwc.shape[:2]} and labels {labels.shape} must be of one size")
     count, width = int(labels.max(initial=0)), labels.shape[1]
+    if field is not None:
+        image_hwc = dimmed(image_hwc, field)
     image_hwc, labels = to_viewing_size(image_hwc, labels)
     picture = image_hwc.copy()
     thickness = max(1, round(min(labels.shape) / 600))
@@ -43,7 +50,8 @@ def draw(
         inner = slice(rows.start - around.start, rows.stop - around.start)
         picture[rows][outlines(labels[around], thickness=thickness)[inner]] = OUTLINE_RGB
     if numbers_xy is not None:
-        _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width))
+        diameter = float(np.sqrt(4 / np.pi * np.count_nonzero(labels) / max(1, count)))  # mean cell's
+        _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width), diameter)
     return with_caption(picture, f"{count} cell" if count == 1 else f"{count} cells")
 
 
@@ -61,6 +69,18 @@ def outlines(labels: npt.NDArray[np.int32], *, thickness: int) -> npt.NDArray[np
         side = 2 * thickness - 1
         border = np.asarray(cv2.dilate(border, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))))
     return (border > 0) & (labels > 0)
+
+
+def dimmed(image_hwc: npt.NDArray[np.uint8], field: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """``image_hwc`` (h, w, 3) with a line around ``field`` (h, w), and what lies outside it darkened and hatched."""
+    picture = image_hwc.copy()
+    thickness = max(2, round(min(field.shape) / 400))
+    y, x = np.ogrid[: field.shape[0], : field.shape[1]]
+    hatch = (y + x) % (12 * thickness) < thickness
+    picture[~field] //= 3
+    picture[~field & hatch] = _HATCH_RGB
+    picture[outlines(field.astype(np.int32), thickness=thickness)] = _FIELD_RGB
+    return picture
 
 
 def to_viewing_size(
@@ -103,16 +123,24 @@ def with_caption(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.ui
 
 def write_centred(picture: npt.NDArray[np.uint8], text: str, centre_xy: tuple[float, float], scale: float) -> None:
     """``text`` in white with a dark rim, which any background leaves legible, around ``centre_xy`` of ``picture``."""
-    import cv2
+    from PIL import Image, ImageDraw, ImageFont
 
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    (width, height), _ = cv2.getTextSize(text, font, scale, 1)
-    origin = (round(centre_xy[0] - width / 2), round(centre_xy[1] + height / 2))
-    for colour, stroke in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(picture, text, origin, font, scale, colour, stroke, cv2.LINE_AA)
+    font = ImageFont.load_default(size=30 * scale)
+    rim = max(1, round(2.5 * scale))
+    left, top, right, bottom = (round(side) for side in font.getbbox(text, stroke_width=rim))
+    width, height = right - left, bottom - top
+    x, y = round(centre_xy[0] - width / 2), round(centre_xy[1] - height / 2)
+    plate_x, plate_y = max(x, 0), max(y, 0)
+    plate = picture[plate_y : max(y + height, 0), plate_x : max(x + width, 0)]
+    if not plate.size:
+        return
+    drawn = Image.fromarray(plate)
+    at = (x - left - plate_x, y - top - plate_y)
+    ImageDraw.Draw(drawn).text(at, text, (255, 255, 255), font=font, stroke_width=rim, stroke_fill=(0, 0, 0))
+    plate[:] = np.asarray(drawn)
 
 
-def _write_numbers(picture: npt.NDArray[np.uint8], centres_xy: npt.NDArray[np.float64]) -> None:
-    scale = max(0.4, min(picture.shape[:2]) / 3000)
+def _write_numbers(picture: npt.NDArray[np.uint8], centres_xy: npt.NDArray[np.float64], diameter_px: float) -> None:
+    scale = max(0.4, 0.3 * diameter_px / 30)  # of 30 px: numbers grow with the cells
     for number, (x, y) in enumerate(centres_xy.tolist(), start=1):
         write_centred(picture, str(number), (x, y), scale)

@@ -21,7 +21,7 @@ from cellseg_deploy.outputs.journal import Entry, ImageRecord, OutputFile, whole
 from cellseg_deploy.outputs.segmented import COUNTED, SegmentedImage
 
 CELL_COLUMNS = (*COLUMNS, COUNTED)
-_NUMBERS = ("cells", COUNTED, "confluence", "median_cell_area_px", "scale")
+_NUMBERS = ("cells", COUNTED, "confluence", "field_of_view_share", "median_cell_area_px", "scale")
 IMAGE_UM_COLUMNS = ("pixel_size_um", "pixel_size_source", "median_cell_area_um2", "counted_per_mm2")
 _WORDS = ("warning", "error")
 WARNINGS = "warnings"
@@ -48,7 +48,8 @@ def done(
     result: dict[str, Any] = {
         "cells": len(image.table),
         COUNTED: n_counted,
-        "confluence": float(np.count_nonzero(image.labels) / image.labels.size),
+        "confluence": float(np.count_nonzero(image.labels) / image.field_px),
+        "field_of_view_share": float(image.field_px / image.labels.size),
         "median_cell_area_px": median,
         "scale": float(image.scale),
         "warning": "; ".join(_one_line(note) for note in notes),
@@ -60,7 +61,7 @@ def done(
             "pixel_size_um": size_um,
             "pixel_size_source": image.pixel_size_source,
             "median_cell_area_um2": None if median is None else median * size_um**2,
-            "counted_per_mm2": n_counted / (image.labels.size * size_um**2) * 1e6,
+            "counted_per_mm2": n_counted / (image.field_px * size_um**2) * 1e6,
         }
     measured = {name: image.columns[name] for name in CELL_COLUMNS}
     return ImageRecord(

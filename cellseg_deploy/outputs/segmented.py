@@ -24,7 +24,7 @@ class SegmentedImage:
     1..n cells. ``table``: a row a cell, in order of label. ``counted``: bool (n,), whether the count rule lets the
     cell in. ``probabilities_khw``: float32 (K, h', w') in [0, 1] of ``channels``, at ``scale`` model px per image px.
     ``pixel_size_um``: side of an image pixel in micrometres, None if unknown; ``pixel_size_source``: who says so.
-    ``model``, ``task``: their names.
+    ``model``, ``task``: their names. ``field``: bool (h, w), the field of view, None if it is the whole image.
     """
 
     name: str
@@ -39,6 +39,7 @@ class SegmentedImage:
     model: str
     task: str
     pixel_size_source: str = ""
+    field: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         height, width = self.labels.shape
@@ -53,6 +54,11 @@ class SegmentedImage:
             raise ValueError(f"{len(self.probabilities_khw)} probability planes for the channels {self.channels}")
 
     @cached_property
+    def field_px(self) -> int:
+        """Pixels of the field of view: what confluence and density refer to."""
+        return self.labels.size if self.field is None else int(np.count_nonzero(self.field))
+
+    @cached_property
     def polygons(self) -> list[CellPolygons]:
         """Polygons of all cells in order of label; made once, for all formats that want them."""
         return cell_polygons(self.labels)
@@ -60,7 +66,7 @@ class SegmentedImage:
     @cached_property
     def grid(self) -> Grid:
         """Figures of the squares of the field; made once, for the map and the table of confluence."""
-        return grid(self.labels, self.table, self.counted)
+        return grid(self.labels, self.table, self.counted, self.field)
 
     @cached_property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
