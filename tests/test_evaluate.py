@@ -181,6 +181,35 @@ def test_files_that_do_not_fit_end_with_3_and_are_named(
     assert not list(out.iterdir())
 
 
+@pytest.fixture
+def negatives(smears: Path) -> Path:
+    """The masks of ``smears`` black on white, without the one that is empty."""
+    for kind in ("images", "masks"):
+        (smears / kind / "empty.png").unlink()
+    for name in ("a", "b"):
+        path = smears / "masks" / f"{name}.png"
+        write(path, 255 - np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)))
+    return smears
+
+
+@pytest.mark.parametrize("extra", [[], ["--anatomy"], ["--sweep"], ["--calibrate"], ["--describe"]], ids=str)
+def test_masks_that_are_negatives_stop_every_evaluation(
+    negatives: Path, onnx_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], extra: list[str]
+) -> None:
+    out = negatives / ("out.onnx" if extra in (["--calibrate"], ["--describe"]) else "out")
+    data = ("--model", onnx_file(), "--images", negatives / "images", "--masks", negatives / "masks")
+    assert evaluate(*data, "-o", out, *extra) == 3
+    assert "a.png: one object touches all four sides" in capsys.readouterr().err
+    assert not (out if out.suffix else out / "metrics.json").exists()
+
+
+def test_masks_that_are_said_to_be_negatives_are_read(negatives: Path, onnx_file: Callable[..., Path]) -> None:
+    data = ("--model", onnx_file(), "--images", negatives / "images", "--masks", negatives / "masks")
+    assert evaluate(*data, "-o", negatives / "out", "--mask-foreground", "dark") == 0
+    result = report(negatives / "out")
+    assert (result["f1"], result["n_true"], result["mask_foreground"]) == (1, 4, "dark")
+
+
 def test_no_image_ends_with_4(smears: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (smears / "none").mkdir()
     assert evaluate("--labels", smears / "none", "--masks", smears / "masks", "-o", smears / "out") == 4

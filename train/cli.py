@@ -12,6 +12,7 @@ import click
 
 from cellseg_deploy.cli._common import require_packages, run
 from cellseg_deploy.errors import OutputError, UsageError
+from cellseg_deploy.mask_foreground import MASK_FOREGROUNDS
 from cellseg_train.config import (
     HUB_PREFIX,
     AugmentConfig,
@@ -108,6 +109,13 @@ def _setting(
 @_setting("data", "patches_per_image", help="Random tiles from each image in an epoch.")
 @_setting("data", "boundary_width_px", "--boundary-width", help="Width of the boundary band in model px.")
 @_setting("data", "min_object_px", "--min-object", help="Smaller objects in the masks are specks, in image px.")
+@_setting(
+    "data",
+    "mask_foreground",
+    type=click.Choice(MASK_FOREGROUNDS),
+    help="Numbers in the masks that are cells: above 0 (light), or all but the largest (dark: the masks are "
+    "negatives). auto takes those above 0 and refuses a mask that looks like a negative.",
+)
 @_setting("data", "cache_gb", help="Memory for decoded images in GB.")
 @_setting("augment", "scale", "--scale-jitter", numbers=float, help="Lowest and highest random zoom.")
 @_setting("augment", "stain", "--stain-jitter", help="Relative spread of each stain's strength.")

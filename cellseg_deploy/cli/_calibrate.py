@@ -73,6 +73,7 @@ def run(options: Options, folder: Path) -> int:
         "model": {"path": str(model.path), "name": spec.name, "model_identity": model.identity},
         "written": {"file": out.name, "file_sha256": hashlib.sha256(data).hexdigest()},
         "data": {"images": str(folder), "masks": str(options.masks), "n_images": len(pairs)},
+        "mask_foreground": options.mask_foreground,
         "min_area_px": options.min_area_px,
         "settings_tried": n_tried,
         "how": {

@@ -16,6 +16,7 @@ from cellseg_deploy.cli import _common, _modes
 if TYPE_CHECKING:
     from cellseg_deploy.counting import CountRule
     from cellseg_deploy.evaluation import Predictor
+    from cellseg_deploy.mask_foreground import MaskForeground
     from cellseg_deploy.pipeline import Segmenter
     from cellseg_deploy.threads import ThreadPlan
 
@@ -87,6 +88,7 @@ class Options:
     max_pixels: int | None
     bit_depth: int | None
     count_rule: CountRule
+    mask_foreground: MaskForeground
     quiet: bool
     verbose: int
 
@@ -121,7 +123,14 @@ class Options:
         from cellseg_deploy.evaluation import Predictor
 
         limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
-        return Predictor(segmenter, self.thread_plan, self.bit_depth, keep_probabilities=keep_probabilities, **limit)
+        return Predictor(
+            segmenter,
+            self.thread_plan,
+            self.bit_depth,
+            keep_probabilities=keep_probabilities,
+            mask_foreground=self.mask_foreground,
+            **limit,
+        )
 
     @property
     def given_masks(self) -> Path:
@@ -172,6 +181,7 @@ class Options:
 )
 @_common.model_options
 @_common.reading_options
+@_common.mask_options
 @_common.count_options
 @_common.log_options
 @click.pass_context
@@ -207,6 +217,7 @@ def _evaluate(options: Options, judged: Path) -> int:
     pairs = pair_by_stem(judged, masks)
     kind = "images" if options.labels is None else "labels"
     about: dict[str, Any] = {"data": {kind: str(judged), "masks": str(masks)}, "count_rule": options.count_rule}
+    about["mask_foreground"] = options.mask_foreground
     with ExitStack() as stack:
         predictor: Predictor | None = None
         sweep: Sweep | None = None
@@ -225,7 +236,11 @@ def _evaluate(options: Options, judged: Path) -> int:
         write_labels = evaluation.LabelWriter(output, [pair.stem for pair in pairs])
         scores = []
         scored = evaluation.score_pairs(
-            pairs, predictor, min_area_px=options.min_area_px, count_rule=options.count_rule
+            pairs,
+            predictor,
+            min_area_px=options.min_area_px,
+            count_rule=options.count_rule,
+            mask_foreground=options.mask_foreground,
         )
         stack.enter_context(closing(scored))
         for pair, image in zip(pairs, with_progress(scored, len(pairs), options.quiet), strict=True):
