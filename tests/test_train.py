@@ -305,3 +305,17 @@ def test_masks_that_are_negatives_are_refused_and_read_where_it_is_said(smears, 
     assert train(*given, "--mask-foreground", "dark", "--no-calibrate") == 0
     assert load_record(tmp_path / "run").config.data.mask_foreground == "dark"
     assert 30 < load_network(tmp_path / "run").spec.cell_diameter_px / 0.4 < 150
+
+
+def test_a_training_measures_its_specks_says_so_and_remembers_it(smears, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(*inputs(smears), "-o", run, "--epochs", 1, "--no-calibrate", *FAST) == 0
+    assert "in the masks dropped" in capsys.readouterr().err
+    data = load_record(run).config.data
+    assert data.min_object_px != 200
+    spec = load_network(run).spec
+    assert spec.min_object_rel == data.min_object_rel == pytest.approx(0.0245, rel=0.05)
+    given = tmp_path / "given"
+    assert train(*inputs(smears), "-o", given, "--epochs", 1, "--no-calibrate", "--min-object", 60, *FAST) == 0
+    assert load_record(given).config.data.min_object_px == 60
+    assert load_network(given).spec.min_object_rel == pytest.approx(60 / data.min_object_px * 0.0245, rel=0.1)

@@ -108,7 +108,13 @@ def _setting(
 @_setting("data", "val_fraction", help="Share of images held out when no --val-images is given.")
 @_setting("data", "patches_per_image", help="Random tiles from each image in an epoch.")
 @_setting("data", "boundary_width_px", "--boundary-width", help="Width of the boundary band in model px.")
-@_setting("data", "min_object_px", "--min-object", help="Smaller objects in the masks are specks, in image px.")
+@click.option(
+    "--min-object",
+    "data__min_object_px",
+    type=int,
+    metavar="PX",
+    help="Smaller objects in the masks are specks, in image px.  [default: 2.45 % of the masks' median object]",
+)
 @_setting(
     "data",
     "mask_foreground",
@@ -205,9 +211,12 @@ def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
     folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
     note = options.pop("data_note")
     options["weights"] = absolute_source(options["weights"])
+    measure = sections["data"]["min_object_px"] is None
+    if measure:
+        del sections["data"]["min_object_px"]
     config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
     inputs = checkpoint.RunInputs(**{name: tuple(str(p.absolute()) for p in paths) for name, paths in folders.items()})
-    start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet)
+    start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet, measure_specks=measure)
 
 
 def _resume(run_folder: Path, quiet: bool) -> None:

@@ -88,8 +88,9 @@ class DataConfig:
     ``image_scale``: model px per image px. ``val_fraction``: share of *images* held out when no validation folder is
     given. ``patches_per_image``: random tiles from each image in an epoch. ``boundary_width_px``: width of the
     boundary band in model px, half on each side of the cell's edge. ``min_object_px``: smaller objects (in image px
-    at full size) are specks, not cells. ``mask_foreground``: which numbers of the masks are cells
-    (``cellseg_deploy.mask_foreground``). ``cache_gb``: memory for decoded images; the rest is read again each epoch.
+    at full size) are specks, not cells. ``min_object_rel``: the share of the masks' median object that this is, as it
+    was measured. ``mask_foreground``: which numbers of the masks are cells (``cellseg_deploy.mask_foreground``).
+    ``cache_gb``: memory for decoded images; the rest is read again each epoch.
     """
 
     image_scale: float = 0.5
@@ -97,6 +98,7 @@ class DataConfig:
     patches_per_image: int = 1
     boundary_width_px: int = 4
     min_object_px: int = 200
+    min_object_rel: float | None = None
     mask_foreground: MaskForeground = "auto"
     cache_gb: float = 4.0
 

@@ -284,6 +284,7 @@ class _SpecMaker:
                 data_summary=self.cells.summary,
             ),
             operating_points=default_operating_points(model.variant),
+            min_object_rel=data.min_object_rel,
         )
 
 

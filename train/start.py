@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cellseg_deploy import specks
 from cellseg_deploy.cli._common import say
 from cellseg_deploy.errors import ModelError
-from cellseg_deploy.model_spec import WeightsInfo
+from cellseg_deploy.model_spec import MIN_OBJECT_REL, WeightsInfo
 from cellseg_deploy.outputs.atomic import make_folder, remove_stale
 from cellseg_deploy.outputs.lock import exclusive
 from cellseg_train import checkpoint, loop
@@ -20,8 +22,10 @@ from cellseg_train.data import ExampleStore, Split, TrainingCells, find_pairs, s
 from cellseg_train.model import CellSegNet
 
 
-def begin(run: Path, record: RunRecord, *, quiet: bool) -> None:
+def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = False) -> None:
     """Find and split the data, get the weights, read the data, make the run folder, train.
+
+    ``measure_specks``: take the usual share of the training masks' median object for ``min_object_px``.
 
     Nothing is written before all of it was found right.
     """
@@ -29,6 +33,14 @@ def begin(run: Path, record: RunRecord, *, quiet: bool) -> None:
     split = make_split(record.inputs, record.config)
     initial = loop.initial_network(record.config)
     with _reporter(quiet) as reporter:
+        limit = specks.speck_limit(
+            specks.object_areas(split.train, record.config.data.mask_foreground),
+            share=MIN_OBJECT_REL,
+            given_px=None if measure_specks else record.config.data.min_object_px,
+        )
+        reporter.say(limit.words)
+        data = replace(record.config.data, min_object_px=limit.px, min_object_rel=limit.share)
+        record = replace(record, config=replace(record.config, data=data))
         store, cells = _load(record, split, reporter)
         make_folder(run)
         with exclusive(run):
