@@ -15,6 +15,7 @@ from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.mask_foreground import MASK_FOREGROUNDS
 from cellseg_train.config import (
     HUB_PREFIX,
+    SHIPPED,
     AugmentConfig,
     DataConfig,
     LossConfig,
@@ -41,7 +42,7 @@ _SECTIONS = {
 
 def absolute_source(weights: str) -> str:
     """``weights`` with a file's path made absolute: a later --resume may come from another folder."""
-    is_file = weights not in ("hub", "none") and not weights.startswith(HUB_PREFIX)
+    is_file = weights not in ("hub", "none", SHIPPED) and not weights.startswith(HUB_PREFIX)
     return str(Path(weights).absolute()) if is_file else weights
 
 
@@ -93,7 +94,8 @@ def _setting(
     "--weights",
     default="none",
     show_default=True,
-    help="Encoder's start: none, hub (timm's own; for uni MahmoodLab/UNI), hf-hub:OWNER/NAME, or a checkpoint file.",
+    help="Start: shipped (the package's own network, to fine-tune), none, hub (timm's own encoder; for uni "
+    "MahmoodLab/UNI), hf-hub:OWNER/NAME, or a checkpoint file.",
 )
 @_setting("model", "tile_size", help="Side of the network's input in px, a multiple of the ViT's patch.")
 @_setting("model", "decoder_channels", numbers=int, help="Decoder width at 1/8, 1/4, 1/2 of the tile.")
@@ -168,7 +170,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     """Train a cell-segmentation network on images and masks.
 
     \b
-    cellseg-train --images smears/ --masks masks/ -o runs/first --image-scale 0.5 --epochs 200
+    cellseg-train --images smears/ --masks masks/ -o runs/first --weights shipped --image-scale 0.5 --epochs 20
     cellseg-train --resume runs/first
 
     The run folder keeps settings, split, log, pictures, the last checkpoint, and in model.safetensors the best network,

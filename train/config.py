@@ -28,6 +28,8 @@ VARIANT_CHANNELS: dict[Variant, tuple[str, ...]] = {
 }
 TINY = "tiny"
 HUB_PREFIX = "hf-hub:"
+SHIPPED = "shipped"
+"""Name of the package's own weights as a start."""
 
 
 @dataclass(frozen=True)

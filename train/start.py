@@ -16,10 +16,12 @@ from cellseg_deploy.model_spec import MIN_OBJECT_REL, WeightsInfo
 from cellseg_deploy.outputs.atomic import make_folder, remove_stale
 from cellseg_deploy.outputs.lock import exclusive
 from cellseg_train import checkpoint, loop
+from cellseg_train.cell_size import check_cell_size
 from cellseg_train.checkpoint import RunInputs, RunRecord
 from cellseg_train.config import TrainConfig
 from cellseg_train.data import ExampleStore, Split, TrainingCells, find_pairs, split_by_image
 from cellseg_train.model import CellSegNet
+from cellseg_train.weights import taught_diameter_px
 
 
 def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = False) -> None:
@@ -42,6 +44,9 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
         data = replace(record.config.data, min_object_px=limit.px, min_object_rel=limit.share)
         record = replace(record, config=replace(record.config, data=data))
         store, cells = _load(record, split, reporter)
+        remark = check_cell_size(record.config, cells.diameter_px, taught_diameter_px(record.config.weights))
+        if remark:
+            reporter.say(f"warning: {remark}")
         make_folder(run)
         with exclusive(run):
             checkpoint.save_record(run, record)
