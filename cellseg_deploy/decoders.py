@@ -48,6 +48,7 @@ class Decoded:
     ``samples``: (h, w) for grey and palette, else (h, w, channels); ``alpha``: (h, w) or None, same dtype.
     ``bits``: bits that the file declares for a sample. ``resolution``: what it says of the size of its pixels.
     ``said_bits``: how many of the ``bits`` are used, if it says so.
+    ``white_is_zero``: samples are to be shown as their negative (TIFF 6.0, PhotometricInterpretation 0).
     ``source``: fingerprint of the bytes that were decoded, if it was asked for.
     """
 
@@ -62,6 +63,7 @@ class Decoded:
     resolution: tuple[Resolution, ...] = ()
     said_bits: SaidBits | None = None
     source: Fingerprint | None = None
+    white_is_zero: bool = False
 
 
 def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> Decoded:
@@ -372,13 +374,12 @@ def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any], first: Any
         if page.extrasamples and int(page.extrasamples[0]) == 0:
             alpha = None
             notes.append("a channel of unknown meaning was dropped")
-    if photometric == 0:
-        samples = np.asarray(2**bits - 1 - samples.astype(np.int32)).astype(samples.dtype)
-        notes.append("white is zero in this TIFF; inverted")
     if photometric == 3:
         # 16 bit by the standard; writers multiply 8 bit by 256 or 257. Some leave 8 bit (libtiff's own test for it).
         colours16 = np.asarray(page.colormap).T
         palette = (colours16 if int(colours16.max()) < 256 else colours16 >> 8).astype(np.uint8)
         return Decoded("TIFF", "palette", samples, bits, alpha, palette, orientation, tuple(notes))
     kind = {1: "grey", 3: "rgb", 4: "cmyk"}[colours]
-    return Decoded("TIFF", kind, samples, bits, alpha, None, orientation, tuple(notes))
+    return Decoded(
+        *("TIFF", kind, samples, bits, alpha, None, orientation, tuple(notes)), white_is_zero=photometric == 0
+    )

@@ -25,6 +25,7 @@ from cellseg_deploy import metrics
 from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.counting import CountRule
 from cellseg_deploy.images import MAX_PIXELS, Pair, check_same_size, declared_pixels, read_image, read_labels
+from cellseg_deploy.mask_foreground import MaskForeground
 from cellseg_deploy.outputs import atomic, label_tiff, tables
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, output_names
 from cellseg_deploy.threads import ThreadPlan
@@ -73,7 +74,7 @@ class ScoredImage:
 class Predictor:
     """What makes labels of photographs: ``segmenter``, with the settings of ``read_image``.
 
-    ``keep_probabilities``: hand on what the network said, too.
+    ``keep_probabilities``: hand on what the network said, too. ``mask_foreground``: how the masks are read.
     """
 
     segmenter: Segmenter
@@ -81,6 +82,7 @@ class Predictor:
     bit_depth: int | None = None
     max_pixels: int = MAX_PIXELS
     keep_probabilities: bool = False
+    mask_foreground: MaskForeground = "auto"
 
     def segment(self, pair: Pair, mask_hw: tuple[int, int], network: Network) -> Segmentation:
         """Cells of the photograph ``pair.image``; its size is checked before any work is done."""
@@ -99,7 +101,7 @@ def predicted_pairs(
     """
 
     def work(pair: Pair, network: Network) -> T:
-        true = read_labels(pair.mask)
+        true = read_labels(pair.mask, foreground=predictor.mask_foreground)
         found = predictor.segment(pair, (true.shape[0], true.shape[1]), network)
         return finish(pair, true, found)
 
@@ -112,10 +114,16 @@ def predicted_pairs(
 
 
 def score_pairs(
-    pairs: Sequence[Pair], predictor: Predictor | None, *, min_area_px: int, count_rule: CountRule = "all"
+    pairs: Sequence[Pair],
+    predictor: Predictor | None,
+    *,
+    min_area_px: int,
+    count_rule: CountRule = "all",
+    mask_foreground: MaskForeground = "auto",
 ) -> Generator[ScoredImage, None, None]:
     """Score each pair, in order: what ``predictor`` finds in the photograph, or without one the label image that some
-    tool wrote. To be closed before the segmenter, see ``Segmenter.results``.
+    tool wrote. To be closed before the segmenter, see ``Segmenter.results``. ``mask_foreground``: how the masks are
+    read; a ``predictor`` has its own.
 
     Raises ``DataError`` naming the file that cannot be used.
     """
@@ -128,8 +136,9 @@ def score_pairs(
 
     if predictor is None:
         for pair in pairs:
-            true = read_labels(pair.mask)
-            yield scored(pair, true, read_predicted(pair, (true.shape[0], true.shape[1])))
+            true = read_labels(pair.mask, foreground=mask_foreground)
+            taken: MaskForeground = "light" if mask_foreground == "light" else "auto"
+            yield scored(pair, true, read_predicted(pair, (true.shape[0], true.shape[1]), taken))
     else:
         keep = predictor.keep_probabilities
         yield from predicted_pairs(
@@ -139,9 +148,9 @@ def score_pairs(
         )
 
 
-def read_predicted(pair: Pair, mask_hw: tuple[int, int]) -> Labels:
-    """The label image ``pair.image`` that some tool wrote."""
-    labels = read_labels(pair.image)
+def read_predicted(pair: Pair, mask_hw: tuple[int, int], foreground: MaskForeground = "auto") -> Labels:
+    """The label image ``pair.image`` that some tool wrote; ``foreground`` as in ``read_labels``."""
+    labels = read_labels(pair.image, foreground=foreground)
     check_same_size(pair, (labels.shape[0], labels.shape[1]), mask_hw)
     return labels
 

@@ -26,7 +26,9 @@ EXIF / TIFF rotation   the upright image; every output has the upright image's s
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ from cellseg_deploy.decoders import Decoded, declared_pixels, decode
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.fingerprint import Fingerprint
 from cellseg_deploy.image_files import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
+from cellseg_deploy.mask_foreground import MASK_FOREGROUNDS, MaskForeground
+from cellseg_deploy.mask_polarity import frame_of
 from cellseg_deploy.notes import Note
 from cellseg_deploy.resolution import GIVEN, UNKNOWN, PixelSize, Resolution, believed_pixel_size, check_pixel_size
 from cellseg_deploy.runs import pieces, renumber, row_runs
@@ -59,6 +63,8 @@ __all__ = [
 
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded, in pixels; 200 MP need about 600 MB as RGB."""
+
+_log = logging.getLogger(__name__)
 
 _OBJECT_PX = 20
 """Smaller pieces say nothing about whether a file is a label image: annotation tools leave crumbs."""
@@ -106,6 +112,9 @@ def read_image(
         )
     notes = list(decoded.notes)
     rgb, alpha = _to_rgb8(path, decoded, bit_depth, notes)
+    if decoded.white_is_zero:
+        rgb = 255 - rgb  # once scaled: before, the bits that are not used would become ones
+        notes.append("white is zero in this TIFF; inverted")
     if alpha is not None:
         rgb = _on_white(rgb, alpha, notes)
     if decoded.orientation != 1:
@@ -125,23 +134,46 @@ def check_settings(max_pixels: int, bit_depth: int | None, pixel_size_um: float 
     check_pixel_size(pixel_size_um)
 
 
-def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.int32]:
+def read_labels(
+    path: Path, *, max_pixels: int = MAX_PIXELS, foreground: MaskForeground = "auto"
+) -> npt.NDArray[np.int32]:
     """The mask or label image in ``path`` as int32 labels (h, w): 0 background, 1..n in raster order of first pixel.
 
+    The numbers that are stored count, not how they are shown: neither a palette nor an inverting TIFF changes them.
     At most two values (0 and one other) make a binary mask, whose 4-connected components become the labels. More
     values make a label image, whose regions are kept as they are; a label may be in several pieces, but if most are,
     the values are no labels. A lossy JPEG is read as a binary mask cut at 128, if nearly all of its pixels are nearly
-    black or white.
+    black or white. ``foreground``: which numbers are cells (``mask_foreground``).
 
-    Raises ``DataError`` where it is not clear which of the two it is, or the file is damaged.
+    Raises ``DataError`` where it is not clear which of the two it is, it looks like a negative, or the file is
+    damaged.
     """
     check_settings(max_pixels, None)
+    if foreground not in MASK_FOREGROUNDS:
+        raise UsageError(f"mask foreground must be one of {', '.join(MASK_FOREGROUNDS)}, got {foreground!r}")
     decoded = decode(path, max_pixels)
     values = _label_values(path, decoded)
     if decoded.orientation != 1:
         values = _upright(values, decoded.orientation)
     if decoded.container == "JPEG":
         values = _cut_jpeg_mask(path, values)
+    if foreground == "dark":
+        values = _negative(values)
+    labels = _labels_of(path, values)
+    if foreground != "light":
+        _check_polarity(path, labels, foreground)
+    return labels
+
+
+def _negative(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """``values`` counted from their largest one down; of a single value, 0 becomes 1 and all others 0."""
+    if values.min() == values.max():
+        return np.asarray(values == 0).astype(values.dtype)
+    return np.asarray(values.max() - values)
+
+
+def _labels_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Labels of stored ``values`` (h, w): components of a binary mask, or regions of a label image."""
     present = _distinct(values)
     if len(present) <= 2:
         if len(present) == 2 and present[0] != 0:
@@ -157,6 +189,33 @@ def read_labels(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.i
     labels = renumber(values)
     _check_a_value_a_cell(path, labels, len(present))
     return labels
+
+
+def _check_polarity(path: Path, labels: npt.NDArray[np.int32], foreground: MaskForeground) -> None:
+    """Raise ``DataError`` where ``labels`` look like the negative of a mask; warn of a layer that covers the field."""
+    frame = frame_of(labels)
+    if frame is None:
+        return
+    seen = f"one object touches all four sides and covers {frame.share:.0%} of the image"
+    if not frame.is_background:
+        _warn_once(f"{path}: {seen}; taken as a confluent layer. Is it the background? Give --mask-foreground dark")
+    elif foreground == "dark":
+        raise DataError(
+            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: read as --mask-foreground dark says, the "
+            "background is a cell; leave the option out, and keep masks of both kinds in separate folders"
+        )
+    else:
+        raise DataError(
+            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: is the mask saved as its negative? "
+            "Expected 0 for the background; save it so, or give cellseg-train and cellseg-evaluate --mask-foreground "
+            "dark if 0 marks the cells, --mask-foreground light if the object is meant"
+        )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Training reads masks again in each epoch."""
+    _log.warning("%s", text)
 
 
 # ------------------------------------------------------------------------------------------------------- conversions

@@ -15,6 +15,9 @@ from cellseg_deploy.errors import ModelError, UsageError
 
 SPEC_VERSION = 1
 DATA_SUMMARY_VERSION = 1
+MIN_OBJECT_REL = 0.0245
+"""Objects of the truth below this share of its median object are specks, unless a model says otherwise: 200 px of the
+full-size photographs that the shipped model was trained on."""
 METADATA_KEY = "cellseg"
 INPUT_NAME = "tiles"
 OUTPUT_NAME = "probabilities"
@@ -127,7 +130,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     that stitching throws away. ``image_scale``: model px per px of a training image. ``cell_diameter_px``: median
     cell diameter of the training data in *model* px (diameter of the disc of equal area). ``patch_size``: the ViT's.
     ``operating_points``: task name -> parameters of the instance step. ``parity``: how the file was checked against
-    the PyTorch network; ``"unverified"`` if too few cells were found to judge.
+    the PyTorch network; ``"unverified"`` if too few cells were found to judge. ``min_object_rel``: objects of the
+    training masks below this share of their median area were specks, not cells; None in models made before it was
+    written, then ``MIN_OBJECT_REL`` stands for it.
     """
 
     spec_version: int = SPEC_VERSION
@@ -144,6 +149,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingInfo
     operating_points: dict[str, InstanceParams]
     parity: str = "unverified"
+    min_object_rel: float | None = None
 
     def operating_point(self, task: str) -> InstanceParams:
         """Parameters for ``task``; raises ``UsageError`` naming the tasks this model knows."""
@@ -190,6 +196,10 @@ def check(spec: ModelSpec, *, source: str) -> None:
         (
             spec.variant == "plain" or spec.variant in spec.channels,
             f"variant {spec.variant} without a {spec.variant} channel: {spec.channels}",
+        ),
+        (
+            spec.min_object_rel is None or (math.isfinite(spec.min_object_rel) and spec.min_object_rel >= 0),
+            f"min_object_rel {spec.min_object_rel} is negative or not finite",
         ),
         (bool(spec.operating_points), "no operating point"),
         *((not misfit(params), f"{task}: {misfit(params)}") for task, params in spec.operating_points.items()),

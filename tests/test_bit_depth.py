@@ -8,12 +8,24 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from corpus import png_chunk, with_bar
 from made_images import picture, tiff, write
 
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.images import read_image
 from cellseg_deploy.notes import kind_of
+
+
+def test_white_is_zero_is_inverted_within_the_bits_that_are_used(tmp_path: Path) -> None:
+    """A black square on white, 12 bits in 16, white stored as 0."""
+    stored = np.zeros((40, 50), np.uint16)
+    stored[10:20, 10:20] = 4095
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
+    image = read_image(tmp_path / "a.tif", bit_depth=12)
+    assert (image.pixels_hwc[10:20, 10:20] == 0).all()
+    assert (image.pixels_hwc[:10] == 255).all()
+    assert not any("clipped" in note for note in image.notes)
 
 
 def test_what_lies_above_the_given_depth_is_clipped_and_counted(tmp_path: Path) -> None:

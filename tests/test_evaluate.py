@@ -113,15 +113,15 @@ def test_nothing_there_and_nothing_found_is_perfect(smears: Path) -> None:
 
 
 def test_what_counts_as_a_true_cell_does_not_depend_on_the_model(smears: Path, onnx_file: Callable[..., Path]) -> None:
-    """The discs have 317 px; at twice the model's scale they would be told from specks at 800 px."""
+    """The discs have 317 px, 2.45 % of that are 8; at twice the model's scale it would be 32."""
     model = onnx_file(make_spec(image_scale=0.5, cell_diameter_px=20.0))
     common = ["--model", model, "--images", smears / "images", "--masks", smears / "masks", "-q", "-o"]
     out = smears / "out"
     assert evaluate(*common, out) == 0
-    assert report(out)["min_area_px"] == 200
+    assert report(out)["min_area_px"] == 8
     for scale in ("0.25", "1"):
         assert evaluate(*common, out, "--scale", scale) == 0
-        assert (report(out)["min_area_px"], report(out)["n_true"]) == (200, 4)
+        assert (report(out)["min_area_px"], report(out)["n_true"]) == (8, 4)
     assert evaluate(*common, out, "--cell-diameter", "20", "--min-area", "400") == 0
     assert (report(out)["min_area_px"], report(out)["n_true"]) == (400, 0)
 
@@ -179,6 +179,35 @@ def test_files_that_do_not_fit_end_with_3_and_are_named(
     assert evaluate(*arguments) == 3
     assert "b.png" in capsys.readouterr().err
     assert not list(out.iterdir())
+
+
+@pytest.fixture
+def negatives(smears: Path) -> Path:
+    """The masks of ``smears`` black on white, without the one that is empty."""
+    for kind in ("images", "masks"):
+        (smears / kind / "empty.png").unlink()
+    for name in ("a", "b"):
+        path = smears / "masks" / f"{name}.png"
+        write(path, 255 - np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)))
+    return smears
+
+
+@pytest.mark.parametrize("extra", [[], ["--anatomy"], ["--sweep"], ["--calibrate"], ["--describe"]], ids=str)
+def test_masks_that_are_negatives_stop_every_evaluation(
+    negatives: Path, onnx_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], extra: list[str]
+) -> None:
+    out = negatives / ("out.onnx" if extra in (["--calibrate"], ["--describe"]) else "out")
+    data = ("--model", onnx_file(), "--images", negatives / "images", "--masks", negatives / "masks")
+    assert evaluate(*data, "-o", out, *extra) == 3
+    assert "a.png: one object touches all four sides" in capsys.readouterr().err
+    assert not (out if out.suffix else out / "metrics.json").exists()
+
+
+def test_masks_that_are_said_to_be_negatives_are_read(negatives: Path, onnx_file: Callable[..., Path]) -> None:
+    data = ("--model", onnx_file(), "--images", negatives / "images", "--masks", negatives / "masks")
+    assert evaluate(*data, "-o", negatives / "out", "--mask-foreground", "dark") == 0
+    result = report(negatives / "out")
+    assert (result["f1"], result["n_true"], result["mask_foreground"]) == (1, 4, "dark")
 
 
 def test_no_image_ends_with_4(smears: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,13 +63,13 @@ def test_sweep_and_anatomy_run_the_network_once(
     from cellseg_deploy import pipeline
 
     calls: list[int] = []
-    original = pipeline.Segmenter.steps
+    original = pipeline.Segmenter.segment
 
     def counted(self: Any, image: Any, *more: Any) -> Any:
         calls.append(1)
         return original(self, image, *more)
 
-    monkeypatch.setattr(pipeline.Segmenter, "steps", counted)
+    monkeypatch.setattr(pipeline.Segmenter, "segment", counted)
     assert run(smears, model, "--sweep", "--anatomy") == 0
     assert len(calls) == 4
     out = smears / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,109 @@ def test_jpeg_mask(tmp_path: Path) -> None:
     assert abs(int((labels > 0).sum()) - 512) < 20
     with pytest.raises(DataError, match="lossy"):
         read_labels(save(tmp_path / "photo.jpg", Image.fromarray(picture(1))))
+
+
+# ------------------------------------------------------------------------------------------- which numbers are cells
+
+
+def discs(n: int = 9) -> np.ndarray:
+    """``n`` x ``n`` separate discs of radius 8 px as a boolean mask; those in the first row are cut by the border."""
+    rows, columns = np.mgrid[: n * 24, : n * 24]
+    return np.hypot((rows + 4) % 24 - 12, columns % 24 - 12) <= 8
+
+
+def inverting_tiff(values: np.ndarray) -> bytes:
+    """A TIFF that holds ``values`` and is shown as their negative, as ImageJ writes with its inverting LUT."""
+    return tiff(values, photometric="miniswhite")
+
+
+def white_palette(indices: np.ndarray) -> bytes:
+    image = Image.fromarray(indices.astype(np.uint8), mode="P")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    return encoded(image, "PNG")
+
+
+LABELS_32 = np.arange(81, dtype=np.uint32).reshape(9, 9).repeat(24, 0).repeat(24, 1) + 1
+STORED_RIGHT = {
+    "inverting LUT": lambda: inverting_tiff(discs().astype(np.uint8) * 255),
+    "1-bit white is zero": lambda: inverting_tiff(discs()),
+    "palette with white first": lambda: white_palette(discs()),
+    "16-bit labels": lambda: inverting_tiff((LABELS_32 * discs()).astype(np.uint16)),
+    "32-bit labels": lambda: inverting_tiff((LABELS_32 * discs()).astype(np.uint32)),
+    "float labels": lambda: inverting_tiff((LABELS_32 * discs()).astype(np.float32)),
+}
+STORED_WRONG = {
+    "inverting LUT": lambda: inverting_tiff(~discs() * np.uint8(255)),
+    "1-bit white is zero": lambda: inverting_tiff(~discs()),
+    "palette with white first": lambda: white_palette(~discs()),
+    "black on white": lambda: encoded(Image.fromarray(~discs() * np.uint8(255)), "PNG"),
+    "black on white, 1 bit": lambda: encoded(Image.fromarray(~discs()), "PNG"),
+    "black on white, JPEG": lambda: encoded(Image.fromarray(~discs() * np.uint8(255)), "JPEG", quality=95),
+    "16-bit labels": lambda: tiff((65535 - LABELS_32 * discs()).astype(np.uint16)),
+    "few cells": lambda: encoded(Image.fromarray(~np.pad(discs(2), 200) * np.uint8(255)), "PNG"),
+}
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("case", STORED_RIGHT)
+def test_stored_numbers_count_however_they_are_shown(tmp_path: Path, case: str) -> None:
+    labels = read_labels(write(tmp_path / "m", STORED_RIGHT[case]()))
+    assert labels.max() == 81
+    assert np.array_equal(labels > 0, discs())
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("case", STORED_WRONG)
+def test_a_negative_is_refused_and_read_where_it_is_said(tmp_path: Path, case: str) -> None:
+    path = write(tmp_path / "m", STORED_WRONG[case]())
+    with pytest.raises(DataError, match=r"m: one object touches all four sides.*--mask-foreground dark"):
+        read_labels(path)
+    labels = read_labels(path, foreground="dark")
+    assert labels.max() == (4 if case == "few cells" else 81)
+    assert read_labels(path, foreground="light").max() >= 1
+
+
+def test_a_mask_that_is_no_negative_is_refused_as_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.tif", tiff(discs().astype(np.uint8)))
+    with pytest.raises(DataError, match="leave the option out"):
+        read_labels(path, foreground="dark")
+
+
+def layer(gaps: str) -> np.ndarray:
+    rows, columns = np.mgrid[:240, :240]
+    if gaps == "between round cells":  # discs in rows and columns that touch
+        return np.hypot(rows % 60 - 30, columns % 60 - 30) <= 30.5
+    if gaps == "slits":
+        return (rows % 40 != 20) | (columns % 40 < 6)
+    return np.ones((240, 240), bool)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("gaps", ["between round cells", "slits", "none"])
+def test_a_confluent_layer_is_taken_with_a_warning(
+    tmp_path: Path, gaps: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("cellseg_deploy"), "propagate", True)
+    path = write(tmp_path / f"{gaps}.tif", tiff(layer(gaps).astype(np.uint8)))
+    assert read_labels(path).max() == 1
+    read_labels(path)  # said once, though training reads it in each epoch
+    assert [record.message.count("taken as a confluent layer") for record in caplog.records] == [1]
+
+
+def test_an_inverting_photograph_is_still_shown_as_meant(tmp_path: Path) -> None:
+    loaded = read_image(write(tmp_path / "i.tif", inverting_tiff(picture(1))))
+    assert np.array_equal(loaded.pixels_hwc[..., 0], 255 - picture(1))
+    assert any("white is zero" in note for note in loaded.notes)
+
+
+@pytest.mark.real
+def test_true_masks_are_taken_and_their_negatives_are_not(real_data: Path, tmp_path: Path) -> None:
+    masks = sorted(real_data.glob("bbbc041seg/*/masks/*")) + sorted(real_data.glob("dsb2018_sample/masks/*"))
+    if not masks:
+        pytest.skip("no masks beside the photographs")
+    for mask in masks:
+        cells = read_labels(mask) > 0
+        path = write(tmp_path / "negative.tif", tiff(~cells))
+        with pytest.raises(DataError, match="--mask-foreground dark"):
+            read_labels(path)
+        assert np.array_equal(read_labels(path, foreground="dark") > 0, cells)

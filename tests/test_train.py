@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -24,7 +25,7 @@ from cellseg_deploy.model_spec import DATA_SUMMARY_VERSION, default_operating_po
 from cellseg_deploy.outputs.lock import exclusive
 from cellseg_deploy.samples import write_samples
 from cellseg_train import validate, weights
-from cellseg_train.checkpoint import load_network
+from cellseg_train.checkpoint import load_network, load_record
 from cellseg_train.cli import command
 
 FAST = [
@@ -289,3 +290,32 @@ def test_help_names_every_setting():
     text = CliRunner().invoke(command, ["--help"]).output
     for option in ("--variant", "--encoder", "--weights", "--freeze", "--layer-decay", "--image-scale", "--resume"):
         assert option in text
+
+
+def test_masks_that_are_negatives_are_refused_and_read_where_it_is_said(smears, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in (smears / "masks").iterdir():
+        cells = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)) > 0
+        cv2.imwrite(str(masks / f"{path.stem}.png"), np.where(cells, 0, 255).astype(np.uint8))
+    given = ["--images", smears / "images", "--masks", masks, "-o", tmp_path / "run", "--epochs", 1, *FAST]
+    assert train(*given) == 3
+    assert "--mask-foreground dark" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert train(*given, "--mask-foreground", "dark", "--no-calibrate") == 0
+    assert load_record(tmp_path / "run").config.data.mask_foreground == "dark"
+    assert 30 < load_network(tmp_path / "run").spec.cell_diameter_px / 0.4 < 150
+
+
+def test_a_training_measures_its_specks_says_so_and_remembers_it(smears, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(*inputs(smears), "-o", run, "--epochs", 1, "--no-calibrate", *FAST) == 0
+    assert "in the masks dropped" in capsys.readouterr().err
+    data = load_record(run).config.data
+    assert data.min_object_px != 200
+    spec = load_network(run).spec
+    assert spec.min_object_rel == data.min_object_rel == pytest.approx(0.0245, rel=0.05)
+    given = tmp_path / "given"
+    assert train(*inputs(smears), "-o", given, "--epochs", 1, "--no-calibrate", "--min-object", 60, *FAST) == 0
+    assert load_record(given).config.data.min_object_px == 60
+    assert load_network(given).spec.min_object_rel == pytest.approx(60 / data.min_object_px * 0.0245, rel=0.1)

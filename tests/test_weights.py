@@ -11,10 +11,12 @@ import timm
 import torch
 from conftest import make_spec
 from small_encoders import shrink_encoders
+from timm.layers import resample_abs_pos_embed
 
 from cellseg_deploy.errors import ModelError, UsageError
+from cellseg_deploy.models import default_weights_path
 from cellseg_train import weights
-from cellseg_train.checkpoint import save_network
+from cellseg_train.checkpoint import load_network, save_network
 from cellseg_train.config import ModelConfig
 from cellseg_train.model import CellSegNet
 
@@ -130,6 +132,26 @@ def test_a_network_of_our_own_is_fine_tuned_whole(tmp_path):
     info = weights.load_initial_weights(child, str(path))
     assert torch.equal(child.decoder.head.weight, mother.decoder.head.weight)
     assert "fine-tuned from mother" in info.origin
+
+
+def test_a_network_of_our_own_is_fine_tuned_at_another_tile_size(tmp_path):
+    path = tmp_path / "model.safetensors"
+    mother = save_own(path, TINY)
+    child = CellSegNet(ModelConfig(**{**TINY.__dict__, "tile_size": 112}))
+    weights.load_initial_weights(child, str(path))
+    assert torch.equal(child.decoder.head.weight, mother.decoder.head.weight)
+    expected = resample_abs_pos_embed(mother.encoder.pos_embed, [8, 8], num_prefix_tokens=0)
+    assert torch.equal(child.encoder.pos_embed, expected)
+
+
+def test_the_shipped_network_is_a_start_at_the_default_tile_size():
+    net = CellSegNet(ModelConfig())
+    info = weights.load_initial_weights(net, "shipped")
+    shipped = load_network(default_weights_path())
+    assert torch.equal(net.decoder.head.weight, shipped.net.decoder.head.weight)
+    assert f"fine-tuned from {shipped.spec.name}" in info.origin
+    assert weights.taught_diameter_px("shipped") == shipped.spec.cell_diameter_px == 48
+    assert weights.taught_diameter_px("none") is None
 
 
 def test_a_network_of_our_own_with_another_decoder_is_refused(tmp_path):

@@ -13,8 +13,10 @@ import click
 
 from cellseg_deploy.cli._common import require_packages, run
 from cellseg_deploy.errors import OutputError, UsageError
+from cellseg_deploy.mask_foreground import MASK_FOREGROUNDS
 from cellseg_train.config import (
     HUB_PREFIX,
+    SHIPPED,
     AugmentConfig,
     DataConfig,
     LossConfig,
@@ -43,7 +45,7 @@ _SECTIONS = {
 
 def absolute_source(weights: str) -> str:
     """``weights`` with a file's path made absolute: a later --resume may come from another folder."""
-    is_file = weights not in ("hub", "none") and not weights.startswith(HUB_PREFIX)
+    is_file = weights not in ("hub", "none", SHIPPED) and not weights.startswith(HUB_PREFIX)
     return str(Path(weights).absolute()) if is_file else weights
 
 
@@ -95,7 +97,8 @@ def _setting(
     "--weights",
     default="none",
     show_default=True,
-    help="Encoder's start: none, hub (timm's own; for uni MahmoodLab/UNI), hf-hub:OWNER/NAME, or a checkpoint file.",
+    help="Start: shipped (the package's own network, to fine-tune), none, hub (timm's own encoder; for uni "
+    "MahmoodLab/UNI), hf-hub:OWNER/NAME, or a checkpoint file.",
 )
 @_setting("model", "tile_size", help="Side of the network's input in px, a multiple of the ViT's patch.")
 @_setting("model", "decoder_channels", numbers=int, help="Decoder width at 1/8, 1/4, 1/2 of the tile.")
@@ -110,7 +113,20 @@ def _setting(
 @_setting("data", "val_fraction", help="Share of images held out when no --val-images is given.")
 @_setting("data", "patches_per_image", help="Random tiles from each image in an epoch.")
 @_setting("data", "boundary_width_px", "--boundary-width", help="Width of the boundary band in model px.")
-@_setting("data", "min_object_px", "--min-object", help="Smaller objects in the masks are specks, in image px.")
+@click.option(
+    "--min-object",
+    "data__min_object_px",
+    type=int,
+    metavar="PX",
+    help="Smaller objects in the masks are specks, in image px.  [default: 2.45 % of the masks' median object]",
+)
+@_setting(
+    "data",
+    "mask_foreground",
+    type=click.Choice(MASK_FOREGROUNDS),
+    help="Numbers in the masks that are cells: above 0 (light), or all but the largest (dark: the masks are "
+    "negatives). auto takes those above 0 and refuses a mask that looks like a negative.",
+)
 @_setting("data", "cache_gb", help="Memory for decoded images in GB.")
 @_setting("augment", "scale", "--scale-jitter", numbers=float, help="Lowest and highest random zoom.")
 @_setting("augment", "stain", "--stain-jitter", help="Relative spread of each stain's strength.")
@@ -161,7 +177,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     """Train a cell-segmentation network on images and masks.
 
     \b
-    cellseg-train --images smears/ --masks masks/ -o runs/first --image-scale 0.5 --epochs 200
+    cellseg-train --images smears/ --masks masks/ -o runs/first --weights shipped --image-scale 0.5 --epochs 20
     cellseg-train --resume runs/first
 
     The run folder keeps settings, split, log, pictures, the last checkpoint, and in model.safetensors the best network,
@@ -206,9 +222,12 @@ def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
     folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
     note = options.pop("data_note")
     options["weights"] = absolute_source(options["weights"])
+    measure = sections["data"]["min_object_px"] is None
+    if measure:
+        del sections["data"]["min_object_px"]
     config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
     inputs = checkpoint.RunInputs(**{name: tuple(str(p.absolute()) for p in paths) for name, paths in folders.items()})
-    start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet)
+    start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet, measure_specks=measure)
 
 
 def _resume(run_folder: Path, quiet: bool) -> None:

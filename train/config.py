@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.mask_foreground import MASK_FOREGROUNDS, MaskForeground
 from cellseg_deploy.model_spec import Variant
 
 # Short names for the encoders people ask for; any other name goes to timm as it is. UNI (Chen et al. 2024) is DINOv2's
@@ -27,6 +28,8 @@ VARIANT_CHANNELS: dict[Variant, tuple[str, ...]] = {
 }
 TINY = "tiny"
 HUB_PREFIX = "hf-hub:"
+SHIPPED = "shipped"
+"""Name of the package's own weights as a start."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ class DataConfig:
     ``image_scale``: model px per image px. ``val_fraction``: share of *images* held out when no validation folder is
     given. ``patches_per_image``: random tiles from each image in an epoch. ``boundary_width_px``: width of the
     boundary band in model px, half on each side of the cell's edge. ``min_object_px``: smaller objects (in image px
-    at full size) are specks, not cells. ``cache_gb``: memory for decoded images; the rest is read again each epoch.
+    at full size) are specks, not cells. ``min_object_rel``: the share of the masks' median object that this is, as it
+    was measured. ``mask_foreground``: which numbers of the masks are cells (``cellseg_deploy.mask_foreground``).
+    ``cache_gb``: memory for decoded images; the rest is read again each epoch.
     """
 
     image_scale: float = 0.5
@@ -95,6 +100,8 @@ class DataConfig:
     patches_per_image: int = 1
     boundary_width_px: int = 4
     min_object_px: int = 200
+    min_object_rel: float | None = None
+    mask_foreground: MaskForeground = "auto"
     cache_gb: float = 4.0
 
     def __post_init__(self) -> None:
@@ -107,6 +114,11 @@ class DataConfig:
             self.boundary_width_px,
         )
         _require(self.min_object_px >= 0, "min_object_px must be 0 or more", self.min_object_px)
+        _require(
+            self.mask_foreground in MASK_FOREGROUNDS,
+            f"mask_foreground must be one of {', '.join(MASK_FOREGROUNDS)}",
+            self.mask_foreground,
+        )
         _require(self.cache_gb >= 0, "cache_gb must be 0 or more", self.cache_gb)
 
 

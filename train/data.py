@@ -26,6 +26,7 @@ from cellseg_deploy.data_alignment import summary
 from cellseg_deploy.data_report import look_at
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.images import Pair, check_same_size, pair_by_stem, read_image, read_labels
+from cellseg_deploy.mask_foreground import MaskForeground
 from cellseg_deploy.model_spec import DataSummary
 from cellseg_deploy.pipeline import resize
 from cellseg_train import augment, overlaps, targets
@@ -110,10 +111,15 @@ def _sha256(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def read_pair(pair: Pair, min_object_px: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """RGB (H, W, 3) uint8 and label image (H, W) int32 without specks. Raises ``DataError`` naming the file."""
+def read_pair(
+    pair: Pair, min_object_px: int, mask_foreground: MaskForeground = "auto"
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """RGB (H, W, 3) uint8 and label image (H, W) int32 without specks. Raises ``DataError`` naming the file.
+
+    ``mask_foreground``: as in ``DataConfig``.
+    """
     image = read_image(pair.image).pixels_hwc
-    labels = read_labels(pair.mask)
+    labels = read_labels(pair.mask, foreground=mask_foreground)
     check_same_size(pair, image.shape[:2], labels.shape)
     area = np.bincount(labels.ravel())
     area[0] = min_object_px  # the background stays what it is
@@ -147,7 +153,10 @@ class ExampleStore:
 
     def __getitem__(self, index: int) -> Example:
         kept = self._kept.get(index)
-        return kept or make_example(*read_pair(self.pairs[index], self._data.min_object_px), self._data.image_scale)
+        return kept or make_example(*self._read(self.pairs[index]), self._data.image_scale)
+
+    def _read(self, pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        return read_pair(pair, self._data.min_object_px, self._data.mask_foreground)
 
     def check_and_fill(self, report: Callable[[int], None] = lambda _: None) -> TrainingCells:
         """Read every pair once, so that a bad file is named before the training starts; keep what fits.
@@ -156,7 +165,7 @@ class ExampleStore:
         """
         diameters, facts = [], []
         for index, pair in enumerate(self.pairs):
-            image, labels = read_pair(pair, self._data.min_object_px)
+            image, labels = self._read(pair)
             facts.append(look_at(pair.stem, image, labels, min_area_px=1))
             example = make_example(image, labels, self._data.image_scale)
             areas = np.bincount(labels.ravel())[1:]

@@ -84,7 +84,9 @@ def load(config: TrainConfig, split: Split, reporter: Reporter) -> tuple[Example
     n_train, total = len(split.train), len(split.train) + len(split.val)
     cells = store.check_and_fill(lambda done: reporter.read(done, total))
     for done, pair in enumerate(split.val, start=1):
-        read_pair(pair, config.data.min_object_px)  # a mis-sized mask must not wait for the first validation
+        read_pair(
+            pair, config.data.min_object_px, config.data.mask_foreground
+        )  # a mis-sized mask must not wait for the first validation
         reporter.read(n_train + done, total)
     return store, cells
 
@@ -282,6 +284,7 @@ class _SpecMaker:
                 data_summary=self.cells.summary,
             ),
             operating_points=default_operating_points(model.variant),
+            min_object_rel=data.min_object_rel,
         )
 
 

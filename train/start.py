@@ -5,23 +5,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cellseg_deploy import specks
 from cellseg_deploy.cli._common import say
 from cellseg_deploy.errors import ModelError
-from cellseg_deploy.model_spec import WeightsInfo
+from cellseg_deploy.model_spec import MIN_OBJECT_REL, WeightsInfo
 from cellseg_deploy.outputs.atomic import make_folder, remove_stale
 from cellseg_deploy.outputs.lock import exclusive
 from cellseg_train import checkpoint, loop
+from cellseg_train.cell_size import check_cell_size
 from cellseg_train.checkpoint import RunInputs, RunRecord
 from cellseg_train.config import TrainConfig
 from cellseg_train.data import ExampleStore, Split, TrainingCells, find_pairs, split_by_image
 from cellseg_train.model import CellSegNet
+from cellseg_train.weights import taught_diameter_px
 
 
-def begin(run: Path, record: RunRecord, *, quiet: bool) -> None:
+def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = False) -> None:
     """Find and split the data, get the weights, read the data, make the run folder, train.
+
+    ``measure_specks``: take the usual share of the training masks' median object for ``min_object_px``.
 
     Nothing is written before all of it was found right.
     """
@@ -29,7 +35,18 @@ def begin(run: Path, record: RunRecord, *, quiet: bool) -> None:
     split = make_split(record.inputs, record.config)
     initial = loop.initial_network(record.config)
     with _reporter(quiet) as reporter:
+        limit = specks.speck_limit(
+            specks.object_areas(split.train, record.config.data.mask_foreground),
+            share=MIN_OBJECT_REL,
+            given_px=None if measure_specks else record.config.data.min_object_px,
+        )
+        reporter.say(limit.words)
+        data = replace(record.config.data, min_object_px=limit.px, min_object_rel=limit.share)
+        record = replace(record, config=replace(record.config, data=data))
         store, cells = _load(record, split, reporter)
+        remark = check_cell_size(record.config, cells.diameter_px, taught_diameter_px(record.config.weights))
+        if remark:
+            reporter.say(f"warning: {remark}")
         make_folder(run)
         with exclusive(run):
             checkpoint.save_record(run, record)

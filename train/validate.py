@@ -55,7 +55,7 @@ def predict_pairs(
 ) -> Iterator[Prediction]:
     """Read, scale and predict each pair; the network must be in eval mode."""
     for pair in pairs:
-        image, labels = read_pair(pair, config.data.min_object_px)
+        image, labels = read_pair(pair, config.data.min_object_px, config.data.mask_foreground)
         small = resize(image, config.data.image_scale)
         yield Prediction(small, predict_image(net, small, halo, device).astype(np.float16), labels)
 

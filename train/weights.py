@@ -1,7 +1,8 @@
 """Starting weights: none, from a hub, from a checkpoint file, or from a network of our own.
 
 ``hub`` is what timm knows for the encoder; ``hf-hub:OWNER/NAME`` any repository of the Hugging Face hub that holds a
-checkpoint of it (some, such as MahmoodLab/UNI, want an account that was granted access).
+checkpoint of it (some, such as MahmoodLab/UNI, want an account that was granted access). ``shipped`` is the network
+that comes with the package.
 
 A checkpoint that fits in part would train from half-random weights and nobody would know; it is an error that lists
 the keys.
@@ -16,17 +17,20 @@ import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.layers import resample_abs_pos_embed
 from timm.models import eva, load_state_dict_from_hf, vision_transformer
 from torch import Tensor
 
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.model_spec import WeightsInfo
+from cellseg_deploy.models import default_weights_path
 from cellseg_train.checkpoint import MODEL_CONFIG_KEY, describe_mismatch, read_description
-from cellseg_train.config import HUB_PREFIX, TINY, ModelConfig
+from cellseg_train.config import HUB_PREFIX, SHIPPED, TINY, ModelConfig
 from cellseg_train.model import CellSegNet
 
 # Parts of published ViT checkpoints that a segmentation encoder has no place for: classifiers, and DINOv2's mask token.
 _NOT_ENCODER = ("head.", "head_dist.", "fc_norm.", "mask_token", "dino_head.", "ibot_head.")
+_POSITIONS = "encoder.pos_embed"
 _WRAPPERS = ("model", "state_dict", "teacher")
 _PREFIXES = ("module.", "backbone.")
 # Aliases whose weights are not those that timm has for the architecture: repository and licence.
@@ -34,7 +38,7 @@ _HUB_OF_ALIAS = {"uni": ("MahmoodLab/UNI", "CC BY-NC-ND 4.0, research only, gate
 
 
 def load_initial_weights(net: CellSegNet, weights: str) -> WeightsInfo:
-    """Fill ``net`` as ``weights`` says (``none``, ``hub`` or a path) and say where they came from.
+    """Fill ``net`` as ``weights`` says (``none``, ``hub``, ``shipped`` or a path) and say where they came from.
 
     Raises ``UsageError`` for a source that does not fit the encoder and ``ModelError`` for a file that cannot be read
     or whose keys do not fit.
@@ -49,7 +53,7 @@ def load_initial_weights(net: CellSegNet, weights: str) -> WeightsInfo:
         return _from_hub(net)
     if weights.startswith(HUB_PREFIX):
         return _from_repository(net, weights.removeprefix(HUB_PREFIX), "see the model's page on the hub")
-    path = Path(weights)
+    path = _file_of(weights)
     if _is_own(path):
         return _from_own(net, path)
     _load_encoder(net, _fitted(net, _encoder_state(path), str(path)), str(path))
@@ -80,8 +84,8 @@ def check_source(config: ModelConfig, weights: str) -> None:
         source = timm.get_pretrained_cfg(config.encoder_name)
         if source is None or not source.has_weights:
             raise UsageError(f"timm has no weights for {config.encoder_name!r}; use --weights none or a file")
-    elif weights != "none" and not Path(weights).is_file():
-        raise UsageError(f"weights {weights!r}: no such file; give a checkpoint file, 'hub' or 'none'")
+    elif weights not in ("none", SHIPPED) and not Path(weights).is_file():
+        raise UsageError(f"weights {weights!r}: no such file; give a checkpoint file, 'shipped', 'hub' or 'none'")
 
 
 def _from_hub(net: CellSegNet) -> WeightsInfo:
@@ -123,13 +127,35 @@ def _is_own(path: Path) -> bool:
 
 def _from_own(net: CellSegNet, path: Path) -> WeightsInfo:
     config, spec = read_description(path)
-    missing, unexpected = _try_load(net, safetensors.torch.load_file(path), str(path))
+    missing, unexpected = _try_load(net, _resampled(net, safetensors.torch.load_file(path)), str(path))
     if missing or unexpected:
         raise ModelError(
             f"{path} holds a {config.encoder}/{config.variant} network that does not fit this one "
             f"({net.config.encoder}/{net.config.variant}); {describe_mismatch(missing, unexpected)}"
         )
     return WeightsInfo(origin=f"fine-tuned from {spec.name}: {spec.weights.origin}", licence=spec.weights.licence)
+
+
+def _resampled(net: CellSegNet, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` of a network of our own with its positions resampled to the tile of ``net``, by timm's function."""
+    positions, wanted = state.get(_POSITIONS), net.encoder.pos_embed
+    if positions is None or wanted is None or positions.shape[1] == wanted.shape[1]:
+        return state
+    prefix = 0 if net.encoder.no_embed_class else net.encoder.num_prefix_tokens
+    resampled = resample_abs_pos_embed(positions, [net.grid, net.grid], num_prefix_tokens=prefix)
+    return state | {_POSITIONS: resampled}
+
+
+def taught_diameter_px(weights: str) -> float | None:
+    """Median cell diameter in model px that the network ``weights`` was trained on; None for any other start."""
+    if weights in ("none", "hub") or weights.startswith(HUB_PREFIX):
+        return None
+    path = _file_of(weights)
+    return read_description(path)[1].cell_diameter_px if _is_own(path) else None
+
+
+def _file_of(weights: str) -> Path:
+    return default_weights_path() if weights == SHIPPED else Path(weights)
 
 
 def _encoder_state(path: Path) -> dict[str, Tensor]:

@@ -53,6 +53,7 @@ def run(options: Options, folder: Path) -> int:
     atomic.make_folder(out.parent)
     with kept_images() as kept:
         with options.open_segmenter() as segmenter:
+            options, limit = options.measured(pairs, segmenter)
             _predict(segmenter, pairs, kept, options)
         if not any(item.true_labels.any() for item in kept):
             raise DataError(f"the masks in {options.masks} hold no cell, so nothing can be chosen by them")
@@ -73,7 +74,10 @@ def run(options: Options, folder: Path) -> int:
         "model": {"path": str(model.path), "name": spec.name, "model_identity": model.identity},
         "written": {"file": out.name, "file_sha256": hashlib.sha256(data).hexdigest()},
         "data": {"images": str(folder), "masks": str(options.masks), "n_images": len(pairs)},
+        "mask_foreground": options.mask_foreground,
         "min_area_px": options.min_area_px,
+        "min_object_rel": limit.share,
+        "n_true_dropped": limit.dropped,
         "settings_tried": n_tried,
         "how": {
             "held_out": f"images scored with settings chosen without them, {min(calibration.FOLDS, len(pairs))} folds",
@@ -86,6 +90,7 @@ def run(options: Options, folder: Path) -> int:
     figure = plots.reliability_png(reliability, title=f"{spec.name}: {len(pairs)} images")
     _replace(out, data, _json(record), figure)
     if not options.quiet:
+        click.echo(limit.words)
         _print(found, len(pairs), reliability.ece, out)
     return _common.EXIT_OK
 

@@ -203,6 +203,20 @@ def reading_options(function: F) -> F:
     return function
 
 
+def mask_options(function: F) -> F:
+    """How masks are read, in every command that reads some."""
+    from cellseg_deploy.mask_foreground import MASK_FOREGROUNDS
+
+    return click.option(
+        "--mask-foreground",
+        type=click.Choice(MASK_FOREGROUNDS),
+        default="auto",
+        show_default=True,
+        help="Which numbers in the masks are cells: those above 0 (light), or all but the largest (dark: the masks are "
+        "negatives). auto takes those above 0 and refuses a mask that looks like a negative.",
+    )(function)
+
+
 def count_options(function: F) -> F:
     """Which cells count, in every command that counts."""
     return click.option(

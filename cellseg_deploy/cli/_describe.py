@@ -154,7 +154,7 @@ def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) 
 
 def _of_masks(pairs: Sequence[Pair], options: Options) -> Iterator[ImageFacts]:
     for pair in pairs:
-        labels = read_labels(pair.mask)
+        labels = read_labels(pair.mask, foreground=options.mask_foreground)
         loaded = read_image(pair.image, **_reading(options))
         check_same_size(pair, loaded.pixels_hwc.shape[:2], (labels.shape[0], labels.shape[1]))
         yield data_report.look_at(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -16,7 +16,10 @@ from cellseg_deploy.cli import _common, _modes
 if TYPE_CHECKING:
     from cellseg_deploy.counting import CountRule
     from cellseg_deploy.evaluation import Predictor
+    from cellseg_deploy.image_files import Pair
+    from cellseg_deploy.mask_foreground import MaskForeground
     from cellseg_deploy.pipeline import Segmenter
+    from cellseg_deploy.specks import SpeckLimit
     from cellseg_deploy.threads import ThreadPlan
 
 T = TypeVar("T")
@@ -87,6 +90,7 @@ class Options:
     max_pixels: int | None
     bit_depth: int | None
     count_rule: CountRule
+    mask_foreground: MaskForeground
     quiet: bool
     verbose: int
 
@@ -121,7 +125,14 @@ class Options:
         from cellseg_deploy.evaluation import Predictor
 
         limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
-        return Predictor(segmenter, self.thread_plan, self.bit_depth, keep_probabilities=keep_probabilities, **limit)
+        return Predictor(
+            segmenter,
+            self.thread_plan,
+            self.bit_depth,
+            keep_probabilities=keep_probabilities,
+            mask_foreground=self.mask_foreground,
+            **limit,
+        )
 
     @property
     def given_masks(self) -> Path:
@@ -130,9 +141,19 @@ class Options:
             raise RuntimeError("masks are needed here")
         return self.masks
 
+    def measured(self, pairs: Sequence[Pair], segmenter: Segmenter | None) -> tuple[Options, SpeckLimit]:
+        """These options with the limit of specks set by the masks of ``pairs``, and that limit. Reads all masks."""
+        from cellseg_deploy import specks
+        from cellseg_deploy.model_spec import MIN_OBJECT_REL
+
+        share = None if segmenter is None else segmenter.backend.spec.min_object_rel
+        areas = specks.object_areas(pairs, self.mask_foreground)
+        limit = specks.speck_limit(areas, share=MIN_OBJECT_REL if share is None else share, given_px=self.min_area)
+        return replace(self, min_area=limit.px), limit
+
     @property
     def min_area_px(self) -> int:
-        """Limit of specks in px."""
+        """Limit of specks in px; of images without masks that of full-size photographs."""
         from cellseg_deploy.metrics import MIN_AREA_PX
 
         return MIN_AREA_PX if self.min_area is None else self.min_area
@@ -152,9 +173,12 @@ class Options:
 )
 @click.option(
     "--min-area",
+    "--min-object",
+    "min_area",
     type=click.IntRange(min=0),
     metavar="PX",
-    help="Smaller objects are specks, neither true nor predicted cells.  [default: 200]",
+    help="Smaller objects are specks, neither true nor predicted cells.  [default: the share of the masks' "
+    "median object that the model was trained with, else 2.45 %]",
 )
 @click.option("--save-labels", is_flag=True, help="Write the model's label images too.")
 @click.option("--sweep", is_flag=True, help="Metrics against the threshold for every method: figure and table.")
@@ -172,6 +196,7 @@ class Options:
 )
 @_common.model_options
 @_common.reading_options
+@_common.mask_options
 @_common.count_options
 @_common.log_options
 @click.pass_context
@@ -207,17 +232,21 @@ def _evaluate(options: Options, judged: Path) -> int:
     pairs = pair_by_stem(judged, masks)
     kind = "images" if options.labels is None else "labels"
     about: dict[str, Any] = {"data": {kind: str(judged), "masks": str(masks)}, "count_rule": options.count_rule}
+    about["mask_foreground"] = options.mask_foreground
     with ExitStack() as stack:
         predictor: Predictor | None = None
         sweep: Sweep | None = None
-        if options.labels is None:
-            segmenter = stack.enter_context(options.open_segmenter())
-            sweep = stack.enter_context(Sweep.opened(segmenter, options.min_area_px)) if options.sweep else None
+        segmenter = stack.enter_context(options.open_segmenter()) if options.labels is None else None
+        if segmenter is not None:
             predictor = options.predictor(segmenter, keep_probabilities=options.sweep)
             about["model"] = evaluation.describe_model(segmenter)
         names = [evaluation.METRICS_JSON, evaluation.METRICS_CSV]
         names += [*SWEEP_FILES, *ANATOMY_FILES]
         stack.enter_context(report_folder(output, evaluation.PROGRAM, names))
+        options, limit = options.measured(pairs, segmenter)
+        about |= {"min_object_rel": limit.share, "n_true_dropped": limit.dropped}
+        if segmenter is not None and options.sweep:
+            sweep = stack.enter_context(Sweep.opened(segmenter, options.min_area_px))
         anatomy: Anatomy | None = None
         if options.anatomy:
             place = stack.enter_context(workspace(output))
@@ -225,7 +254,11 @@ def _evaluate(options: Options, judged: Path) -> int:
         write_labels = evaluation.LabelWriter(output, [pair.stem for pair in pairs])
         scores = []
         scored = evaluation.score_pairs(
-            pairs, predictor, min_area_px=options.min_area_px, count_rule=options.count_rule
+            pairs,
+            predictor,
+            min_area_px=options.min_area_px,
+            count_rule=options.count_rule,
+            mask_foreground=options.mask_foreground,
         )
         stack.enter_context(closing(scored))
         for pair, image in zip(pairs, with_progress(scored, len(pairs), options.quiet), strict=True):
@@ -243,6 +276,7 @@ def _evaluate(options: Options, judged: Path) -> int:
         remove_stale(output, sweep=options.sweep, anatomy=options.anatomy)
         pooled = evaluation.write_report(output, scores, min_area_px=options.min_area_px, about=about)
     if not options.quiet:
+        click.echo(limit.words)
         _print_table(pooled, about, output)
     return _common.EXIT_OK
 

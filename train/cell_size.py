@@ -1,0 +1,34 @@
+"""Whether the cells of a training come out at a size that a network can learn, before hours are spent on it."""
+
+from __future__ import annotations
+
+from cellseg_deploy.errors import UsageError
+from cellseg_train.config import TrainConfig
+
+SENSIBLE_PX = (20.0, 110.0)
+"""Median cell diameters in model px that tiles and halo suit."""
+USUAL_PX = 50.0
+REMARKABLE, REFUSED = 1.5, 2.5
+"""Cells that many times larger or smaller than those a network was taught are learned again, not fine-tuned."""
+
+
+def check_cell_size(config: TrainConfig, diameter_px: float, taught_px: float | None) -> str:
+    """What to say of cells with a median diameter of ``diameter_px`` in image px, empty if they are sensible.
+
+    ``taught_px``: median diameter in model px that the start's network was trained on, None for no such network.
+    Raises ``UsageError`` where a cell is larger than the tile, or far from what the network was taught.
+    """
+    scale, tile = config.data.image_scale, config.model.tile_size
+    model_px = diameter_px * scale
+    wanted = min(USUAL_PX, tile / 4) if taught_px is None else taught_px
+    seen = f"cells are {diameter_px:.0f} px wide, at --image-scale {scale:g} that is {model_px:.0f} px for the network"
+    advice = f"give --image-scale {wanted / diameter_px:.3g} for {wanted:.0f} px"
+    if model_px > tile:
+        raise UsageError(f"{seen}, larger than its tile of {tile} px; {advice}, or a larger --tile-size")
+    if taught_px is not None:
+        off = max(model_px / taught_px, taught_px / model_px)
+        if off > REFUSED:
+            raise UsageError(f"{seen}, but --weights {config.weights} was trained on {taught_px:.0f} px; {advice}")
+        return f"{seen}; its weights were trained on {taught_px:.0f} px; {advice}" if off > REMARKABLE else ""
+    low, high = SENSIBLE_PX
+    return "" if low <= model_px <= min(high, tile / 2) else f"{seen}; {low:.0f} to {high:.0f} px suit it; {advice}"
