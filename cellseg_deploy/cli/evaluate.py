@@ -63,6 +63,9 @@ class Options:
     images: Path | None
     labels: Path | None
     masks: Path | None
+    boxes: Path | None
+    points: Path | None
+    classes: str | None
     output: Path
     min_area: int | None
     save_labels: bool
@@ -131,6 +134,11 @@ class Options:
         return self.masks
 
     @property
+    def wanted_classes(self) -> tuple[str, ...]:
+        """Names of ``--classes``; none: all count."""
+        return tuple(name.strip() for name in (self.classes or "").split(",") if name.strip())
+
+    @property
     def min_area_px(self) -> int:
         """Limit of specks in px."""
         from cellseg_deploy.metrics import MIN_AREA_PX
@@ -143,6 +151,16 @@ class Options:
 @click.option("--labels", metavar="DIR", type=click.Path(path_type=Path), help="Label images to judge, no model.")
 @click.option("--masks", metavar="DIR", type=click.Path(path_type=Path), help="The truth.")
 @click.option(
+    "--boxes", metavar="PATH", type=click.Path(exists=True, path_type=Path), help="Boxes as truth: CSV, YOLO, COCO."
+)
+@click.option(
+    "--points",
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="Points as truth: CSV image,class,x,y.",
+)
+@click.option("--classes", metavar="A,B", help="Of boxes or points, only these classes count; others neither way.")
+@click.option(
     "-o",
     "--output",
     metavar="OUT",
@@ -154,7 +172,7 @@ class Options:
     "--min-area",
     type=click.IntRange(min=0),
     metavar="PX",
-    help="Smaller objects are specks, neither true nor predicted cells.  [default: 200]",
+    help="Smaller objects are specks, neither true nor predicted cells.  [default: 200; 0 with --boxes, --points]",
 )
 @click.option("--save-labels", is_flag=True, help="Write the model's label images too.")
 @click.option("--sweep", is_flag=True, help="Metrics against the threshold for every method: figure and table.")
@@ -190,6 +208,10 @@ def command(context: click.Context, /, **given: Any) -> int:
         from cellseg_deploy.cli import _describe
 
         return _describe.run(options, judged)
+    if options.masks is None:
+        from cellseg_deploy.cli import _marks
+
+        return _marks.run(options, judged)
     return _evaluate(options, judged)
 
 
