@@ -52,3 +52,11 @@ def test_points(smear: Path) -> None:
 )
 def test_what_does_not_go_together_is_refused(more: list[str], smear: Path) -> None:
     assert evaluate("--labels", smear / "labels", "--boxes", smear / "b.csv", "-o", smear / "out", *more) == 2
+
+
+def test_figures_of_an_earlier_evaluation_go(smear: Path) -> None:
+    common = ["--labels", smear / "labels", "-o", smear / "out", "-q"]
+    assert evaluate(*common, "--masks", smear / "labels", "--anatomy") == 0
+    assert (smear / "out" / "anatomy.csv").exists()
+    assert evaluate(*common, "--points", smear / "p.csv") == 0
+    assert sorted(path.name for path in (smear / "out").iterdir()) == ["metrics.csv", "metrics.json"]

@@ -38,6 +38,7 @@ CSV_COLUMNS = (
 
 def run(options: Options, judged: Path) -> int:
     """Score every image that the file names, and write the report. Raises ``CellsegError``."""
+    from cellseg_deploy.cli._extras import ANATOMY_FILES, SWEEP_FILES, remove_stale
     from cellseg_deploy.cli.evaluate import with_progress
 
     kind: Kind = "points" if options.boxes is None else "boxes"
@@ -58,9 +59,8 @@ def run(options: Options, judged: Path) -> int:
     about |= {"classes": list(options.wanted_classes), "read": str(truth), "remarks": list(truth.remarks)}
     files = {name: found[name] for name in truth.by_image}
     with ExitStack() as stack:
-        stack.enter_context(
-            report_folder(options.output, evaluation.PROGRAM, [evaluation.METRICS_JSON, evaluation.METRICS_CSV])
-        )
+        names = [evaluation.METRICS_JSON, evaluation.METRICS_CSV, *SWEEP_FILES, *ANATOMY_FILES]
+        stack.enter_context(report_folder(options.output, evaluation.PROGRAM, names))
         if options.labels is None:
             segmenter = stack.enter_context(options.open_segmenter())
             about["model"] = evaluation.describe_model(segmenter)
@@ -69,6 +69,7 @@ def run(options: Options, judged: Path) -> int:
             scored = stack.enter_context(closing(_by_labels(files, truth, options)))
         scores = list(with_progress(scored, len(files), options.quiet))
         pooled = pool_marks(scores)
+        remove_stale(options.output, sweep=False, anatomy=False)
         _write(options, list(files), scores, pooled, about)
     if not options.quiet:
         _print_table(pooled, options.output, kind)
