@@ -39,8 +39,18 @@ def check(context: click.Context, given: Mapping[str, Any]) -> Path:
     """
     judged = _judged_folder(context, given)
     mode = _mode(given)
-    if given["masks"] is None and mode != "describe":
-        raise click.UsageError("give --masks DIR, the truth to judge by")
+    marks = [name for name in ("masks", "boxes", "points") if given[name] is not None]
+    if len(marks) > 1:
+        raise click.UsageError(f"{_flag(marks[0])} and {_flag(marks[1])} exclude each other; give one truth")
+    if marks and marks[0] != "masks":
+        for name in (*MODES, *EXTRAS):
+            if given[name]:
+                raise click.UsageError(f"{_flag(name)} needs --masks, not {_flag(marks[0])}")
+        refuse_options(context, ("count_rule",), f"has no part in {_flag(marks[0])}: border objects count neither way")
+    elif given["classes"] is not None:
+        raise click.UsageError("--classes needs --boxes or --points")
+    if not marks and mode != "describe":
+        raise click.UsageError("give --masks DIR, the truth to judge by (or --boxes or --points)")
     _check_unused(context, given, mode)
     output = given["output"]
     if output is None:

@@ -66,6 +66,9 @@ class Options:
     images: Path | None
     labels: Path | None
     masks: Path | None
+    boxes: Path | None
+    points: Path | None
+    classes: str | None
     output: Path
     min_area: int | None
     save_labels: bool
@@ -152,6 +155,11 @@ class Options:
         return replace(self, min_area=limit.px), limit
 
     @property
+    def wanted_classes(self) -> tuple[str, ...]:
+        """Names of ``--classes``; none: all count."""
+        return tuple(name.strip() for name in (self.classes or "").split(",") if name.strip())
+
+    @property
     def min_area_px(self) -> int:
         """Limit of specks in px; of images without masks that of full-size photographs."""
         from cellseg_deploy.metrics import MIN_AREA_PX
@@ -163,6 +171,16 @@ class Options:
 @click.option("--images", metavar="DIR", type=click.Path(path_type=Path), help="Photographs for the model to count.")
 @click.option("--labels", metavar="DIR", type=click.Path(path_type=Path), help="Label images to judge, no model.")
 @click.option("--masks", metavar="DIR", type=click.Path(path_type=Path), help="The truth.")
+@click.option(
+    "--boxes", metavar="PATH", type=click.Path(exists=True, path_type=Path), help="Boxes as truth: CSV, YOLO, COCO."
+)
+@click.option(
+    "--points",
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="Points as truth: CSV image,class,x,y.",
+)
+@click.option("--classes", metavar="A,B", help="Of boxes or points, only these classes count; others neither way.")
 @click.option(
     "-o",
     "--output",
@@ -177,8 +195,8 @@ class Options:
     "min_area",
     type=click.IntRange(min=0),
     metavar="PX",
-    help="Smaller objects are specks, neither true nor predicted cells.  [default: the share of the masks' "
-    "median object that the model was trained with, else 2.45 %]",
+    help="Smaller objects are specks, neither true nor predicted cells.  [default: the share of the masks' median "
+    "object that the model was trained with, else 2.45 %; 0 with --boxes, --points]",
 )
 @click.option("--save-labels", is_flag=True, help="Write the model's label images too.")
 @click.option("--sweep", is_flag=True, help="Metrics against the threshold for every method: figure and table.")
@@ -215,6 +233,10 @@ def command(context: click.Context, /, **given: Any) -> int:
         from cellseg_deploy.cli import _describe
 
         return _describe.run(options, judged)
+    if options.masks is None:
+        from cellseg_deploy.cli import _marks
+
+        return _marks.run(options, judged)
     return _evaluate(options, judged)
 
 
