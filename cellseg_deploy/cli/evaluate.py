@@ -287,6 +287,11 @@ def _print_table(pooled: dict[str, float], about: dict[str, Any], output: Path) 
             f"{pooled['count_mae_apart']:.2f} cells off an image ({pooled['count_mape_apart']:.1%}), "
             f"bias {pooled['count_bias_apart']:+.2f}",
         ),
+        (
+            "inner",
+            f"f1 {pooled['f1_inner']:.4f}, dice {pooled['dice_inner']:.4f}, count bias "
+            f"{pooled['count_bias_inner']:+.2f}: without objects at the border ({pooled['n_border']} true cells)",
+        ),
         *extra_rows(about),
         ("results", _common.printable(output)),
     ]
