@@ -39,8 +39,10 @@ def check(context: click.Context, given: Mapping[str, Any]) -> Path:
     """
     judged = _judged_folder(context, given)
     mode = _mode(given)
-    if given["masks"] is None and mode != "describe":
-        raise click.UsageError("give --masks DIR, the truth to judge by")
+    if given["counts"] is not None:
+        _check_counts(given)
+    elif given["masks"] is None and mode != "describe":
+        raise click.UsageError("give --masks DIR or --counts FILE.csv, the truth to judge by")
     _check_unused(context, given, mode)
     output = given["output"]
     if output is None:
@@ -51,6 +53,13 @@ def check(context: click.Context, given: Mapping[str, Any]) -> Path:
             "--describe write"
         )
     return judged
+
+
+def _check_counts(given: Mapping[str, Any]) -> None:
+    """Refuse what needs to know where the true cells are."""
+    for name in ("masks", *EXTRAS, *MODES):
+        if given[name]:
+            raise click.UsageError(f"{_flag(name)} and --counts exclude each other: counts do not say where cells are")
 
 
 def _judged_folder(context: click.Context, given: Mapping[str, Any]) -> Path:

@@ -27,6 +27,7 @@ Examples:
   cellseg-evaluate --model my.onnx --images val/images --masks val/masks -o scores/
   cellseg-evaluate --labels other-tool/ --masks val/masks -o scores/       any tool's label images
   cellseg-evaluate --images val/images --masks val/masks -o scores/ --sweep --anatomy
+  cellseg-evaluate --images val/images --counts by-hand.csv -o agreement/  counts by hand: image,count
   cellseg-evaluate --calibrate --model my.onnx --images val/images --masks val/masks -o calibrated.onnx
   cellseg-evaluate --describe --images new/ -o about-new/
   cellseg-evaluate --describe --model my.onnx --images train/images --masks train/masks -o described.onnx
@@ -42,6 +43,9 @@ Results (those of an earlier evaluation are replaced):
   OUT/sweep.png      with --sweep, the figure; its numbers in sweep.csv; reliability.png, reliability.json: are the
                      probabilities true
   OUT/anatomy/       with --anatomy, contact sheets by kind of error; each error with its place in anatomy.csv
+With --counts instead:
+  OUT/agreement.json bias and limits of agreement   OUT/agreement.csv  a row an image
+  OUT/agreement.png  the differences against the counts (Bland and Altman's plot)
 With --describe instead:
   OUT/data.png       the figure; its numbers in data.json and data.csv
   OUT.onnx           or OUT.safetensors: the model, with what these images, its training images, are like
@@ -63,6 +67,7 @@ class Options:
     images: Path | None
     labels: Path | None
     masks: Path | None
+    counts: Path | None
     output: Path
     min_area: int | None
     save_labels: bool
@@ -143,6 +148,13 @@ class Options:
 @click.option("--labels", metavar="DIR", type=click.Path(path_type=Path), help="Label images to judge, no model.")
 @click.option("--masks", metavar="DIR", type=click.Path(path_type=Path), help="The truth.")
 @click.option(
+    "--counts",
+    metavar="FILE.csv",
+    type=click.Path(path_type=Path),
+    help="Counts by hand instead of --masks: columns image and count. Every object counts, specks only with "
+    "--min-area not.",
+)
+@click.option(
     "-o",
     "--output",
     metavar="OUT",
@@ -180,8 +192,17 @@ def command(context: click.Context, /, **given: Any) -> int:
     _common.set_up_logging(given["verbose"])
     judged = _modes.check(context, given)
     options = Options(**given)
-    if options.sweep or options.calibrate or (options.describe and not _modes.is_model_file(options.output)):
+    if (
+        options.counts
+        or options.sweep
+        or options.calibrate
+        or (options.describe and not _modes.is_model_file(options.output))
+    ):
         _common.require_packages("plots", "matplotlib")
+    if options.counts is not None:
+        from cellseg_deploy.cli import _counts
+
+        return _counts.run(options, judged)
     if options.calibrate:
         from cellseg_deploy.cli import _calibrate
 
