@@ -143,12 +143,15 @@ class Scorer:
 def figures(scores: Sequence[ImageScore]) -> dict[str, float]:
     """``metrics.pool`` and ``area_error``: |covered / truly covered - 1|.
 
-    ``map`` only where the images were scored at all its IoU levels; the search needs one, which is quicker.
+    ``map`` and ``map_inner`` only where the images were scored at all their IoU levels; the search needs one, which is
+    quicker.
     """
-    covered = sum(score.predicted_px for score in scores) / max(sum(score.true_px for score in scores), 1)
+    covered = sum(score.foreground.predicted_px for score in scores) / max(
+        sum(score.foreground.true_px for score in scores), 1
+    )
     pooled = {**pool(scores), "area_error": abs(covered - 1)}
     if scores[0].thresholds != MAP_THRESHOLDS:
-        del pooled["map"]
+        del pooled["map"], pooled["map_inner"]
     return pooled
 
 

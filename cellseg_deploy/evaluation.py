@@ -49,9 +49,11 @@ _CSV_APART = (
     "counted_true",
     "counted_predicted",
 )
+_CSV_INNER = ("f1_inner", "dice_inner", "n_true_inner", "n_predicted_inner", "count_error_inner", "n_border")
 CSV_COLUMNS = (
     *("image", *_CSV_RATIOS, "n_true", "n_predicted", "count_error", "tp", "fp", "fn", "merges", "splits"),
     *_CSV_APART,
+    *_CSV_INNER,
 )
 
 
@@ -181,24 +183,31 @@ def csv_rows(scored: Sequence[tuple[str, metrics.ImageScore]]) -> list[list[Any]
     for name, score in scored:
         alone = metrics.pool([score])
         tp = score.matches_at(metrics.F1_THRESHOLD)
+        level = metrics.level_of(metrics.F1_THRESHOLD, score.thresholds)
+        counts, apart, inner = (cells.counts(level) for cells in (score.whole, score.apart, score.inner))
         rows.append(
             [
                 name,
                 *(alone[key] for key in _CSV_RATIOS),
                 score.n_true,
                 score.n_predicted,
-                score.counted[1] - score.counted[0],
+                counts[1] - counts[0],
                 tp,
                 score.n_predicted - tp,
                 score.n_true - tp,
                 score.merges,
                 score.splits,
                 alone["f1_apart"],
-                score.n_true_apart,
-                score.n_predicted_apart,
-                score.counted_apart[1] - score.counted_apart[0],
+                score.apart.n_true,
+                score.apart.n_predicted[level],
+                apart[1] - apart[0],
                 alone["n_clumps"],
-                *score.counted,
+                *counts,
+                alone["f1_inner"],
+                alone["dice_inner"],
+                *inner,
+                inner[1] - inner[0],
+                alone["n_border"],
             ]
         )
     return rows

@@ -131,7 +131,7 @@ def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
     Raises ``UsageError`` if a folder is none, ``NothingToDoError`` if there is no image, ``DataError`` naming the
     files if one has no partner or two share a stem.
     """
-    images, masks = _by_stem(images_dir), _by_stem(masks_dir)
+    images, masks = images_by_stem(images_dir), images_by_stem(masks_dir)
     if not images:
         raise NothingToDoError(f"{images_dir}: no image found; expected files ending in {', '.join(SUFFIXES)}")
     for here, there, what, folder in (
@@ -143,7 +143,7 @@ def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
             more = f" (and {len(lonely) - 1} more)" if len(lonely) > 1 else ""
             raise DataError(
                 f"{lonely[0]}{more}: no {what} of the same name in {folder}; "
-                f"expected {_stem(lonely[0].name)} with one of {', '.join(SUFFIXES)}; add it or take the file out"
+                f"expected {stem_of(lonely[0].name)} with one of {', '.join(SUFFIXES)}; add it or take the file out"
             )
     return [Pair(stem, images[stem], masks[stem]) for stem in sorted(images)]
 
@@ -257,7 +257,7 @@ def _unique_folder_names(folders: list[Path]) -> dict[Path, str]:
     return prefixes
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """``name`` without image endings; ``a.png.tif``, the label image of ``a.png``, has the stem ``a`` too."""
     stem = name
     while stem.lower().endswith(SUFFIXES) and "." in stem.rpartition("/")[2][1:]:
@@ -265,12 +265,16 @@ def _stem(name: str) -> str:
     return stem
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """The images of ``folder`` by relative path and stem.
+
+    Raises ``UsageError`` if it is no folder, ``DataError`` naming the files if two share a stem.
+    """
     if not os.path.isdir(folder):
         raise UsageError(f"{folder}: not a folder; expected one with images")
     stems: dict[str, Path] = {}
     for found in find_images([folder], follow_links=True):
-        stem = _stem(found.name)
+        stem = stem_of(found.name)
         if stem in stems:
             raise DataError(
                 f"{stems[stem]} and {found.path} share the stem {stem}; images and masks pair by stem: rename one"

@@ -24,6 +24,16 @@ So the same numbers are also given with such components left out, under names th
     matched among themselves. ``n_clumps``: true components left out. The rule looks at the truth alone, so it is the
     same for every model; where the truth has instances, it leaves out the few large cells of odd shape.
 
+Sources of truth differ in what they draw of a cell that the image border cuts: all of it, none, or only large pieces.
+So the same numbers are also given without border objects on either side, under names that end in ``_inner``:
+    A *border object*, speck or cell, has a pixel in the outermost row or column of the image. True border cells count
+    neither way. Nor does a predicted cell that is a border object, or more than half of whose area lies in one true
+    border object, unless it is matched to an inner true cell: then it is a TP like any other.
+    ``f1_inner``, ``precision_inner``, ``recall_inner``, ``map_inner``, ``count_*_inner``: as above, with
+    TP = the largest matching of the inner true cells to all predicted ones, found = inner predicted cells + the other
+    predicted cells matched (as few of these as possible; at IoU 0.5 for the counts). The count rule has no say here.
+    ``dice_inner``: Dice over the pixels that lie in no border object of either side. ``n_border``: true cells left out.
+
 Pooling: pixels, TP, FP and FN are summed over images before a ratio is formed, as stardist's
 ``matching_dataset(by_image=False)`` does; the count errors are means over images.
 
@@ -46,6 +56,7 @@ from cellseg_deploy.errors import UsageError
 from cellseg_deploy.measure import boxes, solidities
 from cellseg_deploy.runs import Ints, check_labels
 
+Flags = npt.NDArray[np.bool_]
 MAP_THRESHOLDS: tuple[float, ...] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 F1_THRESHOLD = 0.5
 CLUMP_AREA, CLUMP_SOLIDITY = 1.3, 0.93
@@ -54,43 +65,82 @@ MIN_AREA_PX = 200
 
 
 @dataclass(frozen=True)
-class ImageScore:
-    """Sums of one image from which every metric follows, alone or pooled.
+class CellSums:
+    """Sums over some of an image's cells: all of them, those apart from clumps, or the inner ones.
 
-    ``true_positives[i]``: matches at IoU >= ``thresholds[i]``. ``strict_matches``, ``strict_iou``: number and summed
-    IoU of the pairs with IoU > 0.5. ``*_px``: foreground pixels of truth, prediction and both. ``n_true_apart``,
-    ``n_predicted_apart``, ``true_positives_apart``: without true components that look like several cells and what was
-    predicted in them. ``counted``, ``counted_apart``: true and predicted cells that the count rule lets in.
+    At each threshold ``true_positives``: matches; ``n_predicted``: predicted cells that count there. ``counted``: true
+    and predicted cells that the count rule lets in, None where it has no say.
     """
 
     n_true: int
-    n_predicted: int
-    thresholds: tuple[float, ...]
+    n_predicted: tuple[int, ...]
     true_positives: tuple[int, ...]
+    counted: tuple[int, int] | None
+
+    def counts(self, level: int) -> tuple[int, int]:
+        """True and predicted cells for the count errors; ``level``: of the threshold 0.5."""
+        return self.counted or (self.n_true, self.n_predicted[level])
+
+
+@dataclass(frozen=True)
+class ForegroundSums:
+    """Foreground pixels of truth, prediction and both."""
+
+    true_px: int
+    predicted_px: int
+    common_px: int
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """Sums of one image from which every metric follows, alone or pooled.
+
+    ``whole``: of all cells; ``apart``: without true components that look like several cells and what was predicted in
+    them; ``inner``: without border objects. ``foreground``, ``inner_foreground``: over all pixels, and over those in
+    no border object. ``strict_matches``, ``strict_iou``: number and summed IoU of the pairs with IoU > 0.5.
+    """
+
+    thresholds: tuple[float, ...]
+    whole: CellSums
+    apart: CellSums
+    inner: CellSums
+    foreground: ForegroundSums
+    inner_foreground: ForegroundSums
     strict_matches: int
     strict_iou: float
     merges: int
     splits: int
-    true_px: int
-    predicted_px: int
-    common_px: int
-    n_true_apart: int
-    n_predicted_apart: int
-    true_positives_apart: tuple[int, ...]
-    counted: tuple[int, int]
-    counted_apart: tuple[int, int]
 
-    def matches_at(self, threshold: float, *, apart: bool = False) -> int:
+    @property
+    def n_true(self) -> int:
+        """True cells."""
+        return self.whole.n_true
+
+    @property
+    def n_predicted(self) -> int:
+        """Predicted cells."""
+        return self.whole.n_predicted[0]
+
+    @property
+    def true_positives(self) -> tuple[int, ...]:
+        """Matches at IoU >= each of ``thresholds``."""
+        return self.whole.true_positives
+
+    def matches_at(self, threshold: float) -> int:
         """True positives at ``threshold``; raises ``UsageError`` if the image was not scored there."""
-        positives = self.true_positives_apart if apart else self.true_positives
-        for known, matches in zip(self.thresholds, positives, strict=True):
-            if abs(known - threshold) < 1e-9:
-                return matches
-        raise UsageError(f"not scored at IoU {threshold:g}, only at {', '.join(f'{t:g}' for t in self.thresholds)}")
+        return self.true_positives[level_of(threshold, self.thresholds)]
 
     def f1_at(self, threshold: float) -> float:
         """F1 = 2 TP / (true + predicted cells) at ``threshold``, 1.0 for an empty image found empty."""
         return _ratio(2 * self.matches_at(threshold), self.n_true + self.n_predicted)
+
+
+def level_of(threshold: float, thresholds: Sequence[float]) -> int:
+    """Where ``threshold`` is among ``thresholds``. Raises ``UsageError`` if it is not."""
+    for level, known in enumerate(thresholds):
+        if abs(known - threshold) < 1e-9:
+            return level
+    raise UsageError(f"not scored at IoU {threshold:g}, only at {', '.join(f'{t:g}' for t in thresholds)}")
 
 
 def score_image(
@@ -119,34 +169,65 @@ def score_image(
 
     clumps = kept_true & looks_like_several(true, overlap, kept_true)
     swallowed = in_clumps(overlap, clumps)
-    apart = ~clumps[true_index] & ~swallowed[predicted_index]
+    image_hw = (true.shape[0], true.shape[1])
+    true_boxes, predicted_boxes = boxes(true, overlap.true_number), boxes(predicted, overlap.predicted_number)
+    border_true = ~counted(true_boxes, image_hw, "exclude-border")
+    border_predicted = ~counted(predicted_boxes, image_hw, "exclude-border")
+    doubtful = border_predicted | in_clumps(overlap, border_true)
 
-    count_true, count_predicted = kept_true, kept_predicted
-    if count_rule != "all":
-        image_hw = (true.shape[0], true.shape[1])
-        count_true = kept_true & counted(boxes(true, overlap.true_number), image_hw, count_rule)
-        count_predicted = kept_predicted & counted(boxes(predicted, overlap.predicted_number), image_hw, count_rule)
     nearby = [at_least(common, union, float(t)) for t in thresholds]
     strict = 2 * common > union
+    choices = [bool((near & ~strict).any()) for near in nearby]  # above IoU 0.5 a cell has one partner at most
+
+    def matches(true_cells: Flags, predicted_cells: Flags) -> tuple[int, ...]:
+        among = true_cells[true_index] & predicted_cells[predicted_index]
+        return tuple(
+            len(match(true_index, predicted_index, near & among)) if several else int((near & among).sum())
+            for near, several in zip(nearby, choices, strict=True)
+        )
+
+    def sums(true_cells: Flags, predicted_cells: Flags) -> CellSums:
+        return CellSums(
+            n_true=int(true_cells.sum()),
+            n_predicted=(int(predicted_cells.sum()),) * len(nearby),
+            true_positives=matches(true_cells, predicted_cells),
+            counted=(
+                int((true_cells & counted(true_boxes, image_hw, count_rule)).sum()),
+                int((predicted_cells & counted(predicted_boxes, image_hw, count_rule)).sum()),
+            ),
+        )
+
+    inner_true = kept_true & ~border_true
+    inner = sums(inner_true, kept_predicted & ~doubtful)
+    # A matching can only grow along paths that leave no matched cell behind: the growth is what the others add.
+    positives = matches(inner_true, kept_predicted)
+    found = tuple(
+        n + more - fewer for n, more, fewer in zip(inner.n_predicted, positives, inner.true_positives, strict=True)
+    )
     holds_true = predicted_index[2 * common > true_area]
     holds_predicted = true_index[2 * common > predicted_area]
     return ImageScore(
-        n_true=int(kept_true.sum()),
-        n_predicted=int(kept_predicted.sum()),
         thresholds=tuple(float(t) for t in thresholds),
-        true_positives=tuple(len(match(true_index, predicted_index, near)) for near in nearby),
+        whole=sums(kept_true, kept_predicted),
+        apart=sums(kept_true & ~clumps, kept_predicted & ~swallowed),
+        inner=CellSums(inner.n_true, found, positives, counted=None),
+        foreground=_foreground(overlap, np.zeros_like(border_true), np.zeros_like(border_predicted)),
+        inner_foreground=_foreground(overlap, border_true, border_predicted),
         strict_matches=int(strict.sum()),
         strict_iou=float((common[strict] / union[strict]).sum()),
         merges=int((np.bincount(holds_true) >= 2).sum()),
         splits=int((np.bincount(holds_predicted) >= 2).sum()),
-        true_px=int(overlap.true_area.sum()),
-        predicted_px=int(overlap.predicted_area.sum()),
-        common_px=int(overlap.common_px.sum()),
-        n_true_apart=int((kept_true & ~clumps).sum()),
-        n_predicted_apart=int((kept_predicted & ~swallowed).sum()),
-        true_positives_apart=tuple(len(match(true_index, predicted_index, near & apart)) for near in nearby),
-        counted=(int(count_true.sum()), int(count_predicted.sum())),
-        counted_apart=(int((count_true & ~clumps).sum()), int((count_predicted & ~swallowed).sum())),
+    )
+
+
+def _foreground(overlap: OverlapTable, without_true: Flags, without_predicted: Flags) -> ForegroundSums:
+    """Foreground over the pixels in none of the objects ``without_true`` (n_true,), ``without_predicted``."""
+    out_true, out_predicted = without_true[overlap.true_index], without_predicted[overlap.predicted_index]
+    common = overlap.common_px
+    return ForegroundSums(
+        true_px=int(overlap.true_area[~without_true].sum() - common[~out_true & out_predicted].sum()),
+        predicted_px=int(overlap.predicted_area[~without_predicted].sum() - common[out_true & ~out_predicted].sum()),
+        common_px=int(common[~out_true & ~out_predicted].sum()),
     )
 
 
@@ -167,7 +248,7 @@ def looks_like_several(
 def in_clumps(overlap: OverlapTable, clumps: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Which predicted objects have more than half of their area in one true object of ``clumps``, bool (n_predicted,).
 
-    ``clumps``: bool (n_true,).
+    ``clumps``: bool (n_true,), these or other true objects that are left out.
     """
     result = np.zeros(len(overlap.predicted_area), np.bool_)
     mostly = 2 * overlap.common_px > overlap.predicted_area[overlap.predicted_index]
@@ -188,39 +269,57 @@ def pool(scores: Sequence[ImageScore]) -> dict[str, float]:
         raise UsageError("images were scored at different IoU thresholds; score them all alike")
     n_true = sum(score.n_true for score in scores)
     n_predicted = sum(score.n_predicted for score in scores)
-    matches_by_threshold = [sum(level) for level in zip(*(score.true_positives for score in scores), strict=True)]
     strict_iou = sum(score.strict_iou for score in scores)
-    common_px = sum(score.common_px for score in scores)
-    both_px = sum(score.true_px + score.predicted_px for score in scores)
+    whole, apart, inner = (
+        _found(cells, thresholds)
+        for cells in (
+            [score.whole for score in scores],
+            [score.apart for score in scores],
+            [score.inner for score in scores],
+        )
+    )
+    inner |= {"dice": _dice_iou([score.inner_foreground for score in scores])[0]}
+    dice, iou = _dice_iou([score.foreground for score in scores])
+    del apart["map"]
+    errors = [f"count_{name}" for name in ("mae", "bias", "mape")]
     return {
-        "dice": _ratio(2 * common_px, both_px),
-        "iou": _ratio(common_px, both_px - common_px),
-        **_found(scores, apart=False),
-        "map": float(np.mean([_ratio(tp, n_true + n_predicted - tp) for tp in matches_by_threshold])),
+        "dice": dice,
+        "iou": iou,
+        **{name: value for name, value in whole.items() if name not in errors},
         # TP + FP/2 + FN/2 = (true + predicted) / 2, whatever the number of matches.
         "pq_strict": _ratio(2 * strict_iou, n_true + n_predicted),
-        **_count_errors([score.counted for score in scores]),
-        **{f"{name}_apart": value for name, value in _found(scores, apart=True).items()},
-        **{f"{name}_apart": value for name, value in _count_errors([score.counted_apart for score in scores]).items()},
+        **{name: whole[name] for name in errors},
+        **{f"{name}_apart": value for name, value in apart.items()},
+        **{f"{name}_inner": value for name, value in inner.items()},
         "merges": sum(score.merges for score in scores),
         "splits": sum(score.splits for score in scores),
         "n_images": len(scores),
         "n_true": n_true,
         "n_predicted": n_predicted,
-        "n_clumps": n_true - sum(score.n_true_apart for score in scores),
+        "n_clumps": n_true - sum(score.apart.n_true for score in scores),
+        "n_border": n_true - sum(score.inner.n_true for score in scores),
     }
 
 
-def _found(scores: Sequence[ImageScore], *, apart: bool) -> dict[str, float]:
-    """F1, precision and recall of all cells, or of those ``apart`` from clumps."""
-    n_true = sum(score.n_true_apart if apart else score.n_true for score in scores)
-    n_predicted = sum(score.n_predicted_apart if apart else score.n_predicted for score in scores)
-    matches = sum(score.matches_at(F1_THRESHOLD, apart=apart) for score in scores)
+def _found(cells: Sequence[CellSums], thresholds: Sequence[float]) -> dict[str, float]:
+    """F1, precision, recall and mean AP of the cells of some images, and their count errors."""
+    n_true = sum(image.n_true for image in cells)
+    n_predicted = [sum(level) for level in zip(*(image.n_predicted for image in cells), strict=True)]
+    positives = [sum(level) for level in zip(*(image.true_positives for image in cells), strict=True)]
+    at = level_of(F1_THRESHOLD, thresholds)
     return {
-        "f1": _ratio(2 * matches, n_true + n_predicted),
-        "precision": _share(matches, n_predicted, n_true),
-        "recall": _share(matches, n_true, n_predicted),
+        "f1": _ratio(2 * positives[at], n_true + n_predicted[at]),
+        "precision": _share(positives[at], n_predicted[at], n_true),
+        "recall": _share(positives[at], n_true, n_predicted[at]),
+        "map": float(np.mean([_ratio(tp, n_true + n - tp) for tp, n in zip(positives, n_predicted, strict=True)])),
+        **_count_errors([image.counts(at) for image in cells]),
     }
+
+
+def _dice_iou(images: Sequence[ForegroundSums]) -> tuple[float, float]:
+    common = sum(image.common_px for image in images)
+    both = sum(image.true_px + image.predicted_px for image in images)
+    return _ratio(2 * common, both), _ratio(common, both - common)
 
 
 def _count_errors(counts: Sequence[tuple[int, int]]) -> dict[str, float]:

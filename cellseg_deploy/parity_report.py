@@ -153,7 +153,7 @@ class ParityReport:
         parts = [image.tasks[task] for image in self.images]
         scores = [part.score for part in parts]
         found = sum(s.n_true + s.n_predicted for s in scores)
-        foreground = sum(s.true_px + s.predicted_px for s in scores)
+        foreground = sum(s.foreground.true_px + s.foreground.predicted_px for s in scores)
         worst = max(
             self.images, key=lambda image: (abs(image.tasks[task].count_difference), image.tasks[task].differing_px)
         )
@@ -166,7 +166,7 @@ class ParityReport:
             "candidate_cells": sum(s.n_predicted for s in scores),
             "max_count_difference": max(abs(part.count_difference) for part in parts),
             **f1,
-            "dice": 2 * sum(s.common_px for s in scores) / foreground if foreground else 1.0,
+            "dice": 2 * sum(s.foreground.common_px for s in scores) / foreground if foreground else 1.0,
             "merges": sum(s.merges for s in scores),
             "splits": sum(s.splits for s in scores),
             "differing_px": sum(part.differing_px for part in parts),

@@ -25,7 +25,9 @@ METRICS = [
     *("dice", "iou", "f1", "precision", "recall", "map", "pq_strict"),
     *("count_mae", "count_bias", "count_mape"),
     *("f1_apart", "precision_apart", "recall_apart", "count_mae_apart", "count_bias_apart", "count_mape_apart"),
-    *("merges", "splits", "n_images", "n_true", "n_predicted", "n_clumps"),
+    *("f1_inner", "precision_inner", "recall_inner", "map_inner"),
+    *("count_mae_inner", "count_bias_inner", "count_mape_inner", "dice_inner"),
+    *("merges", "splits", "n_images", "n_true", "n_predicted", "n_clumps", "n_border"),
 ]
 CENTRES: dict[str, list[tuple[float, float]]] = {"a": [(20, 20), (60, 30), (40, 60)], "b": [(30, 40)], "empty": []}
 

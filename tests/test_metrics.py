@@ -17,7 +17,9 @@ KEYS = [
     *("dice", "iou", "f1", "precision", "recall", "map", "pq_strict"),
     *("count_mae", "count_bias", "count_mape"),
     *("f1_apart", "precision_apart", "recall_apart", "count_mae_apart", "count_bias_apart", "count_mape_apart"),
-    *("merges", "splits", "n_images", "n_true", "n_predicted", "n_clumps"),
+    *("f1_inner", "precision_inner", "recall_inner", "map_inner"),
+    *("count_mae_inner", "count_bias_inner", "count_mape_inner", "dice_inner"),
+    *("merges", "splits", "n_images", "n_true", "n_predicted", "n_clumps", "n_border"),
 ]
 
 
@@ -40,7 +42,9 @@ def test_keys_are_those_of_the_report() -> None:
 def test_identical_labels_are_perfect() -> None:
     labels = image((0, 0, 10, 10), (20, 20, 10, 20))
     metrics = pool([score(labels, labels)])
-    assert [metrics[key] for key in KEYS] == [1] * 7 + [0] * 3 + [1] * 3 + [0] * 5 + [1, 2, 2, 0]
+    assert [metrics[key] for key in KEYS] == (
+        [1] * 7 + [0] * 3 + [1] * 3 + [0] * 3 + [1] * 4 + [0] * 3 + [1] + [0] * 2 + [1, 2, 2, 0, 1]
+    )
 
 
 def test_shifted_square_by_hand() -> None:

@@ -71,7 +71,7 @@ def test_specks_do_not_lower_the_median() -> None:
     small_and_odd = [(40, 60, 4, 10), (44, 60, 6, 4)]
     true = image(*SINGLE, small_and_odd, DUMBBELL, *specks)
     score = score_image(true, true, min_area_px=50)
-    assert (score.n_true, score.n_true_apart, score.n_predicted_apart) == (5, 4, 4)
+    assert (score.n_true, score.apart.n_true, score.apart.n_predicted[0]) == (5, 4, 4)
     assert pool([score])["n_clumps"] == 1
 
 

@@ -39,18 +39,21 @@ def check(context: click.Context, given: Mapping[str, Any]) -> Path:
     """
     judged = _judged_folder(context, given)
     mode = _mode(given)
-    marks = [name for name in ("masks", "boxes", "points") if given[name] is not None]
-    if len(marks) > 1:
-        raise click.UsageError(f"{_flag(marks[0])} and {_flag(marks[1])} exclude each other; give one truth")
-    if marks and marks[0] != "masks":
+    truths = [name for name in ("masks", "boxes", "points", "counts") if given[name] is not None]
+    if len(truths) > 1:
+        raise click.UsageError(f"{_flag(truths[0])} and {_flag(truths[1])} exclude each other; give one truth")
+    truth = truths[0] if truths else ""
+    if truth in ("boxes", "points"):
         for name in (*MODES, *EXTRAS):
             if given[name]:
-                raise click.UsageError(f"{_flag(name)} needs --masks, not {_flag(marks[0])}")
-        refuse_options(context, ("count_rule",), f"has no part in {_flag(marks[0])}: border objects count neither way")
+                raise click.UsageError(f"{_flag(name)} needs --masks, not {_flag(truth)}")
+        refuse_options(context, ("count_rule",), f"has no part in {_flag(truth)}: border objects count neither way")
     elif given["classes"] is not None:
         raise click.UsageError("--classes needs --boxes or --points")
-    if not marks and mode != "describe":
-        raise click.UsageError("give --masks DIR, the truth to judge by (or --boxes or --points)")
+    if truth == "counts":
+        _check_counts(given)
+    if not truth and mode != "describe":
+        raise click.UsageError("give --masks DIR, the truth to judge by (or --boxes, --points or --counts FILE.csv)")
     _check_unused(context, given, mode)
     output = given["output"]
     if output is None:
@@ -61,6 +64,13 @@ def check(context: click.Context, given: Mapping[str, Any]) -> Path:
             "--describe write"
         )
     return judged
+
+
+def _check_counts(given: Mapping[str, Any]) -> None:
+    """Refuse what needs to know where the true cells are."""
+    for name in ("masks", *EXTRAS, *MODES):
+        if given[name]:
+            raise click.UsageError(f"{_flag(name)} and --counts exclude each other: counts do not say where cells are")
 
 
 def _judged_folder(context: click.Context, given: Mapping[str, Any]) -> Path:

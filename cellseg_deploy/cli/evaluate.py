@@ -30,6 +30,7 @@ Examples:
   cellseg-evaluate --model my.onnx --images val/images --masks val/masks -o scores/
   cellseg-evaluate --labels other-tool/ --masks val/masks -o scores/       any tool's label images
   cellseg-evaluate --images val/images --masks val/masks -o scores/ --sweep --anatomy
+  cellseg-evaluate --images val/images --counts by-hand.csv -o agreement/  counts by hand: image,count
   cellseg-evaluate --calibrate --model my.onnx --images val/images --masks val/masks -o calibrated.onnx
   cellseg-evaluate --describe --images new/ -o about-new/
   cellseg-evaluate --describe --model my.onnx --images train/images --masks train/masks -o described.onnx
@@ -45,6 +46,9 @@ Results (those of an earlier evaluation are replaced):
   OUT/sweep.png      with --sweep, the figure; its numbers in sweep.csv; reliability.png, reliability.json: are the
                      probabilities true
   OUT/anatomy/       with --anatomy, contact sheets by kind of error; each error with its place in anatomy.csv
+With --counts instead:
+  OUT/agreement.json bias and limits of agreement   OUT/agreement.csv  a row an image
+  OUT/agreement.png  the differences against the counts (Bland and Altman's plot)
 With --describe instead:
   OUT/data.png       the figure; its numbers in data.json and data.csv
   OUT.onnx           or OUT.safetensors: the model, with what these images, its training images, are like
@@ -69,6 +73,7 @@ class Options:
     boxes: Path | None
     points: Path | None
     classes: str | None
+    counts: Path | None
     output: Path
     min_area: int | None
     save_labels: bool
@@ -182,6 +187,13 @@ class Options:
 )
 @click.option("--classes", metavar="A,B", help="Of boxes or points, only these classes count; others neither way.")
 @click.option(
+    "--counts",
+    metavar="FILE.csv",
+    type=click.Path(path_type=Path),
+    help="Counts by hand instead of --masks: columns image and count. Every object counts, specks only with "
+    "--min-area not.",
+)
+@click.option(
     "-o",
     "--output",
     metavar="OUT",
@@ -223,8 +235,17 @@ def command(context: click.Context, /, **given: Any) -> int:
     _common.set_up_logging(given["verbose"])
     judged = _modes.check(context, given)
     options = Options(**given)
-    if options.sweep or options.calibrate or (options.describe and not _modes.is_model_file(options.output)):
+    if (
+        options.counts
+        or options.sweep
+        or options.calibrate
+        or (options.describe and not _modes.is_model_file(options.output))
+    ):
         _common.require_packages("plots", "matplotlib")
+    if options.counts is not None:
+        from cellseg_deploy.cli import _counts
+
+        return _counts.run(options, judged)
     if options.calibrate:
         from cellseg_deploy.cli import _calibrate
 
@@ -342,6 +363,11 @@ def _print_table(pooled: dict[str, float], about: dict[str, Any], output: Path) 
             "  count",
             f"{pooled['count_mae_apart']:.2f} cells off an image ({pooled['count_mape_apart']:.1%}), "
             f"bias {pooled['count_bias_apart']:+.2f}",
+        ),
+        (
+            "inner",
+            f"f1 {pooled['f1_inner']:.4f}, dice {pooled['dice_inner']:.4f}, count bias "
+            f"{pooled['count_bias_inner']:+.2f}: without objects at the border ({pooled['n_border']} true cells)",
         ),
         *extra_rows(about),
         ("results", _common.printable(output)),

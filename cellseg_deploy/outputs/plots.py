@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from cellseg_deploy.agreement import Limits
     from cellseg_deploy.reliability import Reliability
     from cellseg_deploy.sweep import Point
 
@@ -117,6 +118,43 @@ def curves_png(
         axis.set_ylabel(y_label)
     axes[0].legend(fontsize=8, loc="center left")
     figure.suptitle(title, fontsize=11)
+    return to_png(figure)
+
+
+def agreement_png(by_hand: npt.NDArray[np.int64], found: npt.NDArray[np.int64], limits: Limits) -> bytes:
+    """Bland and Altman's plot: each image's difference ``found - by_hand`` against the mean of both counts, (n,) each.
+
+    Lines at the bias and the limits of agreement, with their values and at the right their 95 % confidence intervals.
+    """
+    figure, (axis,) = make_figure(1, 1, (8.2, 5))
+    axis.axhline(0, color="0.5", linewidth=1, zorder=1)
+    # The three intervals beside each other: with few images they overlap.
+    for name, one, colour, style, place in (
+        ("bias", limits.bias, COLOURS[0], "-", 0.975),
+        ("lower limit", limits.lower, COLOURS[1], "--", 0.955),
+        ("upper limit", limits.upper, COLOURS[1], "--", 0.995),
+    ):
+        if not np.isfinite(one.value) or (one is not limits.bias and limits.sd == 0):
+            continue  # one image has no limits, and of equal differences they are the bias
+        axis.axhline(one.value, color=colour, linestyle=style, linewidth=1.6)
+        if np.isfinite(one.low):
+            ends = ([place, place], [one.low, one.high])
+            axis.plot(*ends, color=colour, marker="_", linewidth=2, transform=axis.get_yaxis_transform())
+        axis.annotate(
+            f"{name}\n{one.value:+.1f}",
+            (1.01, one.value),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            color=colour,
+            fontsize=9,
+            annotation_clip=False,
+        )
+    axis.scatter((by_hand + found) / 2, found - by_hand, s=26, color="0.15", alpha=0.65, linewidths=0, zorder=3)
+    low, high = axis.get_xlim()
+    axis.set_xlim(low, high + 0.07 * (high - low))
+    axis.set_xlabel("cells an image, mean of found and by hand")
+    axis.set_ylabel("found - by hand, cells an image")
+    figure.suptitle(f"Agreement with counts by hand (images: {limits.n}); bars: 95 % confidence intervals", fontsize=11)
     return to_png(figure)
 
 
