@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg_benchmarks.memory import meminfo
+from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.backends.device_class import device_class
 from cellseg_deploy.errors import CellsegError
 
@@ -120,7 +121,7 @@ def look() -> Machine:
         logical_cores=os.cpu_count(),
         physical_cores=physical_cores(cpuinfo),
         cores=usable_cores(),
-        cpu_quota=cpu_quota(_read("/sys/fs/cgroup/cpu.max")),
+        cpu_quota=thread_plans.cpu_quota(),
         last_level_cache_bytes=cache_bytes(_read("/sys/devices/system/cpu/cpu0/cache/index3/size")),
         memory_bytes=meminfo().get("MemTotal"),
         gpu=gpu,
@@ -177,14 +178,6 @@ def physical_cores(cpuinfo: str) -> int | None:
     sockets = re.findall(r"^physical id\s*:\s*(\d+)", cpuinfo, re.MULTILINE)
     cores = re.findall(r"^core id\s*:\s*(\d+)", cpuinfo, re.MULTILINE)
     return len(set(zip(sockets, cores, strict=False))) or None
-
-
-def cpu_quota(text: str) -> float | None:
-    """Cores' worth of time that a cgroup grants, from the text of its cpu.max; None without a limit."""
-    words = text.split()
-    if len(words) != 2 or words[0] == "max":
-        return None
-    return int(words[0]) / int(words[1])
 
 
 def cache_bytes(text: str) -> int | None:

@@ -1,7 +1,7 @@
 """Cell segmentation from a model file to counts, without PyTorch.
 
 >>> from cellseg_deploy import Segmenter
->>> segmentation = Segmenter.from_file("model.onnx")(image_hwc)  # doctest: +SKIP
+>>> segmentation = Segmenter.from_file()("smear.png")  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ called, one that many images share in a folder run.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from cellseg_deploy.field_of_view import (
 )
 from cellseg_deploy.field_of_view import note as field_note
 from cellseg_deploy.image_tiles import ImageTiles, StageClock
+from cellseg_deploy.images import read_image
 from cellseg_deploy.instances import check_params, segment
 from cellseg_deploy.measure import CellTable, measure
 from cellseg_deploy.model_spec import InstanceParams
@@ -173,12 +174,20 @@ class Segmenter:
             opened.close()
             raise
 
-    def __call__(self, image_hwc: npt.NDArray[np.uint8], *, field: Field = "auto") -> Segmentation:
-        """Cells of ``image_hwc``, uint8 RGB (h, w, 3) of any size from 1 x 1. ``field``: as in ``segment``.
+    def __call__(self, image: npt.NDArray[np.uint8] | str | Path | Any, *, field: Field = "auto") -> Segmentation:
+        """Cells of ``image``: uint8 RGB (h, w, 3) of any size from 1 x 1, the path of an image file, or a PIL image.
 
-        Raises ``UsageError`` if it is no such array, ``DataError`` if the network's answer for it is unusable.
+        A file is read as ``cellseg-infer`` does (``images.read_image``), whose remarks are then among the ``notes``.
+        ``field``: as in ``segment``.
+
+        Raises ``UsageError`` if it is none of these, ``DataError`` if the file cannot be used or the network's answer
+        for it is unusable.
         """
-        return self.segment(image_hwc, self._alone(), field=field)
+        if isinstance(image, (str, Path)):
+            loaded = read_image(Path(image))
+            found = self.segment(loaded.pixels_hwc, self._alone(), field=field)
+            return replace(found, notes=(*loaded.notes, *found.notes))
+        return self.segment(_as_array(image), self._alone(), field=field)
 
     def segment(
         self,
@@ -319,6 +328,18 @@ def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uin
         return image_hwc
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image_hwc, (width, height), interpolation=method), np.uint8)
+
+
+def _as_array(image: Any) -> npt.NDArray[np.uint8]:
+    """A PIL image as RGB; an array as it is."""
+    if isinstance(image, np.ndarray):
+        return image
+    if type(image).__module__.partition(".")[0] == "PIL":
+        return np.asarray(image.convert("RGB"))
+    raise UsageError(
+        f"image must be a uint8 RGB array (h, w, 3), a path or a PIL image, got {type(image).__name__}; "
+        "call the segmenter once for each image, or run_folder for many"
+    )
 
 
 def _check_image(image_hwc: npt.NDArray[np.uint8]) -> None:

@@ -17,10 +17,12 @@ One thread in all (``exclusive``): helper and engine take turns.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from cellseg_deploy.errors import UsageError
 
@@ -61,10 +63,44 @@ def plan_for(n_cores: int, total: int | None, *, on_gpu: bool) -> ThreadPlan:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; a batch system often leaves a job only some
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processors that this process may use: those it may run on, and no more than a container's quota pays for."""
+    is_linux = hasattr(os, "sched_getaffinity")  # where a batch system often leaves a job only some
+    available = len(os.sched_getaffinity(0)) if is_linux else os.cpu_count() or 1
+    quota = cpu_quota()
+    return available if quota is None else max(1, min(available, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Cores' worth of time that the control groups of this process grant, the least of all; None without a limit.
+
+    Version 2 (cpu.max) and version 1 (cpu.cfs_quota_us) of the kernel's control groups. ``root``: where they are
+    mounted; ``own``: the file that names this process's groups. Inside a container both stand at the top.
+    """
+    folders = [root, root / "cpu", root / "cpu,cpuacct"]
+    for line in _text(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        mounted = root if not controllers else root / "cpu" if "cpu" in controllers.split(",") else None
+        if mounted is not None:
+            inner = mounted / path.strip("/")
+            folders += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
+    quotas = [quota for folder in folders if (quota := _quota_in(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _quota_in(folder: Path) -> float | None:
+    words = _text(folder / "cpu.max").split()
+    if not words:
+        words = [_text(folder / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    if len(words) != 2 or not all(word.isdigit() for word in words) or int(words[1]) == 0:  # "max", -1 or no such file
+        return None
+    return int(words[0]) / int(words[1])
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):  # another system, or a kernel without control groups
+        return ""
 
 
 @contextmanager

@@ -248,10 +248,10 @@ def test_a_report_never_speaks_of_a_model_that_is_not_there(
     ("arguments", "message"),
     [
         ((), "give --images DIR for a model to count, or --labels DIR"),
-        (("--images", "i"), r"give --masks DIR, the truth to judge by \(or --boxes, --points or --counts FILE.csv\)"),
+        (("--images", "i"), "give --masks DIR, the truth to judge by (or --boxes, --points or --counts FILE.csv)"),
         (
             ("--images", "i", "--calibrate", "-o", "x.onnx"),
-            r"give --masks DIR, the truth to judge by \(or --boxes, --points or --counts FILE.csv\)",
+            "give --masks DIR, the truth to judge by (or --boxes, --points or --counts FILE.csv)",
         ),
         (("--images", "i", "--masks", "m"), "give -o OUT, the folder for the results"),
         (("--images", "i", "--masks", "m", "--calibrate"), "--calibrate writes a model file: give -o OUT.onnx"),

@@ -22,9 +22,6 @@ TWO_SOCKETS = "".join(
 def test_cores() -> None:
     assert machine.physical_cores(TWO_SOCKETS) == 4
     assert machine.physical_cores("processor: 0\n") is None
-    assert machine.cpu_quota("150000 100000\n") == 1.5
-    assert machine.cpu_quota("max 100000\n") is None
-    assert machine.cpu_quota("") is None
 
 
 def test_cache() -> None:

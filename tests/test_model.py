@@ -70,7 +70,7 @@ def test_the_position_embedding_is_made_for_the_tile():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tile_size": 120}, "no multiple of the 14 px patch.*112 or 126"),
+        ({"tile_size": 120}, "not a multiple of the 14 px patch.*112 or 168"),
         ({"tile_size": 126}, "multiple of 8"),
         ({"encoder": "vit_huge_patch99_nowhere"}, "not known to timm"),
         ({"encoder": "resnet18"}, "ResNet, expected a plain vision transformer|cannot be built"),
@@ -117,7 +117,9 @@ def test_patches_of_16_give_their_own_grid(monkeypatch, encoder, prefix):
     assert not net.encoder.dynamic_img_size  # positions are constants of an exported graph
     assert run(config).shape == (2, 2, 64, 64)
     assert enliven_layer_scale(net, 0.5) == 4
-    with pytest.raises(UsageError, match=r"no multiple of the 16 px patch.*use 112 or 128|cannot be built for tiles"):
+    with pytest.raises(
+        UsageError, match=r"not a multiple of the 16 px patch.*use 112 or 128|cannot be built for tiles"
+    ):
         CellSegNet(ModelConfig(encoder=encoder, tile_size=120, decoder_channels=(16, 16, 8)))
 
 

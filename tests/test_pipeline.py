@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import DarknessBackend, draw_discs, make_spec
+from PIL import Image
 
 import cellseg_deploy
 from cellseg_deploy import pipeline
@@ -181,3 +184,21 @@ def test_public_names_are_lazy_and_complete() -> None:
         assert getattr(cellseg_deploy, name)
     with pytest.raises(AttributeError, match="nothing_here"):
         cellseg_deploy.nothing_here  # noqa: B018
+
+
+def test_a_path_and_a_pil_image_are_taken_as_well(image: np.ndarray, tmp_path: Path) -> None:
+    segmenter = Segmenter(DarknessBackend())
+    expected = segmenter(image).labels
+    picture = Image.fromarray(image)
+    assert np.array_equal(segmenter(picture).labels, expected)
+    picture.convert("L").save(tmp_path / "grey.png")
+    for path in (tmp_path / "grey.png", str(tmp_path / "grey.png")):
+        found = segmenter(path)
+        assert np.array_equal(found.labels, expected)
+        assert "grey image converted to RGB" in found.notes
+
+
+@pytest.mark.parametrize("wrong", [["a.png", "b.png"], None, 3, b"bytes"])
+def test_what_is_no_image_is_refused_by_its_type(wrong: object) -> None:
+    with pytest.raises(UsageError, match=f"a path or a PIL image, got {type(wrong).__name__}"):
+        Segmenter(DarknessBackend())(wrong)

@@ -96,3 +96,38 @@ def test_the_command_plans_for_the_device_that_will_be_opened(
     plan = _common.plan_threads(4, device=None, model=path, backend=backend)
     assert plan == (ThreadPlan(3, 1) if device == "cpu" else ThreadPlan(1, 4))
     assert _common.plan_threads(4, device="cuda:1", model=path, backend=backend) == ThreadPlan(1, 4)
+
+
+def group(root: Path, name: str, **files: str) -> None:
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, text in files.items():
+        (folder / file.replace("__", ".")).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("groups", "own", "expected"),
+    [
+        ({"": {"cpu__max": "150000 100000\n"}}, "0::/\n", 1.5),
+        ({"": {"cpu__max": "max 100000\n"}}, "0::/\n", None),
+        ({"a/b": {"cpu__max": "400000 100000"}, "a": {"cpu__max": "200000 100000"}}, "0::/a/b\n", 2.0),
+        ({"other": {"cpu__max": "100000 100000"}}, "0::/a\n", None),
+        ({"cpu": {"cpu__cfs_quota_us": "50000\n", "cpu__cfs_period_us": "100000\n"}}, "4:cpu,cpuacct:/\n", 0.5),
+        ({"cpu": {"cpu__cfs_quota_us": "-1\n", "cpu__cfs_period_us": "100000\n"}}, "4:cpu,cpuacct:/\n", None),
+        ({}, "", None),
+    ],
+)
+def test_the_quota_of_a_container_is_known(
+    tmp_path: Path, groups: dict[str, dict[str, str]], own: str, expected: float | None
+) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, files in groups.items():
+        group(tmp_path / "root", name, **files)
+    assert threads.cpu_quota(tmp_path / "root", tmp_path / "own") == expected
+
+
+def test_a_container_gets_as_many_threads_as_its_quota_pays_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for quota, expected in ((None, 8), (0.5, 1), (2.0, 2), (2.5, 3), (64.0, 8)):
+        monkeypatch.setattr(threads, "cpu_quota", lambda quota=quota: quota)
+        assert threads.cores() == expected

@@ -13,6 +13,7 @@ knows *where* its edge is; gaps of one or two pixels between cells are lost with
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any, cast
 
 import timm
@@ -169,9 +170,10 @@ def enliven_layer_scale(net: nn.Module, value: float = 0.5) -> int:
 
 def _checked_tile(tile_size: int, patch: int, encoder: str) -> int:
     if tile_size % patch:
-        lower = tile_size // patch * patch
+        step = math.lcm(patch, 8)  # the decoder doubles three times
+        lower = tile_size // step * step
         raise UsageError(
-            f"tile_size {tile_size} is no multiple of the {patch} px patch of encoder {encoder!r}; "
-            f"use {lower or patch} or {lower + patch}"
+            f"tile_size {tile_size} is not a multiple of the {patch} px patch of encoder {encoder!r}; "
+            f"use {lower or step} or {lower + step}"
         )
     return tile_size

@@ -6,8 +6,11 @@ Light to import: a command's ``--help`` must not load numpy or an engine.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,10 +26,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXIT_OK, EXIT_INTERNAL, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 1, 3, 130
+EXIT_OK, EXIT_INTERNAL, EXIT_SOME_FAILED, EXIT_NO_STDOUT, EXIT_INTERRUPTED = 0, 1, 3, 6, 130
 
 require_packages = requirements.require_packages
 
+_OF_STDOUT = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 _log = logging.getLogger("cellseg_deploy")
 
 
@@ -43,6 +47,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     previous = _catch_signals()
     try:
         code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         with contextlib.suppress(OSError):  # see say()
             error.show()
@@ -53,15 +58,28 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         print_error(str(error))
         _log.debug("raised here:", exc_info=error)
         return error.exit_code
+    except SystemExit:  # what click does where a pipe was closed, and nothing else does here
+        return _stdout_is_lost(errno.EPIPE)
     except Exception as error:
         if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
             return _interrupted(error.__context__)  # click answers an interrupt with a line on stderr: nobody read it
+        # What concerns a file names it, and is an error of ours.
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STDOUT:
+            return _stdout_is_lost(error.errno)
         _log.critical("internal error, please report it", exc_info=error)
         return EXIT_INTERNAL
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _stdout_is_lost(number: int) -> int:
+    """Nobody takes what is printed: a pipe was closed, or the disk behind stdout is full."""
+    with contextlib.suppress(OSError, ValueError):  # or Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_error(f"stdout cannot be written to ({os.strerror(number)}); what was written to files is whole")
+    return EXIT_NO_STDOUT
 
 
 def print_error(message: str) -> None:
