@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 
-from cellseg_benchmarks import cli_options as shared
-from cellseg_benchmarks.cli_latency import latency_command, limits_command
-from cellseg_benchmarks.cli_layers import layers_command
-from cellseg_benchmarks.cli_peers import peers_command
-from cellseg_benchmarks.cli_pipeline import pipeline_command
-from cellseg_benchmarks.cli_robustness import robustness_command
-from cellseg_benchmarks.cli_savings import savings_command
-from cellseg_benchmarks.cli_scaling import scaling_command
-from cellseg_benchmarks.cli_soak import soak_command
-from cellseg_benchmarks.cli_study import study_command
-from cellseg_deploy.cli import _common
+from cellseg_benchmarks import options as shared
+from cellseg_benchmarks.engine.cli_latency import latency_command, limits_command
+from cellseg_benchmarks.engine.cli_layers import layers_command
+from cellseg_benchmarks.folder.cli_peers import peers_command
+from cellseg_benchmarks.folder.cli_scaling import scaling_command
+from cellseg_benchmarks.folder.cli_soak import soak_command
+from cellseg_benchmarks.folder.cli_throughput import pipeline_command
+from cellseg_benchmarks.quality.cli_robustness import robustness_command
+from cellseg_benchmarks.quality.cli_savings import savings_command
+from cellseg_benchmarks.quality.cli_study import study_command
+from cellseg_deploy.cli import console as _common
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _PATH = click.Path(path_type=Path)
@@ -62,11 +62,11 @@ def parity_command(
     if (images is None) != (masks is None):
         raise click.UsageError("--images and --masks belong together: INT8 is judged by true cells")
 
-    from cellseg_benchmarks.parity_table import DEFAULT_FORMS, TABLE_FILE, TABLE_TEXT, forms_named, parity_table
-    from cellseg_benchmarks.report import with_remark
+    from cellseg_benchmarks.harness.report import with_remark
+    from cellseg_benchmarks.quality.parity_table import DEFAULT_FORMS, TABLE_FILE, TABLE_TEXT, forms_named, parity_table
     from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
+    from cellseg_deploy.files.atomic import make_folder, write_bytes
     from cellseg_deploy.models import default_weights_path
-    from cellseg_deploy.outputs.atomic import make_folder, write_bytes
 
     network = network or default_weights_path()
     if not network.exists():
@@ -115,7 +115,7 @@ def network_command(output: Path, encoder: str, tiles: int, epochs: int, seed: i
     """
     _common.require_packages("train", "torch", "timm", "safetensors")
 
-    from cellseg_benchmarks.network import random_encoder_network
+    from cellseg_benchmarks.engine.network import random_encoder_network
     from cellseg_deploy.errors import OutputError, UsageError
     from cellseg_train.checkpoint import save_network
 

@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 import click
 
-from cellseg_benchmarks import cli_options as shared
-from cellseg_benchmarks.machine import describe_machine
-from cellseg_benchmarks.partial import Progress
-from cellseg_benchmarks.timer import Plan, interleave, stopwatch, turn_of
-from cellseg_deploy.cli import _common
+from cellseg_benchmarks import options as shared
+from cellseg_benchmarks.harness.machine import describe_machine
+from cellseg_benchmarks.harness.partial import Progress
+from cellseg_benchmarks.harness.timer import Plan, interleave, stopwatch, turn_of
+from cellseg_deploy.cli import console
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputError, UsageError
-from cellseg_deploy.outputs.atomic import make_folder, write_bytes, writing
+from cellseg_deploy.files.atomic import make_folder, write_bytes, writing
 
 Status = Literal["passed", "failed", "skipped"]
 REPORT_VERSION = 2
@@ -113,7 +113,7 @@ class Report:
         if "failed" in statuses:
             return ModelError.exit_code
         incomplete = "skipped" in statuses or any(row.ms_per_tile is None for row in self.latency)
-        return BackendUnavailableError.exit_code if incomplete else _common.EXIT_OK
+        return BackendUnavailableError.exit_code if incomplete else console.EXIT_OK
 
     def to_json(self) -> bytes:
         """Indented JSON, ending in a newline."""
@@ -251,7 +251,7 @@ def time_form(form: Form, run: Run) -> list[Latency]:
 @click.argument("settings", type=json.loads)
 def time_command(file: Path, settings: dict[str, Any]) -> None:
     """Time FILE, opened with SETTINGS, on a sample smear; one line of JSON."""
-    from cellseg_benchmarks.forms import sample_tiles
+    from cellseg_benchmarks.harness.forms import sample_tiles
     from cellseg_deploy.backends import open_backend
 
     with open_backend(file, **settings) as backend:  # answers when it is done: nothing to synchronise
@@ -273,7 +273,7 @@ def time_command(file: Path, settings: dict[str, Any]) -> None:
 
 def time_main() -> None:
     """Entry point of the process that times one form."""
-    sys.exit(_common.run(time_command))
+    sys.exit(console.run(time_command))
 
 
 def describe_gpu() -> dict[str, Any]:
@@ -350,24 +350,24 @@ def command(model: Path | None, output: Path) -> int:
         model.resolve(),
         output.resolve(),
         gpu,
-        say=lambda text: _common.say(_common.printable(text)),
+        say=lambda text: console.say(console.printable(text)),
         progress=progress,
     )
     write_bytes(output / "gpu-check.json", report.to_json())
     write_bytes(output / "gpu-check.md", report.to_markdown().encode())
     click.echo(report.to_markdown())
     progress.finish()
-    _common.say(f"Paste {output / 'gpu-check.md'} into a bug report, or attach {output / 'gpu-check.json'}.")
-    if report.exit_code != _common.EXIT_OK:
+    console.say(f"Paste {output / 'gpu-check.md'} into a bug report, or attach {output / 'gpu-check.json'}.")
+    if report.exit_code != console.EXIT_OK:
         undone = [r.name for r in report.results if r.status != "passed"]
         undone += [f"timing of {row.form}" for row in report.latency if row.ms_per_tile is None]
-        _common.print_error(f"failed or could not run: {', '.join(undone)}; the page says why")
+        console.print_error(f"failed or could not run: {', '.join(undone)}; the page says why")
     return report.exit_code
 
 
 def main() -> None:
     """Entry point of ``python -m cellseg_benchmarks.gpu_check``."""
-    sys.exit(_common.run(command))
+    sys.exit(console.run(command))
 
 
 def _last_words(text: str) -> str:

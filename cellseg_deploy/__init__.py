@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cellseg_deploy.backends import open_backend
     from cellseg_deploy.errors import CellsegError
-    from cellseg_deploy.model_spec import ModelSpec
-    from cellseg_deploy.pipeline import Segmentation, Segmenter
+    from cellseg_deploy.models.spec import ModelSpec
+    from cellseg_deploy.segmenter import Segmentation, Segmenter
 
     __version__: str
 
@@ -22,9 +22,9 @@ __all__ = ["CellsegError", "ModelSpec", "Segmentation", "Segmenter", "__version_
 # Loaded when first asked for, so that `cellseg-infer --help` and `import cellseg_deploy` cost nothing.
 _HOMES = {
     "CellsegError": "cellseg_deploy.errors",
-    "ModelSpec": "cellseg_deploy.model_spec",
-    "Segmentation": "cellseg_deploy.pipeline",
-    "Segmenter": "cellseg_deploy.pipeline",
+    "ModelSpec": "cellseg_deploy.models.spec",
+    "Segmentation": "cellseg_deploy.segmenter",
+    "Segmenter": "cellseg_deploy.segmenter",
     "open_backend": "cellseg_deploy.backends",
 }
 

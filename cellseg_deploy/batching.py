@@ -29,9 +29,9 @@ from typing import Generic, Self, TypeVar
 
 import numpy as np
 
+from cellseg_deploy.cells.image_tiles import ImageTiles, Probabilities, StageClock, Tiles
 from cellseg_deploy.errors import UsageError, concerns_one_image
-from cellseg_deploy.image_tiles import ImageTiles, Probabilities, StageClock, Tiles
-from cellseg_deploy.outputs.interrupts import deferred_signals
+from cellseg_deploy.files.signals import deferred_signals
 
 T = TypeVar("T")
 Predict = Callable[[Tiles], Probabilities]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import console as _common
 from cellseg_export.cli_onnx import onnx_command
 from cellseg_export.cli_openvino import int8_command, openvino_command
 from cellseg_export.cli_options import EPILOG, PATH, SETTINGS

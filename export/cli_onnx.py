@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import console
 from cellseg_export import cli_options as shared
 
 if TYPE_CHECKING:
-    from cellseg_export.onnx import Precision
+    from cellseg_export.forms.onnx import Precision
     from cellseg_train.checkpoint import LoadedNetwork
 
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--opset", type=click.IntRange(20, 22), help="ONNX operator set of the graph.  [default: 20]")
 @shared.batch_option
 @shared.threads_option
-@_common.log_options
+@console.log_options
 def onnx_command(
     source: Path,
     output: Path,
@@ -63,11 +63,11 @@ def onnx_command(
     The comparison is kept beside the model as OUT.parity.json. That of a refused model is OUT.refused.json, with the
     worst image as OUT.refused.jpg; an older model of that name stays as it is.
     """
-    _common.set_up_logging(verbose)
-    _common.require_packages("export", "torch", "timm", "safetensors", "onnxscript")
+    console.set_up_logging(verbose)
+    console.require_packages("export", "torch", "timm", "safetensors", "onnxscript")
     shared.require_runtime()
 
-    from cellseg_export.onnx import OPSET, export_onnx
+    from cellseg_export.forms.onnx import OPSET, export_onnx
 
     shared.set_threads(threads)
     exported = export_onnx(
@@ -79,14 +79,14 @@ def onnx_command(
         opset=OPSET if opset is None else opset,
         tile_batch=tile_batch,
         threads=threads,
-        on_image=lambda name: None if quiet else click.echo(f"compared {_common.printable(name)}", err=True),
+        on_image=lambda name: None if quiet else click.echo(f"compared {console.printable(name)}", err=True),
         on_try=lambda text: None if quiet else click.echo(text, err=True),
     )
     if not quiet:
         click.echo(exported.report.to_text())
         click.echo("")
-        click.echo(f"model      {_common.printable(exported.path)}, {exported.path.stat().st_size / 1e6:.1f} MB")
-        click.echo(f"report     {_common.printable(exported.report_path)}")
+        click.echo(f"model      {console.printable(exported.path)}, {exported.path.stat().st_size / 1e6:.1f} MB")
+        click.echo(f"report     {console.printable(exported.report_path)}")
 
 
 def _source(path: Path, tile_size: int | None, halo: int | None, opset: int | None) -> LoadedNetwork | Path:
@@ -97,7 +97,7 @@ def _source(path: Path, tile_size: int | None, halo: int | None, opset: int | No
                 "--tile-size, --halo and --opset are chosen when RUN is exported; a model file has its own"
             )
         return path
-    from cellseg_export.onnx import with_tiles
+    from cellseg_export.forms.onnx import with_tiles
     from cellseg_train.checkpoint import load_network
 
     trained = load_network(path)

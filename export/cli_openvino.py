@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import console
 from cellseg_export import cli_options as shared
 
 if TYPE_CHECKING:
-    from cellseg_export.openvino import ExportedIr, Precision, Weights
+    from cellseg_export.forms.openvino import ExportedIr, Precision, Weights
 
 _output_option = click.option(
     "-o", "--output", required=True, metavar="OUT.xml", type=shared.PATH, help="File to write, with OUT.bin beside it."
@@ -40,7 +40,7 @@ _output_option = click.option(
 @shared.unverified_option
 @shared.batch_option
 @shared.threads_option
-@_common.log_options
+@console.log_options
 def openvino_command(
     source: Path,
     output: Path,
@@ -60,11 +60,11 @@ def openvino_command(
     comparison is kept as OUT.xml.parity.json, that of a refused model as OUT.xml.refused.json. OpenVINO runs MODEL.onnx
     itself just as well: cellseg-infer --backend openvino.
     """
-    _common.set_up_logging(verbose)
-    _common.require_packages("openvino", "openvino")
+    console.set_up_logging(verbose)
+    console.require_packages("openvino", "openvino")
     _require_origin(source)
 
-    from cellseg_export.openvino import export_openvino
+    from cellseg_export.forms.openvino import export_openvino
 
     given = shared.gate_images(images, masks)
     shared.set_threads(threads)
@@ -77,7 +77,7 @@ def openvino_command(
         unverified=unverified,
         tile_batch=tile_batch,
         threads=threads,
-        on_image=lambda name: None if quiet else click.echo(f"compared {_common.printable(name)}", err=True),
+        on_image=lambda name: None if quiet else click.echo(f"compared {console.printable(name)}", err=True),
     )
     if not quiet:
         _print(exported, source)
@@ -105,7 +105,7 @@ def openvino_command(
 @click.option("--no-back-off", is_flag=True, help="Refuse at once where the drop is too large.")
 @shared.batch_option
 @shared.threads_option
-@_common.log_options
+@console.log_options
 def int8_command(
     source: Path,
     output: Path,
@@ -126,14 +126,14 @@ def int8_command(
     falls by more than --max-drop, operations go back to floating point one after the other until it does not; the
     report and the file name them.
     """
-    _common.set_up_logging(verbose)
+    console.set_up_logging(verbose)
     if images is not None and masks is None:
         raise click.UsageError("int8 is judged by true cells: give --masks for --images, or neither")
-    _common.require_packages("int8", "openvino", "nncf")
+    console.require_packages("int8", "openvino", "nncf")
     _require_origin(source)
 
-    from cellseg_export.int8 import Int8Options, export_int8
-    from cellseg_export.verify import folder_images
+    from cellseg_export.forms.int8 import Int8Options, export_int8
+    from cellseg_export.gate.verify import folder_images
 
     given = shared.gate_images(images, masks)
     exported = export_int8(
@@ -144,7 +144,7 @@ def int8_command(
         calibration=None if calibration is None else folder_images(calibration),
         tile_batch=tile_batch,
         threads=threads,
-        on_image=lambda name: None if quiet else click.echo(f"compared {_common.printable(name)}", err=True),
+        on_image=lambda name: None if quiet else click.echo(f"compared {console.printable(name)}", err=True),
         on_step=lambda text: None if quiet else click.echo(text, err=True),
     )
     if not quiet:
@@ -157,15 +157,15 @@ def _require_origin(source: Path) -> None:
     if source.suffix.lower() == ".onnx":
         shared.require_runtime()
     else:
-        _common.require_packages("export", "torch", "timm", "safetensors", "onnxscript")
+        console.require_packages("export", "torch", "timm", "safetensors", "onnxscript")
 
 
 def _print(exported: ExportedIr, source: Path) -> None:
     click.echo(exported.report.to_text())
     size = sum(part.stat().st_size for part in (exported.path, exported.path.with_suffix(".bin")))
     click.echo("")
-    click.echo(f"model      {_common.printable(exported.path)} and .bin, {size / 1e6:.1f} MB")
-    click.echo(f"report     {_common.printable(exported.report_path)}")
+    click.echo(f"model      {console.printable(exported.path)} and .bin, {size / 1e6:.1f} MB")
+    click.echo(f"report     {console.printable(exported.report_path)}")
     if exported.record is not None and exported.record.timing is not None:
         click.echo(f"time       {exported.record.timing.ms_per_tile:.3g} ms a tile")
     if source.suffix.lower() == ".onnx" and source.parent.resolve() != exported.path.parent.resolve():

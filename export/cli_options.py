@@ -11,7 +11,7 @@ import click
 from cellseg_deploy.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from cellseg_export.verify import GateImages
+    from cellseg_export.gate.verify import GateImages
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 PATH = click.Path(path_type=Path)
@@ -50,7 +50,7 @@ def gate_images(folder: Path | None, masks: Path | None = None) -> GateImages | 
         if masks is not None:
             raise click.UsageError("--masks belong to --images; the truth of the sample smears is known")
         return None
-    from cellseg_export.verify import folder_images
+    from cellseg_export.gate.verify import folder_images
 
     return folder_images(folder, masks)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import console
 from cellseg_export import cli_options as shared
 
 if TYPE_CHECKING:
-    from cellseg_export.triton import Kind
+    from cellseg_export.forms.triton import Kind
 
 _EPILOG = """\b
 Exit codes: 0 done, 2 usage, 5 model refused, 6 cannot be written, 8 engine not available.
@@ -31,7 +31,7 @@ Exit codes: 0 done, 2 usage, 5 model refused, 6 cannot be written, 8 engine not 
 @click.option(
     "--kind", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True, help="Where to run."
 )
-@_common.log_options
+@console.log_options
 def triton_command(
     source: Path,
     output: Path,
@@ -49,8 +49,8 @@ def triton_command(
     The server answers with probabilities; cutting, stitching and labelling stay with the client, and the ModelSpec that
     says how is among the parameters of config.pbtxt.
     """
-    _common.set_up_logging(verbose)
-    from cellseg_export.triton import TritonOptions, export_triton
+    console.set_up_logging(verbose)
+    from cellseg_export.forms.triton import TritonOptions, export_triton
 
     options = TritonOptions(
         max_batch_size=max_batch,
@@ -61,7 +61,7 @@ def triton_command(
     )
     folder = export_triton(source, output, name=name, options=options)
     if not quiet:
-        click.echo(f"model      {_common.printable(folder)}")
+        click.echo(f"model      {console.printable(folder)}")
 
 
 @click.command("bioimageio", context_settings=shared.SETTINGS, epilog=_EPILOG)
@@ -70,7 +70,7 @@ def triton_command(
 @click.option("--author", "authors", multiple=True, help="Who made the model; can be repeated.")
 @click.option("--licence", help="SPDX identifier, as CC-BY-4.0.  [default: what the model states, if it is one]")
 @shared.threads_option
-@_common.log_options
+@console.log_options
 def bioimageio_command(
     source: Path,
     output: Path,
@@ -81,11 +81,11 @@ def bioimageio_command(
     verbose: int,
 ) -> None:
     """Write MODEL.onnx as a model package of bioimage.io, with test tensors made from a sample smear."""
-    _common.set_up_logging(verbose)
+    console.set_up_logging(verbose)
     shared.require_runtime()
-    from cellseg_export.bioimageio import Credits, export_bioimageio
+    from cellseg_export.forms.bioimageio import Credits, export_bioimageio
 
     credits = Credits(authors=authors, licence=licence) if authors else Credits(licence=licence)
     path = export_bioimageio(source, output, credits=credits, threads=threads)
     if not quiet:
-        click.echo(f"package    {_common.printable(path)}, {path.stat().st_size / 1e6:.1f} MB")
+        click.echo(f"package    {console.printable(path)}, {path.stat().st_size / 1e6:.1f} MB")

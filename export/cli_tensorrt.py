@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import console
 from cellseg_export.cli_options import PATH, SETTINGS, gate_images, images_option, masks_option, threads_option
 
 if TYPE_CHECKING:
     from cellseg_deploy.backends.tensorrt_sidecar import HardwareCompatibility
-    from cellseg_export.tensorrt import Precision
+    from cellseg_export.forms.tensorrt import Precision
 
 _EPILOG = """\b
 Exit codes: 0 done, 2 usage, 3 an image cannot be read, 4 no image found, 5 model refused by TensorRT, or the engine
@@ -71,7 +71,7 @@ _NOT_CHECKED = ("device", "images", "masks", "reference", "unverified", "timing_
     help="For --check-only, as 86,89.  [default: 75,80,86,89,120,121]",
 )
 @threads_option
-@_common.log_options
+@console.log_options
 @click.pass_context
 def tensorrt_command(
     context: click.Context,
@@ -104,7 +104,7 @@ def tensorrt_command(
     images, on this GPU; if the counts part, it is not kept. MODEL.engine.json beside it says what it is and where it
     may run.
     """
-    _common.set_up_logging(verbose)
+    console.set_up_logging(verbose)
     from cellseg_deploy.backends.tensorrt_buffers import BatchProfile
     from cellseg_deploy.backends.tensorrt_build import BuildOptions
 
@@ -118,7 +118,7 @@ def tensorrt_command(
     )
     say: Any = (lambda _: None) if quiet else (lambda text: click.echo(text, err=True))
     if check_only:
-        _common.refuse_options(context, _NOT_CHECKED, "and --check-only exclude each other: nothing is run or kept")
+        console.refuse_options(context, _NOT_CHECKED, "and --check-only exclude each other: nothing is run or kept")
         _check(model, options, precision, compute_capabilities, say, quiet=quiet)
         return
     if compute_capabilities is not None:
@@ -126,7 +126,7 @@ def tensorrt_command(
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output' (only --check-only goes without).")
 
-    from cellseg_export.tensorrt import export_tensorrt
+    from cellseg_export.forms.tensorrt import export_tensorrt
 
     built = export_tensorrt(
         model,
@@ -139,21 +139,21 @@ def tensorrt_command(
         unverified=unverified,
         timing_cache=timing_cache,
         threads=threads,
-        on_image=lambda name: say(f"compared {_common.printable(name)}"),
+        on_image=lambda name: say(f"compared {console.printable(name)}"),
     )
     if not quiet:
         click.echo(built.report.to_text())
         click.echo("")
-        click.echo(f"engine     {_common.printable(built.path)}, {built.sidecar.engine_bytes / 1e6:.1f} MB")
-        click.echo(f"report     {_common.printable(built.report_path)}")
+        click.echo(f"engine     {console.printable(built.path)}, {built.sidecar.engine_bytes / 1e6:.1f} MB")
+        click.echo(f"report     {console.printable(built.report_path)}")
         if built.record is not None:
             click.echo("record     kept beside the engine and its model, where --backend auto looks for it")
         if built.timing_cache_note:
-            click.echo(f"note       {_common.printable(built.timing_cache_note)}")
+            click.echo(f"note       {console.printable(built.timing_cache_note)}")
 
 
 def _check(model: Path, options: Any, precision: Precision, capabilities: str | None, say: Any, *, quiet: bool) -> None:
-    from cellseg_export.tensorrt import COMPUTE_CAPABILITIES, check_only
+    from cellseg_export.forms.tensorrt import COMPUTE_CAPABILITIES, check_only
 
     chosen: tuple[str, ...] = COMPUTE_CAPABILITIES
     if capabilities is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import console
 from cellseg_export import cli_options as shared
 
 # Forms that are opened without PyTorch.
@@ -50,7 +50,7 @@ _DEPLOYABLE = (".onnx", ".engine", ".xml")
 )
 @shared.batch_option
 @shared.threads_option
-@_common.log_options
+@console.log_options
 def verify_command(
     reference: Path,
     candidate: Path,
@@ -76,18 +76,18 @@ def verify_command(
     Prints how far probabilities, masks, cells and counts lie apart, and ends with exit code 5 unless they pass. With
     true labels (--masks, or on the sample smears) both are judged by these too, side by side; int8 forms must be.
     """
-    _common.set_up_logging(verbose)
+    console.set_up_logging(verbose)
     if record and ort_provider == "tensorrt":
         raise click.UsageError("--record keeps what --backend auto runs, and it never takes ONNX Runtime's TensorRT")
     if any(path.suffix.lower() not in _DEPLOYABLE for path in (reference, candidate)):
-        _common.require_packages("export", "torch", "timm", "safetensors")
+        console.require_packages("export", "torch", "timm", "safetensors")
 
     from cellseg_deploy.errors import ParityError
-    from cellseg_deploy.outputs import parity_picture
-    from cellseg_deploy.outputs.atomic import write_bytes
-    from cellseg_deploy.parity import policy_for
-    from cellseg_export.record import check_recordable, record_form
-    from cellseg_export.verify import look_inside, open_form, sample_images, verify
+    from cellseg_deploy.files.atomic import write_bytes
+    from cellseg_deploy.parity import picture as parity_picture
+    from cellseg_deploy.parity.compare import policy_for
+    from cellseg_export.gate.parity_record import check_recordable, record_form
+    from cellseg_export.gate.verify import look_inside, open_form, sample_images, verify
 
     if picture is not None:
         parity_picture.check_suffix(picture)
@@ -114,7 +114,7 @@ def verify_command(
             seen,
             limits,
             batch_size=tile_batch,
-            on_image=lambda name: None if quiet else click.echo(f"compared {_common.printable(name)}", err=True),
+            on_image=lambda name: None if quiet else click.echo(f"compared {console.printable(name)}", err=True),
         )
         if record and result.verdict == "inconclusive":
             click.echo("no record is kept: too few cells to judge by", err=True)
@@ -132,5 +132,5 @@ def verify_command(
         click.echo(result.to_text())
     if result.verdict != "passed":
         why = result.reasons if quiet else ()  # else they are in the table
-        lines = (f"{_common.printable(candidate)}: parity {result.verdict} under policy {limits.name}", *why)
+        lines = (f"{console.printable(candidate)}: parity {result.verdict} under policy {limits.name}", *why)
         raise ParityError("\n  - ".join(lines))

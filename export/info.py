@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from cellseg_deploy.errors import ModelError, UsageError
-from cellseg_deploy.model_spec import ModelSpec
+from cellseg_deploy.models.spec import ModelSpec
 from cellseg_export.info_packages import describe_bioimageio, describe_triton, is_triton
 
 
@@ -53,7 +53,7 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
     import numpy as np
     import onnx
 
-    from cellseg_deploy.model_file import read_model_file
+    from cellseg_deploy.models.onnx_file import read_model_file
 
     checked = read_model_file(path)
     graph = onnx.load_model_from_string(checked.data).graph

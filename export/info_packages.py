@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from cellseg_deploy.errors import ModelError
-from cellseg_deploy.model_spec import METADATA_KEY, from_json
+from cellseg_deploy.models.spec import METADATA_KEY, from_json
 
 CONFIG_NAME = "config.pbtxt"
 _DESCRIPTION = "rdf.yaml"
@@ -30,7 +30,7 @@ _ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b'"': b'"', b"'
 
 def describe_bioimageio(path: Path) -> dict[str, Any]:
     """What the package ``path`` (.zip) says, under ``file`` and ``spec``. Raises ``ModelError``."""
-    from cellseg_deploy.model_file import check_model
+    from cellseg_deploy.models.onnx_file import check_model
 
     files = _members(path)
     rdf = _description(path, files)

@@ -17,13 +17,7 @@ import pytest
 from PIL import Image
 
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.model_spec import (
-    ModelSpec,
-    TrainingInfo,
-    WeightsInfo,
-    default_operating_points,
-    to_json,
-)
+from cellseg_deploy.models.spec import ModelSpec, TrainingInfo, WeightsInfo, default_operating_points, to_json
 
 if TYPE_CHECKING:
     from faults import ForkServer
@@ -234,7 +228,7 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
-# --- runs that meet faults (tests/faults.py)
+# --- runs that meet faults (tests/helpers/faults.py)
 
 
 @pytest.fixture(scope="module")

@@ -114,8 +114,8 @@ def test_figures_are_drawn_without_a_trace_in_the_home(place: Place) -> None:
     program = place.folder / "draw.py"
     program.write_text(
         "from pathlib import Path\n"
-        "from cellseg_benchmarks.figures import Bar, Bars, panels_png\n"
-        "from cellseg_deploy.outputs.plots import Histogram, histograms_png\n"
+        "from cellseg_benchmarks.harness.figures import Bar, Bars, panels_png\n"
+        "from cellseg_deploy.evaluate.plots import Histogram, histograms_png\n"
         "import numpy as np\n"
         "def main():\n"
         "    panel = Bars('t', 'x', (Bar('a', 1.0),))\n"
@@ -133,7 +133,7 @@ def test_quantising_reports_nothing_to_its_maker(place: Place) -> None:
     program = place.folder / "load.py"
     program.write_text(
         "def main():\n"
-        "    from cellseg_export.int8 import _import_nncf\n"
+        "    from cellseg_export.forms.int8 import _import_nncf\n"
         "    from unittest.mock import MagicMock\n"
         "    _import_nncf()\n"
         "    from nncf.telemetry import wrapper\n"

@@ -40,7 +40,7 @@ ENGINES = {
 # Package of an extra -> the only module of the runtime that may import it, in a function; commands ask for it by name
 # before they begin.
 OF_EXTRAS = {
-    "matplotlib": "cellseg_deploy/outputs/plots.py",
+    "matplotlib": "cellseg_deploy/evaluate/plots.py",
     "pyarrow": "cellseg_deploy/outputs/parquet.py",
     "pycocotools": "cellseg_deploy/outputs/coco.py",
     "roifile": "cellseg_deploy/outputs/imagej_roi.py",
@@ -145,7 +145,7 @@ def requirement_names(requirements: list[str]) -> set[str]:
         ("cellseg_deploy/a.py", "def f():\n    import onnxruntime", "only cellseg_deploy/backends/telemetry.py"),
         ("cellseg_deploy/backends/telemetry.py", "import onnxruntime", "in the function"),
         ("train/a.py", "import cellseg_export", "must not import cellseg_export"),
-        ("export/a.py", "import cellseg_benchmarks.timer", "must not import cellseg_benchmarks"),
+        ("export/a.py", "import cellseg_benchmarks.harness.timer", "must not import cellseg_benchmarks"),
         ("benchmarks/a.py", "from train import model", "use the installed name cellseg_train"),
         ("tests/a.py", "import export.onnx", "use the installed name cellseg_export"),
         ("train/a.py", "from . import model", "relative import"),
@@ -175,6 +175,39 @@ def test_an_allowed_import_is_not(path: str, source: str) -> None:
 def test_imports_go_one_way(path: Path) -> None:
     problems = wrong_imports(path.relative_to(ROOT), imports_of(path))
     assert not problems, "\n".join(problems)
+
+
+# Floors of the runtime, ground first: a module imports from floors below its own, and from its own room.
+FLOORS = (
+    ("errors",),
+    ("threads",),
+    ("files",),
+    ("models",),
+    ("cells", "backends"),
+    ("images", "outputs"),
+    ("batching",),
+    ("segmenter",),
+    ("annotations", "parity", "run", "evaluate"),
+    ("cli",),
+    ("samples",),
+)
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+@pytest.mark.parametrize("path", RUNTIME, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_rooms_stand_on_floors(path: Path) -> None:
+    room = path.relative_to(ROOT / "cellseg_deploy").with_suffix("").parts[0]
+    if room == "__init__":  # the front door
+        return
+    assert room in FLOOR_OF, f"{room}: give it a floor in FLOORS"
+    ours = [item for item in imports_of(path) if item.module.startswith("cellseg_deploy.")]
+    used = {item.module.split(".")[1]: item for item in ours}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{item.line}: {room} must not import {other}"
+        for other, item in used.items()
+        if other != room and FLOOR_OF.get(other, len(FLOORS)) >= FLOOR_OF[room]
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_third_party_imports_of_the_runtime_are_declared() -> None:

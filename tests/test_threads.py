@@ -8,7 +8,7 @@ import pytest
 
 from cellseg_deploy import threads
 from cellseg_deploy.backends import default_device
-from cellseg_deploy.cli import _common
+from cellseg_deploy.cli import console
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.threads import ThreadPlan, plan_for
 
@@ -93,9 +93,9 @@ def test_the_command_plans_for_the_device_that_will_be_opened(
     monkeypatch.setattr(threads, "cores", lambda: 8)
     path = None if model is None else Path(model)
     assert default_device(path, backend) == device
-    plan = _common.plan_threads(4, device=None, model=path, backend=backend)
+    plan = console.plan_threads(4, device=None, model=path, backend=backend)
     assert plan == (ThreadPlan(3, 1) if device == "cpu" else ThreadPlan(1, 4))
-    assert _common.plan_threads(4, device="cuda:1", model=path, backend=backend) == ThreadPlan(1, 4)
+    assert console.plan_threads(4, device="cuda:1", model=path, backend=backend) == ThreadPlan(1, 4)
 
 
 def group(root: Path, name: str, **files: str) -> None:

@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cellseg_deploy.errors import ModelError, UsageError
-from cellseg_deploy.model_spec import METADATA_KEY, ModelSpec, from_json, to_json
-from cellseg_deploy.outputs.atomic import atomic_file, write_bytes, writing
+from cellseg_deploy.files.atomic import atomic_file, write_bytes, writing
+from cellseg_deploy.models.spec import METADATA_KEY, ModelSpec, from_json, to_json
 from cellseg_train.config import ModelConfig, TrainConfig
 from cellseg_train.model import CellSegNet
 

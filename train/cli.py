@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from cellseg_deploy.cli._common import require_packages, run
+from cellseg_deploy.cli.console import require_packages, run
 from cellseg_deploy.errors import OutputError, UsageError
-from cellseg_deploy.mask_foreground import MASK_FOREGROUNDS
+from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS
 from cellseg_train.config import (
     HUB_PREFIX,
     SHIPPED,
@@ -211,7 +211,8 @@ def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
     require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
     if options["weights"] != "hub" and not options["weights"].startswith(HUB_PREFIX):
         _stay_offline()
-    from cellseg_train import checkpoint, start
+    from cellseg_train import checkpoint
+    from cellseg_train import run as start
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists and is not an empty folder; choose another -o, or --resume {out}")
@@ -233,7 +234,7 @@ def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
 def _resume(run_folder: Path, quiet: bool) -> None:
     require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
     _stay_offline()  # weights were fetched when the run was started
-    from cellseg_train import start
+    from cellseg_train import run as start
 
     start.resume(run_folder, quiet=quiet)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.mask_foreground import MASK_FOREGROUNDS, MaskForeground
-from cellseg_deploy.model_spec import Variant
+from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS, MaskForeground
+from cellseg_deploy.models.spec import Variant
 
 # Short names for the encoders people ask for; any other name goes to timm as it is. UNI (Chen et al. 2024) is DINOv2's
 # ViT-L/16 of pathology slides; timm has its architecture, the Mahmood lab its weights (see ``weights.py``).
@@ -91,7 +91,7 @@ class DataConfig:
     given. ``patches_per_image``: random tiles from each image in an epoch. ``boundary_width_px``: width of the
     boundary band in model px, half on each side of the cell's edge. ``min_object_px``: smaller objects (in image px
     at full size) are specks, not cells. ``min_object_rel``: the share of the masks' median object that this is, as it
-    was measured. ``mask_foreground``: which numbers of the masks are cells (``cellseg_deploy.mask_foreground``).
+    was measured. ``mask_foreground``: which numbers of the masks are cells (``cellseg_deploy.images.mask_foreground``).
     ``cache_gb``: memory for decoded images; the rest is read again each epoch.
     """
 

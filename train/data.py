@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from cellseg_deploy.data_alignment import summary
-from cellseg_deploy.data_report import look_at
 from cellseg_deploy.errors import DataError, UsageError
-from cellseg_deploy.images import Pair, check_same_size, pair_by_stem, read_image, read_labels
-from cellseg_deploy.mask_foreground import MaskForeground
-from cellseg_deploy.model_spec import DataSummary
-from cellseg_deploy.pipeline import resize
+from cellseg_deploy.evaluate.image_statistics import look_at
+from cellseg_deploy.evaluate.training_match import summary
+from cellseg_deploy.images.mask_foreground import MaskForeground
+from cellseg_deploy.images.read import Pair, check_same_size, pair_by_stem, read_image, read_labels
+from cellseg_deploy.models.spec import DataSummary
+from cellseg_deploy.segmenter import resize
 from cellseg_train import augment, overlaps, targets
 from cellseg_train.config import TrainConfig
 

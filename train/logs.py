@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.files.atomic import write_bytes
 
 LOG_FILE = "log.csv"
 

@@ -19,15 +19,10 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from cellseg_deploy.calibration import Labelling
+from cellseg_deploy.cells.metrics import pool
 from cellseg_deploy.errors import CellsegError, ModelError
-from cellseg_deploy.metrics import pool
-from cellseg_deploy.model_spec import (
-    ModelSpec,
-    TrainingInfo,
-    WeightsInfo,
-    default_operating_points,
-)
+from cellseg_deploy.evaluate.calibration import Labelling
+from cellseg_deploy.models.spec import ModelSpec, TrainingInfo, WeightsInfo, default_operating_points
 from cellseg_train import checkpoint, pictures, validate
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.config import TrainConfig

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.outputs.atomic import make_folder, write_bytes
+from cellseg_deploy.files.atomic import make_folder, write_bytes
 from cellseg_train.validate import Prediction
 
 SIDE_PX = 448

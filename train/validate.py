@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellseg_deploy import tiling
-from cellseg_deploy.calibration import Labelling, Scorer, search
-from cellseg_deploy.images import Pair
-from cellseg_deploy.metrics import pool
-from cellseg_deploy.model_spec import TASKS, InstanceParams, Task, Variant, default_operating_points
-from cellseg_deploy.pipeline import resize
+from cellseg_deploy.cells import tiling
+from cellseg_deploy.cells.metrics import pool
+from cellseg_deploy.evaluate.calibration import Labelling, Scorer, search
+from cellseg_deploy.images.read import Pair
+from cellseg_deploy.models.spec import TASKS, InstanceParams, Task, Variant, default_operating_points
+from cellseg_deploy.segmenter import resize
 from cellseg_train.config import TrainConfig
 from cellseg_train.data import read_pair
 from cellseg_train.model import CellSegNet, normalise
@@ -69,7 +69,8 @@ def merit(metrics: Mapping[str, float]) -> float:
 def calibrate(
     predictions: Sequence[Prediction], variant: Variant, labelling: Labelling
 ) -> dict[Task, tuple[InstanceParams, dict[str, float]]]:
-    """Best settings and their metrics for each task, as ``cellseg_deploy.calibration`` searches and ranks them.
+    """Best settings and their metrics for each task, as ``cellseg_deploy.evaluate.calibration`` searches and
+    ranks them.
 
     Only the variant's own method is tried: a training compares networks, not methods.
     """

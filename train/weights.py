@@ -22,8 +22,8 @@ from timm.models import eva, load_state_dict_from_hf, vision_transformer
 from torch import Tensor
 
 from cellseg_deploy.errors import ModelError, UsageError
-from cellseg_deploy.model_spec import WeightsInfo
 from cellseg_deploy.models import default_weights_path
+from cellseg_deploy.models.spec import WeightsInfo
 from cellseg_train.checkpoint import MODEL_CONFIG_KEY, describe_mismatch, read_description
 from cellseg_train.config import HUB_PREFIX, SHIPPED, TINY, ModelConfig
 from cellseg_train.model import CellSegNet

@@ -31,9 +31,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.annotations.objects import Boxes, Floats, Points
-from cellseg_deploy.measure import boxes as cell_boxes
-from cellseg_deploy.metrics import match
-from cellseg_deploy.runs import Ints
+from cellseg_deploy.cells.label_runs import Ints
+from cellseg_deploy.cells.measure import boxes as cell_boxes
+from cellseg_deploy.cells.metrics import match
 
 HIT_IOU, OVERLAPPING_IOU = 0.5, 0.15
 _BORDER_PX = 1.0

@@ -67,7 +67,7 @@ def open_backend(
         raise UsageError(f"{path}: this form opens in {own} only, not in {backend}; give the .onnx it was made from")
     device = device or default_device(path, backend)
     from cellseg_deploy.backends import auto
-    from cellseg_deploy.parity_records import records_path
+    from cellseg_deploy.backends.records import records_path
 
     chosen = None
     free = backend == "auto" and path.suffix.lower() == ".onnx" and ort_provider is None and not rebuild

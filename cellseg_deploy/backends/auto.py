@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.device_class import INSTALL, device_class, engine_problem, engine_version
+from cellseg_deploy.backends.records import read_records, records_path
 from cellseg_deploy.backends.selection import (
     Candidate,
     Form,
@@ -19,8 +20,7 @@ from cellseg_deploy.backends.selection import (
     judge_form,
 )
 from cellseg_deploy.errors import BackendUnavailableError, UsageError
-from cellseg_deploy.model_file import read_model_file
-from cellseg_deploy.parity_records import read_records, records_path
+from cellseg_deploy.models.onnx_file import read_model_file
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.errors import DataError, UsageError
-from cellseg_deploy.model_spec import ModelSpec
+from cellseg_deploy.models.spec import ModelSpec
 
 
 class Backend(ABC):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.model_spec import ModelSpec
+from cellseg_deploy.models.spec import ModelSpec
 
 
 class LateBackend(Backend):

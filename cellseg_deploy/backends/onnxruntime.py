@@ -24,8 +24,8 @@ from cellseg_deploy.backends.onnxruntime_binding import (
 from cellseg_deploy.backends.telemetry import import_onnxruntime
 from cellseg_deploy.backends.tensorrt_buffers import BatchProfile, plan_calls
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
-from cellseg_deploy.model_file import ModelFile, read_model_file
-from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
+from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 
 _CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PROFILE = BatchProfile()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.backends.tensorrt_buffers import plan_buffers
-from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 
 CPU_PROVIDER = "CPUExecutionProvider"
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"

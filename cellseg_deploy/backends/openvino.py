@@ -21,7 +21,7 @@ from cellseg_deploy.backends import openvino_ir, telemetry
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.openvino_cache import CompiledCache
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
-from cellseg_deploy.model_file import ModelFile, read_model_file
+from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
 
 PRECISIONS = ("fp32", "bf16")
 """Arithmetic that can be asked for; an int8 form computes the rest of its operations in it."""

@@ -19,7 +19,7 @@ import msgspec
 
 from cellseg_deploy.backends.engine_cache import cache_folder, prepare_folder
 from cellseg_deploy.errors import OutputError
-from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.files.atomic import write_bytes
 
 SUFFIX = ".compiled"
 _HASH_BYTES = 32

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from cellseg_deploy.errors import ModelError
-from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec, from_json, to_json
+from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec, from_json, to_json
 
 SUFFIX = ".xml"
 _SECTION, _SPEC, _FACTS = "cellseg", "spec", "facts"

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cellseg_deploy.backends.device_class import INSTALL
+from cellseg_deploy.backends.records import ParityRecord, form_sha256, is_looser
 from cellseg_deploy.errors import BackendUnavailableError, ParityError
-from cellseg_deploy.parity_policy import is_looser
-from cellseg_deploy.parity_records import ParityRecord, form_sha256
 
 REFERENCES = ("pytorch", "onnxruntime")
 """Engines that a record may have been made against; any other is itself a form that has to be compared."""

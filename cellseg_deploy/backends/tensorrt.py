@@ -46,9 +46,9 @@ from cellseg_deploy.backends.tensorrt_sidecar import (
     write_sidecar,
 )
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
-from cellseg_deploy.model_file import ModelFile, read_model_file
-from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
-from cellseg_deploy.outputs.atomic import write_bytes
+from cellseg_deploy.files.atomic import write_bytes
+from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
+from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 
 _DRIVER_FILE = Path("/sys/module/nvidia/version")
 UNVERIFIED = (

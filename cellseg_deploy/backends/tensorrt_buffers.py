@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 
 MAX_BATCH = 8
 """Largest batch of an engine unless told otherwise: what ``cellseg-infer`` gives a network in one call."""

@@ -21,8 +21,8 @@ from typing import Any
 from cellseg_deploy.backends.tensorrt_buffers import BatchProfile
 from cellseg_deploy.backends.tensorrt_sidecar import HardwareCompatibility, version_tuple
 from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, UsageError
-from cellseg_deploy.model_file import ModelFile
-from cellseg_deploy.model_spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from cellseg_deploy.models.onnx_file import ModelFile
+from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 
 TENSORRT_MAJORS = (10, 11)
 MAX_LEVEL = 5
@@ -84,7 +84,7 @@ class TimingCache:
             raise UsageError(f"{self.path}: the timing cache cannot be read ({error.strerror})") from error
 
     def write(self, data: bytes) -> None:
-        from cellseg_deploy.outputs.atomic import write_bytes
+        from cellseg_deploy.files.atomic import write_bytes
 
         if not self.path.parent.is_dir():
             raise OutputError(f"{self.path.parent}: no such folder for the timing cache; make it")

@@ -18,7 +18,7 @@ import msgspec
 
 from cellseg_deploy.backends.tensorrt_buffers import BatchProfile
 from cellseg_deploy.errors import ModelError, UsageError
-from cellseg_deploy.model_spec import ModelSpec, check, from_json, to_json
+from cellseg_deploy.models.spec import ModelSpec, check, from_json, to_json
 
 SIDECAR_VERSION = 1
 SUFFIX = ".engine"
@@ -73,7 +73,7 @@ def sidecar_path(engine: Path) -> Path:
 
 def write_sidecar(engine: Path, sidecar: EngineSidecar) -> None:
     """Write ``sidecar`` beside ``engine``, whole or not at all. Raises ``OutputError``."""
-    from cellseg_deploy.outputs.atomic import write_bytes
+    from cellseg_deploy.files.atomic import write_bytes
 
     write_bytes(sidecar_path(engine), to_bytes(sidecar))
 

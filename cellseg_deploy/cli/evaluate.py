@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from cellseg_deploy.cli import _common, _modes
+from cellseg_deploy.cli import console, evaluate_options
 
 if TYPE_CHECKING:
-    from cellseg_deploy.counting import CountRule
-    from cellseg_deploy.evaluation import Predictor
-    from cellseg_deploy.image_files import Pair
-    from cellseg_deploy.mask_foreground import MaskForeground
-    from cellseg_deploy.pipeline import Segmenter
-    from cellseg_deploy.specks import SpeckLimit
+    from cellseg_deploy.cells.count_rules import CountRule
+    from cellseg_deploy.evaluate.score import Predictor
+    from cellseg_deploy.evaluate.specks import SpeckLimit
+    from cellseg_deploy.images.find import Pair
+    from cellseg_deploy.images.mask_foreground import MaskForeground
+    from cellseg_deploy.segmenter import Segmenter
     from cellseg_deploy.threads import ThreadPlan
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Options:
 
     def open_segmenter(self) -> Segmenter:
         """The model, or the one that ships with the package. Raises as ``Segmenter.from_file`` does."""
-        from cellseg_deploy.pipeline import Segmenter
+        from cellseg_deploy.segmenter import Segmenter
 
         return Segmenter.from_file(
             self.model,
@@ -126,11 +126,11 @@ class Options:
     @property
     def thread_plan(self) -> ThreadPlan:
         """Threads for the engine and the rest."""
-        return _common.plan_threads(self.threads, device=self.device, model=self.model, backend=self.backend)
+        return console.plan_threads(self.threads, device=self.device, model=self.model, backend=self.backend)
 
     def predictor(self, segmenter: Segmenter, *, keep_probabilities: bool = False) -> Predictor:
         """``segmenter`` with the settings for reading."""
-        from cellseg_deploy.evaluation import Predictor
+        from cellseg_deploy.evaluate.score import Predictor
 
         limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
         return Predictor(
@@ -151,8 +151,8 @@ class Options:
 
     def measured(self, pairs: Sequence[Pair], segmenter: Segmenter | None) -> tuple[Options, SpeckLimit]:
         """These options with the limit of specks set by the masks of ``pairs``, and that limit. Reads all masks."""
-        from cellseg_deploy import specks
-        from cellseg_deploy.model_spec import MIN_OBJECT_REL
+        from cellseg_deploy.evaluate import specks
+        from cellseg_deploy.models.spec import MIN_OBJECT_REL
 
         share = None if segmenter is None else segmenter.backend.spec.min_object_rel
         areas = specks.object_areas(pairs, self.mask_foreground)
@@ -167,7 +167,7 @@ class Options:
     @property
     def min_area_px(self) -> int:
         """Limit of specks in px; of images without masks that of full-size photographs."""
-        from cellseg_deploy.metrics import MIN_AREA_PX
+        from cellseg_deploy.cells.metrics import MIN_AREA_PX
 
         return MIN_AREA_PX if self.min_area is None else self.min_area
 
@@ -224,51 +224,51 @@ class Options:
     help="What the images are like (cells of --masks, else those found) and whether the model has seen their like. "
     "With a model file as OUT they are its training images, and that is written into it.",
 )
-@_common.model_options
-@_common.reading_options
-@_common.mask_options
-@_common.count_options
-@_common.log_options
+@console.model_options
+@console.reading_options
+@console.mask_options
+@console.count_options
+@console.log_options
 @click.pass_context
 def command(context: click.Context, /, **given: Any) -> int:
     """Judge the cells of a model, or of any tool's label images, by masks drawn by people."""
-    _common.set_up_logging(given["verbose"])
-    judged = _modes.check(context, given)
+    console.set_up_logging(given["verbose"])
+    judged = evaluate_options.check(context, given)
     options = Options(**given)
     if (
         options.counts
         or options.sweep
         or options.calibrate
-        or (options.describe and not _modes.is_model_file(options.output))
+        or (options.describe and not evaluate_options.is_model_file(options.output))
     ):
-        _common.require_packages("plots", "matplotlib")
+        console.require_packages("plots", "matplotlib")
     if options.counts is not None:
-        from cellseg_deploy.cli import _counts
+        from cellseg_deploy.cli import evaluate_counts
 
-        return _counts.run(options, judged)
+        return evaluate_counts.run(options, judged)
     if options.calibrate:
-        from cellseg_deploy.cli import _calibrate
+        from cellseg_deploy.cli import calibrate as _calibrate
 
         return _calibrate.run(options, judged)
     if options.describe:
-        from cellseg_deploy.cli import _describe
+        from cellseg_deploy.cli import describe as _describe
 
         return _describe.run(options, judged)
     if options.masks is None:
-        from cellseg_deploy.cli import _marks
+        from cellseg_deploy.cli import evaluate_marks
 
-        return _marks.run(options, judged)
+        return evaluate_marks.run(options, judged)
     return _evaluate(options, judged)
 
 
 def _evaluate(options: Options, judged: Path) -> int:
     """Score every pair, with the extras that were asked for, and write the report."""
-    from cellseg_deploy import evaluation
-    from cellseg_deploy.cli._extras import ANATOMY_FILES, SWEEP_FILES, Anatomy, Sweep, remove_stale
-    from cellseg_deploy.images import pair_by_stem
-    from cellseg_deploy.outputs.folder import check_apart
-    from cellseg_deploy.outputs.report_folder import report_folder
-    from cellseg_deploy.outputs.workspace import workspace
+    from cellseg_deploy.cli.evaluate_extras import ANATOMY_FILES, SWEEP_FILES, Anatomy, Sweep, remove_stale
+    from cellseg_deploy.evaluate import score
+    from cellseg_deploy.evaluate.report_folder import report_folder
+    from cellseg_deploy.files.workspace import workspace
+    from cellseg_deploy.images.read import pair_by_stem
+    from cellseg_deploy.run.output_folder import check_apart
 
     output, masks = options.output, options.given_masks
     check_apart([judged, masks], output)
@@ -282,10 +282,10 @@ def _evaluate(options: Options, judged: Path) -> int:
         segmenter = stack.enter_context(options.open_segmenter()) if options.labels is None else None
         if segmenter is not None:
             predictor = options.predictor(segmenter, keep_probabilities=options.sweep)
-            about["model"] = evaluation.describe_model(segmenter)
-        names = [evaluation.METRICS_JSON, evaluation.METRICS_CSV]
+            about["model"] = score.describe_model(segmenter)
+        names = [score.METRICS_JSON, score.METRICS_CSV]
         names += [*SWEEP_FILES, *ANATOMY_FILES]
-        stack.enter_context(report_folder(output, evaluation.PROGRAM, names))
+        stack.enter_context(report_folder(output, score.PROGRAM, names))
         options, limit = options.measured(pairs, segmenter)
         about |= {"min_object_rel": limit.share, "n_true_dropped": limit.dropped}
         if segmenter is not None and options.sweep:
@@ -294,9 +294,9 @@ def _evaluate(options: Options, judged: Path) -> int:
         if options.anatomy:
             place = stack.enter_context(workspace(output))
             anatomy = Anatomy(options, place, photographs=options.labels is None)
-        write_labels = evaluation.LabelWriter(output, [pair.stem for pair in pairs])
+        write_labels = score.LabelWriter(output, [pair.stem for pair in pairs])
         scores = []
-        scored = evaluation.score_pairs(
+        scored = score.score_pairs(
             pairs,
             predictor,
             min_area_px=options.min_area_px,
@@ -317,21 +317,21 @@ def _evaluate(options: Options, judged: Path) -> int:
         if sweep is not None:
             about |= sweep.finish(output, quiet=options.quiet)
         remove_stale(output, sweep=options.sweep, anatomy=options.anatomy)
-        pooled = evaluation.write_report(output, scores, min_area_px=options.min_area_px, about=about)
+        pooled = score.write_report(output, scores, min_area_px=options.min_area_px, about=about)
     if not options.quiet:
         click.echo(limit.words)
         _print_table(pooled, about, output)
-    return _common.EXIT_OK
+    return console.EXIT_OK
 
 
 def main() -> None:
     """Entry point of the command."""
-    sys.exit(_common.run(command))
+    sys.exit(console.run(command))
 
 
 def with_progress(images: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
     """Hand ``images`` on and show how far it is, unless ``quiet``."""
-    from cellseg_deploy.cli._progress import Progress
+    from cellseg_deploy.cli.progress import Progress
 
     if quiet:
         yield from images
@@ -343,7 +343,7 @@ def with_progress(images: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
 
 
 def _print_table(pooled: dict[str, float], about: dict[str, Any], output: Path) -> None:
-    from cellseg_deploy.cli._extras import extra_rows
+    from cellseg_deploy.cli.evaluate_extras import extra_rows
 
     rows = [
         ("images", f"{pooled['n_images']}"),
@@ -370,7 +370,7 @@ def _print_table(pooled: dict[str, float], about: dict[str, Any], output: Path) 
             f"{pooled['count_bias_inner']:+.2f}: without objects at the border ({pooled['n_border']} true cells)",
         ),
         *extra_rows(about),
-        ("results", _common.printable(output)),
+        ("results", console.printable(output)),
     ]
     for name, value in rows:
         click.echo(f"{name:<8} {value}")

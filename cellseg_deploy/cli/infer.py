@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cellseg_deploy.cli import _common, _infer_say
+from cellseg_deploy.cli import console, infer_say
 
 if TYPE_CHECKING:
-    from cellseg_deploy.image_files import FoundImage
-    from cellseg_deploy.input_paths import GivenPaths
-    from cellseg_deploy.outputs.identity import RunIdentity
-    from cellseg_deploy.repeat import RecordedRun
-    from cellseg_deploy.run_record import RunSummary
+    from cellseg_deploy.images.find import FoundImage
+    from cellseg_deploy.images.inputs import GivenPaths
+    from cellseg_deploy.run.identity import RunIdentity
+    from cellseg_deploy.run.record import RunSummary
+    from cellseg_deploy.run.repeat import RecordedRun
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="Output folder.")
-@_common.model_options
-@_common.reading_options
-@_common.count_options
+@console.model_options
+@console.reading_options
+@console.count_options
 @click.option(
     "--save",
     default="labels,overlays",
@@ -106,22 +106,22 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
 @click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
 @click.option("--explain", is_flag=True, help="Show which engine would be taken and why, and end; needs no PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for machines to stdout instead of the table.")
-@_common.log_options
+@console.log_options
 @click.pass_context
 def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | None, **asked: Any) -> int:
     """Count and outline the cells of images (PNG, JPEG, TIFF): files, patterns, or folders with all that is in them."""
-    _common.set_up_logging(asked["verbose"])
+    console.set_up_logging(asked["verbose"])
     if asked["explain"]:
         unused = ("ort_provider", "rebuild", "cuda_graph", "streams", "like")
-        _common.refuse_options(context, unused, "and --explain exclude each other: it shows what is chosen without")
+        console.refuse_options(context, unused, "and --explain exclude each other: it shows what is chosen without")
         click.echo(_explanation(asked["model"], asked["backend"], asked["device"] or "cpu", asked["precision"]))
-        return _common.EXIT_OK
+        return console.EXIT_OK
     recorded = None if asked["like"] is None else _take_from(asked["like"], context, asked)
     if output is None or not (paths or asked["list_file"] or recorded):
         missing = next(p for p in context.command.params if p.name == ("paths" if output else "output"))
         raise click.MissingParameter(ctx=context, param=missing)
 
-    from cellseg_deploy.outputs.folder import check_apart
+    from cellseg_deploy.run.output_folder import check_apart
 
     given = _given(paths, asked["list_file"], recorded, output)
     check_apart(given.paths, output)
@@ -129,32 +129,32 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
     images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
     summary = _run(given, images, output, asked, recorded)
     if summary is None:
-        return _common.EXIT_OK
+        return console.EXIT_OK
     if asked["as_json"]:
-        click.echo(json.dumps(_infer_say.for_machines(summary)))
+        click.echo(json.dumps(infer_say.for_machines(summary)))
     elif not asked["quiet"]:
-        _infer_say.print_table(summary)
-    return _common.EXIT_SOME_FAILED if summary.failed else _common.EXIT_OK
+        infer_say.print_table(summary)
+    return console.EXIT_SOME_FAILED if summary.failed else console.EXIT_OK
 
 
 def main() -> None:
     """Entry point of the command."""
-    sys.exit(_common.run(command))
+    sys.exit(console.run(command))
 
 
 def _run(
     given: GivenPaths, images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
 ) -> RunSummary | None:
     """Open the model and do what was asked for; None if that was only to be shown."""
-    from cellseg_deploy.earlier_engine import late_segmenter
-    from cellseg_deploy.folder_run import RunOptions, plan_folder, run_folder
-    from cellseg_deploy.images import MAX_PIXELS
+    from cellseg_deploy.images.read import MAX_PIXELS
     from cellseg_deploy.outputs.formats import parse_names
-    from cellseg_deploy.pipeline import Segmenter
-    from cellseg_deploy.run_identity import identity_of
-    from cellseg_deploy.run_record import Inputs
-    from cellseg_deploy.watch_run import watch_folder
-    from cellseg_deploy.watching import CompleteFiles
+    from cellseg_deploy.run.earlier_engine import late_segmenter
+    from cellseg_deploy.run.folder import RunOptions, plan_folder, run_folder
+    from cellseg_deploy.run.record import Inputs
+    from cellseg_deploy.run.run_identity import identity_of
+    from cellseg_deploy.run.watch import watch_folder
+    from cellseg_deploy.run.watching import CompleteFiles
+    from cellseg_deploy.segmenter import Segmenter
 
     options = RunOptions(
         save=parse_names(asked["save"]),
@@ -167,7 +167,7 @@ def _run(
     )
     complete = CompleteFiles(asked["watch_settle"])
     engine, earlier = _engine(output, asked, recorded)
-    threads = _common.plan_threads(
+    threads = console.plan_threads(
         asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
     )
     inputs = Inputs.of(given.paths, given.roots, follow_links=asked["follow_links"])
@@ -185,12 +185,12 @@ def _run(
         opened = segmenter.backend
         _log.info("engine: %s %s on %s, %s", opened.name, opened.precision, opened.device, opened.choice)
         if not asked["quiet"]:
-            _common.say(_infer_say.heading(segmenter))
+            console.say(infer_say.heading(segmenter))
         if recorded is not None:
             recorded.check(identity_of(segmenter, options, inputs))
         if asked["dry_run"]:
             plan = plan_folder(segmenter, images, output, options=options, inputs=inputs)
-            click.echo(json.dumps(plan.to_json())) if asked["as_json"] else _infer_say.print_plan(plan)
+            click.echo(json.dumps(plan.to_json())) if asked["as_json"] else infer_say.print_plan(plan)
             return None
         if asked["watch"]:
             return watch_folder(
@@ -226,9 +226,9 @@ def _engine(
     that was opened then. Raises ``OutputError`` for a folder that cannot be used in any case, before a model is loaded
     for nothing.
     """
-    from cellseg_deploy.earlier_engine import engine_to_go_on_with
     from cellseg_deploy.models import default_model_path
-    from cellseg_deploy.outputs.resume import check_usable, look_at
+    from cellseg_deploy.run.earlier_engine import engine_to_go_on_with
+    from cellseg_deploy.run.resume import check_usable, look_at
 
     state = look_at(output)
     if state.kind == "foreign" or not asked["overwrite"]:
@@ -241,8 +241,8 @@ def _engine(
     if state.journal is None or asked["overwrite"]:
         return as_asked, None
     if not asked["quiet"]:  # it takes a second for each gigabyte of images
-        _common.say(
-            f"comparing the images with {len(state.journal.entries)} that are recorded in {_common.printable(output)}"
+        console.say(
+            f"comparing the images with {len(state.journal.entries)} that are recorded in {console.printable(output)}"
         )
     if not is_free:
         return as_asked, None
@@ -253,11 +253,11 @@ def _engine(
 
 def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:
     """Put what the run.json ``file`` says into ``asked``; options that results depend on must not be given too."""
-    from cellseg_deploy.repeat import read_run
+    from cellseg_deploy.run.repeat import read_run
 
     recorded = read_run(file)
     of_results = recorded.result_options()
-    _common.refuse_options(context, tuple(of_results), "and --like exclude each other: run.json says it")
+    console.refuse_options(context, tuple(of_results), "and --like exclude each other: run.json says it")
     asked |= of_results | {"model": recorded.model_file(asked["model"])}
     for name, value in recorded.other_options().items():
         if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
@@ -267,10 +267,10 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
 
 def _given(paths: tuple[Path, ...], list_file: Path | None, recorded: RecordedRun | None, output: Path) -> GivenPaths:
     """What the command line names, or else what an earlier run was given. That in ``output`` knows former folders."""
-    from cellseg_deploy.image_files import input_roots
-    from cellseg_deploy.input_paths import GivenPaths, expanded, listed
-    from cellseg_deploy.outputs.folder import RUN_JSON
-    from cellseg_deploy.run_record import inputs_in
+    from cellseg_deploy.images.find import input_roots
+    from cellseg_deploy.images.inputs import GivenPaths, expanded, listed
+    from cellseg_deploy.run.output_folder import RUN_JSON
+    from cellseg_deploy.run.record import inputs_in
 
     if not paths and list_file is None and recorded is not None:
         return recorded.given
@@ -285,29 +285,29 @@ def _given(paths: tuple[Path, ...], list_file: Path | None, recorded: RecordedRu
 
 
 def _check_watch(context: click.Context, given: GivenPaths) -> None:
-    from cellseg_deploy.image_files import input_roots
+    from cellseg_deploy.images.find import input_roots
 
     asked = context.params
     if not asked["watch"]:
-        _common.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
+        console.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
     elif asked["dry_run"]:
         raise click.UsageError("--dry-run and --watch exclude each other: what will come is not known")
     elif len(given.paths) != 1 or not os.path.isdir(given.paths[0]):  # noqa: PTH112
-        raise click.UsageError(f"--watch follows one folder; got {', '.join(map(_common.printable, given.paths))}")
+        raise click.UsageError(f"--watch follows one folder; got {', '.join(map(console.printable, given.paths))}")
     elif list(given.roots) != input_roots(given.paths):
         raise click.UsageError(
-            f"--watch calls images as they lie in the folder: give {_common.printable(given.paths[0])}, no pattern"
+            f"--watch calls images as they lie in the folder: give {console.printable(given.paths[0])}, no pattern"
         )
 
 
 def _images(given: GivenPaths, *, follow_links: bool) -> list[FoundImage]:
     """What there is in ``given``; one that may be missing, and is, costs one image."""
     from cellseg_deploy.errors import NothingToDoError
-    from cellseg_deploy.image_files import SUFFIXES, find_images
+    from cellseg_deploy.images.find import SUFFIXES, find_images
 
     images = find_images(given.paths, follow_links=follow_links, may_be_missing=given.may_be_missing, roots=given.roots)
     if not images:
-        where = ", ".join(_common.printable(path) for path in given.paths)
+        where = ", ".join(console.printable(path) for path in given.paths)
         raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
     return images
 
@@ -325,6 +325,6 @@ def _explanation(model: Path | None, backend: str, device: str, precision: str |
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Any]:
-    from cellseg_deploy.cli._progress import QuietProgress, RunProgress
+    from cellseg_deploy.cli.progress import QuietProgress, RunProgress
 
     return nullcontext(QuietProgress()) if quiet else RunProgress()

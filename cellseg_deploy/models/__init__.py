@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from cellseg_deploy.errors import ModelError
-from cellseg_deploy.fingerprint import sha256_of
+from cellseg_deploy.files.fingerprint import sha256_of
 
 DEFAULT_SHA256 = "110732d174be3f5b442400d8cfdc20462b4f31f1ee91b0e7d12d85a102e78691"
 """Of the shipped default.onnx: written here by hand with each new model, so that no other file passes for it."""

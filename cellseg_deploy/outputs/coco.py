@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
+from cellseg_deploy.cells.label_runs import Labels, row_runs
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.outputs.tables import utf8
-from cellseg_deploy.runs import Labels, row_runs
 
 _CATEGORIES = [{"id": 1, "name": "cell", "supercategory": "cell"}]
 

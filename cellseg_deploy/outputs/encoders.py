@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 
 from cellseg_deploy.errors import OutputError
+from cellseg_deploy.files.atomic import atomic_file, writing
 from cellseg_deploy.outputs import coco, jpeg, label_tiff, parquet
 from cellseg_deploy.outputs import overlay as _overlay
-from cellseg_deploy.outputs.atomic import atomic_file, writing
 from cellseg_deploy.outputs.formats import CELLS_CSV
 from cellseg_deploy.outputs.segmented import SegmentedImage
 

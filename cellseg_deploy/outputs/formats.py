@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX
-from cellseg_deploy.requirements import require_packages
+from cellseg_deploy.outputs.requirements import require_packages
 
 if TYPE_CHECKING:
     from cellseg_deploy.outputs.segmented import SegmentedImage

@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
+from cellseg_deploy.cells.polygons import CellPolygons, Ring
 from cellseg_deploy.outputs.palette import COUNTED_RGB, NOT_COUNTED_RGB
 from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.outputs.tables import utf8
-from cellseg_deploy.polygons import CellPolygons, Ring
 
 _NAMESPACE = uuid.UUID("6f0f8a53-0c0e-5c44-9b57-6a6f9f5b0d11")
 _COUNTED = {"name": "Cell", "color": list(COUNTED_RGB)}

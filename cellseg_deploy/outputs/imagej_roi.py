@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from cellseg_deploy.cells.polygons import CellPolygons
 from cellseg_deploy.outputs.palette import COUNTED_RGB, NOT_COUNTED_RGB
 from cellseg_deploy.outputs.segmented import SegmentedImage
-from cellseg_deploy.polygons import CellPolygons
 
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0  # of java.awt.geom.PathIterator
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say: the same cells give the same bytes

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.label_runs import bands
 from cellseg_deploy.outputs import jpeg
 from cellseg_deploy.outputs.palette import COUNTED_RGB
-from cellseg_deploy.runs import bands
 
 OUTLINE_RGB = COUNTED_RGB
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cellseg_deploy.outputs.atomic import atomic_file, writing
+from cellseg_deploy.files.atomic import atomic_file, writing
 from cellseg_deploy.outputs.segmented import COUNTED
 
 _BOOLEANS = ("touches_border", COUNTED)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.field_grid import Grid, grid
-from cellseg_deploy.measure import CellTable, in_micrometres
-from cellseg_deploy.polygons import CellPolygons, cell_polygons
+from cellseg_deploy.cells.field_grid import Grid, grid
+from cellseg_deploy.cells.measure import CellTable, in_micrometres
+from cellseg_deploy.cells.polygons import CellPolygons, cell_polygons
 
 COUNTED = "counted"
 

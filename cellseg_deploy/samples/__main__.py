@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cellseg_deploy.cli._common import run
+from cellseg_deploy.cli.console import run
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.samples.write import TRUTH_FILE, write_samples
 

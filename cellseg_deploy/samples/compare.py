@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cellseg_deploy.cli._common import run
+from cellseg_deploy.cli.console import run
 from cellseg_deploy.samples.write import compare_counts, count_table
 
 

@@ -1,0 +1,1 @@
+"""Folders of images, from files to results."""

@@ -1,0 +1,219 @@
+"""The same images through what a user would pick instead, in the same rounds, on this machine.
+
+Ours are timed from files to written label images, overlays and tables, over a folder; the others in memory, image by
+image, at the size of cells that they work at. What is not installed, or does not run, is a row with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_benchmarks.harness import images as image_set
+from cellseg_benchmarks.harness.figures import Bar, Bars, panels_png
+from cellseg_benchmarks.harness.machine import Conditions
+from cellseg_benchmarks.harness.partial import Progress
+from cellseg_benchmarks.harness.report import NOT_RUN, REPORT_VERSION, machine_lines, table, times
+from cellseg_benchmarks.harness.timer import Plan, Ratio, Times, Turn, interleave, ratio
+from cellseg_benchmarks.harness.worker import Worker, WorkerError
+
+Say = Callable[[str], None]
+PEERS = ("cellpose", "stardist", "instanseg")
+_SEPARATOR = ": "
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to work on the images. ``seconds_per_image``: median. ``slower``: for each of our models (by name), how
+    many times as long as with it."""
+
+    name: str
+    what: str
+    ours: bool
+    status: str
+    details: str = ""
+    reason: str = ""
+    images_per_call: int = 0
+    times: Times | None = None
+    seconds_per_image: float | None = None
+    slower: dict[str, Ratio] | None = None
+
+
+@dataclass(frozen=True)
+class PeersReport:
+    """All rows. ``image_hw``: of the images. ``diameter_px``: of cells in them. ``not_run``: devices that are not here,
+    with the reason."""
+
+    conditions: Conditions
+    threads: int | None
+    plan: Plan
+    image_hw: tuple[int, int]
+    images_from: str
+    diameter_px: float
+    rows: tuple[Row, ...]
+    not_run: dict[str, str] = field(default_factory=dict)
+    benchmark: str = "peers"
+    report_version: int = REPORT_VERSION
+
+    def to_markdown(self) -> str:
+        """Ratios; seconds are in the JSON."""
+        ours = [row.name for row in self.rows if row.ours and row.times]
+        height, width = self.image_hw
+        lines = ["# Beside other tools", "", *machine_lines(self.conditions, self.threads)]
+        lines += [
+            f"Images of {width} x {height} px ({self.images_from}), cells of {self.diameter_px:.0f} px. Ours: a "
+            "folder, from files to label images, overlays and tables. Others: in memory, without reading or writing. "
+            f"How many times as long as ours an image takes: medians of up to {self.plan.rounds} paired rounds, with "
+            "their 95 % bootstrap interval.",
+            "",
+        ]
+        head = ("", "what is timed", "details", *(f"x {name}" for name in ours))
+        rows = [
+            [row.name, row.what, row.details, *(times((row.slower or {}).get(name)) for name in ours)]
+            if row.times
+            else [row.name, row.what, NOT_RUN, *[""] * len(ours)]
+            for row in self.rows
+        ]
+        lines += [*table(head, rows, words=3), ""]
+        lines += [f"- {row.name}: {row.reason}" for row in self.rows if row.reason]
+        lines += [f"- {device}: {reason}" for device, reason in self.not_run.items()]
+        return "\n".join(lines) + "\n"
+
+
+def measure_peers(
+    images: Sequence[npt.NDArray[np.uint8]],
+    labels: npt.NDArray[np.int32] | None,
+    models: Sequence[Path],
+    work: Path,
+    plan: Plan,
+    *,
+    diameter_px: float,
+    peers: Sequence[str] = PEERS,
+    folder_images: int = 8,
+    device: str = "cpu",
+    threads: int | None = None,
+    cellpose_weights: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    start: Callable[..., Worker] = Worker,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Rows of our ``models`` and of ``peers`` (names of ``PEERS``) on ``images``, RGB uint8 (h, w, 3).
+
+    ``labels``: true cells of the first image, for what Cellpose does after its network. ``folder_images``: in our
+    folder run, the images again and again. ``settings``: arguments of ``Segmenter.from_file`` for ours. ``work``: a
+    folder to write in, which the caller throws away.
+    """
+    sources = [work / f"source-{k}.png" for k in range(len(images))]
+    arrays = [work / f"image-{k}.npy" for k in range(len(images))]
+    for source, array, image in zip(sources, arrays, images, strict=True):
+        source.write_bytes(image_set.encoded(image, "png"))
+        np.save(array, image)
+    folder = work / "folder"
+    image_set.link_copies(sources, folder, folder_images)
+    truth = None if labels is None else work / "labels.npy"
+    if truth is not None and labels is not None:
+        np.save(truth, labels)
+
+    wanted: list[tuple[str, str, dict[str, Any]]] = [
+        (
+            model.stem,
+            "folder",
+            {
+                "settings": {**(settings or {}), "path": str(model), "cell_diameter_px": diameter_px},
+                "threads": threads,
+                "work": str(work),
+                "timed": str(folder),
+            },
+        )
+        for model in models
+    ]
+    wanted += [
+        (
+            name,
+            name,
+            {
+                "images": [str(path) for path in arrays],
+                "labels": str(truth) if truth and name == "cellpose" else None,
+                "diameter": diameter_px,
+                "device": device,
+                "threads": threads,
+                "weights": str(cellpose_weights) if cellpose_weights and name == "cellpose" else None,
+            },
+        )
+        for name in peers
+    ]
+    with ExitStack() as stack:
+        workers: dict[str, tuple[str, Worker]] = {}
+        rows: list[Row] = []
+        for name, kind, arguments in wanted:
+            say(f"opening {name} ...")
+            try:
+                workers[name] = (kind, stack.enter_context(start(kind, arguments, threads=threads)))
+            except WorkerError as error:
+                rows.append(Row(name, "", kind == "folder", "not run", reason=str(error)))
+                say(f"{name}: not run: {error}")
+        entries: dict[str, Turn] = {
+            f"{name}{_SEPARATOR}{call}": worker.turn(call)
+            for name, (_, worker) in workers.items()
+            for call in worker.names
+        }
+        measured = interleave(entries, plan, say=say, progress=progress)
+        for name, (kind, worker) in workers.items():
+            for call in worker.names:
+                entry = f"{name}{_SEPARATOR}{call}"
+                n = folder_images if kind == "folder" else worker.facts["images"]
+                rows.append(_row(name, call, kind == "folder", worker.facts, n, entry, measured.times, measured.failed))
+    compared = [_compared(row, rows) for row in rows]
+    return sorted(compared, key=lambda row: (not row.ours, [name for name, _, _ in wanted].index(row.name)))
+
+
+def _row(
+    name: str,
+    call: str,
+    ours: bool,
+    facts: Mapping[str, Any],
+    n: int,
+    entry: str,
+    found: Mapping[str, Times],
+    failed: Mapping[str, str],
+) -> Row:
+    what = f"folder of {n}, files to results" if ours else call
+    details = facts["engine"] if ours else f"{facts['library']}: {facts['details']}"
+    if entry not in found:
+        return Row(name, what, ours, "not run", details, failed[entry], n)
+    seconds = found[entry].median / n
+    return Row(name, what, ours, "measured", details, "", n, found[entry], seconds)
+
+
+def _compared(row: Row, rows: Sequence[Row]) -> Row:
+    """``row`` beside each of ours."""
+    if row.times is None:
+        return row
+    slower = {
+        other.name: ratio(row.times.seconds, other.times.seconds).scaled(other.images_per_call / row.images_per_call)
+        for other in rows
+        if other.ours and other.times is not None
+    }
+    return replace(row, slower=slower)
+
+
+def png(report: PeersReport) -> bytes:
+    """How many times as long as with our first model, row by row."""
+    first = next((row.name for row in report.rows if row.ours and row.times), "")
+    bars = []
+    for row in report.rows:
+        found = (row.slower or {}).get(first)
+        label = row.name if row.ours else f"{row.name}{_SEPARATOR}{row.what}"
+        note = NOT_RUN if found is None else f"{found.median:.3g}x"
+        bars.append(
+            Bar(label, None if found is None else found.median, note=note, group="ours" if row.ours else "others")
+        )
+    panel = Bars(f"Time of an image, {first} = 1", "times as long", tuple(bars), logarithmic=True)
+    return panels_png([panel], title=report.conditions.machine.processor)

@@ -1,0 +1,283 @@
+"""How time and memory grow: one image from 1 to 256 megapixels, and folders of 1 to 1,000 images.
+
+Each measurement is a process of its own, which has opened the model and run a small image before the watch starts, so
+that what is made once is neither timed nor counted as memory of the image. Growth is the exponent ``a`` of
+``time = c n^a``, by least squares in logarithms: 1 is in proportion.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cellseg_benchmarks.harness import images
+from cellseg_benchmarks.harness.figures import Lines, Panel, panels_png
+from cellseg_benchmarks.harness.machine import Conditions
+from cellseg_benchmarks.harness.partial import Progress, turns_left
+from cellseg_benchmarks.harness.report import NOT_RUN, REPORT_VERSION, machine_lines, megabytes, number, percent, table
+from cellseg_benchmarks.harness.timer import order_of_round
+from cellseg_benchmarks.harness.worker import Worker, WorkerError
+
+Say = Callable[[str], None]
+Series = Literal["megapixels", "images"]
+SERIES: tuple[Series, ...] = ("megapixels", "images")
+
+LINEAR_FROM = 4.0
+"""Megapixels from which on time must be in proportion: below, the last tiles of a row weigh too much."""
+_WARM_MEGAPIXELS = 0.1
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement. ``n``: megapixels of the image, or images. ``peak_bytes``: most memory during the run;
+    ``before_bytes``: before it."""
+
+    series: Series
+    n: float
+    round: int
+    pixels: int
+    seconds: float
+    engine_seconds: float
+    peak_bytes: int
+    before_bytes: int | None
+    cells: int
+
+    @property
+    def own_bytes(self) -> int | None:
+        """Memory that the run added."""
+        return None if self.before_bytes is None else max(0, self.peak_bytes - self.before_bytes)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a series grows. ``linear_within``: largest time a megapixel over the smallest, less 1, from ``LINEAR_FROM``
+    on. ``bytes_per_pixel``: slope of memory over pixels by least squares. None where sizes are too few to tell."""
+
+    series: Series
+    time_exponent: float | None
+    memory_exponent: float | None
+    linear_within: float | None = None
+    bytes_per_pixel: float | None = None
+
+
+@dataclass(frozen=True)
+class ScalingReport:
+    """All points. ``held_bytes_per_pixel``: image, labels and one probability image of each type, which a run holds
+    unless it streams. ``left_out``: what was not measured, with the reason."""
+
+    conditions: Conditions
+    threads: int | None
+    engine: dict[str, Any]
+    held_bytes_per_pixel: dict[str, float]
+    small_image_hw: tuple[int, int]
+    points: tuple[Point, ...]
+    growth: tuple[Growth, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+    benchmark: str = "scaling"
+    report_version: int = REPORT_VERSION
+
+    def to_markdown(self) -> str:
+        """A table for each series."""
+        engine = self.engine
+        lines = ["# Growth of time and memory", "", *machine_lines(self.conditions, self.threads)]
+        held = ", ".join(f"{number(size)} ({name})" for name, size in self.held_bytes_per_pixel.items())
+        lines += [
+            f"Model {engine['model']}, {engine['engine']}. Each measurement is a process of its own with the model "
+            "open; medians over rounds. *of the run*: memory that the run added to that. Image, labels and one "
+            f"probability image alone take {held} bytes a pixel.",
+            "",
+        ]
+        for series, title in zip(SERIES, ("One image", f"Images of {_size(self.small_image_hw)} px"), strict=True):
+            rows = [
+                [
+                    number(n, 4),
+                    number(statistics.median(p.seconds for p in group)),
+                    number(statistics.median(p.seconds for p in group) / n),
+                    percent(statistics.median(p.engine_seconds / p.seconds for p in group)),
+                    megabytes(_median(group, "peak_bytes")),
+                    megabytes(_median(group, "own_bytes")),
+                    number(_per_pixel(group)),
+                ]
+                for n, group in by_size(self.points, series)
+            ]
+            rows += [[name, NOT_RUN, *[""] * 5] for name in self.left_out if name.endswith(series)]
+            if not rows:
+                continue
+            unit = "megapixel" if series == "megapixels" else "image"
+            head = (series, "s", f"s a {unit}", "engine busy", "peak, MB", "of the run, MB", "bytes a pixel")
+            lines += [f"## {title}", "", *table(head, rows, words=0), ""]
+            lines += [_growth_line(growth) for growth in self.growth if growth.series == series] + [""]
+        lines += [f"- {name}: {reason}" for name, reason in self.left_out.items()]
+        return "\n".join(lines) + "\n"
+
+
+def measure_scaling(
+    settings: Mapping[str, Any],
+    work: Path,
+    *,
+    megapixels: Sequence[float],
+    counts: Sequence[int],
+    small_hw: tuple[int, int],
+    rounds: int,
+    threads: int | None = None,
+    start: Callable[..., Worker] = Worker,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
+) -> tuple[list[Point], dict[str, Any], dict[str, str]]:
+    """Points of both series, what the worker opened, and sizes that failed, with the reason.
+
+    Sizes take turns within a round. ``work``: folder for images and results, which the caller throws away.
+    """
+    smear = next(images.smears(1))
+    warm = work / "warm.tif"
+    images.write_mirrored(warm, smear, images.size_for(_WARM_MEGAPIXELS))
+    small = [work / f"small-{k}.png" for k in range(2)]
+    for path, image in zip(small, images.smears(2, small_hw), strict=True):
+        path.write_bytes(images.encoded(image, "png"))
+    arguments = {"settings": dict(settings), "threads": threads, "work": str(work)}
+    tasks: dict[str, tuple[Series, float]] = {f"{n:g} megapixels": ("megapixels", n) for n in megapixels}
+    tasks |= {f"{n} images": ("images", n) for n in counts}
+    points: list[Point] = []
+    facts: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    progress = progress or Progress()
+    turns = [(k, name) for k in range(rounds) for name in order_of_round(list(tasks), k)]
+    done = 0
+    with progress.stoppable(lambda: turns_left(turns[done:])):
+        for number_of_round, name in turns:
+            if name not in failed:
+                series, n = tasks[name]
+                source, pixels = _prepare(work, series, n, smear, small, small_hw)
+                try:
+                    with start("folder", arguments) as worker:
+                        facts = facts or worker.facts
+                        worker.ask("run", paths=[str(warm)])
+                        answer = worker.ask("run", paths=[str(source)], max_pixels=pixels)
+                except WorkerError as error:
+                    failed[name] = str(error)
+                    say(f"{name}: {error}")
+                else:
+                    points.append(_point(series, n, number_of_round, pixels, answer))
+                    progress.keep("points", points)
+                    say(f"round {number_of_round + 1} of {rounds}, {name}: {answer['seconds']:.2f} s")
+            done += 1
+    return points, facts, failed
+
+
+def _point(series: Series, n: float, number_of_round: int, pixels: int, answer: Mapping[str, Any]) -> Point:
+    return Point(
+        series=series,
+        n=n,
+        round=number_of_round,
+        pixels=pixels,
+        seconds=answer["seconds"],
+        engine_seconds=answer["engine_seconds"],
+        peak_bytes=answer["peak_rss_bytes"],
+        before_bytes=answer["rss_before_bytes"] if answer["peak_is_of_this_run"] else None,
+        cells=answer["cells"],
+    )
+
+
+def growth_of(points: Sequence[Point], series: Series) -> Growth:
+    """Exponents and slopes of ``series``."""
+    sizes = by_size(points, series)
+    n = [size for size, _ in sizes]
+    seconds = [statistics.median(p.seconds for p in group) for _, group in sizes]
+    own = [_median(group, "own_bytes") for _, group in sizes]
+    known = [(size, value, group[0].pixels) for (size, group), value in zip(sizes, own, strict=True) if value]
+    growth = Growth(series, exponent(n, seconds), exponent([k[0] for k in known], [k[1] for k in known]))
+    if series == "images":
+        return growth
+    rates = [value / size for size, value in zip(n, seconds, strict=True) if size >= LINEAR_FROM]
+    slope = None
+    if len(known) > 1:
+        slope = float(np.polyfit([k[2] for k in known], [k[1] for k in known], 1)[0])
+    within = max(rates) / min(rates) - 1 if len(rates) > 1 else None
+    return Growth(series, growth.time_exponent, growth.memory_exponent, within, slope)
+
+
+def exponent(n: Sequence[float], values: Sequence[float]) -> float | None:
+    """``a`` of ``values = c n^a`` by least squares of the logarithms; None with less than two sizes."""
+    if len(set(n)) < 2:
+        return None
+    return float(np.polyfit(np.log(n), np.log(values), 1)[0])
+
+
+def by_size(points: Sequence[Point], series: Series) -> list[tuple[float, list[Point]]]:
+    """Points of ``series`` by size, rising."""
+    groups: dict[float, list[Point]] = {}
+    for point in points:
+        if point.series == series:
+            groups.setdefault(point.n, []).append(point)
+    return sorted(groups.items())
+
+
+def held_bytes_per_pixel(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Bytes for each pixel of an image: RGB, int32 labels, and probabilities at the model's scale, by their type."""
+    model_pixels = facts["channels"] * facts["scale"] ** 2
+    return {name: float(3 + 4 + size * model_pixels) for name, size in (("uint8", 1), ("float16", 2), ("float32", 4))}
+
+
+def png(report: ScalingReport) -> bytes:
+    """Time and memory over size, and over the number of images; dashed: in proportion to the largest."""
+    panels: list[Panel] = []
+    for series in SERIES:
+        sizes = by_size(report.points, series)
+        if not sizes:
+            continue
+        n = [size for size, _ in sizes]
+        seconds = [statistics.median(p.seconds for p in group) for _, group in sizes]
+        peak = [(_median(group, "peak_bytes") or 0) / 1e6 for _, group in sizes]
+        panels += [
+            Lines("Time", series, "seconds", {"seconds": (n, seconds)}, slope_one=True),
+            Lines("Peak memory of the process", series, "MB", {"peak": (n, peak)}),
+        ]
+    return panels_png(panels, title=f"{report.engine['model']}, {report.engine['engine']}")
+
+
+def _prepare(
+    work: Path, series: Series, n: float, smear: images.Image, small: Sequence[Path], small_hw: tuple[int, int]
+) -> tuple[Path, int]:
+    """The file or folder to run, made if it is not there yet, and its number of pixels (of the largest image)."""
+    if series == "megapixels":
+        hw = images.size_for(n)
+        path = work / f"large-{n:g}.tif"
+        if not path.exists():
+            images.write_mirrored(path, smear, hw)
+        return path, hw[0] * hw[1]
+    folder = work / f"folder-{n:g}"
+    if not folder.exists():
+        images.link_copies(small, folder, int(n))
+    return folder, small_hw[0] * small_hw[1]
+
+
+def _median(group: Sequence[Point], name: str) -> float | None:
+    values = [getattr(point, name) for point in group]
+    return None if None in values else float(statistics.median(values))
+
+
+def _per_pixel(group: Sequence[Point]) -> float | None:
+    own = _median(group, "own_bytes")
+    return None if own is None or group[0].series == "images" else own / group[0].pixels
+
+
+def _size(hw: tuple[int, int]) -> str:
+    return f"{hw[1]} x {hw[0]}"
+
+
+def _growth_line(growth: Growth) -> str:
+    parts = []
+    if growth.time_exponent is not None:
+        parts.append(f"time grows with exponent {growth.time_exponent:.3f}")
+    if growth.linear_within is not None:
+        parts.append(f"from {LINEAR_FROM:g} megapixels on in proportion within {growth.linear_within:.1%}")
+    if growth.memory_exponent is not None:
+        parts.append(f"memory of the run with exponent {growth.memory_exponent:.3f}")
+    if growth.bytes_per_pixel is not None:
+        parts.append(f"{growth.bytes_per_pixel:.2f} bytes more for each pixel more")
+    return ("; ".join(parts) + ".").capitalize() if parts else ""

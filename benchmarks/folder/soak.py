@@ -1,0 +1,323 @@
+"""Thousands of small files through the folder run, with a network that costs next to nothing: does anything grow?
+
+A night has two thousand photographs, and what leaks a little shows only after many of them. So the run is the real one,
+the files are small and some are damaged, and the network is a stub; memory, descriptors, threads and temporary files
+are sampled on the way. The same criteria are put to a stub that leaks, which must fail them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_benchmarks.folder.soak_files import CELL_DIAMETER_PX, make_files
+from cellseg_benchmarks.harness.memory import rss_bytes
+from cellseg_benchmarks.harness.partial import Progress
+from cellseg_benchmarks.harness.timer import stopwatch
+from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.errors import BackendUnavailableError, UsageError
+from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, make_folder
+from cellseg_deploy.images.find import find_images
+from cellseg_deploy.models.spec import ModelSpec, TrainingInfo, WeightsInfo, default_operating_points
+from cellseg_deploy.run.folder import ImageResult, run_folder
+from cellseg_deploy.segmenter import Segmenter
+
+Leak = Literal["memory", "descriptors", "files"]
+LEAKED_BYTES = 32 * 1024
+"""What the leaking stub keeps of each image: less than its tile, which has 59 kB."""
+FILES_FOLDER, RUN_FOLDER = "files", "run"
+MAX_FILES = 99_999
+_MIN_FILES = 20
+_SAMPLES = 200
+_WARM_UP_FILES = 60
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``growth_bytes``: resident memory that a file may add, as the slope over the second half of the run: a run keeps
+    the numbers of each image until its tables are written. ``overhead_ms``: median time of a file outside the network.
+    """
+
+    growth_bytes: float = 4096
+    overhead_ms: float = 30.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """State of this process after so many ``files``. ``temporary_files``: ours in the output folder, and all that are
+    in the process's folder for temporary files."""
+
+    files: int
+    resident_bytes: int
+    descriptors: int
+    threads: int
+    temporary_files: int
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing the run is judged by: what was measured, what is allowed, in which unit."""
+
+    name: str
+    measured: float
+    allowed: float
+    unit: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the measured figure is within what is allowed; NaN never is."""
+        return self.measured <= self.allowed
+
+
+@dataclass(frozen=True)
+class Soak:
+    """What a run gave. ``before``: after a warm-up, before the run; ``after``: when the run has ended.
+
+    ``overhead_ms``: wall time from one result to the next, without the network and without the sampling, a figure a
+    file. ``wrong``: files whose result is not what was made: a damaged one that did not fail, a sound one that failed
+    or has another number of cells, one that was not reported.
+    """
+
+    n_files: int
+    n_bad: int
+    before: Sample
+    after: Sample
+    samples: tuple[Sample, ...]
+    overhead_ms: tuple[float, ...]
+    wrong: tuple[str, ...]
+    wall_seconds: float
+
+    def criteria(self, limits: Limits) -> list[Criterion]:
+        """What the run is judged by, with the figures of this one."""
+        before, after = self.before, self.after
+        return [
+            Criterion("memory growth in the second half", self.growth_bytes, limits.growth_bytes, "bytes a file"),
+            Criterion("file descriptors afterwards", after.descriptors, before.descriptors),
+            Criterion("threads afterwards", after.threads, before.threads),
+            Criterion("temporary files afterwards", after.temporary_files, before.temporary_files),
+            Criterion("overhead outside the network, median", self.median_ms, limits.overhead_ms, "ms a file"),
+            Criterion("files with a wrong result", len(self.wrong), 0),
+        ]
+
+    @property
+    def growth_bytes(self) -> float:
+        """Slope of the resident memory over the second half of the run, in bytes a file."""
+        half = [sample for sample in self.samples if sample.files >= self.n_files / 2]
+        return slope([sample.files for sample in half], [sample.resident_bytes for sample in half])
+
+    @property
+    def median_ms(self) -> float:
+        """Median overhead of a file."""
+        return statistics.median(self.overhead_ms) if self.overhead_ms else float("nan")
+
+    def resident_bytes_until(self, share: float) -> float:
+        """Median resident memory of the last ten samples up to ``share`` of the run; NaN if there is none."""
+        until = [sample.resident_bytes for sample in self.samples if sample.files <= share * self.n_files]
+        return statistics.median(until[-10:]) if until else float("nan")
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Median slope of all pairs of points (Theil 1950, Sen 1968); NaN with less than two values of ``x``.
+
+    Memory that the allocator takes or gives back at once does not tilt it, as it would a least-squares line.
+    """
+    xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    first, second = np.triu_indices(len(xs), 1)
+    apart = xs[first] != xs[second]
+    if not apart.any():
+        return float("nan")
+    return float(np.median((ys[second] - ys[first])[apart] / (xs[second] - xs[first])[apart]))
+
+
+class StubBackend(Backend):
+    """A network of receptive field 1 x 1: a pixel is cell where it is darker than middle grey. Times itself.
+
+    ``leak``: what it keeps of each call, to see that the criteria notice.
+    """
+
+    name = "stub"
+    device = "cpu"
+    precision = "fp32"
+
+    def __init__(self, leak: Leak | None = None) -> None:
+        self.spec = ModelSpec(
+            name="soak stub",
+            variant="plain",
+            channels=("foreground",),
+            tile_size=140,
+            halo=8,
+            image_scale=1.0,
+            cell_diameter_px=CELL_DIAMETER_PX,
+            patch_size=14,
+            encoder="none",
+            weights=WeightsInfo(origin="made in place", licence="MIT"),
+            training=TrainingInfo(),
+            operating_points=default_operating_points("plain"),
+        )
+        self.leak = leak
+        self.seconds = 0.0
+        self._kept: list[bytes] = []
+        self._descriptors: list[int] = []
+
+    def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        seconds = stopwatch()
+        for _ in tiles_nhwc:  # an image is one tile
+            self._leak()
+        darkness = 1 - tiles_nhwc.mean(axis=3, dtype=np.float32) / 255
+        answer = np.where(darkness > 0.5, np.float32(0.99), np.float32(0.01))[:, None]
+        self.seconds += seconds()
+        return answer
+
+    def _leak(self) -> None:
+        if self.leak == "memory":
+            self._kept.append(os.urandom(LEAKED_BYTES))  # not zeros: those would be no memory until they are touched
+        elif self.leak == "descriptors":
+            self._descriptors.append(os.open(os.devnull, os.O_RDONLY))
+        elif self.leak == "files":
+            os.close(tempfile.mkstemp()[0])
+
+    def _close(self) -> None:
+        """Give back what was leaked on purpose."""
+        self._kept.clear()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def soak(
+    folder: Path,
+    *,
+    n_files: int,
+    bad: float,
+    seed: int = 0,
+    leak: Leak | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
+) -> Soak:
+    """Make ``n_files`` files in ``folder``/files, the share ``bad`` of them damaged, and run to ``folder``/run.
+
+    Raises ``UsageError`` for numbers that cannot be meant, ``BackendUnavailableError`` where the system has no /proc,
+    and what the folder run raises.
+    """
+    if sys.platform != "linux":
+        raise BackendUnavailableError("memory, descriptors and threads are read from /proc; use Linux")
+    if not (_MIN_FILES <= n_files <= MAX_FILES and 0 <= bad <= 1):
+        raise UsageError(
+            f"expected {_MIN_FILES} to {MAX_FILES} files and a share of bad ones from 0 to 1, got {n_files} and {bad}"
+        )
+    n_bad = round(n_files * bad)
+    say(f"making {n_files} files, {n_bad} of them damaged")
+    truth = make_files(folder / FILES_FOLDER, n_files, n_bad, seed)
+    with _own_temporary_folder(folder / "tmp") as temporary, StubBackend(leak) as backend:
+        _warm_up(folder, seed)
+        progress = progress or Progress()
+        watch = _Watch(backend, folder / RUN_FOLDER, temporary, truth, say, progress)
+        before, seconds = watch.sample(), stopwatch()
+        images = find_images([folder / FILES_FOLDER])
+        watch.wait_for_next()
+        with progress.stoppable(lambda: f"{n_files - watch.files} of {n_files} files"):
+            run_folder(Segmenter(backend), images, folder / RUN_FOLDER, on_result=watch)
+        wall_seconds = seconds()
+        gc.collect()
+        return Soak(
+            n_files=watch.files if progress.stopped else n_files,
+            n_bad=n_bad,
+            before=before,
+            after=watch.sample(everywhere=True),
+            samples=tuple(watch.samples),
+            overhead_ms=tuple(watch.overhead_ms),
+            wrong=tuple(watch.mistaken if progress.stopped else watch.wrong()),
+            wall_seconds=wall_seconds,
+        )
+
+
+class _Watch:
+    """Told of each image by the run: times it, checks its result, and looks at the process now and then."""
+
+    def __init__(
+        self,
+        backend: StubBackend,
+        out: Path,
+        temporary: Path,
+        truth: dict[str, int | None],
+        say: Callable[[str], None],
+        progress: Progress,
+    ) -> None:
+        self.backend, self.out, self.temporary, self.say, self.progress = backend, out, temporary, say, progress
+        self.n_files, self.files = len(truth), 0
+        self.unreported = dict(truth)
+        self.mistaken: list[str] = []
+        self.samples: list[Sample] = []
+        self.overhead_ms: list[float] = []
+        self._every = max(1, len(truth) // _SAMPLES)
+
+    def wait_for_next(self) -> None:
+        """The clock of the next image begins."""
+        self._network, self._since = self.backend.seconds, stopwatch()
+
+    def __call__(self, result: ImageResult) -> None:
+        self.overhead_ms.append(1000 * (self._since() - (self.backend.seconds - self._network)))
+        self.files += 1
+        expected = self.unreported.pop(result.image, -1)
+        if (result.status == "done", result.cells) != (expected is not None, expected):
+            self.mistaken.append(f"{result.image}: {result.status}, {result.cells} cells, made with {expected}")
+        if self.files % self._every == 0 or self.files == self.n_files:
+            self.samples.append(self.sample())
+        if self.files % (10 * self._every) == 0:
+            self.progress.keep("samples", self.samples)
+            self.say(f"{self.files}/{self.n_files} files, {self.samples[-1].resident_bytes / 2**20:.0f} MiB")
+        self.wait_for_next()
+
+    def sample(self, *, everywhere: bool = False) -> Sample:
+        """State of the process now; ``everywhere``: temporary files also in the folders of the output folder."""
+        ours = f"{TEMPORARY_PREFIX}*"
+        found = list(self.out.rglob(ours) if everywhere else self.out.glob(ours))
+        resident = rss_bytes()
+        if resident is None:
+            raise BackendUnavailableError("/proc/self/status does not say VmRSS, the memory that is held; use Linux")
+        return Sample(
+            files=self.files,
+            resident_bytes=resident,
+            descriptors=len(list(Path("/proc/self/fd").iterdir())),
+            threads=len(list(Path("/proc/self/task").iterdir())),
+            temporary_files=len(found) + len(list(self.temporary.iterdir())),
+        )
+
+    def wrong(self) -> list[str]:
+        """Files whose result was not what was made."""
+        return [*self.mistaken, *(f"{name}: never reported" for name in self.unreported)]
+
+
+def _warm_up(folder: Path, seed: int) -> None:
+    """A run over a few files of every kind, so that what libraries load once is loaded."""
+    with tempfile.TemporaryDirectory(dir=folder) as place, StubBackend() as backend:
+        files = Path(place) / FILES_FOLDER
+        make_files(files, _WARM_UP_FILES, _WARM_UP_FILES // 3, seed)
+        run_folder(Segmenter(backend), find_images([files]), Path(place) / RUN_FOLDER)
+    gc.collect()
+
+
+@contextmanager
+def _own_temporary_folder(folder: Path) -> Iterator[Path]:
+    """``folder`` is the process's folder for temporary files, so that those of other programs are not counted.
+
+    It goes afterwards if nothing is left in it.
+    """
+    make_folder(folder)
+    former, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = former
+        if not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,1 @@
+"""What all measurements share: stopwatch, workers, the machine, reports."""

@@ -1,0 +1,71 @@
+"""PyTorch as fast as it goes without leaving PyTorch: what the other forms are measured against."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cellseg_deploy.errors import BackendUnavailableError
+from cellseg_export.gate.torch_backend import TorchBackend
+from cellseg_train.checkpoint import LoadedNetwork
+from cellseg_train.model import normalise
+
+_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+class TorchForm(TorchBackend):
+    """A trained network in ``inference_mode`` and channels_last, in the precision that is asked for."""
+
+    def __init__(
+        self,
+        network: LoadedNetwork,
+        device: str = "cpu",
+        *,
+        dtype: str = "float32",
+        autocast: str | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """``dtype``: of weights and activations. ``autocast``: let PyTorch choose operator by operator between it and
+        fp32. ``compiled``: through ``torch.compile``, weights frozen into the program.
+
+        Raises ``BackendUnavailableError`` for a device that is not here, or if the network cannot be compiled here.
+        """
+        super().__init__(network, device)
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._autocast: torch.dtype | None = None if autocast is None else getattr(torch, autocast)
+        self.precision = _NAMES[autocast or dtype]
+        self.compiled = compiled
+        network.net.to(dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._run: Any = network.net
+        if compiled:
+            # Frozen weights are constants, which the CPU's kernels want packed once and not at each call.
+            self._run = torch.compile(network.net, dynamic=False, options={"freezing": True})
+
+    @torch.inference_mode()
+    def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        # (N, H, W, 3) seen as (N, 3, H, W) is channels_last already: nothing is copied.
+        tiles = torch.from_numpy(tiles_nhwc).to(self._torch_device).permute(0, 3, 1, 2)
+        images = normalise(tiles.float(), self.network.config).to(self._dtype)
+        with self._context():
+            try:
+                logits = self._run(images)
+            except Exception as error:  # of the compiler: no C++ compiler, an operator that it does not know
+                if not self.compiled:
+                    raise
+                reason = " ".join(str(error).split())[:300]
+                raise BackendUnavailableError(f"torch.compile does not work here: {reason}") from error
+        return np.asarray(logits.float().sigmoid().contiguous().cpu().numpy(), np.float32)
+
+    def _context(self) -> AbstractContextManager[Any]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self._torch_device.type, dtype=self._autocast)
+
+    def describe(self) -> dict[str, Any]:
+        """As ``TorchBackend``, with what is asked of PyTorch."""
+        asked = {"dtype": str(self._dtype), "autocast": str(self._autocast or ""), "compiled": self.compiled}
+        return super().describe() | asked

@@ -1,0 +1,1 @@
+"""What a form, a setting or a disturbance costs in cells."""

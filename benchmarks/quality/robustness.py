@@ -1,0 +1,189 @@
+"""How counts change when images are not those the model was made for: measured curves, each against one condition.
+
+``conditions``: the same images at another magnification, with weaker or stronger stain, darker or brighter, with a
+colour cast. ``crowding``: synthetic smears, whose truth is exact, from cells that lie apart to cells that overlap, at
+half to twice the size. Each image is judged at the model's own scale and, where the size changes, with the size
+estimated (``--cell-diameter auto``) too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_benchmarks.harness.partial import Progress
+from cellseg_deploy.cells.metrics import MIN_AREA_PX, pool, score_image
+from cellseg_deploy.samples import SmearParams, make_smear
+from cellseg_deploy.segmenter import Segmenter
+
+Image = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int32]
+Pairs = Callable[[], Iterable[tuple[Image, Labels]]]
+Say = Callable[[str], None]
+
+FIXED, AUTO = "scale of the model", "size estimated"
+SIZES = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
+CONDITIONS: dict[str, tuple[float, ...]] = {
+    "size": SIZES,
+    "stain": (0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0),
+    "brightness": (0.5, 0.7, 0.85, 1.0, 1.1, 1.2),
+    "cast": (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3),
+}
+CROWDING: dict[str, dict[str, Any]] = {  # of SmearParams
+    "apart": {"clustering": 0.0, "overlap": 0.0, "rouleaux": 0.0},
+    "touching": {"clustering": 0.7, "overlap": 0.0, "rouleaux": 0.0},
+    "overlapping": {"clustering": 0.7, "overlap": 0.5, "rouleaux": 0.1},
+    "crowded": {"clustering": 0.9, "overlap": 0.6, "rouleaux": 0.3},
+}
+CELLS = {"apart": 60, "touching": 80, "overlapping": 80, "crowded": 130}
+CROWDING_SIZES = (0.5, 0.7, 1.0, 1.4, 2.0)
+SMEARS = 3
+"""Synthetic smears for each level and size."""
+REPORTED = ("dice", "f1", "count_mape", "count_bias", "n_true", "n_predicted")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pooled figures of all images under one condition. ``value``: factor of the condition, 1 as the images are."""
+
+    experiment: str
+    condition: str
+    value: float
+    scale: str
+    figures: dict[str, float]
+
+    def flat(self) -> dict[str, Any]:
+        """One line of a table."""
+        row = asdict(self)
+        return {key: value for key, value in row.items() if key != "figures"} | self.figures
+
+
+def changed(image_hwc: Image, labels_hw: Labels, condition: str, value: float) -> tuple[Image, Labels]:
+    """The image (h, w, 3) under ``condition`` and its truth, which changes with the size alone.
+
+    ``size``: enlarged by ``value``. ``stain``: optical density of every pixel times ``value`` (Beer and Lambert), as
+    with more or less dye. ``brightness``: light times ``value``, cut at white. ``cast``: red times the square root of
+    ``value``, blue divided by it.
+    """
+    import cv2
+
+    if value == 1:
+        return image_hwc, labels_hw
+    if condition == "size":
+        size = (round(image_hwc.shape[1] * value), round(image_hwc.shape[0] * value))
+        method = cv2.INTER_AREA if value < 1 else cv2.INTER_LINEAR
+        small = cv2.resize(image_hwc, size, interpolation=method)
+        return np.asarray(small, np.uint8), cv2.resize(labels_hw, size, interpolation=cv2.INTER_NEAREST)
+    light = image_hwc.astype(np.float32) / 255
+    if condition == "stain":
+        light = light**value
+    elif condition == "brightness":
+        light = light * value
+    elif condition == "cast":
+        light = light * np.array([value**0.5, 1, value**-0.5], np.float32)
+    else:
+        raise ValueError(f"condition must be one of {', '.join(CONDITIONS)}, got {condition!r}")
+    return np.rint(np.clip(light, 0, 1) * 255).astype(np.uint8), labels_hw
+
+
+def conditions(
+    segmenters: dict[str, Segmenter],
+    pairs: Pairs,
+    *,
+    min_area_px: int = MIN_AREA_PX,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Figures of the images of ``pairs`` under every one of ``CONDITIONS``.
+
+    ``segmenters``: by name of the scale, ``FIXED`` and ``AUTO``. ``min_area_px``: specks, in px of the images as they
+    are.
+    """
+
+    def judge(condition: str, value: float) -> list[Row]:
+        area = round(min_area_px * value**2) if condition == "size" else min_area_px
+        made = (changed(image, labels, condition, value) for image, labels in pairs())
+        scales = (FIXED, AUTO) if condition == "size" else (FIXED,)
+        return _judged(segmenters, scales, made, ("conditions", condition, value), area)
+
+    turns = [(condition, value) for condition, values in CONDITIONS.items() for value in values]
+    return _in_turn("conditions", turns, judge, say, progress or Progress())
+
+
+def crowding(
+    segmenters: dict[str, Segmenter], *, seed: int = 0, say: Say = lambda _: None, progress: Progress | None = None
+) -> list[Row]:
+    """Figures of ``SMEARS`` synthetic smears at every level of ``CROWDING`` and every one of ``CROWDING_SIZES``."""
+
+    def judge(level: str, size: float) -> list[Row]:
+        return _judged(segmenters, (FIXED, AUTO), _smears(level, size, seed), ("crowding", level, size), 0)
+
+    turns = [(level, size) for level in CROWDING for size in CROWDING_SIZES]
+    return _in_turn("crowding", turns, judge, say, progress or Progress())
+
+
+def _in_turn(
+    name: str,
+    turns: Sequence[tuple[str, float]],
+    judge: Callable[[str, float], list[Row]],
+    say: Say,
+    progress: Progress,
+) -> list[Row]:
+    """Rows of all ``turns``, or of those before a signal came."""
+    rows: list[Row] = []
+    done = 0
+    if progress.skips(name):
+        return rows
+    with progress.stoppable(lambda: ", ".join(f"{condition} {value:g}" for condition, value in turns[done:])):
+        for condition, value in turns:
+            rows += judge(condition, value)
+            done += 1
+            progress.keep(name, [row.flat() for row in rows])
+            say(_told(rows[-1]))
+    return rows
+
+
+def _smears(level: str, size: float, seed: int) -> Iterator[tuple[Image, Labels]]:
+    usual = SmearParams()
+    hw = (round(usual.size_hw[0] * size * 0.75), round(usual.size_hw[1] * size * 0.75))
+    for k in range(SMEARS):
+        params = replace(
+            usual,
+            size_hw=hw,
+            cell_diameter_px=usual.cell_diameter_px * size,
+            n_cells=CELLS[level],
+            # Lengths of the optics stay in proportion: another magnification, not another microscope.
+            blur_px=usual.blur_px * size,
+            edge_px=usual.edge_px * size,
+            contact_gap_px=usual.contact_gap_px * size,
+            **CROWDING[level],
+        )
+        smear = make_smear(params, seed + 1000 * k)
+        yield smear.image_hwc, smear.labels_hw
+
+
+def _judged(
+    segmenters: dict[str, Segmenter],
+    scales: Sequence[str],
+    made: Iterable[tuple[Image, Labels]],
+    about: tuple[str, str, float],
+    min_area_px: int,
+) -> list[Row]:
+    scores: dict[str, list[Any]] = {scale: [] for scale in scales}
+    for image, labels in made:
+        for scale in scales:
+            found = segmenters[scale](image).labels
+            scores[scale].append(score_image(labels, found, min_area_px=min_area_px))
+    rows = []
+    for scale in scales:
+        pooled = pool(scores[scale])
+        rows.append(Row(*about, scale, {name: float(pooled[name]) for name in REPORTED}))
+    return rows
+
+
+def _told(row: Row) -> str:
+    return f"{row.condition} {row.value:g}: F1 {row.figures['f1']:.3f}, count error {row.figures['count_mape']:.1%}"

@@ -1,0 +1,294 @@
+"""Less work: what it saves and what it costs. Each setting of the runtime by two figures, time and cells found.
+
+Three experiments. ``compare`` runs the same images with other settings (halo, scale, tiles of another size),
+interleaved, and scores what each finds against true masks. ``halo_curve`` shows where the network stops needing more
+context. ``empty_tiles`` counts what could be left out if empty background were known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_benchmarks.harness.figures import Bar, Bars, Lines, panels_png
+from cellseg_benchmarks.harness.machine import Conditions
+from cellseg_benchmarks.harness.partial import Progress
+from cellseg_benchmarks.harness.report import REPORT_VERSION, machine_lines, number, percent, table, times
+from cellseg_benchmarks.harness.timer import Measured, Plan, Ratio, interleave, times_faster, turn_of
+from cellseg_benchmarks.quality.halo_curve import HaloCurve
+from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.cells import tiling
+from cellseg_deploy.cells.metrics import MIN_AREA_PX, pool, score_image
+from cellseg_deploy.errors import CellsegError, UsageError
+from cellseg_deploy.segmenter import Segmenter
+
+Image = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int32]
+
+USUAL = "as the model says"
+HALOS = (0, 8, 16, 24, 32, 48)
+SCALES = (0.5, 0.7, 0.85, 1.0, 1.2)
+"""Factors on the model's own scale."""
+REPORTED = ("dice", "f1", "f1_apart", "count_mape", "count_mape_apart", "n_true", "n_predicted")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run the same network. ``halo``, ``tile_size`` in model px, ``scale`` in model px per image px."""
+
+    name: str
+    halo: int
+    scale: float
+    tile_size: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``tiles``: of all images. ``seconds``: median of a pass over them. ``faster``: how many times as fast as the
+    usual setting, with the bootstrap interval (None where one round leaves none)."""
+
+    setting: Setting
+    tiles: int
+    seconds: float
+    faster: tuple[float, float | None, float | None]
+    figures: dict[str, float]
+
+    def flat(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        median, low, high = self.faster
+        return {
+            "setting": self.setting.name,
+            "halo_px": self.setting.halo,
+            "scale": self.setting.scale,
+            "tile_size_px": self.setting.tile_size,
+            "tiles": self.tiles,
+            "seconds": self.seconds,
+            "times_faster": {"median": median, "low": low, "high": high},
+            **self.figures,
+        }
+
+
+def settings_for(backend: Backend, halos: Sequence[int] = HALOS, scales: Sequence[float] = SCALES) -> list[Setting]:
+    """The usual setting, then every other halo at the usual scale and every other scale at the usual halo."""
+    usual = usual_setting(backend, USUAL)
+    fits = [halo for halo in halos if halo != usual.halo and 2 * halo < usual.tile_size]
+    found = [usual, *(replace(usual, name=f"halo {halo}", halo=halo) for halo in fits)]
+    return [*found, *(replace(usual, name=f"scale x {by:g}", scale=usual.scale * by) for by in scales if by != 1)]
+
+
+def usual_setting(backend: Backend, name: str) -> Setting:
+    """What the model itself says."""
+    return Setting(name, backend.spec.halo, backend.spec.image_scale, backend.spec.tile_size)
+
+
+def compare(
+    backend: Backend,
+    pairs: Sequence[tuple[Image, Labels]],
+    settings: Sequence[Setting],
+    plan: Plan,
+    *,
+    others: Sequence[tuple[Setting, Backend]] = (),
+    batch_size: int = 8,
+    min_area_px: int = MIN_AREA_PX,
+    say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
+) -> tuple[list[Outcome], Measured]:
+    """Time and score each of ``settings``, the first of which is what the others are compared with.
+
+    ``pairs``: images uint8 RGB (h, w, 3) with true labels (h, w). A turn of the watch is one pass over all of them,
+    from decoded pixels to labels and table; all are scored before the first turn. ``others``: settings of models of
+    their own, such as the same network for other tiles.
+    """
+    if not pairs:
+        raise UsageError("there must be at least one image to compare settings on")
+    ways = [*((setting, backend) for setting in settings), *others]
+    names = Counter(setting.name for setting, _ in ways)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UsageError(f"two settings are called {', '.join(twice)}; give files of different names")
+    segmenters = {s.name: Segmenter(of, halo=s.halo, scale=s.scale, batch_size=batch_size) for s, of in ways}
+
+    def passing(segmenter: Segmenter) -> Callable[[], None]:
+        def all_images() -> None:
+            for image, _ in pairs:
+                segmenter(image)
+
+        return all_images
+
+    progress = progress or Progress()
+    figures = {}
+    for setting, _ in ways:
+        segmenter = segmenters[setting.name]
+        try:
+            scores = [score_image(labels, segmenter(image).labels, min_area_px=min_area_px) for image, labels in pairs]
+        except (CellsegError, MemoryError) as error:
+            raise UsageError(f"{setting.name}: {error or 'out of memory'}") from error
+        pooled = pool(scores)
+        figures[setting.name] = {name: float(pooled[name]) for name in REPORTED}
+        progress.keep("figures", figures)
+        say(f"{setting.name}: F1 {figures[setting.name]['f1']:.4f}")
+    turns = {name: turn_of(passing(s)) for name, s in segmenters.items()}
+    measured = interleave(turns, plan, say=say, progress=progress)
+    if progress.stopped and not measured.times:
+        raise progress.stopped
+    outcomes = []
+    for setting, _ in ways:
+        if setting.name in measured.failed:
+            raise UsageError(f"{setting.name}: {measured.failed[setting.name]}")
+        taken = measured.times[setting.name]
+        faster = times_faster(measured.times[settings[0].name], taken)
+        outcomes.append(
+            Outcome(
+                setting,
+                sum(_tiles(image, setting) for image, _ in pairs),
+                taken.median,
+                (faster.median, faster.low, faster.high),
+                figures[setting.name],
+            )
+        )
+        say(f"{setting.name}: {faster.median:.2f} times as fast")
+    return outcomes, measured
+
+
+def _tiles(image_hwc: Image, setting: Setting) -> int:
+    height, width = (max(1, round(side * setting.scale)) for side in image_hwc.shape[:2])
+    return len(tiling.plan((height, width), setting.tile_size, setting.halo))
+
+
+def empty_tiles(backend: Backend, images: Iterable[Image], *, batch_size: int = 8) -> tuple[int, int]:
+    """Tiles in whose own part the network sees no pixel of a cell (foreground below 0.5), and all tiles."""
+    segmenter = Segmenter(backend, batch_size=batch_size)
+    foreground = list(backend.spec.channels).index("foreground")
+    empty = total = 0
+    for image in images:
+        seen_hw = segmenter.probabilities(image)[foreground] >= 0.5
+        tiles = tiling.plan((seen_hw.shape[0], seen_hw.shape[1]), backend.spec.tile_size, segmenter.halo).tiles
+        empty += sum(1 for tile in tiles if not seen_hw[tile.write].any())
+        total += len(tiles)
+    return empty, total
+
+
+@dataclass(frozen=True)
+class SavingsReport:
+    """All experiments. ``curve``: of ``halo_curve``, a row a distance; ``halo_needed_px``: its ``needed``.
+    ``empty_tiles``: of the function of that name."""
+
+    conditions: Conditions
+    threads: int | None
+    model: str
+    engine: str
+    n_images: int
+    halo_needed_px: int
+    empty_tiles: tuple[int, int]
+    curve: dict[str, tuple[float | None, ...]]
+    outcomes: tuple[dict[str, Any], ...]
+    raw_seconds: dict[str, tuple[float, ...]]
+    benchmark: str = "savings"
+    report_version: int = REPORT_VERSION
+
+    def to_markdown(self) -> str:
+        """The table of settings, then what the curve says."""
+        lines = ["# Less work: what it saves and what it costs", "", *machine_lines(self.conditions, self.threads)]
+        lines += [
+            f"Model {self.model}, {self.engine}; {self.n_images} images, from decoded pixels to labels and table, all "
+            "settings interleaved. Times are of one pass over all images; *times as fast* as the first row.",
+            "",
+            *table(_HEAD, [_row(outcome) for outcome in self.outcomes]),
+            "",
+            f"**Context.** From {self.halo_needed_px} px inside a cut edge on, pixels change sides of 0.5 no more than "
+            "twice as often as in the tile's inner half.",
+            "",
+            f"**Empty background.** {self.empty_tiles[0]} of {self.empty_tiles[1]} tiles hold no pixel of a cell: more "
+            "than these cannot be skipped.",
+            "",
+        ]
+        shown = [d for d in (0, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96) if d < len(self.curve["mean"])]
+        rows = [
+            [str(d), *(number(self.curve[name][d]) for name in ("mean", "p99")), percent(self.curve["flipped"][d])]
+            for d in shown
+        ]
+        head = ("px from the cut edge", "mean difference", "99th percentile", "pixels that change sides")
+        return "\n".join([*lines, *table(head, rows, words=0), ""])
+
+
+def report_of(
+    outcomes: Sequence[Outcome],
+    measured: Measured,
+    curve: HaloCurve,
+    *,
+    empty: tuple[int, int],
+    conditions: Conditions,
+    threads: int | None,
+    backend: Backend,
+    n_images: int,
+) -> SavingsReport:
+    """All of it in the form that is written."""
+    return SavingsReport(
+        conditions=conditions,
+        threads=threads,
+        model=backend.spec.name,
+        engine=f"{backend.name} {backend.precision} on {backend.device}",
+        n_images=n_images,
+        halo_needed_px=curve.needed(),
+        empty_tiles=empty,
+        curve={
+            name: tuple(None if np.isnan(v) else float(v) for v in getattr(curve, name))
+            for name in ("mean", "p99", "flipped")
+        },
+        outcomes=tuple(outcome.flat() for outcome in outcomes),
+        raw_seconds={name: times.seconds for name, times in measured.times.items()},
+    )
+
+
+def png(report: SavingsReport) -> bytes:
+    """The curve of context, and F1 against time."""
+
+    def line(name: str) -> tuple[list[float], list[float]]:
+        known = [(float(d), value) for d, value in enumerate(report.curve[name]) if value is not None]
+        return [d for d, _ in known], [value for _, value in known]
+
+    context = Lines(
+        "what a pixel loses near a cut edge",
+        "px from the cut edge of the tile",
+        "difference to the middle of a tile",
+        {"mean difference": line("mean"), "pixels that change sides of 0.5": line("flipped")},
+        logarithmic=False,
+    )
+    speed = Bars(
+        "time of a pass over all images",
+        "s",
+        tuple(
+            Bar(
+                o["setting"],
+                o["seconds"],
+                note=f"F1 {o['f1']:.3f}, {o['times_faster']['median']:.2f}x",
+                group=o["setting"].split()[0],
+            )
+            for o in report.outcomes
+        ),
+    )
+    return panels_png([context, speed], title=f"{report.model}: less work")
+
+
+_HEAD = (
+    *("setting", "tile px", "halo px", "scale", "tiles", "s"),
+    *("times as fast", "Dice", "F1", "F1 apart", "count error apart"),
+)
+
+
+def _row(outcome: dict[str, Any]) -> list[str]:
+    return [
+        outcome["setting"],
+        str(outcome["tile_size_px"]),
+        str(outcome["halo_px"]),
+        number(outcome["scale"]),
+        str(outcome["tiles"]),
+        number(outcome["seconds"]),
+        times(Ratio(**outcome["times_faster"], rounds=0)),
+        *(f"{outcome[name]:.4f}" for name in ("dice", "f1", "f1_apart")),
+        f"{outcome['count_mape_apart']:.1%}",
+    ]

@@ -1,0 +1,1 @@
+"""Numpy only, no input or output: tiles, labels, numbers."""

@@ -1,0 +1,187 @@
+"""The part of a picture that shows the specimen: eyepiece surround, frame, letterbox and information band are not.
+
+What is left out touches a corner of the picture, is much darker than the field or of one exact colour, and lies
+outside the convex hull of the rest. So dark cells at the border stay (the field around them would not be convex), a
+fluorescence image stays whole (its median is as dark as its background), and so does an empty field of normal colour.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.cells.notes import Note
+from cellseg_deploy.errors import UsageError
+
+Field = Literal["auto", "full"]
+FIELDS: tuple[Field, ...] = ("auto", "full")
+Mask = npt.NDArray[np.bool_]
+
+MAX_AREA = 25.0
+"""Cells' areas of the model's own cell from which an object in a picture with surround is no cell."""
+_LOOKED_AT_PX = 400  # longest side
+_MIN_SIDE_PX = 32
+_DARK, _DARKEST_FIELD = 0.3, 80  # of the field's median brightness; its least
+_FLAT = 12  # grey levels that pixels of one colour differ by: JPEG rings beside an edge
+_MIN_PART, _MIN_OUTSIDE, _MIN_FIELD = 0.004, 0.03, 0.15  # of the picture; a dark last row is no surround
+_MAX_IN_HULL, _MAX_IN_HULL_STRAIGHT = 0.15, 0.04  # of an area left out; a round body in a corner has 0.36
+_MAX_CORNERS, _STRAIGHT = 8, 0.99
+_REACH_PX = 3  # from the field's edge within which a cell touches it
+
+
+def check_field(field: str) -> None:
+    """Raise ``UsageError`` if there is no such setting."""
+    if field not in FIELDS:
+        raise UsageError(f"field must be one of {', '.join(FIELDS)}, got {field!r}")
+
+
+def find_field(image_hwc: npt.NDArray[np.uint8]) -> Mask | None:
+    """Field of view of ``image_hwc``, uint8 RGB (h, w, 3): bool (h, w), a convex area; None if it is the whole."""
+    import cv2
+
+    height, width = image_hwc.shape[:2]
+    factor = min(1.0, _LOOKED_AT_PX / max(height, width))
+    size = (round(width * factor), round(height * factor))
+    if min(size) < _MIN_SIDE_PX:
+        return None
+    small = np.asarray(cv2.resize(image_hwc, size, interpolation=cv2.INTER_AREA), np.uint8)
+    outside = np.zeros(small.shape[:2], np.bool_)
+    brightness = np.asarray(cv2.max(cv2.max(small[..., 0], small[..., 1]), small[..., 2]))
+    dark_below = _DARK * max(float(np.quantile(brightness, 0.85)), _DARKEST_FIELD)
+    outside |= _left_out(brightness < dark_below, straight=False)
+    for y, x in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        if not outside[y, x]:
+            colour = small[y, x].astype(np.float64)
+            alike = np.asarray(cv2.inRange(small, tuple(colour - _FLAT), tuple(colour + _FLAT))) > 0
+            outside |= _left_out(alike | outside, straight=True)
+    if outside.mean() < _MIN_OUTSIDE:
+        return None
+    hull = _hull(_largest(~outside))
+    inside = np.asarray(cv2.erode(_drawn(hull, small.shape[:2]), np.ones((3, 3), np.uint8))) > 0
+    if not _MIN_FIELD <= inside.mean() <= 1 - _MIN_OUTSIDE or float(np.median(brightness[inside])) < _DARKEST_FIELD:
+        return None
+    corners = _hull(inside).astype(np.float64)
+    # Outer edges of the small pixels, in pixels of the image.
+    low = np.ceil(corners * (width / size[0], height / size[1]))
+    high = np.floor((corners + 1) * (width / size[0], height / size[1])) - 1
+    every = np.concatenate([low, high, np.stack([low[:, 0], high[:, 1]], 1), np.stack([high[:, 0], low[:, 1]], 1)])
+    return _drawn(cv2.convexHull(every.astype(np.int32)).reshape(-1, 2), (height, width)) > 0
+
+
+def without_surround(image_hwc: npt.NDArray[np.uint8], field: Mask) -> npt.NDArray[np.uint8]:
+    """``image_hwc`` (h, w, 3) with the colour of an empty field outside ``field`` (h, w)."""
+    step = max(1, *(side // _LOOKED_AT_PX for side in field.shape))
+    seen = image_hwc[::step, ::step][field[::step, ::step]]
+    filled = image_hwc.copy()
+    filled[~field] = np.quantile(seen, 0.8, axis=0).astype(np.uint8)
+    return filled
+
+
+def inside_field(
+    labels: npt.NDArray[np.int32], field: Mask, *, min_edge_area_rel: float, max_area_px: float
+) -> npt.NDArray[np.int32]:
+    """``labels`` (h, w), int32, with what lies in ``field`` (h, w) alone, numbered 1..n as before.
+
+    A cell goes if most of it lies outside, if the edge leaves less than ``min_edge_area_rel`` of the median area, or if
+    it is larger than ``max_area_px``: that is no cell.
+    """
+    kept_px = np.where(field, labels, 0)
+    before, after = (np.bincount(pixels.reshape(-1), minlength=labels.max() + 1) for pixels in (labels, kept_px))
+    kept = (after * 2 > before) & (after <= max_area_px)
+    kept[0] = False
+    at_edge = np.zeros_like(kept)
+    at_edge[1:] = edges(kept_px, field, int(labels.max())).any(axis=1)
+    whole = after[kept & ~at_edge]
+    if len(whole):
+        kept &= ~at_edge | (after >= min_edge_area_rel * float(np.median(whole)))
+    numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+    return np.asarray(numbers[kept_px], np.int32)
+
+
+def edges(labels: npt.NDArray[np.integer[Any]], field: Mask, count: int) -> Mask:
+    """Whether the field's edge lies at the left, top, right or bottom of each cell, bool (count, 4).
+
+    ``labels`` (h, w), 1..count. What lies beyond the picture is outside ``field`` (h, w).
+    """
+    found = np.zeros((count + 1, 4), np.bool_)
+    framed: Mask = np.pad(field, _REACH_PX)
+    height, width = field.shape
+    for side, (dy, dx) in enumerate(((0, -1), (-1, 0), (0, 1), (1, 0))):
+        near = np.zeros_like(field)
+        for step in range(1, _REACH_PX + 1):
+            top, left = _REACH_PX + dy * step, _REACH_PX + dx * step
+            inner = framed[top : top + height, left : left + width]
+            near |= ~inner
+            if step == 1:
+                first = ~inner
+        # At the picture's own border a cell touches with its last pixel, as everywhere else.
+        y, x = np.ogrid[:height, :width]
+        beyond = ((y < _REACH_PX) & (dy < 0)) | ((y >= height - _REACH_PX) & (dy > 0))
+        beyond = beyond | ((x < _REACH_PX) & (dx < 0)) | ((x >= width - _REACH_PX) & (dx > 0))
+        near = np.where(beyond, first, near)
+        found[np.unique(labels[near]), side] = True
+    return found[1:]
+
+
+def note(field: Mask) -> Note:
+    """What the user should know of a picture of which ``field`` (h, w) is a part."""
+    return Note(
+        f"the field of view is {field.mean():.0%} of the picture; the rest (surround, frame or band) is left out of "
+        "cells, confluence and density: look at the overlay; --field full takes the whole picture",
+        "field of view",
+    )
+
+
+def _left_out(candidates: Mask, *, straight: bool) -> Mask:
+    """The parts of ``candidates`` (h, w) that touch a corner and lie around a convex rest.
+
+    ``straight``: the rest must have straight edges: overexposed background is of one colour too.
+    """
+    import cv2
+
+    result = np.zeros_like(candidates)
+    _, parts = cv2.connectedComponents(candidates.astype(np.uint8), connectivity=4)
+    at_corners = [int(parts[y, x]) for y in (0, -1) for x in (0, -1) if candidates[y, x]]
+    numbers = [n for n in dict.fromkeys(at_corners) if np.count_nonzero(parts == n) >= _MIN_PART * parts.size]
+    if not numbers:
+        return result
+    together = np.isin(parts, numbers)
+    if together.all():
+        return result
+    # What the parts enclose or cut off, as letters of a band, is no field.
+    hull = _hull(_largest(~together))
+    inside = _drawn(hull, parts.shape) > 0
+    most = _MAX_IN_HULL_STRAIGHT if straight else _MAX_IN_HULL
+    for number in numbers:
+        part = parts == number
+        if np.count_nonzero(part & inside) <= most * np.count_nonzero(part):
+            result |= part
+    if straight and result.any():
+        polygon = cv2.approxPolyDP(hull.astype(np.int32).reshape(-1, 1, 2), 2.0, closed=True).reshape(-1, 2)
+        covered = np.count_nonzero(_drawn(polygon, parts.shape)) / max(1, int(np.count_nonzero(inside)))
+        if len(polygon) > _MAX_CORNERS or covered < _STRAIGHT:
+            return np.zeros_like(result)
+    return result
+
+
+def _largest(mask: Mask) -> Mask:
+    import cv2
+
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    return np.asarray(parts == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])))
+
+
+def _hull(mask: Mask) -> npt.NDArray[np.int32]:
+    import cv2
+
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return np.asarray(cv2.convexHull(np.concatenate(contours)).reshape(-1, 2), np.int32)
+
+
+def _drawn(polygon: npt.NDArray[np.int32], hw: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    import cv2
+
+    mask = np.zeros(hw[:2], np.uint8)
+    return np.asarray(cv2.fillConvexPoly(mask, np.ascontiguousarray(polygon), 1), np.uint8)

@@ -1,0 +1,70 @@
+"""One image at model scale as tiles for a network, and the seconds that its stages take."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.cells import tiling
+
+Tiles = npt.NDArray[np.uint8]
+Probabilities = npt.NDArray[np.float32]
+
+
+class StageClock:
+    """Wall seconds by stage, summed over calls and over the threads that take part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the block as part of ``stage``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add ``seconds`` to ``stage``."""
+        with self._lock:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class ImageTiles:
+    """One image at model scale, cut into tiles, and the probabilities stitched from the network's answers.
+
+    ``out_khw``: float32 (K, h, w) of the image, defined once every tile is stitched. ``len()``: number of tiles.
+    """
+
+    def __init__(
+        self, scaled_hwc: npt.NDArray[np.uint8], *, tile_size: int, halo: int, n_channels: int, clock: StageClock
+    ) -> None:
+        self.clock = clock
+        with clock("tile"):
+            self._plan = tiling.plan((scaled_hwc.shape[0], scaled_hwc.shape[1]), tile_size, halo)
+            self._padded_hwc = tiling.pad(scaled_hwc, self._plan)
+            self.out_khw = np.empty((n_channels, *self._plan.image_hw), np.float32)
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def cut(self, start: int, most: int) -> Tiles:
+        """Tiles ``start``, ``start + 1``, ..., at most ``most`` of them: uint8 (n, S, S, 3)."""
+        with self.clock("tile"):
+            size = self._plan.tile_size
+            tiles_nhwc = np.empty((min(most, len(self) - start), size, size, self._padded_hwc.shape[2]), np.uint8)
+            tiling.cut_into(tiles_nhwc, self._padded_hwc, self._plan, start)
+            return tiles_nhwc
+
+    def stitch(self, start: int, probabilities_nkhw: Probabilities) -> None:
+        """Write the answers (n, K, S, S) for tiles ``start``, ``start + 1``, ... to their place in ``out_khw``."""
+        with self.clock("tile"):
+            tiling.stitch_into(self.out_khw, self._plan, start, probabilities_nkhw)

@@ -1,0 +1,365 @@
+"""Probabilities -> label image: from "how likely is this pixel cell" to "which cell is this".
+
+``threshold``: foreground >= threshold, holes filled, 4-connected components, small ones dropped.
+
+``boundary``: touching cells are one component of the foreground, but where two cells meet the network predicts a
+boundary. With *score* = foreground - boundary_weight * boundary:
+
+1. Foreground components (4-connected) of ``foreground >= foreground_threshold``.
+2. Seeds: 4-connected pieces of ``score >= seed_threshold`` inside the foreground, not below ``min_seed_area_rel``.
+3. A component with one seed is one cell. With several, it is flooded from the seeds (watershed) in the order of
+   falling score. The score, not the distance to the background, is the relief: the network has seen the line between
+   the cells, while distance assumes that cells are convex and of one size; and as the seeds are the relief's own peaks,
+   every basin goes on downhill from its seed and meets its neighbour on the predicted line.
+4. A component without a seed is still one cell if the foreground *alone* passes the test of a seed: at least
+   ``min_seed_area_rel`` of it reaches ``seed_threshold``. Then it was the boundary penalty that hid the seed, as in
+   slivers at the image border and in cells hardly wider than two boundaries; dropping them would lose cells without
+   a word. Where the foreground itself stays doubtful, nothing is counted.
+5. Cells below ``min_area_rel`` are fragments. One that touches a cell (the lens between two overlapping cells, which
+   boundaries on all sides made a seed of its own) goes to the neighbour with the longest common border, so that no
+   hole is left in the foreground; one that stands alone is a speck and is dropped, and so is one at the image border:
+   the end of a cell that lies outside. Cells that touch the image border are dropped below ``min_border_area_rel``.
+6. Holes up to ``max_hole_rel`` that lie inside a single cell are filled (pallor). A gap between several cells is no
+   hole, however small.
+
+``distance``: the same with score = distance, the share of the way from a cell's edge (0) to its middle (1). In step 4
+a component without a seed is always one cell: the channel says where the middle of a cell is, not whether there is
+one; that is the foreground's part.
+
+Areas are relative to the disc of the model's median cell diameter; the limits of step 5 to the typical cell of the
+image itself where that is smaller, so that a picture at a lower magnification does not lose its cells as specks.
+Numbers are 1..n in raster order of each cell's first pixel. Everything is deterministic: equal probabilities give equal
+labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.cells.label_runs import Labels, Runs, bands, largest_pieces, paint, raster_ranks, row_runs, stacked
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.models.spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams, misfit
+
+Plane = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+_FEW_CELLS = 8
+
+
+def segment(
+    probabilities_khw: npt.NDArray[np.float32],
+    channels: Sequence[str],
+    params: InstanceParams,
+    *,
+    cell_diameter_px: float,
+    out_hw: tuple[int, int] | None = None,
+) -> Labels:
+    """Label image int32 of ``probabilities_khw`` (K, h, w) in [0, 1]; 0 = background, cells 1..n in raster order.
+
+    ``channels``: names of the K channels; the type of ``params`` chooses the method. ``cell_diameter_px``: median cell
+    diameter in px of the probabilities. ``out_hw``: size of the labels, by default (h, w). With another size cells are
+    found at (h, w) and brought to it afterwards, see ``enlarge``.
+
+    Raises ``UsageError`` for shapes, channels or parameters that cannot be meant.
+    """
+    _check(probabilities_khw, channels, params, cell_diameter_px, out_hw)
+    disc_px = math.pi / 4 * cell_diameter_px**2
+    foreground = np.ascontiguousarray(probabilities_khw[list(channels).index("foreground")], np.float32)
+    if isinstance(params, BoundaryParams):
+        boundary = probabilities_khw[list(channels).index("boundary")]
+        labels = label_boundary(foreground, boundary, params, disc_px=disc_px)
+    elif isinstance(params, DistanceParams):
+        distance = probabilities_khw[list(channels).index("distance")]
+        labels = label_distance(foreground, distance, params, disc_px=disc_px)
+    else:
+        labels = label_threshold(foreground, params)
+    typical_px = typical_area(labels, disc_px)
+    labels = join_fragments(labels, params.min_area_rel * typical_px)
+    labels = drop_small(labels, params.min_area_rel * typical_px, params.min_border_area_rel * typical_px)
+    labels = fill_holes(labels, params.max_hole_rel * disc_px)
+    if out_hw is not None and out_hw != labels.shape:
+        runs = enlarge(labels, foreground, params.foreground_threshold, out_hw)
+    else:
+        runs = row_runs(labels)
+    del labels  # as large as the probabilities, and the result is to come
+    return paint(runs, raster_ranks(runs.label)[runs.label])
+
+
+def label_threshold(foreground: Plane, params: ThresholdParams) -> Labels:
+    """4-connected components of ``foreground`` (h, w) at the threshold, as labels int32 with gaps allowed."""
+    return _components(foreground >= params.foreground_threshold)[0]
+
+
+def label_boundary(foreground: Plane, boundary: Plane, params: BoundaryParams, *, disc_px: float) -> Labels:
+    """Cells of ``foreground`` and ``boundary`` (h, w), parted as the module describes; labels int32, gaps allowed.
+
+    ``disc_px``: area of the disc of the median cell diameter, in px.
+    """
+    score = foreground - np.float32(params.boundary_weight) * boundary
+    inside = foreground >= params.foreground_threshold
+    convinced = inside & (foreground >= params.seed_threshold)
+    return _label_seeded(score, inside, convinced, params, params.min_seed_area_rel * disc_px)
+
+
+def label_distance(foreground: Plane, distance: Plane, params: DistanceParams, *, disc_px: float) -> Labels:
+    """Cells of ``foreground`` and ``distance`` (h, w), parted as the module describes; labels int32, gaps allowed."""
+    inside = foreground >= params.foreground_threshold
+    return _label_seeded(distance, inside, inside, params, params.min_seed_area_rel * disc_px)
+
+
+def _label_seeded(
+    score: Plane, inside: Mask, convinced: Mask, params: BoundaryParams | DistanceParams, min_seed_px: float
+) -> Labels:
+    """Steps 1 to 4 of the module, all planes (h, w). ``convinced``: what counts in a component without a seed."""
+    component, boxes = _components(inside)
+    n_components = len(boxes)
+    seeds = drop_small(_components(inside & (score >= params.seed_threshold))[0], min_seed_px)
+
+    component_of_seed = np.zeros(int(seeds.max(initial=0)) + 1, np.int32)
+    component_of_seed[seeds] = component  # every pixel of a seed lies in the same component
+    is_seed = np.zeros(len(component_of_seed), np.bool_)
+    is_seed[seeds] = True
+    is_seed[0] = False
+    n_seeds = np.bincount(component_of_seed[is_seed], minlength=n_components)
+    convinced_px = np.bincount(component[convinced], minlength=n_components)
+    is_cell = (n_seeds == 1) | ((n_seeds == 0) & (convinced_px >= min_seed_px) & (convinced_px > 0))
+    is_cell[0] = False
+
+    labels = np.where(is_cell, np.arange(n_components, dtype=np.int32), np.int32(0))[component]
+    for number in np.flatnonzero(n_seeds[1:] > 1) + 1:
+        left, top, width, height = boxes[number]
+        window = np.s_[top : top + height, left : left + width]
+        here = component[window] == number
+        flooded = flood(score[window], np.where(here, seeds[window], 0), here)
+        np.copyto(labels[window], flooded + np.int32(n_components), where=here)
+    return labels
+
+
+def flood(score: Plane, seeds: Labels, inside: Mask) -> Labels:
+    """Grow ``seeds`` over ``inside`` in the order of falling ``score`` (all (h, w)), 4-connected.
+
+    ``inside`` must be one component that holds every seed; each of its pixels gets the number of a seed.
+    """
+    import cv2
+    from skimage.segmentation import watershed
+
+    # Pixels deep in a seed have nothing to give to their neighbours. Left out of the queue they change no result, and
+    # they are most of the area.
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    deep = cv2.erode((seeds > 0).astype(np.uint8), cross).astype(np.bool_)
+    grown = watershed(-score, np.where(deep, 0, seeds), connectivity=1, mask=inside & ~deep)
+    return np.where(deep, seeds, grown).astype(np.int32, copy=False)
+
+
+def whole_areas(labels: Labels) -> npt.NDArray[np.intp]:
+    """Area in px of each label of ``labels`` (h, w) that does not touch the image border, in no order that matters."""
+    area = np.bincount(labels.reshape(-1))
+    area[0] = 0
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        area[edge] = 0
+    return area[area > 0]
+
+
+def typical_area(labels: Labels, disc_px: float) -> float:
+    """Area in px that the limits for small cells refer to: ``disc_px``, or the image's own median cell if smaller.
+
+    The median is over labels that do not touch the image border and have a twentieth of ``disc_px``; with fewer than
+    ``_FEW_CELLS`` of them it says nothing. Never below a quarter of ``disc_px``, half the model's cell diameter.
+    """
+    area = whole_areas(labels)
+    cells = area[area >= 0.05 * disc_px]
+    if len(cells) < _FEW_CELLS:
+        return disc_px
+    return float(np.clip(np.median(cells), 0.25 * disc_px, disc_px))
+
+
+def drop_small(labels: Labels, min_px: float, min_border_px: float = 0) -> Labels:
+    """``labels`` without those of fewer than ``min_px`` pixels; numbers are kept.
+
+    Those with a pixel in the outermost row or column need ``min_border_px`` too.
+    """
+    area = np.bincount(labels.reshape(-1))
+    large = area >= min_px
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        large[edge[area[edge] < min_border_px]] = False
+    kept = np.where(large, np.arange(len(area), dtype=np.int32), np.int32(0))
+    return np.take(kept, labels)
+
+
+def join_fragments(labels: Labels, min_px: float) -> Labels:
+    """``labels`` with each one below ``min_px`` pixels given to the large neighbour of the longest common border.
+
+    Border length: pairs of 4-neighbours; of equal ones the smaller number. A fragment that only touches fragments waits
+    until one of them was given away; one that touches nothing stays, with its number. So does one at the image border:
+    it is more likely the end of a cell of its own, most of which lies outside the picture.
+    """
+    area = np.bincount(labels.reshape(-1))
+    is_cell = area >= min_px
+    is_fragment = (area > 0) & ~is_cell
+    for numbers in (0, labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        is_fragment[numbers] = False
+    is_cell[0] = False
+    if not is_fragment.any():
+        return labels
+    pairs = [
+        np.column_stack((one[meet], other[meet]))
+        for a, b in ((labels[:-1], labels[1:]), (labels[:, :-1], labels[:, 1:]))
+        for meet in [(a != b) & (a > 0) & (b > 0) & (is_fragment[a] | is_fragment[b])]
+        for one, other in ((a, b), (b, a))
+    ]
+    pair, border = np.unique(np.concatenate(pairs), axis=0, return_counts=True)
+    owner = np.arange(len(area), dtype=np.int32)
+    while True:
+        fragment, neighbour = pair[:, 0], owner[pair[:, 1]]
+        fits = is_fragment[fragment] & is_cell[neighbour]
+        if not fits.any():
+            return np.take(owner, labels)
+        fragment, neighbour = fragment[fits], neighbour[fits]
+        both, where = np.unique(np.column_stack((fragment, neighbour)), axis=0, return_inverse=True)
+        length = np.bincount(where.reshape(-1), weights=border[fits])
+        order = np.lexsort((both[:, 1], -length, both[:, 0]))
+        given, first = np.unique(both[order, 0], return_index=True)
+        owner[given] = both[order[first], 1]
+        is_fragment[given] = False
+
+
+def fill_holes(labels: Labels, max_px: float) -> Labels:
+    """Give holes of at most ``max_px`` pixels to the cell around them, if it is a single one.
+
+    A hole is an 8-connected piece of background that does not touch the image border. One that borders on several
+    cells is the gap between them and stays.
+    """
+    hole, boxes, area = _components_with_area(labels == 0, connectivity=8)
+    height, width = labels.shape
+    left, top = boxes[:, 0], boxes[:, 1]
+    enclosed = (left > 0) & (top > 0) & (left + boxes[:, 2] < width) & (top + boxes[:, 3] < height)
+    small = enclosed & (area <= max_px)
+    small[0] = False  # component 0 is what is not background
+    at = np.flatnonzero(small[hole])
+    if not len(at):
+        return labels
+    number = hole.reshape(-1)[at]
+    flat = labels.reshape(-1)
+    highest = np.zeros(len(area), np.int32)
+    lowest = np.full(len(area), np.iinfo(np.int32).max, np.int32)
+    for step in (-width, -1, 1, width):  # no pixel of a hole lies at the border, so each step stays inside
+        neighbour = flat[at + step]
+        np.maximum.at(highest, number, neighbour)
+        np.minimum.at(lowest, number, np.where(neighbour > 0, neighbour, np.iinfo(np.int32).max))
+    owned = (highest == lowest)[number]
+    filled = labels.copy()
+    filled.reshape(-1)[at[owned]] = highest[number[owned]]
+    return filled
+
+
+def enlarge(labels: Labels, foreground: Plane, threshold: float, out_hw: tuple[int, int]) -> Runs:
+    """Runs of ``labels`` (h, w) at size ``out_hw``, rims where bilinear ``foreground`` crosses ``threshold``.
+
+    Labels are repeated (nearest) and cut by the enlarged foreground, so outlines are smooth while the lines between
+    touching cells stay where they were found. Each cell stays one 4-connected piece: its largest. A cell smaller than
+    a pixel of the result can vanish. Numbers may have gaps afterwards.
+    """
+    import cv2
+
+    outside = foreground < threshold
+    grown = np.where((labels == 0) & outside, _neighbour(labels), labels)
+    # Filled holes count as certain foreground; anything lower could reopen them where they meet the cell.
+    solid = np.where((labels > 0) & outside, np.float32(1), foreground)
+    nearest = _nearest_rows(len(labels), out_hw[0])
+    above, weight = _linear_rows(len(labels), out_hw[0])
+    parts = []
+    for rows in bands(out_hw):  # rows first, then columns by OpenCV: the enlarged planes never stand in memory
+        low = solid[above[rows]]
+        low += (solid[np.minimum(above[rows] + 1, len(solid) - 1)] - low) * weight[rows, np.newaxis]
+        out_wh = (out_hw[1], rows.stop - rows.start)
+        inside = cv2.resize(low, out_wh, interpolation=cv2.INTER_LINEAR) >= threshold
+        band = cv2.resize(grown[nearest[rows]], out_wh, interpolation=cv2.INTER_NEAREST_EXACT)
+        parts.append(row_runs(np.multiply(band, inside, dtype=np.int32)))
+    return largest_pieces(stacked(parts))
+
+
+def _nearest_rows(n: int, n_out: int) -> npt.NDArray[np.int32]:
+    """Row of ``n`` that is nearest to each of ``n_out``, (n_out,), as OpenCV has it for columns."""
+    import cv2
+
+    column = np.arange(n, dtype=np.int32)[:, np.newaxis]
+    return np.asarray(cv2.resize(column, (1, n_out), interpolation=cv2.INTER_NEAREST_EXACT), np.int32).reshape(-1)
+
+
+def _linear_rows(n: int, n_out: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Between which of ``n`` rows each of ``n_out`` lies, pixel centres aligned: the upper one, and the weight of the
+    lower, both (n_out,). Beyond the first and the last row the image goes on as it ends."""
+    at = np.clip((np.arange(n_out) + 0.5) * (n / n_out) - 0.5, 0, n - 1)
+    above = at.astype(np.int32)
+    return above, (at - above).astype(np.float32)
+
+
+def _neighbour(labels: Labels) -> Labels:
+    """Largest label beside each pixel, else the largest diagonal one, else 0.
+
+    Growing by one pixel suffices: bilinear interpolation never looks further.
+    """
+    height, width = labels.shape
+    padded = np.pad(labels, 1)
+
+    def shifted(down: int, right: int) -> Labels:
+        return padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+
+    beside = np.maximum(np.maximum(shifted(-1, 0), shifted(1, 0)), np.maximum(shifted(0, -1), shifted(0, 1)))
+    diagonal = np.maximum(np.maximum(shifted(-1, -1), shifted(-1, 1)), np.maximum(shifted(1, -1), shifted(1, 1)))
+    return np.where(beside > 0, beside, diagonal)
+
+
+def _components(mask: Mask, connectivity: int = 4) -> tuple[Labels, npt.NDArray[np.int32]]:
+    """Component number of each pixel, and left, top, width, height of each component (row 0: the rest)."""
+    numbers, boxes, _ = _components_with_area(mask, connectivity)
+    return numbers, boxes
+
+
+def _components_with_area(mask: Mask, connectivity: int) -> tuple[Labels, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    import cv2
+
+    # CV_32S: sixteen bits overflow at 65,535 components, which noise reaches early.
+    _, numbers, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=connectivity, ltype=cv2.CV_32S
+    )
+    return numbers, stats[:, :4], stats[:, cv2.CC_STAT_AREA]
+
+
+def _check(
+    probabilities_khw: npt.NDArray[Any],
+    channels: Sequence[str],
+    params: InstanceParams,
+    cell_diameter_px: float,
+    out_hw: tuple[int, int] | None,
+) -> None:
+    if probabilities_khw.ndim != 3 or len(probabilities_khw) != len(channels) or 0 in probabilities_khw.shape:
+        raise UsageError(
+            f"probabilities must be (K, h, w) with one plane for each of {tuple(channels)}, "
+            f"got {probabilities_khw.shape}"
+        )
+    second = {BoundaryParams: ("boundary",), DistanceParams: ("distance",)}.get(type(params), ())
+    needed = ("foreground", *second)
+    missing = [name for name in needed if name not in channels]
+    if missing:
+        raise UsageError(
+            f"{type(params).__name__} needs the channel {missing[0]!r}, the network has {tuple(channels)}; "
+            f"use ThresholdParams or a model of the {missing[0]} variant"
+        )
+    if not (math.isfinite(cell_diameter_px) and cell_diameter_px > 0):
+        raise UsageError(f"cell_diameter_px must be a positive number, got {cell_diameter_px}")
+    if out_hw is not None and min(out_hw) < 1:
+        raise UsageError(f"out_hw must be positive, got {out_hw}")
+    check_params(params)
+
+
+def check_params(params: InstanceParams) -> None:
+    """Raise ``UsageError`` if a threshold is outside (0, 1) or another setting is negative or NaN."""
+    problem = misfit(params)
+    if problem:
+        raise UsageError(problem)

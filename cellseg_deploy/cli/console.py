@@ -1,0 +1,283 @@
+"""What all commands share: errors and signals to exit codes, logging, shared options.
+
+Light to import: a command's ``--help`` must not load numpy or an engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cellseg_deploy.errors import CellsegError
+from cellseg_deploy.outputs import requirements
+
+if TYPE_CHECKING:
+    from cellseg_deploy.threads import ThreadPlan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_OK, EXIT_INTERNAL, EXIT_SOME_FAILED, EXIT_NO_STDOUT, EXIT_INTERRUPTED = 0, 1, 3, 6, 130
+
+require_packages = requirements.require_packages
+
+_OF_STDOUT = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
+_log = logging.getLogger("cellseg_deploy")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP (the terminal is gone): what is done is kept, as after Ctrl-C; exit code 143 or 129."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
+    """Run ``command`` and give its exit code; prints errors to stderr. A command returns its code, or None for 0."""
+    previous = _catch_signals()
+    try:
+        code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        with contextlib.suppress(OSError):  # see say()
+            error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _interrupted(error.__cause__ or error)
+    except CellsegError as error:
+        print_error(str(error))
+        _log.debug("raised here:", exc_info=error)
+        return error.exit_code
+    except SystemExit:  # what click does where a pipe was closed, and nothing else does here
+        return _stdout_is_lost(errno.EPIPE)
+    except Exception as error:
+        if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
+            return _interrupted(error.__context__)  # click answers an interrupt with a line on stderr: nobody read it
+        # What concerns a file names it, and is an error of ours.
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STDOUT:
+            return _stdout_is_lost(error.errno)
+        _log.critical("internal error, please report it", exc_info=error)
+        return EXIT_INTERNAL
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _stdout_is_lost(number: int) -> int:
+    """Nobody takes what is printed: a pipe was closed, or the disk behind stdout is full."""
+    with contextlib.suppress(OSError, ValueError):  # or Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_error(f"stdout cannot be written to ({os.strerror(number)}); what was written to files is whole")
+    return EXIT_NO_STDOUT
+
+
+def print_error(message: str) -> None:
+    """One error on stderr, in red where that is a terminal."""
+    say(click.style("error: ", fg="red", bold=True) + message)
+
+
+def say(line: str) -> None:
+    """One line on stderr; where nobody reads it any more (a closed pipe or terminal), the work goes on without it."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
+
+
+def set_up_logging(verbosity: int) -> None:
+    """Log to stderr: warnings, with ``-v`` progress of single steps, with ``-vv`` everything of this package."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    _log.handlers[:] = [handler]
+    _log.setLevel(level)
+    _log.propagate = False
+
+
+def printable(text: str | Path) -> str:
+    """``text`` as one line that any terminal and encoding can show: no control characters, no broken Unicode."""
+    escaped = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in escaped)
+
+
+def _cell_diameter(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | str | None:
+    """A number of pixels, or ``auto``."""
+    if value is None or value == "auto":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number of pixels nor auto") from None
+
+
+def plan_threads(total: int | None, *, device: str | None, model: Path | None, backend: str) -> ThreadPlan:
+    """What ``--threads`` means with the other options of ``model_options``."""
+    from cellseg_deploy import threads
+    from cellseg_deploy.backends import default_device
+
+    return threads.plan(total, device=device or default_device(model, backend))
+
+
+def refuse_options(context: click.Context, names: Sequence[str], because: str) -> None:
+    """Raise click's usage error if one of the parameters ``names`` was given; ``because``: what is wrong with it."""
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} {because}")
+
+
+def model_options(function: F) -> F:
+    """Options of every command that runs a model: which one, on what, with which settings."""
+    options = [
+        click.option(
+            "--model",
+            type=click.Path(path_type=Path),
+            help="Model file written by cellseg-export: .onnx, .xml or .engine.  [default: the package's own model]",
+        ),
+        click.option(
+            "--task",
+            type=click.Choice(["counting", "confluence"]),
+            default="counting",
+            show_default=True,
+            help="What the results are for: numbers of cells, or the covered area. Chooses the operating point.",
+        ),
+        click.option(
+            "--scale",
+            type=float,
+            help="Model px per image px, for images at another magnification.  [default: the training images' scale]",
+        ),
+        click.option(
+            "--cell-diameter",
+            callback=_cell_diameter,
+            metavar="PX|auto",
+            help="Typical cell diameter in the images in px, from which the scale follows, or auto: measured in a "
+            "first pass over each image. Not with --scale.",
+        ),
+        click.option("--batch-size", type=int, default=8, show_default=True, help="Tiles a call of the network."),
+        click.option(
+            "--device",
+            help="cpu, cuda or cuda:N. Never another one instead.  [default: cuda for tensorrt, else cpu]",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
+            default="auto",
+            show_default=True,
+            help="Inference engine; auto takes the fastest form that passed the parity gate for this model here.",
+        ),
+        click.option(
+            "--ort-provider",
+            type=click.Choice(["cuda", "tensorrt"]),
+            help="What ONNX Runtime runs a GPU with; tensorrt builds its engine at each start.  [default: cuda]",
+        ),
+        click.option("--rebuild", is_flag=True, help="Build the TensorRT engine of the model anew."),
+        click.option(
+            "--cuda-graph",
+            is_flag=True,
+            help="Let TensorRT replay full batches as one CUDA graph: fewer launches, a second context in GPU memory.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "fp16", "mixed", "bf16", "int8"]),
+            help="Arithmetic. With --backend auto: only forms of the model that compute in it; with openvino: fp32 or "
+            "bf16, which needs a CPU that has it.  [default: the model's own, never less]",
+        ),
+        click.option(
+            "--threads",
+            type=int,
+            help="CPU threads in all: engine and, beside it, reading, labelling and writing.  [default: one a core]",
+        ),
+        click.option("--streams", type=int, help="Batches that OpenVINO computes at a time.  [default: 1]"),
+        click.option(
+            "--halo", type=int, metavar="PX", help="Context around a tile in model px.  [default: the model's own]"
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def reading_options(function: F) -> F:
+    """Options of every command that reads images."""
+    options = [
+        click.option("--max-pixels", type=int, metavar="N", help="Refuse larger images.  [default: 200 million]"),
+        click.option(
+            "--bit-depth",
+            type=int,
+            metavar="BITS",
+            help="Bits (9 to 16) the camera really used in 16-bit files.  [default: as the file says, or all]",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def mask_options(function: F) -> F:
+    """How masks are read, in every command that reads some."""
+    from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS
+
+    return click.option(
+        "--mask-foreground",
+        type=click.Choice(MASK_FOREGROUNDS),
+        default="auto",
+        show_default=True,
+        help="Which numbers in the masks are cells: those above 0 (light), or all but the largest (dark: the masks are "
+        "negatives). auto takes those above 0 and refuses a mask that looks like a negative.",
+    )(function)
+
+
+def count_options(function: F) -> F:
+    """Which cells count, in every command that counts."""
+    return click.option(
+        "--count-rule",
+        type=click.Choice(["all", "exclude-border", "frame"]),
+        default="all",
+        show_default=True,
+        help="Cells that were found and that the image border cuts: all count, none, or those at the top and right "
+        "side (the unbiased frame: out at the left and bottom).",
+    )(function)
+
+
+def log_options(function: F) -> F:
+    """``--quiet``, ``-v`` and ``--version``."""
+    options = [
+        click.option("-q", "--quiet", is_flag=True, help="No progress and no table; errors and warnings only."),
+        click.option("-v", "--verbose", count=True, help="Say more; -vv for everything."),
+        click.version_option(package_name="cellseg-deploy"),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _interrupted(error: BaseException) -> int:
+    """Say it and give the exit code."""
+    print_error("terminated" if isinstance(error, Terminated) else "interrupted")
+    return error.exit_code if isinstance(error, Terminated) else EXIT_INTERRUPTED
+
+
+def _raise_terminated(number: int, _frame: FrameType | None) -> None:
+    raise Terminated(number)
+
+
+def _catch_signals() -> dict[int, Any]:
+    """Turn SIGTERM and SIGHUP into ``Terminated``; gives the former handlers.
+
+    One that is ignored (``nohup``) stays ignored; nothing in a thread, where Python allows no handlers.
+    """
+    previous: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+            with contextlib.suppress(ValueError):
+                previous[number] = signal.signal(number, _raise_terminated)
+    return previous

@@ -1,0 +1,274 @@
+"""``cellseg-evaluate --describe``: what the images are like, and whether the model has seen their like.
+
+OUT/data.json   all images together, beside the training images, and warnings      OUT/data.csv   a row an image
+OUT/data.png    distributions, with those of the training images where the model says them
+
+Where OUT is a model file, the images are its training images: what they are like is written into it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+import numpy as np
+
+from cellseg_deploy.batching import Job
+from cellseg_deploy.cli import console, evaluate_options, model_files
+from cellseg_deploy.errors import NothingToDoError
+from cellseg_deploy.evaluate import image_statistics, plots, score, training_match
+from cellseg_deploy.evaluate.image_statistics import DataFacts, ImageFacts
+from cellseg_deploy.evaluate.plots import Histogram
+from cellseg_deploy.evaluate.report_folder import report_folder
+from cellseg_deploy.evaluate.training_match import Comparison
+from cellseg_deploy.files import atomic
+from cellseg_deploy.images.read import (
+    FoundImage,
+    check_same_size,
+    declared_pixels,
+    find_images,
+    pair_by_stem,
+    read_image,
+    read_labels,
+)
+from cellseg_deploy.outputs import tables
+from cellseg_deploy.run.output_folder import check_apart
+
+if TYPE_CHECKING:
+    from cellseg_deploy.batching import Network
+    from cellseg_deploy.cli.evaluate import Options
+    from cellseg_deploy.images.find import Pair
+    from cellseg_deploy.models.spec import ModelSpec, Spread
+    from cellseg_deploy.segmenter import Segmenter
+
+DATA_JSON, DATA_CSV, DATA_PNG = "data.json", "data.csv", "data.png"
+FILES = (DATA_JSON, DATA_CSV, DATA_PNG)
+_COLOURS = tuple(q.name for q in training_match.QUANTITIES if q.group in ("light", "stain"))
+COLUMNS = (
+    *("image", "width_px", "height_px", "cells", "median_diameter_px", "covered", "crowded_share", "scale_bar"),
+    *("resolution", *_COLOURS),
+)
+_SHOWN = (
+    *("crowded_share", "covered", "field_lightness", "field_a", "field_b", "field_od_spread"),
+    *("stain_red", "stain_green", "stain_blue", "cell_od_spread"),
+)
+
+
+def run(options: Options, folder: Path) -> int:
+    """Describe the images in ``folder`` as ``options`` say; gives the exit code."""
+    from cellseg_deploy.cli.evaluate import with_progress
+
+    if evaluate_options.is_model_file(options.output):
+        return _record(options, folder)
+    check_apart([folder] if options.masks is None else [folder, options.masks], options.output)
+    with ExitStack() as stack:
+        facts_of: Iterator[ImageFacts]
+        if options.masks is None:
+            found = find_images([folder])
+            if not found:
+                raise NothingToDoError(f"{folder}: no image found; expected PNG, JPEG or TIFF files")
+            segmenter = stack.enter_context(options.open_segmenter())
+            spec, total = segmenter.backend.spec, len(found)
+            facts_of = stack.enter_context(closing(_of_model(found, segmenter, options)))
+        else:
+            spec = model_files.read(options.model).spec
+            pairs = pair_by_stem(folder, options.masks)
+            total = len(pairs)
+            facts_of = _of_masks(pairs, options)
+        stack.enter_context(report_folder(options.output, score.PROGRAM, FILES))
+        images = list(with_progress(facts_of, total, options.quiet))
+        facts = image_statistics.summarise(images)
+        compared = training_match.compare(images, spec)
+        warned = training_match.warnings(images, facts, compared, spec)
+        _, unknown = training_match.training_summary(spec)
+        _write(options.output, images, facts, compared, [*warned, *([unknown] if unknown else [])], spec, options)
+    for sentence in warned:
+        console.say(f"warning: {console.printable(sentence)}")
+    if unknown:
+        console.say(f"note: {unknown}")
+    if not options.quiet:
+        _print(facts, compared, spec, options.output)
+    return console.EXIT_OK
+
+
+def _record(options: Options, folder: Path) -> int:
+    """Write what the training images in ``folder`` are like into a copy of their model."""
+    from cellseg_deploy.cli.evaluate import with_progress
+
+    out = options.output
+    if options.masks is None:
+        raise click.UsageError(
+            "with --describe and a model file as OUT, the images are its training images: give their --masks DIR too"
+        )
+    model = model_files.read(options.model)
+    model_files.check_target(out, model, (folder, options.masks))
+    pairs = pair_by_stem(folder, options.masks)
+    known = model.spec.training.n_train_images
+    if known and len(pairs) > known:
+        raise click.UsageError(
+            f"{len(pairs)} images, but {model.spec.name} was trained on {known}: these cannot all be training images"
+        )
+    atomic.make_folder(out.parent)
+    images = list(with_progress(_of_masks(pairs, options), len(pairs), options.quiet))
+    summary = training_match.summary(images)
+    training = msgspec.structs.replace(model.spec.training, data_summary=summary)
+    atomic.write_bytes(out, model.rewritten(msgspec.structs.replace(model.spec, training=training)))
+    if not options.quiet:
+        of_how_many = f" of the {known} it was trained on" if known else ""
+        click.echo(f"images   {summary.n_images}{of_how_many}, {summary.n_cells} cells; median (5 to 95 %):")
+        for name, spread in sorted(summary.values.items()):
+            click.echo(f"  {name:<16} {_words(spread)}")
+        click.echo(f"results  {console.printable(out)}")
+    return console.EXIT_OK
+
+
+def _reading(options: Options) -> dict[str, Any]:
+    limit = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
+    return {"bit_depth": options.bit_depth, **limit}
+
+
+def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) -> Generator[ImageFacts, None, None]:
+    def work(image: FoundImage, network: Network) -> ImageFacts:
+        loaded = read_image(image.path, **_reading(options))
+        found = segmenter.segment(loaded.pixels_hwc, network)
+        return image_statistics.look_at(
+            image.name,
+            loaded.pixels_hwc,
+            found.labels,
+            min_area_px=options.min_area_px,
+            resolution=loaded.resolution,
+        )
+
+    def nbytes(image: FoundImage) -> int:
+        return segmenter.bytes_in_flight(declared_pixels(image.path))
+
+    jobs = [Job(partial(work, image), partial(nbytes, image)) for image in images]
+    return segmenter.results(jobs, options.thread_plan)
+
+
+def _of_masks(pairs: Sequence[Pair], options: Options) -> Iterator[ImageFacts]:
+    for pair in pairs:
+        labels = read_labels(pair.mask, foreground=options.mask_foreground)
+        loaded = read_image(pair.image, **_reading(options))
+        check_same_size(pair, loaded.pixels_hwc.shape[:2], (labels.shape[0], labels.shape[1]))
+        yield image_statistics.look_at(
+            pair.stem, loaded.pixels_hwc, labels, min_area_px=options.min_area_px, resolution=loaded.resolution
+        )
+
+
+def _write(
+    out: Path,
+    images: list[ImageFacts],
+    facts: DataFacts,
+    compared: list[Comparison],
+    said: list[str],
+    spec: ModelSpec,
+    options: Options,
+) -> None:
+    source = f"{spec.name}" if options.masks is None else "masks"
+    record = {
+        "program": score.PROGRAM,
+        "cells_from": "the model" if options.masks is None else "masks",
+        **msgspec.to_builtins(facts),
+        "neighbour_px": image_statistics.NEIGHBOUR_PX,
+        "training": {
+            "model": spec.name,
+            "data": spec.training.data,
+            "n_train_images": spec.training.n_train_images,
+            "median_diameter_px": training_match.training_diameter_px(spec),
+            "data_summary": msgspec.to_builtins(spec.training.data_summary),
+        },
+        "alignment": {
+            one.quantity.name: {name: value for name, value in msgspec.to_builtins(one).items() if name != "quantity"}
+            for one in compared
+        },
+        "warnings": said,
+    }
+    known = training_match.training_summary(spec)[0] is not None
+    title = f"{facts.n_images} images, {facts.n_cells} cells (from {source})" + known * (
+        "; shaded: where 90 % of the training images lie, of their cells in the first two"
+    )
+    atomic.write_bytes(out / DATA_CSV, tables.csv_rows(_rows(images)))
+    atomic.write_bytes(out / DATA_PNG, plots.histograms_png(_panels(images, compared, spec), title=title, columns=4))
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    atomic.write_bytes(out / DATA_JSON, text.encode("utf-8", "backslashreplace"))
+
+
+def _rows(images: Sequence[ImageFacts]) -> list[list[Any]]:
+    rows: list[list[Any]] = [list(COLUMNS)]
+    for image in images:
+        bar = None if image.scale_bar is None else " ".join(map(str, image.scale_bar))
+        rows.append(
+            [
+                *(image.name, image.width_px, image.height_px, image.n_cells, image.median_diameter_px, image.covered),
+                *(image.crowded_share, bar, "; ".join(map(str, image.resolution)) or None),
+                *(image.colours.get(name) for name in _COLOURS),
+            ]
+        )
+    return rows
+
+
+def _panels(images: Sequence[ImageFacts], compared: Sequence[Comparison], spec: ModelSpec) -> list[Histogram]:
+    summary, _ = training_match.training_summary(spec)
+    size = None if summary is None else summary.values.get(training_match.DIAMETER)
+    expected = training_match.training_diameter_px(spec)
+    band = None if size is None else (size.p05, size.p95)
+    panels = [
+        Histogram("cell diameter, px", np.concatenate([i.diameters_px for i in images]), expected, band),
+        Histogram(
+            "cell area, px",
+            np.concatenate([i.areas_px for i in images]),
+            math.pi / 4 * expected**2,
+            None if band is None else (math.pi / 4 * band[0] ** 2, math.pi / 4 * band[1] ** 2),
+        ),
+    ]
+    by_name = {one.quantity.name: one for one in compared}
+    for name in _SHOWN:
+        there = by_name[name].training
+        values = [training_match.values_of(image).get(name) for image in images]
+        panels.append(
+            Histogram(
+                by_name[name].quantity.label,
+                np.array([value for value in values if value is not None]),
+                None if there is None else there.median,
+                None if there is None else (there.p05, there.p95),
+            )
+        )
+    return panels
+
+
+def _print(facts: DataFacts, compared: Sequence[Comparison], spec: ModelSpec, out: Path) -> None:
+    sizes = ", ".join(f"{n} of {size.replace('x', ' x ')}" for size, n in sorted(facts.sizes.items()))
+    tags = ", ".join(f"{tag} in {n}" for tag, n in facts.resolutions.items()) or "none"
+    rows = [
+        ("images", f"{facts.n_images}: {sizes} px"),
+        ("cells", f"{facts.n_cells}, {facts.cells_per_image:.1f} an image, {facts.covered:.1%} of the area"),
+    ]
+    if facts.median_diameter_px is not None and facts.diameter_iqr_px is not None:
+        low, high = facts.diameter_iqr_px
+        um = "" if facts.um_per_px is None else f"; {facts.median_diameter_px * facts.um_per_px:.1f} µm by the files"
+        rows.append(("diameter", f"median {facts.median_diameter_px:.1f} px, middle half {low:.1f} to {high:.1f}{um}"))
+    rows.append(("training", f"median {training_match.training_diameter_px(spec):.1f} px ({spec.name})"))
+    if facts.crowded_share is not None:
+        near = image_statistics.NEIGHBOUR_PX
+        rows.append(("crowding", f"{facts.crowded_share:.1%} of cells within {near} px of another"))
+    rows += [("bars", f"scale bar seen in {facts.scale_bars}"), ("tags", f"resolution in the files: {tags}")]
+    for name, value in rows:
+        click.echo(f"{name:<8} {console.printable(value)}")
+    click.echo(f"\n{'by image: median (5 to 95 %)':<34}{'here':<28}training images")
+    for one in compared:
+        mark = "" if not one.outside else "   outside"
+        mark = f"   {len(one.odd_images)} outside" if one.odd_images and not one.outside else mark
+        click.echo(f"{one.quantity.label:<34}{_words(one.here):<28}{_words(one.training)}{mark}")
+    click.echo(f"\nresults  {console.printable(out)}")
+
+
+def _words(spread: Spread | None) -> str:
+    return "unknown" if spread is None else f"{spread.median:.3g} ({spread.p05:.3g} to {spread.p95:.3g})"

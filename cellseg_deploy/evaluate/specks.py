@@ -1,0 +1,57 @@
+"""Which objects of a truth are specks: those far smaller than its median object, whatever the magnification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.cells.metrics import MIN_AREA_PX
+from cellseg_deploy.images.find import Pair
+from cellseg_deploy.images.mask_foreground import MaskForeground
+from cellseg_deploy.images.read import read_labels
+
+
+@dataclass(frozen=True)
+class SpeckLimit:
+    """``px``: objects below it are specks. ``share``: of the truth's median area, None where there is no object.
+
+    ``dropped`` of ``total`` objects of the truth are specks.
+    """
+
+    px: int
+    share: float | None
+    dropped: int
+    total: int
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        share = "" if self.share is None else f" ({self.share:.2%} of the median object)"
+        return f"objects under {self.px} px{share} are specks: {self.dropped} of {self.total} in the masks dropped"
+
+
+def object_areas(pairs: Sequence[Pair], foreground: MaskForeground) -> npt.NDArray[np.int64]:
+    """Areas in px of all objects in the masks of ``pairs``, int64 (n,). Raises ``DataError`` naming a bad mask."""
+    areas = [np.bincount(read_labels(pair.mask, foreground=foreground).ravel())[1:] for pair in pairs]
+    return np.concatenate(areas).astype(np.int64) if areas else np.zeros(0, np.int64)
+
+
+def speck_limit(areas: npt.NDArray[np.int64], *, share: float, given_px: int | None = None) -> SpeckLimit:
+    """The limit for objects of these ``areas`` (n,) in px: ``given_px``, else ``share`` of their median.
+
+    The median is that of the objects that are no specks, so that crumbs in a mask do not move it.
+    """
+    if not len(areas):
+        return SpeckLimit(MIN_AREA_PX if given_px is None else given_px, None, 0, 0)
+    px = given_px
+    median = float(np.median(areas))
+    if px is None:
+        px = round(share * median)
+        while (raised := round(share * (median := float(np.median(areas[areas >= px]))))) > px:
+            px = raised
+    elif (areas >= px).any():
+        median = float(np.median(areas[areas >= px]))
+    return SpeckLimit(px, round(px / median, 5), int((areas < px).sum()), len(areas))

@@ -1,0 +1,1 @@
+"""The file system: whole or absent, one writer, the same bytes."""

@@ -1,0 +1,36 @@
+"""What a file is, so that another time it can be told whether it is still the same: size, time, and SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellseg_deploy.files.regular import opened
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """``size`` in bytes, ``mtime_ns`` since 1970, ``sha256`` in hexadecimal.
+
+    The time is for people who wonder; copies of a file have another one and are the same file.
+    """
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    def is_of(self, path: Path) -> bool:
+        """Whether ``path`` holds the same bytes now. Raises ``OSError`` if it cannot be read."""
+        return path.stat().st_size == self.size and sha256_of(path) == self.sha256
+
+
+def of_bytes(data: bytes, mtime_ns: int) -> Fingerprint:
+    """Fingerprint of a file with the content ``data``."""
+    return Fingerprint(len(data), mtime_ns, hashlib.sha256(data).hexdigest())
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in pieces; never waits for a pipe. Raises ``OSError``."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,346 @@
+"""The only place that reads images: PNG, JPEG and TIFF, told apart by content and never by name.
+
+Whatever comes out of here is complete. A file that is cut short, damaged or ambiguous raises ``DataError``; nothing is
+filled in, because a black corner looks exactly like "no cells". What had to be converted is said in
+``LoadedImage.notes``.
+
+What cannot be seen: many a flipped bit inside a JPEG, and any inside an uncompressed TIFF. Neither format holds a
+checksum; a JPEG that was cut and then given an end marker again is noticed.
+
+The conversions (by the file format, what the file says of itself and what the user says; never by the brightness of the
+pixels, so two photographs of one slide are treated alike):
+
+=====================  =========================================================================================
+in the file            becomes
+=====================  =========================================================================================
+grey, 1-bit, palette   RGB
+9 to 16 bit            8 bit by ``value * 255 // (2 ** bits - 1)``, larger values clipped; ``bits`` is ``bit_depth``
+                       if given, else what the file says that is used (OME SignificantBits, TIFF MaxSampleValue of
+                       2 ** n - 1, PNG sBIT unless its samples are scaled already), else the samples' size
+alpha, transparency    composited on white, the colour of an empty field; dropped where it is opaque everywhere
+TIFF of several pages  the picture at full resolution, wherever it lies; its transparency mask as alpha
+CMYK                   RGB, without colour profile
+EXIF / TIFF rotation   the upright image; every output has the upright image's size and coordinates
+=====================  =========================================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.cells.label_runs import pieces, renumber, row_runs
+from cellseg_deploy.cells.notes import Note
+from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.files.fingerprint import Fingerprint
+from cellseg_deploy.images.bit_depth import bits_to_scale, scale_to_8
+from cellseg_deploy.images.decode import Decoded, declared_pixels, decode
+from cellseg_deploy.images.find import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
+from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS, MaskForeground
+from cellseg_deploy.images.mask_polarity import frame_of
+from cellseg_deploy.images.resolution import (
+    GIVEN,
+    UNKNOWN,
+    PixelSize,
+    Resolution,
+    believed_pixel_size,
+    check_pixel_size,
+)
+
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "FoundImage",
+    "LoadedImage",
+    "Pair",
+    "check_same_size",
+    "check_settings",
+    "declared_pixels",
+    "find_images",
+    "pair_by_stem",
+    "read_image",
+    "read_labels",
+]
+
+MAX_PIXELS = 200_000_000
+"""Largest image that is decoded, in pixels; 200 MP need about 600 MB as RGB."""
+
+_log = logging.getLogger(__name__)
+
+_OBJECT_PX = 20
+"""Smaller pieces say nothing about whether a file is a label image: annotation tools leave crumbs."""
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """``pixels_hwc``: uint8 RGB (h, w, 3), upright. ``notes``: what was converted or looks odd, one sentence each.
+
+    ``resolution``: what the file says of the size of its pixels, as it lies in the file. ``pixel_size``: of a pixel
+    in the specimen, as the user says or else the file. ``source``: fingerprint of the very bytes that were decoded, if
+    it was asked for.
+    """
+
+    pixels_hwc: npt.NDArray[np.uint8]
+    notes: tuple[str, ...]
+    resolution: tuple[Resolution, ...] = ()
+    pixel_size: PixelSize = UNKNOWN
+    source: Fingerprint | None = None
+
+
+def read_image(
+    path: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    bit_depth: int | None = None,
+    pixel_size_um: float | None = None,
+    with_fingerprint: bool = False,
+) -> LoadedImage:
+    """The image in ``path`` as uint8 RGB, upright.
+
+    ``max_pixels``: larger images are refused before they are decoded. ``bit_depth`` (9..16): bits that the camera
+    really used in a file of 16 bit samples; without it what the file says of it, or its full range, is scaled to 8 bit.
+    ``pixel_size_um``: side of a pixel, whatever the file says; without it a TIFF's own, if a microscope can have it.
+    ``with_fingerprint``: also say which bytes were read (``source``).
+
+    Raises ``DataError`` on anything that is not a complete PNG, JPEG or TIFF with one plane of 1 to 16 bit samples.
+    """
+    check_settings(max_pixels, bit_depth, pixel_size_um)
+    decoded = decode(path, max_pixels, with_fingerprint=with_fingerprint)
+    if decoded.samples.dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{path}: samples of type {decoded.samples.dtype}, whose range is not defined; expected 8 or 16 bit; "
+            "scale it yourself (in Fiji: Image > Type > 8-bit) and save it again"
+        )
+    notes = list(decoded.notes)
+    rgb, alpha = _to_rgb8(path, decoded, bit_depth, notes)
+    if decoded.white_is_zero:
+        rgb = 255 - rgb  # once scaled: before, the bits that are not used would become ones
+        notes.append("white is zero in this TIFF; inverted")
+    if alpha is not None:
+        rgb = _on_white(rgb, alpha, notes)
+    if decoded.orientation != 1:
+        rgb = _upright(rgb, decoded.orientation)
+        notes.append(f"turned upright as the file's orientation tag {decoded.orientation} says; outputs match that")
+    size = believed_pixel_size(decoded.resolution) if pixel_size_um is None else PixelSize(pixel_size_um, GIVEN)
+    notes += [Note(size.note, "pixel size")] if size.note else []
+    return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), decoded.resolution, size, decoded.source)
+
+
+def check_settings(max_pixels: int, bit_depth: int | None, pixel_size_um: float | None = None) -> None:
+    """Raise ``UsageError`` if these settings of ``read_image`` cannot be meant."""
+    if max_pixels < 1:
+        raise UsageError(f"max_pixels must be at least 1, got {max_pixels}")
+    if bit_depth is not None and not 9 <= bit_depth <= 16:
+        raise UsageError(f"bit depth must be 9 to 16, got {bit_depth}; 8-bit images need none")
+    check_pixel_size(pixel_size_um)
+
+
+def read_labels(
+    path: Path, *, max_pixels: int = MAX_PIXELS, foreground: MaskForeground = "auto"
+) -> npt.NDArray[np.int32]:
+    """The mask or label image in ``path`` as int32 labels (h, w): 0 background, 1..n in raster order of first pixel.
+
+    The numbers that are stored count, not how they are shown: neither a palette nor an inverting TIFF changes them.
+    At most two values (0 and one other) make a binary mask, whose 4-connected components become the labels. More
+    values make a label image, whose regions are kept as they are; a label may be in several pieces, but if most are,
+    the values are no labels. A lossy JPEG is read as a binary mask cut at 128, if nearly all of its pixels are nearly
+    black or white. ``foreground``: which numbers are cells (``mask_foreground``).
+
+    Raises ``DataError`` where it is not clear which of the two it is, it looks like a negative, or the file is
+    damaged.
+    """
+    check_settings(max_pixels, None)
+    if foreground not in MASK_FOREGROUNDS:
+        raise UsageError(f"mask foreground must be one of {', '.join(MASK_FOREGROUNDS)}, got {foreground!r}")
+    decoded = decode(path, max_pixels)
+    values = _label_values(path, decoded)
+    if decoded.orientation != 1:
+        values = _upright(values, decoded.orientation)
+    if decoded.container == "JPEG":
+        values = _cut_jpeg_mask(path, values)
+    if foreground == "dark":
+        values = _negative(values)
+    labels = _labels_of(path, values)
+    if foreground != "light":
+        _check_polarity(path, labels, foreground)
+    return labels
+
+
+def _negative(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """``values`` counted from their largest one down; of a single value, 0 becomes 1 and all others 0."""
+    if values.min() == values.max():
+        return np.asarray(values == 0).astype(values.dtype)
+    return np.asarray(values.max() - values)
+
+
+def _labels_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Labels of stored ``values`` (h, w): components of a binary mask, or regions of a label image."""
+    present = _distinct(values)
+    if len(present) <= 2:
+        if len(present) == 2 and present[0] != 0:
+            raise DataError(
+                f"{path}: mask with the values {present[0]} and {present[1]} and no 0; expected 0 for the background"
+            )
+        return _components(values != 0)
+    if values.dtype == np.uint8 and _is_smoothed_mask(values):
+        raise DataError(
+            f"{path}: looks like a mask with softened edges ({len(present)} grey values, most of it 255), not like a "
+            "label image; save it with hard edges (0 and 255)"
+        )
+    labels = renumber(values)
+    _check_a_value_a_cell(path, labels, len(present))
+    return labels
+
+
+def _check_polarity(path: Path, labels: npt.NDArray[np.int32], foreground: MaskForeground) -> None:
+    """Raise ``DataError`` where ``labels`` look like the negative of a mask; warn of a layer that covers the field."""
+    frame = frame_of(labels)
+    if frame is None:
+        return
+    seen = f"one object touches all four sides and covers {frame.share:.0%} of the image"
+    if not frame.is_background:
+        _warn_once(f"{path}: {seen}; taken as a confluent layer. Is it the background? Give --mask-foreground dark")
+    elif foreground == "dark":
+        raise DataError(
+            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: read as --mask-foreground dark says, the "
+            "background is a cell; leave the option out, and keep masks of both kinds in separate folders"
+        )
+    else:
+        raise DataError(
+            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: is the mask saved as its negative? "
+            "Expected 0 for the background; save it so, or give cellseg-train and cellseg-evaluate --mask-foreground "
+            "dark if 0 marks the cells, --mask-foreground light if the object is meant"
+        )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Training reads masks again in each epoch."""
+    _log.warning("%s", text)
+
+
+# ------------------------------------------------------------------------------------------------------- conversions
+
+
+def _to_rgb8(
+    path: Path, decoded: Decoded, bit_depth: int | None, notes: list[str]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+    """RGB (h, w, 3) and alpha (h, w) or None, both uint8."""
+    if decoded.kind == "palette":
+        assert decoded.palette is not None
+        if int(decoded.samples.max()) >= len(decoded.palette):
+            raise DataError(f"{path}: damaged file: a pixel points behind the end of the colour palette")
+        notes.append("colour palette converted to RGB")
+        colours = decoded.palette[decoded.samples]
+        inside = None if decoded.alpha is None else scale_to_8(decoded.alpha, decoded.bits)
+        return colours[..., :3], colours[..., 3] if colours.shape[2] == 4 else inside
+    bits = decoded.bits
+    if bits > 8:
+        bits, said = bits_to_scale(decoded.samples, bits, decoded.said_bits, bit_depth)
+        notes += said
+    samples = scale_to_8(decoded.samples, bits)
+    alpha = None if decoded.alpha is None else scale_to_8(decoded.alpha, decoded.bits)
+    if decoded.kind == "cmyk":
+        from PIL import Image
+
+        notes.append("CMYK converted to RGB without colour profile")
+        return np.asarray(Image.fromarray(np.ascontiguousarray(samples), mode="CMYK").convert("RGB")), alpha
+    if decoded.kind == "grey":
+        notes.append("1-bit image converted to RGB" if decoded.bits == 1 else "grey image converted to RGB")
+        return np.repeat(samples[..., None], 3, axis=2), alpha
+    return samples, alpha
+
+
+def _on_white(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], notes: list[str]) -> npt.NDArray[np.uint8]:
+    if int(alpha.min()) == 255:
+        notes.append("opaque alpha channel dropped")
+        return rgb
+    notes.append("transparent pixels composited on white")
+    weight = alpha[..., None].astype(np.uint16)
+    return ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+
+
+def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """``pixels`` (h, w, ...) turned as EXIF/TIFF orientation 1..8 asks (TIFF 6.0, tag 274)."""
+    if orientation >= 5:
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+# ------------------------------------------------------------------------------------------------------------ labels
+
+
+def _label_values(path: Path, decoded: Decoded) -> npt.NDArray[Any]:
+    """(h, w) unsigned integers: palette indices and grey values as they are, RGB only where it is grey."""
+    samples = decoded.samples
+    if decoded.alpha is not None and int(decoded.alpha.min()) != 2**decoded.bits - 1:
+        raise DataError(f"{path}: mask with transparent pixels; save it without alpha channel")
+    if decoded.kind in ("rgb", "cmyk"):
+        if decoded.kind == "cmyk" or (samples != samples[..., :1]).any():
+            raise DataError(f"{path}: mask in colour; expected a grey binary mask or a label image (8 to 32 bit grey)")
+        samples = samples[..., 0]
+    if samples.dtype.kind == "u":
+        return samples
+    whole = np.isfinite(samples).all() and (samples >= 0).all() and (samples < 2**31).all()
+    if not whole or (samples != np.floor(samples)).any():
+        raise DataError(
+            f"{path}: {samples.dtype} mask with negative, fractional or too large values; expected labels 0, 1, 2 ..."
+        )
+    return samples.astype(np.uint32)
+
+
+def _cut_jpeg_mask(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    clear = float(np.mean((values < 64) | (values >= 192)))
+    if clear < 0.99:
+        raise DataError(
+            f"{path}: JPEG is lossy and this one is no clear mask ({1 - clear:.1%} of it neither black nor white); "
+            "save masks and label images as PNG or TIFF"
+        )
+    return (values >= 128).astype(np.uint8)
+
+
+def _distinct(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    if values.dtype.itemsize <= 2:
+        return np.flatnonzero(np.bincount(values.ravel()))
+    return np.unique(values).astype(np.int64)
+
+
+def _is_smoothed_mask(values: npt.NDArray[np.uint8]) -> bool:
+    """A soft-edged mask: more than 20 grey values, and 255 alone more than half of the foreground."""
+    histogram = np.bincount(values.ravel(), minlength=256)
+    return bool(np.count_nonzero(histogram) > 20 and histogram[255] * 2 > histogram[1:].sum())
+
+
+def _check_a_value_a_cell(path: Path, labels: npt.NDArray[np.int32], n_values: int) -> None:
+    """Raise ``DataError`` where a few values cover many separate objects: a class mask, a softened or a stained one.
+
+    Counted are pieces of ``_OBJECT_PX`` and more, and the labels that have one.
+    """
+    runs = row_runs(labels)
+    piece = pieces(runs)
+    is_object = np.bincount(piece, weights=runs.length) >= _OBJECT_PX
+    n_objects = int(is_object.sum())
+    n_labels = len(np.unique(runs.label[is_object[piece]]))
+    if n_objects > 1.5 * n_labels and n_objects - n_labels >= 3:
+        raise DataError(
+            f"{path}: {n_values} values but {n_objects} separate objects: a class mask or a softened mask? Save it as "
+            "0 and 255, or as a label image with one value a cell"
+        )
+
+
+def _components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """4-connected components, numbered in raster order of their first pixel."""
+    import cv2
+
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    return renumber(np.asarray(labels))

@@ -1,0 +1,96 @@
+"""The folder run: many images in, labels, pictures and tables out; one bad image never stops it.
+
+OUT/labels/NAME.tif      label image                  OUT/cells.csv      a row a cell
+OUT/overlays/NAME.jpg    outlines and count           OUT/images.csv     a row an image, failed ones too
+OUT/KIND/NAME...         see ``outputs.formats``      OUT/run.json       what ran, with what, how long
+                                                      OUT/journal.jsonl  what is done: a run that ended early goes on
+
+Images overlap (see ``batching``): helper threads read, label and encode, the network takes tiles of several images at a
+time. What is written is written by the caller's thread, image by image in the order of the images, so that what lies in
+the folder at any time is what a run over fewer images would have left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cellseg_deploy import threads as thread_plans
+from cellseg_deploy.errors import NothingToDoError
+from cellseg_deploy.images.find import FoundImage
+from cellseg_deploy.outputs.formats import chosen_formats
+from cellseg_deploy.run.output_folder import check_apart, check_no_links, held_folder
+from cellseg_deploy.run.plan import RunPlan, plan
+from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSummary
+from cellseg_deploy.run.resume import FolderState, check_usable, classify
+from cellseg_deploy.run.run_identity import identity_of
+from cellseg_deploy.run.session import RunSession
+from cellseg_deploy.segmenter import Segmenter
+from cellseg_deploy.threads import ThreadPlan
+
+__all__ = ["ImageResult", "RunOptions", "RunSummary", "plan_folder", "run_folder"]
+
+
+def run_folder(
+    segmenter: Segmenter,
+    images: Sequence[FoundImage],
+    out: Path,
+    *,
+    options: RunOptions | None = None,
+    threads: ThreadPlan | None = None,
+    on_result: Callable[[ImageResult], None] | None = None,
+    on_plan: Callable[[RunPlan], None] | None = None,
+    inputs: Inputs | None = None,
+) -> RunSummary:
+    """Segment ``images`` into the folder ``out``; ``on_result`` is told of each image worked on, in order.
+
+    A run that is in the folder already and was one of the same model, engine and settings is gone on with: images that
+    are done are skipped, those that failed are tried again. ``on_plan`` is told what is to be done before it is.
+    ``inputs``: what the user gave, for run.json; by default the folders of ``images``.
+
+    An image that cannot be read, or fails in any way of its own, is recorded and the run goes on. Interrupted
+    (KeyboardInterrupt), or stopped by an error that concerns the whole run or by one of ``on_result``, the tables of
+    what is done are still written before the exception goes on. ``threads``: see ``threads.plan``; neither they nor
+    the order of the images change a result.
+
+    Raises ``NothingToDoError`` without an image, ``OutputError`` / ``OutputInUseError`` for the folder, ``UsageError``
+    if ``out`` lies inside the input or the other way round.
+    """
+    if not images:
+        raise NothingToDoError("no image to work on; expected PNG, JPEG or TIFF files")
+    options = options or RunOptions()
+    threads = threads or thread_plans.plan(device=segmenter.backend.device)
+    check_apart([image.path for image in images], out)
+    session = RunSession(segmenter, out, options, threads, inputs=inputs or inputs_of(images), on_result=on_result)
+    with held_folder(out), session.running(images) as todo:
+        if on_plan is not None:
+            on_plan(todo)
+        session.work(todo)
+    return session.summary
+
+
+def plan_folder(
+    segmenter: Segmenter,
+    images: Sequence[FoundImage],
+    out: Path,
+    *,
+    options: RunOptions | None = None,
+    inputs: Inputs | None = None,
+) -> RunPlan:
+    """What ``run_folder`` would do, without touching ``out``. Raises as ``run_folder``, but for a folder in use."""
+    options = options or RunOptions()
+    check_apart([image.path for image in images], out)
+    state = classify(out, identity_of(segmenter, options, inputs or inputs_of(images)))
+    if state.kind == "foreign" or not options.overwrite:
+        check_usable(state, out)
+    if state.kind != "fresh":
+        check_no_links(out)
+    if options.overwrite:
+        state = FolderState("fresh")
+    return plan(images, out, state, chosen_formats(options.save))
+
+
+def inputs_of(images: Sequence[FoundImage]) -> Inputs:
+    """The folders of ``images``, where nothing else is known of how they were found."""
+    roots = sorted({image.root for image in images})
+    return Inputs.of(roots, roots)

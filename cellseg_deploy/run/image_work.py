@@ -1,0 +1,90 @@
+"""What a folder run does with one image, but for the writing: from the file to the bytes of all its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cellseg_deploy.batching import Network
+from cellseg_deploy.cells.count_rules import counted
+from cellseg_deploy.cells.field_of_view import edges
+from cellseg_deploy.cells.image_tiles import StageClock
+from cellseg_deploy.cells.notes import Note
+from cellseg_deploy.errors import DataError
+from cellseg_deploy.images.find import FoundImage
+from cellseg_deploy.images.read import declared_pixels, read_image
+from cellseg_deploy.images.resolution import checked_by_cells
+from cellseg_deploy.outputs.formats import Format
+from cellseg_deploy.outputs.segmented import SegmentedImage
+from cellseg_deploy.run import tables
+from cellseg_deploy.run.journal import ImageRecord, OutputFile
+from cellseg_deploy.run.record import RunOptions
+from cellseg_deploy.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One image, ready to be written. ``files``: place in the output folder (posix) -> content. ``seconds``: by stage;
+    of a call of the network with tiles of several images, each has its share."""
+
+    record: ImageRecord
+    files: dict[str, bytes]
+    seconds: dict[str, float]
+
+
+class ImageWork:
+    """Called by helper threads, side by side for different images; a result is a function of the image alone."""
+
+    def __init__(self, segmenter: Segmenter, options: RunOptions, formats: Sequence[Format]) -> None:
+        self._segmenter = segmenter
+        self._options = options
+        self._formats = [format for format in formats if format.folder]
+
+    def bytes_in_flight(self, image: FoundImage) -> int:
+        """Memory it takes, roughly, by what its header declares."""
+        return 0 if image.problem else self._segmenter.bytes_in_flight(declared_pixels(image.path))
+
+    def __call__(self, image: FoundImage, output_name: str, network: Network) -> Finished:
+        """Read, segment, measure and encode ``image``, whose files are called ``output_name`` without endings."""
+        if image.problem:
+            raise DataError(image.problem)
+        segmenter, options, spec = self._segmenter, self._options, self._segmenter.backend.spec
+        clock = StageClock()
+        with clock("read"):
+            loaded = read_image(
+                image.path,
+                max_pixels=options.max_pixels,
+                bit_depth=options.bit_depth,
+                pixel_size_um=options.pixel_size_um,
+                with_fingerprint=True,
+            )
+        found = segmenter.segment(loaded.pixels_hwc, network, clock, field=options.field_of_view)
+        size = checked_by_cells(loaded.pixel_size, found.table.columns["equivalent_diameter_px"])
+        doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
+        with clock("write"):
+            inside = found.field
+            at_edge = None if inside is None else edges(found.labels, inside, found.count)
+            segmented = SegmentedImage(
+                name=image.name,
+                pixels_hwc=loaded.pixels_hwc,
+                labels=found.labels,
+                table=found.table,
+                counted=counted(found.table.boxes, found.labels.shape, options.count_rule, at_edge),
+                probabilities_khw=found.probabilities_khw,
+                channels=spec.channels,
+                scale=found.scale,
+                pixel_size_um=size.um,
+                model=spec.name,
+                task=segmenter.task,
+                pixel_size_source=size.source,
+                field=inside,
+            )
+            files = {format.place(output_name): format.encode(segmented) for format in self._formats}
+            record = tables.done(
+                segmented,
+                source=loaded.source,
+                output_name=output_name,
+                outputs=[OutputFile.of(path, content) for path, content in files.items()],
+                notes=(*loaded.notes, *found.notes, *doubts),
+            )
+        return Finished(record, files, clock.seconds)

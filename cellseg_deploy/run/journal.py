@@ -1,0 +1,258 @@
+"""The journal of a run: which images are done, with what result, and which files belong to them.
+
+``journal.jsonl`` in the output folder has a line of JSON for the run and one for each image, appended and fsynced after
+the image's files are. It alone decides what is done, and holds the image's rows of the tables: cells.csv and images.csv
+are written from it, in the order of the input, so they do not depend on when or how often the run was interrupted.
+
+    {"kind":"run","version":1,"started":"...","identity":{...},"check":"6b86b273ff34fce1"}
+    {"kind":"image","image":"a.png","status":"done","input":{...},"outputs":[...],"result":{...},"cells":"1,812,...
+    {"kind":"image","image":"b.png","status":"failed",...
+
+Crash safety at every instant: the first line appears with its file or not at all; a line without its line end is one
+that was being written and counts as never written; ``check`` (of the bytes before it in its line) tells a damaged line,
+whose image is done again. Of several lines for one image the last one holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from cellseg_deploy.errors import OutputError
+from cellseg_deploy.files.atomic import write_bytes, writing
+from cellseg_deploy.files.fingerprint import Fingerprint
+from cellseg_deploy.run.identity import RunIdentity
+
+JOURNAL = "journal.jsonl"
+VERSION = 1
+_CHECK_DIGITS = 16
+_CHECK_BYTES = len(',"check":""}') + _CHECK_DIGITS
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file of an image: ``path`` relative to the output folder (posix), ``size`` in bytes, ``sha256``."""
+
+    path: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> OutputFile:
+        """The file ``path`` with the content ``data``."""
+        return cls(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What became of one image.
+
+    ``result``: its values in images.csv by column, as JSON holds them. ``cells``: its lines in cells.csv without the
+    image's name, each with its line end. ``cells_um``: the micrometre columns of the same lines, None if the pixel
+    size is unknown. ``input``: the file that was read, None for one that could not be. ``output_name``: what its files
+    are called in their folders, without endings (see ``names``). ``seconds``: by stage.
+    """
+
+    image: str
+    status: Literal["done", "failed"]
+    result: dict[str, Any]
+    input: Fingerprint | None = None
+    output_name: str = ""
+    outputs: tuple[OutputFile, ...] = ()
+    cells: str = ""
+    cells_um: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image's last line. ``record`` is without its ``cells``, which stay in the file from byte ``at``, ``size``."""
+
+    record: ImageRecord
+    at: int
+    size: int
+
+
+@dataclass(frozen=True)
+class JournalContent:
+    """``entries``: by image name, in the order of their last lines. ``whole_bytes``: up to the last whole line.
+
+    ``damaged``: numbers of the lines that cannot be trusted; what they said is as if never written.
+    """
+
+    path: Path
+    identity: RunIdentity
+    started: str
+    entries: dict[str, Entry]
+    damaged: tuple[int, ...]
+    whole_bytes: int
+
+
+class UnreadableJournalError(OutputError):
+    """A journal whose first line does not say which run it belongs to."""
+
+
+class Journal:
+    """A journal that is being written, by one process and one thread.
+
+    >>> with Journal.create(out, identity) as journal:  # doctest: +SKIP
+    ...     journal.append(record)
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Append to the existing file ``path``, which ends with a whole line; see ``create`` and ``resume``."""
+        self.path = path
+        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        with writing(path):
+            self._descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+            self._bytes = os.fstat(self._descriptor).st_size
+
+    @classmethod
+    def create(cls, out: Path, identity: RunIdentity) -> Journal:
+        """A new journal in ``out``; it is there with its first line, or not at all. Raises ``OutputError``."""
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        first = {"kind": "run", "version": VERSION, "started": started, "identity": identity.to_json()}
+        write_bytes(out / JOURNAL, _line(first))
+        return cls(out / JOURNAL)
+
+    @classmethod
+    def resume(cls, content: JournalContent) -> Journal:
+        """Go on with a journal that was read; a line that was being written is cut off. Raises ``OutputError``."""
+        with writing(content.path):
+            os.truncate(content.path, content.whole_bytes)
+        return cls(content.path)
+
+    def append(self, record: ImageRecord) -> None:
+        """Add an image; on return it survives the process and, as far as the disk keeps its word, a power cut.
+
+        The files it names must be written and fsynced before. Raises ``OutputError``; the journal is then as before.
+        """
+        line = _line({"kind": "image", **asdict(record)})
+        try:
+            with writing(self.path):
+                rest = memoryview(line)
+                while rest:  # a full disk takes a part first, and says so at the next try
+                    rest = rest[os.write(self._descriptor, rest) :]
+                os.fsync(self._descriptor)
+        except OutputError:
+            with contextlib.suppress(OSError):  # else the torn line stays, and is ignored as the last one
+                os.ftruncate(self._descriptor, self._bytes)
+            raise
+        self._bytes += len(line)
+
+    def close(self) -> None:
+        """Close the file; closing twice is no error."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read(path: Path) -> JournalContent:
+    """The journal ``path``; one line at a time is in memory.
+
+    Raises ``UnreadableJournalError`` if its first line is missing, damaged, or of another version, and ``OutputError``
+    if the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return parse(path, file)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error.strerror or error}); check permissions") from error
+
+
+def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
+    """What ``lines``, with their line ends, of the journal ``path`` say. Raises ``UnreadableJournalError``."""
+    entries: dict[str, Entry] = {}
+    damaged: list[int] = []
+    head: tuple[RunIdentity, str] | None = None
+    at = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            break
+        content = _content(line)
+        if head is None:
+            head = _head(path, content)
+        elif (record := _record(content)) is None:
+            damaged.append(number)
+        else:
+            entries.pop(record.image, None)  # the last line decides about the order too
+            entries[record.image] = Entry(replace(record, cells="", cells_um=None), at, len(line))
+        at += len(line)
+    if head is None:
+        raise UnreadableJournalError(f"{path}: has no whole line")
+    return JournalContent(path, *head, entries, tuple(damaged), at)
+
+
+def whole_records(journal: Path, entries: Iterable[Entry]) -> Iterator[ImageRecord]:
+    """The records of ``entries`` with their cells, one at a time. Raises ``OutputError`` if the file was changed."""
+    with writing(journal), journal.open("rb") as file:
+        for entry in entries:
+            file.seek(entry.at)
+            record = _record(_content(file.read(entry.size)))
+            if record is None or record.image != entry.record.image:
+                raise OutputError(f"{journal}: was changed by somebody else during the run; run again")
+            yield record
+
+
+def is_inside(relative: str) -> bool:
+    """Whether the path ``relative`` leads to nowhere else than into the folder it is relative to, links aside."""
+    path = PurePath(relative)
+    return not path.anchor and ".." not in path.parts and "\0" not in relative
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    """One line; names that are no Unicode are kept, as escapes."""
+    body = json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")[:-1]
+    return body + f',"check":"{_check(body)}"}}\n'.encode("ascii")
+
+
+def _check(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:_CHECK_DIGITS]
+
+
+def _content(line: bytes) -> dict[str, Any] | None:
+    """What a whole line says, None if it is damaged."""
+    line = line.rstrip(b"\n")
+    body = line[:-_CHECK_BYTES]
+    if line[len(body) :] != f',"check":"{_check(body)}"}}'.encode("ascii"):
+        return None
+    content: dict[str, Any] = json.loads(body + b"}")
+    return content
+
+
+def _head(path: Path, content: dict[str, Any] | None) -> tuple[RunIdentity, str]:
+    if content is None or content.get("kind") != "run":
+        raise UnreadableJournalError(f"{path}: its first line is damaged")
+    if content["version"] != VERSION:
+        raise UnreadableJournalError(f"{path}: of version {content['version']}; this program knows {VERSION}")
+    try:
+        return RunIdentity.from_json(content["identity"]), str(content["started"])
+    except ValueError as error:
+        raise UnreadableJournalError(f"{path}: its first line says nothing useful ({error})") from error
+
+
+def _record(content: dict[str, Any] | None) -> ImageRecord | None:
+    if content is None or content.pop("kind", None) != "image":
+        return None
+    try:
+        source, outputs = content["input"], tuple(OutputFile(**file) for file in content["outputs"])
+        if not all(is_inside(path) for path in (content["output_name"], *(file.path for file in outputs))):
+            return None  # anybody can make a fitting check: nothing is read, written or removed outside of the folder
+        return ImageRecord(
+            **{**content, "input": None if source is None else Fingerprint(**source), "outputs": outputs}
+        )
+    except (KeyError, TypeError):  # no line of ours, in spite of its check
+        return None

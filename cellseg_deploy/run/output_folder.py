@@ -1,0 +1,148 @@
+"""The output folder of a run: made, locked, and never taken from somebody else."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from cellseg_deploy.errors import OutputError, UsageError
+from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove
+from cellseg_deploy.files.json_record import content_of
+from cellseg_deploy.files.lock import exclusive
+from cellseg_deploy.outputs.formats import CELLS_CSV, FORMATS, IMAGES_CSV, Format
+from cellseg_deploy.run.journal import JOURNAL, is_inside
+
+RUN_JSON = "run.json"
+PROGRAM = "cellseg-infer"
+TABLES = (CELLS_CSV, IMAGES_CSV)
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def held_folder(out: Path) -> Iterator[None]:
+    """``out``, made if it was not there, and held by this process alone.
+
+    Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if it cannot be written.
+    """
+    make_folder(out)
+    with exclusive(out):
+        yield
+
+
+def check_apart(inputs: Sequence[Path], out: Path) -> None:
+    """Raise ``UsageError`` if ``out`` and an input (file or folder) contain each other.
+
+    The outputs of one run would be the input of the next, and replacing the outputs could remove the input.
+    """
+    folder = Path(os.path.realpath(out))
+    for path in inputs:
+        # Not by Path's methods, which raise for a path that cannot be looked at: that is one image's trouble.
+        is_folder = os.path.isdir(path)  # noqa: PTH112
+        place = Path(os.path.realpath(path if is_folder else path.parent))
+        if place.is_relative_to(folder) or (is_folder and folder.is_relative_to(place)):
+            raise UsageError(
+                f"the output folder {out} and the input {path} lie inside each other; choose a folder beside"
+            )
+
+
+def tells_of(record: Path, totals: Mapping[str, int] | None) -> bool:
+    """Whether ``record``, a run.json, tells of a run that came to its end with these ``totals``; None: with any."""
+    content = content_of(record)
+    return content.get("status") == "finished" and totals in (None, content.get("totals"))
+
+
+def is_running(record: Path) -> bool:
+    """Whether ``record``, a run.json, tells of a run that has not ended, or whose process was killed."""
+    return content_of(record).get("status") == "running"
+
+
+def make_place(out: Path, relative: str) -> Path:
+    """The path of the output file ``relative`` (posix) in ``out``, its folders made.
+
+    Raises ``OutputError`` if the file would appear outside of ``out``: by its name, or as one of its folders is a link.
+    """
+    if not is_inside(relative):
+        raise OutputError(f"{relative!r}: would lie outside of the output folder {out}; expected a path within it")
+    path = out / relative
+    for parent in path.relative_to(out).parents:
+        if parent != Path() and (out / parent).is_symlink():
+            raise OutputError(f"{out / parent}: a link out of the output folder; remove it or choose another folder")
+    make_folder(path.parent)
+    return path
+
+
+def foreign_names(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are neither our lock nor temporary files and folders of a run that was killed, sorted."""
+    return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
+
+
+def places(formats: Iterable[Format], output_names: Iterable[str]) -> set[str]:
+    """Where the files of the images whose files are called ``output_names`` lie in the output folder (posix)."""
+    names = list(output_names)
+    return {format.place(name) for format in formats if format.folder for name in names}
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that was never finished."""
+    return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+
+
+def remove_ours(out: Path, ours: Collection[str]) -> list[str]:
+    """Remove from ``out`` the files ``ours`` (relative to it, posix) and temporary ones, and say so; gives them.
+
+    Everything else stays, whatever it is called: it may be somebody's work. Raises ``OutputError`` before anything is
+    removed if a folder of ours is a link: what it leads to is not ours.
+    """
+    found = [path.relative_to(out).as_posix() for path in _files(out)]
+    removed = [name for name in found if name in ours or is_temporary(name.rpartition("/")[2])]
+    for name in removed:
+        remove(out / name)
+        _log.info("%s: removed, of an earlier run", out / name)
+    return removed
+
+
+def remove_earlier_run(out: Path, formats: Sequence[Format], output_names: Collection[str]) -> None:
+    """Remove a run that saved ``formats`` of images whose files are called ``output_names``, and nothing else.
+
+    Folders that are empty then go too. Raises ``OutputError``, also for a folder that is a link.
+    """
+    removed = remove_ours(out, places(formats, output_names))
+    folders = {parent for name in removed for parent in PurePosixPath(name).parents} - {PurePosixPath()}
+    for folder in sorted(folders, reverse=True):  # what a folder holds comes before it
+        _remove_if_empty(out / folder)
+    run_files = [format.run_file for format in formats if format.run_file]
+    for name in (*TABLES, *run_files, RUN_JSON, JOURNAL):  # the last: without one of these it is not recognised as ours
+        if os.path.lexists(out / name):
+            remove(out / name)
+            _log.info("%s: removed, of an earlier run", out / name)
+
+
+def check_no_links(out: Path) -> None:
+    """Raise ``OutputError`` if a folder of results in ``out`` is a link, as a run there will."""
+    for _ in _files(out):
+        pass
+
+
+def _remove_if_empty(path: Path) -> None:
+    try:
+        if not any(path.iterdir()):
+            path.rmdir()
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be removed ({error.strerror}); check permissions") from error
+
+
+def _files(out: Path) -> Iterator[Path]:
+    """Files in ``out`` itself and, at any depth, in the folders that formats have there."""
+    yield from (path for path in sorted(out.iterdir()) if path.is_symlink() or path.is_file())
+    for folder in sorted({format.folder for format in FORMATS if format.folder}):
+        if (out / folder).is_symlink():
+            raise OutputError(f"{out / folder}: a link out of the output folder; remove it or choose another folder")
+        for place, folders, files in os.walk(out / folder):
+            linked = [name for name in folders if Path(place, name).is_symlink()]
+            if linked:
+                raise OutputError(f"{Path(place, linked[0])}: a link out of the output folder; remove it")
+            yield from (Path(place, name) for name in sorted(files))

@@ -1,0 +1,279 @@
+"""What a folder run was asked for, what became of each image, and run.json: what ran, with what, how long."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cellseg_deploy.cells.count_rules import CountRule, check_rule
+from cellseg_deploy.cells.field_of_view import Field, check_field
+from cellseg_deploy.files.json_record import content_of
+from cellseg_deploy.images.find import absolute
+from cellseg_deploy.images.read import MAX_PIXELS, check_settings
+from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
+from cellseg_deploy.run.identity import RunIdentity
+from cellseg_deploy.run.journal import ImageRecord
+from cellseg_deploy.run.output_folder import PROGRAM
+from cellseg_deploy.segmenter import Segmenter
+from cellseg_deploy.threads import ThreadPlan
+
+SKIPPED = "skipped"
+"""Status of an image that was done before."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to write and how to read, with the defaults of ``cellseg-infer``; ``UsageError`` if it cannot be meant.
+
+    ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: an earlier run in the folder
+    is replaced, else gone on with. ``pixel_size_um``: side of a pixel in the specimen in micrometres, whatever files
+    say. ``field_of_view``: ``full`` takes whole pictures for it, surround and all.
+    """
+
+    save: tuple[str, ...] = DEFAULT
+    overwrite: bool = False
+    max_pixels: int = MAX_PIXELS
+    bit_depth: int | None = None
+    pixel_size_um: float | None = None
+    count_rule: CountRule = "all"
+    field_of_view: Field = "auto"
+
+    def __post_init__(self) -> None:
+        chosen_formats(self.save)
+        check_rule(self.count_rule)
+        check_field(self.field_of_view)
+        check_settings(self.max_pixels, self.bit_depth, self.pixel_size_um)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``paths``: files and folders that were given, absolute. ``roots``: the folders that names are relative to.
+
+    ``folders``: which of ``paths`` were folders.
+    """
+
+    paths: tuple[str, ...]
+    roots: tuple[str, ...]
+    follow_links: bool = False
+    folders: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, paths: Iterable[Path], roots: Iterable[Path], *, follow_links: bool = False) -> Inputs:
+        """Those that ``find_images`` was asked for."""
+        given = tuple(str(absolute(path)) for path in paths)
+        folders = tuple(path for path in given if os.path.isdir(path))  # noqa: PTH112  (never raises)
+        return cls(given, tuple(sorted({str(root) for root in roots})), follow_links, folders)
+
+    @classmethod
+    def from_json(cls, content: Any, roots: Iterable[str]) -> Inputs:
+        """What ``to_json`` gave, in a run whose names are relative to ``roots``; of earlier versions that did not keep
+        folders those among ``roots``. Raises ``KeyError`` or ``TypeError`` if it is none."""
+        of_names, paths = tuple(roots), content["paths"]
+        folders = content.get("folders", [path for path in paths if path in of_names])
+        if not (_is_texts(paths) and _is_texts(folders)):
+            raise TypeError("inputs must be lists of text")
+        return cls(tuple(paths), of_names, bool(content["follow_links"]), tuple(folders))
+
+    def to_json(self) -> dict[str, Any]:
+        """For run.json; ``roots`` are known from elsewhere."""
+        return {"paths": list(self.paths), "folders": list(self.folders), "follow_links": self.follow_links}
+
+    def after(self, earlier: Inputs) -> Inputs:
+        """All that two calls of one run were given; what ``earlier`` says of a path holds."""
+        return replace(
+            self,
+            paths=tuple(dict.fromkeys((*earlier.paths, *self.paths))),
+            folders=tuple(dict.fromkeys((*earlier.folders, *self.folders))),
+            follow_links=self.follow_links or earlier.follow_links,
+        )
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers.
+
+    ``cells``: all that were found; ``counted``: those that the count rule lets in. ``seconds``: by stage; of a call of
+    the network with tiles of several images, each has its share. ``warnings``: kind -> the first of it, of ``warning``.
+    ``was_gone``: it failed because there was no file.
+    """
+
+    image: str
+    status: str
+    cells: int | None = None
+    counted: int | None = None
+    confluence: float | None = None
+    field_of_view_share: float | None = None
+    median_cell_area_px: float | None = None
+    scale: float | None = None
+    warning: str = ""
+    warnings: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    was_gone: bool = False
+
+    @classmethod
+    def of(cls, record: ImageRecord) -> ImageResult:
+        """What the journal records of an image."""
+        known = {field.name for field in fields(cls)}
+        numbers = {name: value for name, value in record.result.items() if name in known}
+        return cls(record.image, record.status, seconds=record.seconds, **numbers)
+
+
+@dataclass
+class RunSummary:
+    """Totals of a run; ``remaining`` is 0 unless it was stopped.
+
+    ``found``: images that were given. ``skipped``: done before, in a run that this one went on with; ``done`` and
+    ``failed``: now. ``cells``, ``counted``: of both. ``others``: rows of the tables of images that were not given now,
+    or were and cannot be read any more.
+    ``warnings``: kind -> image -> the first of that kind in words, of both.
+    ``stage_seconds``: sums over images, which overlap, so together more than ``wall_seconds``. ``engine_seconds``: how
+    long some call of the network was under way.
+    """
+
+    found: int
+    output: Path
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    others: int = 0
+    cells: int = 0
+    counted: int = 0
+    wall_seconds: float = 0.0
+    engine_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def remaining(self) -> int:
+        """Images that are neither done nor failed."""
+        return self.found - self.done - self.skipped - self.failed
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """For run.json: of all images that were given, whenever they were done."""
+        return {
+            "found": self.found,
+            "done": self.done + self.skipped,
+            "failed": self.failed,
+            "remaining": self.remaining,
+            "cells": self.cells,
+            "counted": self.counted,
+        }
+
+    @property
+    def engine_busy(self) -> float:
+        """Share of the wall time during which the network ran, 0 to 1."""
+        return self.engine_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
+
+    def add(self, result: ImageResult) -> None:
+        """Count one more image; ``status`` may be ``skipped`` too."""
+        self._count(result, 1)
+        for kind, text in result.warnings.items():
+            self.warnings.setdefault(kind, {})[result.image] = text
+        for stage, seconds in result.seconds.items():
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+
+    def forget(self, result: ImageResult) -> None:
+        """Take back what ``add`` counted, but for its time."""
+        self._count(result, -1)
+        for images in self.warnings.values():
+            images.pop(result.image, None)
+
+    @property
+    def warned(self) -> dict[str, dict[str, Any]]:
+        """For machines: kind of warning -> number of images, and the first of them by name with its warning."""
+        return {
+            kind: {"images": len(images), "first": {"image": min(images), "warning": images[min(images)]}}
+            for kind, images in sorted(self.warnings.items())
+            if images
+        }
+
+    def _count(self, result: ImageResult, sign: int) -> None:
+        self.done += sign * (result.status == "done")
+        self.failed += sign * (result.status == "failed")
+        self.skipped += sign * (result.status == SKIPPED)
+        self.cells += sign * (result.cells or 0)
+        self.counted += sign * (result.counted or 0)
+
+
+def run_json(
+    segmenter: Segmenter,
+    options: RunOptions,
+    threads: ThreadPlan,
+    summary: RunSummary,
+    *,
+    identity: RunIdentity,
+    inputs: Inputs,
+    status: str,
+    started: datetime.datetime,
+) -> bytes:
+    """Content of run.json; ``status``: ``running``, ``finished`` or ``stopped``. Enough to do the run again."""
+    backend, spec = segmenter.backend, segmenter.backend.spec
+    engine = backend.describe()
+    record = {
+        "program": PROGRAM,
+        "version": version("cellseg-deploy"),
+        "status": status,
+        "model": {
+            "name": spec.name,
+            "variant": spec.variant,
+            "path": None if backend.path is None else str(absolute(backend.path)),
+            "given": None if backend.given is None else str(absolute(backend.given)),
+            "parity": spec.parity,
+            **{key: engine.pop(key) for key in sorted(engine) if key.startswith("model_")},
+        },
+        "backend": {
+            "name": backend.name,
+            "device": backend.device,
+            "precision": backend.precision,
+            "verified": backend.verified,
+            "choice": backend.choice,
+            **engine,
+        },
+        "task": segmenter.task,
+        "operating_point": msgspec.to_builtins(segmenter.params),
+        "settings": {
+            "scale": "auto" if segmenter.auto_scale else segmenter.scale,
+            "tile_size": spec.tile_size,
+            "halo": segmenter.halo,
+            "batch_size": segmenter.batch_size,
+            **msgspec.to_builtins(options),
+        },
+        "inputs": inputs.to_json(),
+        "identity": identity.to_json(),
+        "versions": {"python": platform.python_version(), **identity.versions},
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+        "threads": msgspec.to_builtins(threads),
+        "started": started.isoformat(timespec="seconds"),
+        "wall_seconds": round(summary.wall_seconds, 3),
+        "engine_busy": round(summary.engine_busy, 4),
+        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in summary.stage_seconds.items()},
+        "totals": summary.totals,
+        "warnings": summary.warned,
+    }
+    # Paths that are no UTF-8 are kept, as escapes.
+    return json.dumps(record, indent=2, allow_nan=False).encode("ascii") + b"\n"
+
+
+def inputs_in(record: Path, roots: Iterable[str]) -> Inputs | None:
+    """What ``record``, the run.json of a run whose names are relative to ``roots``, says that it was given; None if it
+    is missing or something else."""
+    content = content_of(record)
+    try:
+        return Inputs.from_json(content["inputs"], roots) if content["program"] == PROGRAM else None
+    except (KeyError, TypeError):
+        return None
+
+
+def _is_texts(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(part, str) for part in content)

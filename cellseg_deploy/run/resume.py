@@ -1,0 +1,201 @@
+"""Going on with a run: what an output folder holds, which images are done, and what must go before it is written to.
+
+Everything here looks; only ``sweep`` removes. The caller holds the folder's lock for as long as the answers matter.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cellseg_deploy.errors import OutputError
+from cellseg_deploy.files.fingerprint import sha256_of
+from cellseg_deploy.files.json_record import was_written_by
+from cellseg_deploy.files.workspace import remove_abandoned
+from cellseg_deploy.images.find import FoundImage
+from cellseg_deploy.outputs.formats import FORMATS
+from cellseg_deploy.run import journal as journals
+from cellseg_deploy.run.identity import RunIdentity, differences
+from cellseg_deploy.run.journal import JOURNAL, Entry, ImageRecord, JournalContent, OutputFile, UnreadableJournalError
+from cellseg_deploy.run.output_folder import PROGRAM, RUN_JSON, foreign_names, remove_earlier_run, remove_ours
+
+_log = logging.getLogger(__name__)
+
+FolderKind = Literal["fresh", "resume", "different", "foreign"]
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """What lies in an output folder.
+
+    ``fresh``: nothing, or only what a killed start left (our lock, temporary files). ``resume``: a run of ours that can
+    be gone on with; ``journal`` is there. ``different``: a run of ours, but with other settings or without a journal
+    that can be read; ``reasons`` says what. ``foreign``: other things, some of which are in ``reasons``.
+    """
+
+    kind: FolderKind
+    reasons: tuple[str, ...] = ()
+    journal: JournalContent | None = None
+
+
+def look_at(out: Path) -> FolderState:
+    """What ``out`` holds, before anybody asks for a run: a journal that can be read is one to resume.
+
+    So that a resumed run can keep the recorded backend. Raises ``OutputError`` if the folder cannot be listed.
+    """
+    try:
+        names = [path.name for path in out.iterdir()] if out.exists() else []
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be listed ({error.strerror}); choose another folder") from error
+    strangers = foreign_names(names)
+    if JOURNAL not in names:
+        if not strangers:
+            return FolderState("fresh")
+        if was_written_by(PROGRAM, out / RUN_JSON):
+            return FolderState("different", ("it was made without a journal",))
+        return FolderState("foreign", tuple(strangers))
+    if not stat.S_ISREG((out / JOURNAL).lstat().st_mode):
+        return FolderState("foreign", (f"{JOURNAL}, which is no file",))
+    try:
+        content = journals.read(out / JOURNAL)
+    except UnreadableJournalError as error:
+        if was_written_by(PROGRAM, out / RUN_JSON):
+            return FolderState("different", (str(error),))
+        return FolderState("foreign", (str(error),))
+    if not content.identity.program.startswith(f"{PROGRAM} "):
+        return FolderState("foreign", (f"a run of {content.identity.program}",))
+    return FolderState("resume", journal=content)
+
+
+def classify(out: Path, asked: RunIdentity) -> FolderState:
+    """``look_at``, where a run of another identity than ``asked`` is a different one, with the differences in words."""
+    state = look_at(out)
+    if state.journal is None:
+        return state
+    reasons = differences(state.journal.identity, asked)
+    return FolderState("different", tuple(reasons), state.journal) if reasons else state
+
+
+def check_usable(state: FolderState, out: Path) -> None:
+    """Raise ``OutputError`` unless a run may begin or go on in ``out``."""
+    if state.kind == "foreign":
+        raise OutputError(
+            f"{out}: the folder is not empty (it holds {some(state.reasons)}) and no earlier run of {PROGRAM} made it; "
+            "choose an empty or new folder"
+        )
+    if state.kind == "different":
+        raise different_run(out, state.reasons)
+
+
+def different_run(out: Path, reasons: Sequence[str]) -> OutputError:
+    """What to raise if the run in ``out`` is another one than was asked for."""
+    return OutputError(
+        f"{out}: holds another run, which cannot be gone on with: {'; '.join(reasons)}. "
+        "Give the same settings, choose another folder, or replace it with --overwrite"
+    )
+
+
+def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
+    """Make ``out`` ready for a run that is ``asked`` for: ``fresh`` or ``resume`` afterwards.
+
+    ``overwrite``: an earlier run of ours goes first, with the outputs that its journal names and its tables, and
+    nothing else. Raises ``OutputError`` if ``out`` cannot be used.
+    """
+    remove_abandoned(out)
+    state = classify(out, asked)
+    if state.kind == "foreign" or not overwrite:
+        check_usable(state, out)
+        return state
+    saved, names = tuple[str, ...](), set[str]()
+    if state.journal is not None:
+        saved, names = state.journal.identity.saved, set(kept_names(state.journal.entries).values())
+    elif state.kind == "different":
+        _log.warning("%s: %s, so files of its images stay in their folders", out, "; ".join(state.reasons))
+    remove_earlier_run(out, [format for format in FORMATS if format.name in saved], names)
+    return FolderState("fresh")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``skip``: an image is done; ``work``: it is to be done, for ``reason``.
+
+    ``keep``: it was done and its files are there, but the image itself is gone or cannot be read, for ``reason``: what
+    was counted then still holds.
+    """
+
+    action: Literal["work", "skip", "keep"]
+    reason: str = ""
+
+
+def decide(image: FoundImage, entry: Entry | None, out: Path) -> Decision:
+    """Whether ``image`` needs nothing any more: the same bytes were read, and its files are there as they were written.
+
+    Files are compared by size and SHA-256 (about a second a gigabyte), never by their time.
+    """
+    if entry is None:
+        return Decision("work", "not done yet")
+    record = entry.record
+    if record.status != "done" or record.input is None:
+        return Decision("work", "failed before")
+    unreadable = image.problem
+    try:
+        if not unreadable and not record.input.is_of(image.path):
+            return Decision("work", "the image was changed")
+    except OSError as error:
+        unreadable = f"cannot be read now ({error.strerror or error})"
+    if problem := problem_with_files(record, out):
+        return Decision("work", problem)
+    return Decision("keep", unreadable) if unreadable else Decision("skip")
+
+
+def problem_with_files(record: ImageRecord, out: Path) -> str:
+    """What is wrong with a file that ``record`` names, "" if all are as they were written."""
+    for file in record.outputs:
+        if problem := _changed(out, file):
+            return f"its file {file.path} {problem}"
+    return ""
+
+
+def sweep(out: Path, keep: Collection[str], ours: Collection[str] = ()) -> list[str]:
+    """Remove from ``out`` those files of ``ours`` that are not in ``keep``, and temporary files.
+
+    Both are paths relative to ``out`` (posix). ``ours``: where files of images lie that are given now or that the
+    journal names; what a killed run had written but not recorded is among them, and would otherwise look like results.
+    Nothing else is removed, however it is called. Gives what was. Raises ``OutputError``, also for a folder that is a
+    link: what it leads to is not ours.
+    """
+    return remove_ours(out, set(ours) - set(keep))
+
+
+def kept_files(entries: Mapping[str, Entry]) -> set[str]:
+    """Paths of all files that the records of ``entries`` name."""
+    return {file.path for entry in entries.values() for file in entry.record.outputs}
+
+
+def kept_names(entries: Mapping[str, Entry]) -> dict[str, str]:
+    """What the outputs of the images in ``entries`` are called, without endings; see ``names.output_names``."""
+    return {name: entry.record.output_name for name, entry in entries.items() if entry.record.output_name}
+
+
+def some(names: Collection[str]) -> str:
+    """The first three of ``names``, and how many more there are."""
+    return ", ".join(list(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _changed(out: Path, file: OutputFile) -> str:
+    """What is wrong with a file that a record names, "" if nothing is."""
+    path = out / file.path
+    if any((out / parent).is_symlink() for parent in Path(file.path).parents) or path.is_symlink():
+        return "is behind a link"
+    try:
+        if path.stat().st_size != file.size or sha256_of(path) != file.sha256:
+            return "was changed"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return ""

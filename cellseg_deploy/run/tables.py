@@ -1,0 +1,125 @@
+"""cells.csv and images.csv from the journal, in the order of the input, whatever the order in which images were done.
+
+Columns in micrometres are there if the pixel size of at least one image is known, and empty for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellseg_deploy.cells.measure import COLUMNS, UM_COLUMNS
+from cellseg_deploy.cells.notes import kind_of
+from cellseg_deploy.files.atomic import atomic_file, writing
+from cellseg_deploy.files.fingerprint import Fingerprint
+from cellseg_deploy.outputs import tables
+from cellseg_deploy.outputs.formats import CELLS_CSV, IMAGES_CSV
+from cellseg_deploy.outputs.segmented import COUNTED, SegmentedImage
+from cellseg_deploy.run.journal import Entry, ImageRecord, OutputFile, whole_records
+
+CELL_COLUMNS = (*COLUMNS, COUNTED)
+_NUMBERS = ("cells", COUNTED, "confluence", "field_of_view_share", "median_cell_area_px", "scale")
+IMAGE_UM_COLUMNS = ("pixel_size_um", "pixel_size_source", "median_cell_area_um2", "counted_per_mm2")
+_WORDS = ("warning", "error")
+WARNINGS = "warnings"
+"""In a record's result: kind of warning -> the first of that kind in words. No column of the tables."""
+IMAGE_COLUMNS = ("image", "status", *_NUMBERS, *_WORDS)
+
+
+def done(
+    image: SegmentedImage,
+    *,
+    source: Fingerprint | None,
+    output_name: str,
+    outputs: Sequence[OutputFile],
+    notes: Iterable[str] = (),
+) -> ImageRecord:
+    """The record of an image that was segmented, and whose files ``outputs``, called ``output_name``, are written.
+
+    ``warnings`` in its result: the first note of each kind, conversions left out; see ``notes``.
+    """
+    notes = tuple(notes)
+    areas = image.table.columns["area_px"]
+    median = float(np.median(areas)) if len(areas) else None
+    n_counted = int(image.counted.sum())
+    result: dict[str, Any] = {
+        "cells": len(image.table),
+        COUNTED: n_counted,
+        "confluence": float(np.count_nonzero(image.labels) / image.field_px),
+        "field_of_view_share": float(image.field_px / image.labels.size),
+        "median_cell_area_px": median,
+        "scale": float(image.scale),
+        "warning": "; ".join(_one_line(note) for note in notes),
+        WARNINGS: {kind_of(note): _one_line(note) for note in reversed(notes) if kind_of(note) != "conversion"},
+    }
+    size_um = image.pixel_size_um
+    if size_um is not None:
+        result |= {
+            "pixel_size_um": size_um,
+            "pixel_size_source": image.pixel_size_source,
+            "median_cell_area_um2": None if median is None else median * size_um**2,
+            "counted_per_mm2": n_counted / (image.field_px * size_um**2) * 1e6,
+        }
+    measured = {name: image.columns[name] for name in CELL_COLUMNS}
+    return ImageRecord(
+        image=image.name,
+        status="done",
+        result=result,
+        input=source,
+        output_name=output_name,
+        outputs=tuple(outputs),
+        cells=_lines(measured),
+        cells_um=None if size_um is None else _lines({name: image.columns[name] for name in UM_COLUMNS}),
+    )
+
+
+def failed(name: str, error: str) -> ImageRecord:
+    """The record of an image that could not be worked on, with the reason."""
+    return ImageRecord(name, "failed", {"warning": "", "error": _one_line(error)})
+
+
+def write(out: Path, journal: Path, entries: Sequence[Entry]) -> None:
+    """Write both tables of the images ``entries``, in this order, to ``out``, each whole or not at all.
+
+    One image's rows are in memory at a time. Raises ``OutputError``.
+    """
+    with_um = any("pixel_size_um" in entry.record.result for entry in entries)
+    with atomic_file(out / CELLS_CSV) as file, writing(out / CELLS_CSV):
+        file.write(tables.csv_rows([["image", *CELL_COLUMNS, *(UM_COLUMNS if with_um else ())]]))
+        for record in whole_records(journal, (entry for entry in entries if entry.record.result.get("cells"))):
+            file.write(_cell_rows(record, with_um))
+    columns = (*IMAGE_COLUMNS[: -len(_WORDS)], *(IMAGE_UM_COLUMNS if with_um else ()), *_WORDS)
+    with atomic_file(out / IMAGES_CSV) as file, writing(out / IMAGES_CSV):
+        file.write(tables.csv_rows([columns]))
+        for entry in entries:
+            file.write(tables.csv_rows([[_value(entry.record, column) for column in columns]]))
+
+
+def _cell_rows(record: ImageRecord, with_um: bool) -> bytes:
+    name = tables.csv_rows([[record.image]]).rstrip(b"\n").decode()
+    lines = record.cells.splitlines()
+    ends: Iterator[str] | list[str] = [""] * len(lines)
+    if with_um:
+        um = ["," * (len(UM_COLUMNS) - 1)] * len(lines) if record.cells_um is None else record.cells_um.splitlines()
+        ends = (f",{line}" for line in um)
+    return "".join(f"{name},{line}{end}\n" for line, end in zip(lines, ends, strict=True)).encode()
+
+
+def _lines(columns: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """A line of CSV a cell; numbers and truth values only, so that a line is a line."""
+    return tables.csv_rows(zip(*(column.tolist() for column in columns.values()), strict=True)).decode()
+
+
+def _value(record: ImageRecord, column: str) -> Any:
+    if column in ("image", "status"):
+        return getattr(record, column)
+    value = record.result.get(column, "" if column in _WORDS else None)
+    # Four decimals are too few for a pixel, and would be wrong to multiply with.
+    return f"{value:.6g}" if column == "pixel_size_um" and value is not None else value
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

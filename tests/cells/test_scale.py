@@ -1,0 +1,128 @@
+"""``--cell-diameter auto``: the size of the cells is measured in a first pass, and the second one is at its scale."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from cellseg_deploy import Segmenter
+from cellseg_deploy.cells.metrics import score_image
+from cellseg_deploy.cells.scale import MIN_CELLS, fixed_scale, lost_note, scale_from_cells, size_note
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.samples import SmearParams, make_smear
+
+
+def discs(n: int, diameter: int, *, cut: int = 0) -> np.ndarray:
+    """Label image with ``n`` discs in a row apart from the border, and ``cut`` half discs twice as wide at its top."""
+    pitch = 2 * diameter + 4
+    labels = np.zeros((3 * diameter, pitch * max(n, cut) + 4), np.int32)
+    for k in range(cut):
+        cv2.circle(labels, (pitch // 2 + k * pitch, 0), diameter, n + k + 1, -1)
+    for k in range(n):
+        cv2.circle(labels, (pitch // 2 + k * pitch, 2 * diameter), diameter // 2, k + 1, -1)
+    return labels
+
+
+def test_the_scale_follows_from_the_median_cell() -> None:
+    choice = scale_from_cells(discs(12, 60), 45.0, 0.5)
+    assert choice.note == ""
+    assert choice.scale == pytest.approx(45 / 61, rel=0.03)
+
+
+def test_cells_at_the_border_do_not_count() -> None:
+    assert scale_from_cells(discs(12, 60, cut=20), 45.0, 0.5) == scale_from_cells(discs(12, 60), 45.0, 0.5)
+
+
+@pytest.mark.parametrize(("times", "again"), [(0.84, True), (0.9, False), (1.1, False), (1.2, True)])
+def test_a_second_pass_only_where_sizes_differ(times: float, again: bool) -> None:
+    labels = discs(12, 60)
+    diameter = math.sqrt(4 / math.pi * np.count_nonzero(labels) / 12)
+    first = 45.0 / diameter * times
+    assert (scale_from_cells(labels, 45.0, first).scale != first) is again
+
+
+def test_too_few_cells_keep_the_scale_and_say_so() -> None:
+    choice = scale_from_cells(discs(MIN_CELLS - 1, 60, cut=3), 45.0, 0.5)
+    assert choice.scale == 0.5
+    assert f"only {MIN_CELLS - 1} whole cells" in choice.note
+    assert scale_from_cells(discs(MIN_CELLS, 60), 45.0, 0.5).note == ""
+    assert scale_from_cells(np.zeros((4, 4), np.int32), 45.0, 0.5).scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("times", "said"), [(0.7, "60 px wide, the model expects 42"), (0.85, ""), (1.2, ""), (1.4, "60")]
+)
+def test_cells_of_an_unexpected_size_are_remarked_upon(times: float, said: str) -> None:
+    labels = discs(12, 60)
+    diameter = math.sqrt(4 / math.pi * np.count_nonzero(labels) / 12)
+    note = size_note(labels, 45.0, 45.0 / (diameter * times))
+    assert said in note if said else note == ""
+    assert size_note(discs(MIN_CELLS - 1, 60), 45.0, 5.0) == ""
+
+
+def test_a_size_that_was_given_is_not_remarked_upon() -> None:
+    """Unless it is the model's own: whether that was typed is not recorded, and nothing may depend on it."""
+    smear = make_smear(SmearParams(size_hw=(450, 600), cell_diameter_px=45, n_cells=50), 3)
+    notes = list[tuple[str, ...]]()
+    for given in ({"scale": 0.6}, {"cell_diameter_px": 80.0}, {}, {"scale": 0.5}, {"cell_diameter_px": 96.0}):
+        with Segmenter.from_file(**given) as segmenter:  # type: ignore[arg-type]
+            notes.append(segmenter(smear.image_hwc).notes)
+    assert notes[:2] == [(), ()]
+    assert notes[2:] == [notes[2]] * 3
+    assert "--cell-diameter auto" in notes[2][0]
+
+
+@pytest.mark.parametrize(
+    ("seen", "kept", "said"),
+    [
+        (0.34, 0.0, "34% of the image for cells, but the cells found cover 0%"),
+        (0.36, 0.15, "15%"),
+        (0.36, 0.2, ""),
+        (0.009, 0.0, ""),
+    ],
+)
+def test_cells_that_the_network_sees_and_nobody_counts_are_remarked_upon(seen: float, kept: float, said: str) -> None:
+    share = np.linspace(0, 1, 10_000, endpoint=False).reshape(100, 100)
+    note = lost_note(np.where(share < seen, 0.6, 0.5).astype(np.float32), (share < kept).astype(np.int32), 0.55)
+    assert said in note if said else note == ""
+
+
+def test_a_smear_of_cells_too_small_for_the_model_says_so() -> None:
+    smear = make_smear(SmearParams(size_hw=(600, 800), cell_diameter_px=90, n_cells=30), 3).image_hwc
+    small = cv2.resize(smear, (80, 60), interpolation=cv2.INTER_AREA)
+    with Segmenter.from_file() as segmenter:
+        assert segmenter(smear).notes == ()
+        result = segmenter(small)
+    assert result.count < 10
+    assert any("of the image for cells" in note for note in result.notes)
+
+
+def test_settings() -> None:
+    assert fixed_scale(0.5, 45.0, scale=None, cell_diameter_px="auto") == 0.5
+    assert fixed_scale(0.5, 45.0, scale=None, cell_diameter_px=90.0) == 0.5
+    with pytest.raises(UsageError, match="exclude each other"):
+        fixed_scale(0.5, 45.0, scale=1.0, cell_diameter_px="auto")
+    with pytest.raises(UsageError, match="a number of pixels or 'auto'"):
+        fixed_scale(0.5, 45.0, scale=None, cell_diameter_px="large")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("diameter", [45, 170])
+def test_a_smear_at_another_magnification(diameter: int) -> None:
+    """Half and nearly twice the size of the training cells: no worse than before, and the result says the scale."""
+    zoom = diameter / 90
+    params = SmearParams(size_hw=(round(900 * zoom), round(1200 * zoom)), cell_diameter_px=diameter, n_cells=50)
+    smear = make_smear(params, 3)
+    with Segmenter.from_file(cell_diameter_px="auto") as auto, Segmenter.from_file() as plain:
+        found, without = auto(smear.image_hwc), plain(smear.image_hwc)
+        model_diameter = auto.backend.spec.cell_diameter_px
+    score, before = (score_image(smear.labels_hw, result.labels, min_area_px=0) for result in (found, without))
+    assert found.scale == pytest.approx(model_diameter / diameter, rel=0.15)
+    assert found.notes == ()
+    assert without.notes == (size_note(without.labels, model_diameter, without.scale),)
+    assert "--cell-diameter auto" in without.notes[0]
+    assert score.n_predicted == pytest.approx(score.n_true, rel=0.12)
+    # Not F1: at a wrong scale slivers at the image border are counted, which this truth holds for cells as well.
+    assert score.merges + score.splits <= before.merges + before.splits

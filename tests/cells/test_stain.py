@@ -1,0 +1,62 @@
+"""Light and stain as numbers: known colours, and what does not depend on what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cellseg_deploy.cells.stain import CELL, FIELD, colours, optical_density
+
+INSIDE = np.zeros((60, 80), np.bool_)
+INSIDE[20:40, 20:50] = True
+
+
+def smear(field: tuple[int, int, int], cell: tuple[int, int, int]) -> np.ndarray:
+    return np.where(INSIDE[..., None], cell, field).astype(np.uint8)
+
+
+def test_known_colours() -> None:
+    """Mid grey of sRGB (119) has L* 50, pure red L* 53, a* 80, b* 67 (CIE 1976, D65)."""
+    for field, lab in (
+        ((119, 119, 119), (50, 0, 0)),
+        ((255, 0, 0), (53.2, 80.1, 67.2)),
+        ((255, 255, 255), (100, 0, 0)),
+    ):
+        found = colours(smear(field, (0, 0, 0)), INSIDE)
+        assert [found[name] for name in FIELD[:3]] == pytest.approx(lab, abs=0.5)
+        assert (found["field_od_spread"], found["cell_od_spread"]) == (0, 0)
+        assert set(found) == {*FIELD, *CELL}
+
+
+def test_optical_density_adds_up_and_knows_black() -> None:
+    table = optical_density(np.array([255, 127, 63, 0], np.uint8))
+    assert table == pytest.approx([0, np.log10(2), np.log10(4), np.log10(256)], abs=1e-6)
+
+
+def test_the_strength_of_the_stain_does_not_depend_on_the_light() -> None:
+    bright = colours(smear((239, 239, 239), (119, 59, 119)), INSIDE)
+    dim = colours(smear((119, 119, 119), (59, 29, 59)), INSIDE)
+    strengths = [bright[name] for name in ("stain_red", "stain_green", "stain_blue")]
+    assert strengths == pytest.approx([np.log10(2), np.log10(4), np.log10(2)], abs=1e-3)
+    assert [dim[name] for name in CELL] == pytest.approx([bright[name] for name in CELL], abs=1e-3)
+    assert dim["field_lightness"] < bright["field_lightness"] - 30
+
+
+def test_spread_is_that_of_a_normal_distribution() -> None:
+    rng = np.random.default_rng(0)
+    values = 10 ** -rng.normal(0.3, 0.05, (200, 200))
+    grey = np.repeat((values * 256 - 1).round().astype(np.uint8)[..., None], 3, axis=2)
+    found = colours(grey, np.zeros((200, 200), np.bool_))
+    assert found["field_od_spread"] == pytest.approx(0.05, abs=0.002)
+
+
+def test_what_is_not_there_has_no_figure() -> None:
+    picture = smear((200, 200, 200), (100, 100, 100))
+    assert set(colours(picture, np.zeros_like(INSIDE))) == set(FIELD)
+    assert set(colours(picture, np.ones_like(INSIDE))) == {"cell_od_spread"}
+
+
+def test_a_large_image_is_looked_at_in_a_grid() -> None:
+    inside = np.kron(INSIDE, np.ones((20, 20), np.bool_))
+    picture = np.where(inside[..., None], (90, 60, 140), (220, 225, 230)).astype(np.uint8)
+    assert colours(picture, inside) == pytest.approx(colours(smear((220, 225, 230), (90, 60, 140)), INSIDE))

@@ -1,0 +1,170 @@
+"""Beginning and resuming a run: folders, split and progress around ``loop.train``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cellseg_deploy.cli.console import say
+from cellseg_deploy.errors import ModelError
+from cellseg_deploy.evaluate import specks
+from cellseg_deploy.files.atomic import make_folder, remove_stale
+from cellseg_deploy.files.lock import exclusive
+from cellseg_deploy.models.spec import MIN_OBJECT_REL, WeightsInfo
+from cellseg_train import checkpoint, loop
+from cellseg_train.cell_size import check_cell_size
+from cellseg_train.checkpoint import RunInputs, RunRecord
+from cellseg_train.config import TrainConfig
+from cellseg_train.data import ExampleStore, Split, TrainingCells, find_pairs, split_by_image
+from cellseg_train.model import CellSegNet
+from cellseg_train.weights import taught_diameter_px
+
+
+def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = False) -> None:
+    """Find and split the data, get the weights, read the data, make the run folder, train.
+
+    ``measure_specks``: take the usual share of the training masks' median object for ``min_object_px``.
+
+    Nothing is written before all of it was found right.
+    """
+    loop.check_settings(record.config)
+    split = make_split(record.inputs, record.config)
+    initial = loop.initial_network(record.config)
+    with _reporter(quiet) as reporter:
+        limit = specks.speck_limit(
+            specks.object_areas(split.train, record.config.data.mask_foreground),
+            share=MIN_OBJECT_REL,
+            given_px=None if measure_specks else record.config.data.min_object_px,
+        )
+        reporter.say(limit.words)
+        data = replace(record.config.data, min_object_px=limit.px, min_object_rel=limit.share)
+        record = replace(record, config=replace(record.config, data=data))
+        store, cells = _load(record, split, reporter)
+        remark = check_cell_size(record.config, cells.diameter_px, taught_diameter_px(record.config.weights))
+        if remark:
+            reporter.say(f"warning: {remark}")
+        make_folder(run)
+        with exclusive(run):
+            checkpoint.save_record(run, record)
+            checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split))
+            _train(run, record, split, store, cells, reporter, initial)
+
+
+def resume(run: Path, *, quiet: bool) -> None:
+    """Go on from the last checkpoint of ``run``.
+
+    Raises ``ModelError`` if an image or mask is not what it was, ``OutputInUseError`` if it is still being trained.
+    """
+    record = checkpoint.load_record(run)
+    with exclusive(run), _reporter(quiet) as reporter:
+        remove_stale(run)
+        split = make_split(record.inputs, record.config)
+        if not (run / checkpoint.SPLIT_FILE).exists():  # killed before it had begun
+            checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split))
+        recorded = checkpoint.load_json(run / checkpoint.SPLIT_FILE)
+        if recorded != describe_split(split):
+            raise ModelError(
+                f"images or masks of {run} are not those it was started with (fingerprint {split.sha256[:12]}, "
+                f"recorded {str(recorded.get('sha256'))[:12]}); bring them back, or start a new run"
+            )
+        _train(run, record, split, *_load(record, split, reporter), reporter)
+
+
+def make_split(inputs: RunInputs, config: TrainConfig) -> Split:
+    """The split that ``inputs`` and the seed give. Raises ``UsageError`` or ``DataError`` naming a missing partner."""
+    pairs = find_pairs(_paths(inputs.images), _paths(inputs.masks))
+    if inputs.val_images or inputs.val_masks:
+        return Split(train=pairs, val=find_pairs(_paths(inputs.val_images), _paths(inputs.val_masks)))
+    return split_by_image(pairs, config.data.val_fraction, config.seed)
+
+
+def describe_split(split: Split) -> dict[str, Any]:
+    """``split.json``: stems of both sides and their fingerprint."""
+    return {
+        "sha256": split.sha256,
+        "train": [pair.stem for pair in split.train],
+        "val": [pair.stem for pair in split.val],
+    }
+
+
+def _paths(names: tuple[str, ...]) -> list[Path]:
+    return [Path(name) for name in names]
+
+
+def _load(record: RunRecord, split: Split, reporter: loop.Reporter) -> tuple[ExampleStore, TrainingCells]:
+    reporter.say(f"{len(split.train)} training images, {len(split.val)} validation images")
+    return loop.load(record.config, split, reporter)
+
+
+def _train(
+    run: Path,
+    record: RunRecord,
+    split: Split,
+    store: ExampleStore,
+    cells: TrainingCells,
+    reporter: loop.Reporter,
+    initial: tuple[CellSegNet, WeightsInfo] | None = None,
+) -> None:
+    note = record.data_note
+    loop.train(run, record.config, split, store, cells=cells, data_note=note, reporter=reporter, initial=initial)
+
+
+@contextmanager
+def _reporter(quiet: bool) -> Iterator[loop.Reporter]:
+    """A bar with loss, rate and time left on a terminal; elsewhere a line an epoch, nothing if ``quiet``."""
+    if quiet:
+        yield loop.Reporter()
+        return
+    if not sys.stderr.isatty():
+        yield LineReporter()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
+        yield BarReporter(bar)
+
+
+class LineReporter(loop.Reporter):
+    """Events as plain lines, and a line an epoch."""
+
+    def say(self, line: str) -> None:
+        """Print ``line``."""
+        say(line)
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Print the loss of an epoch that was not validated; of the others the loop says more."""
+        if "val_f1" in row:
+            return
+        say(f"epoch {row['epoch']}: loss {row['loss']:.4f}, lr {row['lr']:.1e}")
+
+
+class BarReporter(loop.Reporter):
+    """A bar for reading the images, then one for the updates."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._task = bar.add_task("reading images", total=None, note="")
+
+    def say(self, line: str) -> None:
+        """Print ``line`` above the bar."""
+        self._bar.console.print(line, markup=False, highlight=False)
+
+    def read(self, done: int, total: int) -> None:
+        """``done`` of ``total`` images were read and checked."""
+        self._bar.update(self._task, total=total, completed=done)
+        if done == total:
+            self._bar.remove_task(self._task)
+            self._task = self._bar.add_task("training", total=None, note="")
+
+    def update(self, state: loop.Progress) -> None:
+        """One more update was made."""
+        note = f"loss {state.loss:.3f}  lr {state.lr:.1e}  {state.tiles_per_second:.1f} tiles/s"
+        self._bar.update(
+            self._task, total=state.steps, completed=state.step, description=f"epoch {state.epoch}", note=note
+        )
