@@ -35,6 +35,7 @@ from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock
 from cellseg_deploy.cells.instances import check_params, segment
 from cellseg_deploy.cells.measure import CellTable, measure
 from cellseg_deploy.cells.scale import CellDiameter, fixed_scale, lost_note, scale_from_cells, size_note
+from cellseg_deploy.cells.stain import negative_note
 from cellseg_deploy.errors import DataError, ModelError, UsageError
 from cellseg_deploy.images.read import read_image
 from cellseg_deploy.models.spec import InstanceParams
@@ -223,6 +224,8 @@ class Segmenter:
             notes += [note] if note else []
         foreground = probabilities[list(self.backend.spec.channels).index("foreground")]
         note = lost_note(foreground, labels, self.params.foreground_threshold)
+        notes += [note] if note else []
+        note = negative_note(image_hwc, labels > 0)
         notes += [note] if note else []
         with clock("measure"):
             table = measure(labels)

@@ -14,9 +14,14 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.notes import Note
+
 FIELD = ("field_lightness", "field_a", "field_b", "field_od_spread")
 CELL = ("stain_red", "stain_green", "stain_blue", "cell_od_spread")
 _PIXELS = 200_000  # looked at in an image, in a regular grid: medians need no more
+_FEW_PIXELS = 20_000  # for a yes or no
+_DARK = 30.0  # L* of a background; the darkest of 279 fields of five laboratories has 42
+_BRIGHTER = 10.0  # L* of cells above their background: stain takes light away, fluorescence and dark field add it
 
 
 def colours(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bool_]) -> dict[str, float]:
@@ -42,6 +47,29 @@ def colours(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bool_]) 
     if field.any() and cell.any():
         found += zip(CELL[:3], _median(density[cell]) - _median(density[field]), strict=True)
     return {name: float(value) for name, value in found}
+
+
+def negative_note(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bool_]) -> str:
+    """What to say of an image, uint8 RGB (h, w, 3), that looks like the negative of a smear in bright field, as dark
+    field, fluorescence or an inverted picture do. ``inside_hw``: its cells. Empty if nothing."""
+    import cv2
+
+    step = max(1, math.isqrt(inside_hw.size // _FEW_PIXELS))
+    pixels = np.ascontiguousarray(image_hwc[::step, ::step])
+    cell = inside_hw[::step, ::step]
+    if cell.all():
+        return ""
+    lightness: npt.NDArray[np.float32] = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[..., 0]
+    background = float(np.median(lightness[~cell]))
+    cells = float(np.median(lightness[cell])) if cell.any() else background
+    if background >= _DARK and cells <= background + _BRIGHTER:
+        return ""
+    seen = "cells are brighter than the background" if cells > background + _BRIGHTER else "the background is dark"
+    return Note(
+        f"{seen} (L* {background:.0f} of 100): dark field, fluorescence or a negative? The model knows stained cells "
+        "on a bright field, and what it found here may be pieces of background; look at the overlay",
+        "negative",
+    )
 
 
 def optical_density(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

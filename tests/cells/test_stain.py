@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cellseg_deploy.cells.stain import CELL, FIELD, colours, optical_density
+from cellseg_deploy.cells.notes import kind_of
+from cellseg_deploy.cells.stain import CELL, FIELD, colours, negative_note, optical_density
 
 INSIDE = np.zeros((60, 80), np.bool_)
 INSIDE[20:40, 20:50] = True
@@ -60,3 +61,26 @@ def test_a_large_image_is_looked_at_in_a_grid() -> None:
     inside = np.kron(INSIDE, np.ones((20, 20), np.bool_))
     picture = np.where(inside[..., None], (90, 60, 140), (220, 225, 230)).astype(np.uint8)
     assert colours(picture, inside) == pytest.approx(colours(smear((220, 225, 230), (90, 60, 140)), INSIDE))
+
+
+@pytest.mark.parametrize(
+    ("field", "cell", "seen"),
+    [
+        ((240, 235, 230), (160, 90, 140), ""),  # a smear
+        ((70, 70, 80), (40, 20, 50), "the background is dark"),
+        ((5, 5, 5), (60, 200, 90), "cells are brighter than the background"),  # fluorescence
+        ((120, 120, 120), (230, 230, 230), "cells are brighter than the background"),  # dark field, exposed long
+        ((240, 235, 230), (235, 225, 225), ""),  # pale cells
+    ],
+)
+def test_negatives_are_told_from_smears(field: tuple[int, int, int], cell: tuple[int, int, int], seen: str) -> None:
+    note = negative_note(smear(field, cell), INSIDE)
+    assert note.startswith(seen) if seen else note == ""
+    assert kind_of(note) == ("negative" if seen else "conversion")
+
+
+def test_an_image_without_cells_or_full_of_them_is_judged_as_well() -> None:
+    nothing = np.zeros_like(INSIDE)
+    assert negative_note(smear((240, 240, 240), (240, 240, 240)), nothing) == ""
+    assert "the background is dark" in negative_note(smear((3, 3, 3), (3, 3, 3)), nothing)
+    assert negative_note(smear((3, 3, 3), (3, 3, 3)), ~nothing) == ""
