@@ -307,6 +307,7 @@ def _comparable(config: TrainConfig) -> dict[str, Any]:
     settings: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))  # as they come back from a file
     for name in ("device", "threads", "workers"):
         del settings[name]
+    del settings["data"]["min_object_rel"]  # follows from min_object_px and the masks
     return settings
 
 

@@ -143,9 +143,9 @@ def test_an_interrupt_leaves_no_process() -> None:
 
 
 def test_every_subject_can_be_named() -> None:
-    folder = Path(worker.__file__).parent
+    folder = Path(worker.__file__).parents[1]
     for module in worker.SUBJECTS.values():
-        source = (folder / f"{module.rpartition('.')[2]}.py").read_text()
+        source = folder.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text()
         assert "\ndef subject(" in source, module
 
 
