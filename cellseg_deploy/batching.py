@@ -332,9 +332,9 @@ class Overlapped(Generic[T]):
         # that the other threads wait for.
         self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[int, Outcome[T]]] = queue.SimpleQueue()
-        self._helpers, self._blocked = helpers, 0
-        self._most_workers = min(max_jobs, len(jobs))
-        self._lock = threading.Lock()
+        # Images of one tile fill the batch that runs and the next, while as many as there are helpers compute. All
+        # of them from the start: each thread keeps some memory, which must not look like a leak an hour later.
+        self._n_workers = min(max_jobs, len(jobs), helpers + _BATCHES_AHEAD * self._network.batch)
         self._threads: list[threading.Thread] = []
 
     @property
@@ -352,7 +352,7 @@ class Overlapped(Generic[T]):
         # Not sooner: a signal that ends the start of threads is then within the block that ends them.
         with deferred_signals():
             self._start("engine", self._network.serve)
-            for _ in range(min(self._helpers, self._most_workers)):
+            for _ in range(self._n_workers):
                 self._start("worker", self._work)
         early: dict[int, Outcome[T]] = {}
         for index in range(len(self._jobs)):
@@ -377,7 +377,7 @@ class Overlapped(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        for thread in self._threads:  # also those that are added meanwhile
+        for thread in self._threads:
             while thread.is_alive():
                 thread.join(_POLL_SECONDS)
 
@@ -434,27 +434,11 @@ class Overlapped(Generic[T]):
 
     def _hand_over(self, tiles: ImageTiles) -> None:
         """The network, for a worker: others compute while it waits."""
-        self._keep_helpers(+1)
         self._cores.release()
         try:
             self._network(tiles)
         finally:
             self._cores.acquire()
-            self._keep_helpers(-1)
-
-    def _keep_helpers(self, blocked: int) -> None:
-        """Have as many workers that compute as there are helpers, beside those that wait for the network.
-
-        No more than that: each thread keeps memory of its own.
-        """
-        with self._lock:
-            self._blocked += blocked
-            workers = len(self._threads) - 1
-            if workers < min(self._blocked + self._helpers, self._most_workers) and not self._stopping:
-                try:
-                    self._start("worker", self._work)
-                except RuntimeError:  # the system has no thread left: those that are there do the work
-                    self._most_workers = workers
 
 
 def _outcome(job: Job[T], network: Network) -> Outcome[T]:

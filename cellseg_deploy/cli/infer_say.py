@@ -27,7 +27,7 @@ def for_machines(summary: RunSummary) -> dict[str, Any]:
         "cells": summary.cells,
         "counted": summary.counted,
         "wall_seconds": round(summary.wall_seconds, 3),
-        "warnings": summary.warned,
+        "warnings": summary.warnings,
         "output": printable(summary.output),
     }
 
@@ -52,7 +52,7 @@ def print_table(summary: RunSummary) -> None:
         rows.insert(3, ("others", f"{summary.others} in the tables, of images not given or not readable now"))
     for name, value in rows:
         click.echo(f"{name:<8} {value}")
-    for kind, found in summary.warned.items():
+    for kind, found in summary.warnings.items():
         images = f"{found['images']} image{'s' if found['images'] > 1 else ''}"
         first = found["first"]
         click.echo(f"warning  {kind}, {images}: {printable(first['image'])}: {printable(first['warning'])}")

@@ -102,8 +102,7 @@ class ImageResult:
     """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers.
 
     ``cells``: all that were found; ``counted``: those that the count rule lets in. ``seconds``: by stage; of a call of
-    the network with tiles of several images, each has its share. ``warnings``: kind -> the first of it, of ``warning``.
-    ``was_gone``: it failed because there was no file.
+    the network with tiles of several images, each has its share. ``was_gone``: it failed because there was no file.
     """
 
     image: str
@@ -115,7 +114,6 @@ class ImageResult:
     median_cell_area_px: float | None = None
     scale: float | None = None
     warning: str = ""
-    warnings: dict[str, str] = field(default_factory=dict)
     error: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     was_gone: bool = False
@@ -135,7 +133,7 @@ class RunSummary:
     ``found``: images that were given. ``skipped``: done before, in a run that this one went on with; ``done`` and
     ``failed``: now. ``cells``, ``counted``: of both. ``others``: rows of the tables of images that were not given now,
     or were and cannot be read any more.
-    ``warnings``: kind -> image -> the first of that kind in words, of both.
+    ``warnings``: of all rows of the tables as they were last written, see ``tables.warned``.
     ``stage_seconds``: sums over images, which overlap, so together more than ``wall_seconds``. ``engine_seconds``: how
     long some call of the network was under way.
     """
@@ -151,7 +149,7 @@ class RunSummary:
     wall_seconds: float = 0.0
     engine_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    warnings: dict[str, dict[str, str]] = field(default_factory=dict)
+    warnings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def remaining(self) -> int:
@@ -178,25 +176,12 @@ class RunSummary:
     def add(self, result: ImageResult) -> None:
         """Count one more image; ``status`` may be ``skipped`` too."""
         self._count(result, 1)
-        for kind, text in result.warnings.items():
-            self.warnings.setdefault(kind, {})[result.image] = text
         for stage, seconds in result.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
 
     def forget(self, result: ImageResult) -> None:
         """Take back what ``add`` counted, but for its time."""
         self._count(result, -1)
-        for images in self.warnings.values():
-            images.pop(result.image, None)
-
-    @property
-    def warned(self) -> dict[str, dict[str, Any]]:
-        """For machines: kind of warning -> number of images, and the first of them by name with its warning."""
-        return {
-            kind: {"images": len(images), "first": {"image": min(images), "warning": images[min(images)]}}
-            for kind, images in sorted(self.warnings.items())
-            if images
-        }
 
     def _count(self, result: ImageResult, sign: int) -> None:
         self.done += sign * (result.status == "done")
@@ -259,7 +244,7 @@ def run_json(
         "engine_busy": round(summary.engine_busy, 4),
         "stage_seconds": {stage: round(seconds, 3) for stage, seconds in summary.stage_seconds.items()},
         "totals": summary.totals,
-        "warnings": summary.warned,
+        "warnings": summary.warnings,
     }
     # Paths that are no UTF-8 are kept, as escapes.
     return json.dumps(record, indent=2, allow_nan=False).encode("ascii") + b"\n"

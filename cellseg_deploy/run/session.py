@@ -160,7 +160,9 @@ class RunSession:
 
     def write_tables(self) -> None:
         """cells.csv and images.csv of what is done by now, in the order of names. Raises ``OutputError``."""
-        run_tables.write(self.out, self.out / journals.JOURNAL, self._entries())
+        entries = self._entries()
+        run_tables.write(self.out, self.out / journals.JOURNAL, entries)
+        self.summary.warnings = run_tables.warned(entries)
 
     def _prepare(self) -> None:
         """Before the first image is worked on."""

@@ -76,6 +76,16 @@ def done(
     )
 
 
+def warned(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
+    """Kind of warning -> number of images that have it, and the first of ``entries`` with it, in words."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        for kind, text in entry.record.result.get(WARNINGS, {}).items():  # journals of 0.1.0 have none
+            first = {"image": entry.record.image, "warning": text}
+            kinds.setdefault(kind, {"images": 0, "first": first})["images"] += 1
+    return dict(sorted(kinds.items()))
+
+
 def failed(name: str, error: str) -> ImageRecord:
     """The record of an image that could not be worked on, with the reason."""
     return ImageRecord(name, "failed", {"warning": "", "error": _one_line(error)})

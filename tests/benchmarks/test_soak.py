@@ -30,6 +30,10 @@ FILES = 300
 
 
 OVERHEAD = "overhead outside the network, median"
+GROWTH = "memory growth in the second half"
+SHORT_RUN_GROWTH = 24 * 1024
+"""Bytes a file: three quarters of what the leaking network keeps. In a run of 300 files the threads' memory still fills
+up, by some megabytes at a time; the command's own limit is for the 10,000 files of a real soak."""
 
 
 def soaked(out: Path, *options: object) -> tuple[int, dict[str, Any]]:
@@ -46,14 +50,20 @@ def broken(record: dict[str, Any]) -> set[str]:
     return {c["name"] for c in record["criteria"] if not c["measured"] <= c["allowed"]}
 
 
+def leaks(record: dict[str, Any]) -> set[str]:
+    """What is broken whatever the machine does, in a run as short as these."""
+    (growth,) = (c["measured"] for c in record["criteria"] if c["name"] == GROWTH)
+    return broken(record) - {OVERHEAD} - ({GROWTH} if growth < SHORT_RUN_GROWTH else set())
+
+
 @linux
 @pytest.mark.reliability
 def test_a_run_that_leaks_nothing(tmp_path: Path) -> None:
     code, record = soaked(tmp_path / "soak")
     # The allowed overhead is that of an idle machine; this one may be at work.
-    assert broken(record) <= {OVERHEAD}, record["criteria"]
+    assert leaks(record) == set(), record["criteria"]
     assert code == (5 if broken(record) else 0)
-    assert record["verdict"] == (f"fails: {OVERHEAD}" if broken(record) else "holds")
+    assert record["verdict"].startswith("fails: " if broken(record) else "holds")
     assert (record["soak"]["n_files"], record["soak"]["n_bad"]) == (FILES, 15)
     assert len(record["soak"]["overhead_ms"]) == FILES
     assert {path.name for path in (tmp_path / "soak").iterdir()} == {
@@ -76,7 +86,7 @@ def test_a_run_that_leaks_nothing(tmp_path: Path) -> None:
 def test_a_leak_fails_its_criterion(leak: str, criterion: str, tmp_path: Path) -> None:
     code, record = soaked(tmp_path / "soak", "--leak", leak)
     assert code == 5
-    assert broken(record) - {OVERHEAD} == {criterion}, record["criteria"]
+    assert leaks(record) == {criterion}, record["criteria"]
     assert criterion in record["verdict"]
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 from running import infer, save
 
 from cellseg_deploy.cells.notes import Note, kind_of
-from cellseg_deploy.run.record import ImageResult, RunSummary
 
 
 @pytest.fixture
@@ -68,10 +67,13 @@ def test_quiet_says_nothing(model: Path, mixed: Path, tmp_path: Path, capsys: py
     assert said.err == ""
 
 
-def test_an_image_that_has_another_result_has_other_warnings() -> None:
-    summary = RunSummary(found=1, output=Path("out"))
-    result = ImageResult("a.png", "done", cells=1, counted=1, warnings={"cell size": "large"})
-    summary.add(result)
-    assert summary.warned["cell size"]["images"] == 1
-    summary.forget(result)
-    assert summary.warned == {}
+def test_an_image_that_has_another_result_has_other_warnings(
+    model: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(mixed, "-o", tmp_path / "out", "--model", model, "-q") == 0
+    save(mixed / "b large.png", draw_discs((300, 340), [(40, 40), (100, 100)]))
+    capsys.readouterr()
+    assert infer(mixed, "-o", tmp_path / "out", "--model", model, "--json") == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert warnings["cell size"]["images"] == 1
+    assert warnings["cell size"]["first"]["image"] == "c large.png"
