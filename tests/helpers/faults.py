@@ -98,12 +98,14 @@ class ForkServer:
     def __enter__(self) -> ForkServer:
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "fault_runner.py")],
+            [sys.executable, str(ROOT / "tests" / "helpers" / "fault_runner.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=os.environ | one_thread | {"PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT)))},
+            env=os.environ
+            | one_thread
+            | {"PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT / "tests" / "helpers"), str(ROOT)))},
             start_new_session=True,
         )
         assert self._answer() == {"threads": 1}  # a fork with more of them could hang

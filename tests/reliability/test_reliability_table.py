@@ -80,7 +80,8 @@ def test_every_case_on_the_page_has_a_test() -> None:
 
 @pytest.mark.parametrize("file", sorted({file for file, _, _ in named()}))
 def test_every_test_on_the_page_exists_and_is_marked(file: str) -> None:
-    marked = marked_tests(ROOT / "tests" / file)
+    (path,) = (ROOT / "tests").rglob(file)
+    marked = marked_tests(path)
     for name, case in sorted({(test, case) for where, test, case in named() if where == file}):
         assert name in marked, f"{file}::{name} is missing or lacks the marker reliability"
         assert not case or case in cases_of(file), f"{file}::{name} has no case {case!r}"
