@@ -354,4 +354,5 @@ def _finish(
 
 
 def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(float(value), 5) for name, value in metrics.items()}
+    """Those that are defined: of images without an inner cell some are NaN, which JSON has no number for."""
+    return {name: round(float(value), 5) for name, value in metrics.items() if math.isfinite(value)}
