@@ -293,7 +293,7 @@ def test_auto_finds_the_engine_by_its_record(cuda: FakeCuda, onnx_file: OnnxFile
     assert (record.device_class, record.verdict) == ("cuda-8.6", "passed")
     assert record.timing is not None
     assert record.timing.ms_per_tile > 0
-    with open_backend(path, device="cuda") as backend:
+    with open_backend(path, device="cuda", precision="fp16") as backend:
         assert (backend.name, backend.precision, backend.verified) == ("tensorrt", "fp16", True)
         assert backend.describe()["engine_path"] == str(output)
     cuda.gpus = (("Other RTX", 8, 9),)
