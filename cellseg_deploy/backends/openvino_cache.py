@@ -38,7 +38,7 @@ class CompiledCache:
     def of(cls, folder: Path | None, *facts: object) -> CompiledCache | None:
         """Place in ``folder`` (None: the user's cache) for everything that makes the network another one, ``facts``.
 
-        None where the folder cannot be had: the network is then compiled at each start, no more.
+        None if the folder is unavailable: the network is then compiled at each start.
         """
         try:
             folder = prepare_folder(cache_folder().with_name("openvino") if folder is None else folder)
