@@ -23,6 +23,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -129,21 +130,41 @@ class BatchedNetwork:
         self._waiting: deque[_Request] = deque()
         self._n_waiting = 0  # tiles
         self._ended: BaseException | None = None  # why no tile is taken any more
-        self._step_seconds = 0.0
+        self._last_seconds = self._step_seconds = 0.0  # of a call, and of each step of it
 
-    def __call__(self, tiles: ImageTiles) -> None:
-        """Have ``tiles`` answered and stitched. While one batch is computed, the next is cut."""
+    def __call__(self, tiles: ImageTiles, away: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Have ``tiles`` answered and stitched. While one batch is computed, the next is cut.
+
+        ``away``: a context to be in while this thread waits for the network.
+        """
         pending: deque[tuple[int, _Request]] = deque()
+
+        def collect() -> None:
+            start, request = pending.popleft()
+            with away():
+                answers = request.answers.result()
+            tiles.stitch(start, answers)
+
         try:
             for start in range(0, len(tiles), self.batch):
                 pending.append((start, self._submit(_Request(tiles.cut(start, self.batch), tiles.clock))))
                 if len(pending) > 1:
-                    self._collect(tiles, *pending.popleft())
+                    collect()
             while pending:
-                self._collect(tiles, *pending.popleft())
+                collect()
         finally:
             for _, request in pending:  # after an error
                 self._withdraw(request)
+
+    def predict(self, tiles_nhwc: Tiles) -> Probabilities:
+        """One call of the network, timed."""
+        start = time.perf_counter()
+        try:
+            return self._predict(tiles_nhwc)
+        finally:
+            self._last_seconds = time.perf_counter() - start
+            self._step_seconds = self._last_seconds / -(-len(tiles_nhwc) // self._step)
+            self.seconds += self._last_seconds
 
     def has_room(self) -> bool:
         """Whether so few tiles wait that another image may be begun."""
@@ -188,10 +209,6 @@ class BatchedNetwork:
             if request in self._waiting:
                 self._waiting.remove(request)
                 self._n_waiting -= len(request.tiles_nhwc) - request.taken
-
-    @staticmethod
-    def _collect(tiles: ImageTiles, start: int, request: _Request) -> None:
-        tiles.stitch(start, request.answers.result())
 
     def _next_batch(self) -> list[_Part]:
         """Tiles to run, oldest first; none once the network has ended."""
@@ -244,17 +261,11 @@ class BatchedNetwork:
 
     def _call(self, parts: Sequence[_Part]) -> None:
         whole = parts[0].tiles_nhwc if len(parts) == 1 else np.concatenate([part.tiles_nhwc for part in parts])
-        start = time.perf_counter()
-        try:
-            answers = self._predict(whole)
-        finally:
-            seconds = time.perf_counter() - start
-            self.seconds += seconds
-            self._step_seconds = seconds / -(-len(whole) // self._step)
+        answers = self.predict(whole)
         first = 0
         for part in parts:
             n = part.stop - part.start
-            part.request.clock.add("network", seconds * n / len(whole))
+            part.request.clock.add("network", self._last_seconds * n / len(whole))
             part.request.answer(part.start, answers[first : first + n])
             first += n
 
@@ -327,14 +338,17 @@ class Overlapped(Generic[T]):
         self._begun: dict[int, int] = {}  # bytes of each job that was begun and whose result was not taken
         self._n_begun = 0
         self._cores = threading.Semaphore(helpers)
+        self._next_in_line = threading.Lock()  # images are begun in their order, one worker at a time
+        self._count = threading.Lock()
+        self._n_busy = 0  # workers that have left that line
         self._stopping = False
         # Queues written in C: a signal may interrupt the caller's thread at any point, and must not leave a lock behind
         # that the other threads wait for.
         self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[int, Outcome[T]]] = queue.SimpleQueue()
-        # Images of one tile fill the batch that runs and the next, while as many as there are helpers compute. All
-        # of them from the start: each thread keeps some memory, which must not look like a leak an hour later.
-        self._n_workers = min(max_jobs, len(jobs), helpers + _BATCHES_AHEAD * self._network.batch)
+        # Images of one tile fill the batch that runs and the next, while as many as there are helpers compute. A
+        # worker is started when all others are busy: each keeps some memory, and large images need few.
+        self._max_workers = min(max_jobs, len(jobs), helpers + _BATCHES_AHEAD * self._network.batch)
         self._threads: list[threading.Thread] = []
 
     @property
@@ -352,8 +366,7 @@ class Overlapped(Generic[T]):
         # Not sooner: a signal that ends the start of threads is then within the block that ends them.
         with deferred_signals():
             self._start("engine", self._network.serve)
-            for _ in range(self._n_workers):
-                self._start("worker", self._work)
+            self._start("worker", self._work)
         early: dict[int, Outcome[T]] = {}
         for index in range(len(self._jobs)):
             self._begin_more()
@@ -393,14 +406,7 @@ class Overlapped(Generic[T]):
             self._todo.put(self._n_begun - 1)
 
     def _one_after_the_other(self) -> Iterator[Outcome[T]]:
-        def timed(tiles_nhwc: Tiles) -> Probabilities:
-            start = time.perf_counter()
-            try:
-                return self._network._predict(tiles_nhwc)
-            finally:
-                self._network.seconds += time.perf_counter() - start
-
-        network = alone(timed, self._network.batch)
+        network = alone(self._network.predict, self._network.batch)
         for job in self._jobs:
             if self._stopping:
                 return
@@ -409,21 +415,46 @@ class Overlapped(Generic[T]):
     def _start(self, name: str, target: Callable[[], None]) -> None:
         # Daemons are not waited for when the program ends; they are joined here, unless a second Ctrl-C forbids it.
         thread = threading.Thread(target=target, name=f"cellseg-{name}-{len(self._threads)}", daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        self._threads.append(thread)  # first: the thread itself counts them
+        try:
+            thread.start()
+        except BaseException:
+            self._threads.remove(thread)
+            raise
 
     def _work(self) -> None:
-        while (index := self._todo.get()) is not None and not self._stopping:
-            self._await_turn()
+        while (index := self._take_turn()) is not None:
             try:
-                outcome = _outcome(self._jobs[index], self._hand_over)
+                outcome = _outcome(self._jobs[index], self._answer)
             finally:
                 self._cores.release()
+                with self._count:
+                    self._n_busy -= 1
             self._done.put((index, outcome))
             del outcome
-        self._todo.put(None)  # for the next worker
 
-    def _await_turn(self) -> None:
+    def _take_turn(self) -> int | None:
+        """The next job to begin, with a core to compute on; none at the end."""
+        with self._next_in_line:
+            index = self._todo.get()
+            if index is None or self._stopping:
+                self._todo.put(None)  # for the next in line
+                return None
+            self._take_core()
+            with self._count:
+                self._n_busy += 1
+                none_is_left = self._n_busy == len(self._threads) - 1  # the engine's thread is no worker
+            if none_is_left and self._n_busy < self._max_workers:
+                self._start_another()
+        return index
+
+    def _start_another(self) -> None:
+        try:
+            self._start("worker", self._work)
+        except RuntimeError:  # the system has no more threads: the workers that there are do the work
+            self._max_workers = self._n_busy
+
+    def _take_core(self) -> None:
         """Take a core, once the network is short of tiles."""
         while True:
             self._network.wait_for_room()
@@ -432,11 +463,15 @@ class Overlapped(Generic[T]):
                 return
             self._cores.release()
 
-    def _hand_over(self, tiles: ImageTiles) -> None:
-        """The network, for a worker: others compute while it waits."""
+    def _answer(self, tiles: ImageTiles) -> None:
+        """The network, for a worker: another has its core while it waits."""
+        self._network(tiles, self._core_given_up)
+
+    @contextmanager
+    def _core_given_up(self) -> Iterator[None]:
         self._cores.release()
         try:
-            self._network(tiles)
+            yield
         finally:
             self._cores.acquire()
 

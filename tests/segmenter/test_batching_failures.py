@@ -232,7 +232,7 @@ def test_stop_does_not_wait() -> None:
     assert len(calls) == 1  # the batch that waited behind it was not run
 
 
-@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("at", [0, 1])
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
 def test_threads_that_were_started_before_an_error_are_ended(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, at: int
@@ -250,6 +250,22 @@ def test_threads_that_were_started_before_an_error_are_ended(
     with pytest.raises(type(error)), Overlapped(jobs_of([picture(0)] * 5), network, batch=1) as outcomes:
         list(outcomes)
     assert len(started) == at
+
+
+def test_workers_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        original(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with Overlapped(jobs_of([picture(0)] * 5), network, batch=4) as outcomes:
+        assert [outcome.error for outcome in outcomes] == [None] * 5
+    assert len(started) == 3
 
 
 @in_a_process_of_its_own
