@@ -13,16 +13,21 @@ REMARKABLE, REFUSED = 1.5, 2.5
 
 
 def check_cell_size(config: TrainConfig, diameter_px: float, taught_px: float | None) -> str:
-    """What to say of cells with a median diameter of ``diameter_px`` in image px, empty if they are sensible.
+    """What to say of cells with a median diameter of ``diameter_px`` in *model* px, empty if they are sensible.
 
     ``taught_px``: median diameter in model px that the start's network was trained on, None for no such network.
     Raises ``UsageError`` where a cell is larger than the tile, or far from what the network was taught.
     """
     scale, tile = config.data.image_scale, config.model.tile_size
-    model_px = diameter_px * scale
+    model_px = diameter_px
     wanted = min(USUAL_PX, tile / 4) if taught_px is None else taught_px
-    seen = f"cells are {diameter_px:.0f} px wide, at --image-scale {scale:g} that is {model_px:.0f} px for the network"
-    advice = f"give --image-scale {wanted / diameter_px:.3g} for {wanted:.0f} px"
+    if config.data.folder_scales:
+        seen = f"cells are {model_px:.0f} px wide for the network"
+        advice = f"give --cell-diameter {wanted:.0f}"
+    else:
+        in_image = diameter_px / scale
+        seen = f"cells are {in_image:.0f} px wide, at --image-scale {scale:g} that is {model_px:.0f} px for the network"
+        advice = f"give --image-scale {wanted / in_image:.3g} for {wanted:.0f} px"
     if model_px > tile:
         raise UsageError(f"{seen}, larger than its tile of {tile} px; {advice}, or a larger --tile-size")
     if taught_px is not None:

@@ -110,6 +110,14 @@ def _setting(
 @_setting("model", "tiny_heads", help="Attention heads of the tiny encoder.")
 @_setting("model", "drop_path", help="Stochastic depth of the encoder.")
 @_setting("data", "image_scale", help="Model px per image px.")
+@click.option(
+    "--cell-diameter",
+    "data__cell_diameter_px",
+    type=float,
+    metavar="PX",
+    help="Scale each folder of images so that its median cell is this wide for the network, instead of --image-scale: "
+    "for folders of several magnifications.",
+)
 @_setting("data", "val_fraction", help="Share of images held out when no --val-images is given.")
 @_setting("data", "patches_per_image", help="Random tiles from each image in an epoch.")
 @_setting("data", "boundary_width_px", "--boundary-width", help="Width of the boundary band in model px.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from cellseg_deploy.errors import UsageError
@@ -87,15 +88,20 @@ class ModelConfig:
 class DataConfig:
     """What is cut from the training images.
 
-    ``image_scale``: model px per image px. ``val_fraction``: share of *images* held out when no validation folder is
-    given. ``patches_per_image``: random tiles from each image in an epoch. ``boundary_width_px``: width of the
-    boundary band in model px, half on each side of the cell's edge. ``min_object_px``: smaller objects (in image px
-    at full size) are specks, not cells. ``min_object_rel``: the share of the masks' median object that this is, as it
-    was measured. ``mask_foreground``: which numbers of the masks are cells (``cellseg_deploy.images.mask_foreground``).
-    ``cache_gb``: memory for decoded images; the rest is read again each epoch.
+    ``image_scale``: model px per image px. ``cell_diameter_px``: if given, each folder of images is scaled so that
+    its median cell is this wide in model px, so that folders of several magnifications train one network;
+    ``folder_scales``: the scales that were measured for it, by mask folder. ``val_fraction``: share of *images* held
+    out when no validation folder is given. ``patches_per_image``: random tiles from each image in an epoch.
+    ``boundary_width_px``: width of the boundary band in model px, half on each side of the cell's edge.
+    ``min_object_px``: smaller objects (in image px at full size) are specks, not cells. ``min_object_rel``: the share
+    of the masks' median object that this is, as it was measured. ``mask_foreground``: which numbers of the masks are cells
+    (``cellseg_deploy.images.mask_foreground``). ``cache_gb``: memory for decoded images; the rest is read again each
+    epoch.
     """
 
     image_scale: float = 0.5
+    cell_diameter_px: float | None = None
+    folder_scales: dict[str, float] = field(default_factory=dict)
     val_fraction: float = 0.25
     patches_per_image: int = 1
     boundary_width_px: int = 4
@@ -104,8 +110,16 @@ class DataConfig:
     mask_foreground: MaskForeground = "auto"
     cache_gb: float = 4.0
 
+    def scale_of(self, mask: Path) -> float:
+        """Model px per image px of the image with this mask."""
+        return self.folder_scales.get(str(mask.parent), self.image_scale)
+
     def __post_init__(self) -> None:
         _require(0 < self.image_scale <= 4, "image_scale must be in (0, 4]", self.image_scale)
+        for folder, scale in self.folder_scales.items():
+            _require(0 < scale <= 8, f"the scale of {folder} must be in (0, 8]", scale)
+        if self.cell_diameter_px is not None:
+            _require(8 <= self.cell_diameter_px <= 400, "cell_diameter must be 8 to 400 px", self.cell_diameter_px)
         _require(0 < self.val_fraction < 1, "val_fraction must be in (0, 1)", self.val_fraction)
         _require(self.patches_per_image >= 1, "patches_per_image must be at least 1", self.patches_per_image)
         _require(

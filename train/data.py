@@ -135,7 +135,7 @@ def make_example(image_hwc: npt.NDArray[np.uint8], labels_hw: npt.NDArray[np.int
 
 @dataclass(frozen=True)
 class TrainingCells:
-    """What the training images were found to hold. ``diameter_px``: median cell diameter in *image* px (disc of equal
+    """What the training images were found to hold. ``diameter_px``: median cell diameter in *model* px (disc of equal
     area) over all cells. ``summary``: what they are like, for the model's description."""
 
     diameter_px: float
@@ -153,7 +153,8 @@ class ExampleStore:
 
     def __getitem__(self, index: int) -> Example:
         kept = self._kept.get(index)
-        return kept or make_example(*self._read(self.pairs[index]), self._data.image_scale)
+        pair = self.pairs[index]
+        return kept or make_example(*self._read(pair), self._data.scale_of(pair.mask))
 
     def _read(self, pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         return read_pair(pair, self._data.min_object_px, self._data.mask_foreground)
@@ -167,9 +168,10 @@ class ExampleStore:
         for index, pair in enumerate(self.pairs):
             image, labels = self._read(pair)
             facts.append(look_at(pair.stem, image, labels, min_area_px=1))
-            example = make_example(image, labels, self._data.image_scale)
+            scale = self._data.scale_of(pair.mask)
+            example = make_example(image, labels, scale)
             areas = np.bincount(labels.ravel())[1:]
-            diameters.append(np.sqrt(4 / np.pi * areas[areas > 0]))
+            diameters.append(np.sqrt(4 / np.pi * areas[areas > 0]) * scale)
             size = example.image_hwc.nbytes + example.labels_hw.nbytes
             if size <= self._free_bytes:
                 self._kept[index] = example

@@ -253,7 +253,7 @@ class _SpecMaker:
     @property
     def cell_diameter_px(self) -> float:
         """Median cell diameter in model px."""
-        return self.cells.diameter_px * self.config.data.image_scale
+        return self.cells.diameter_px
 
     def __call__(self, epoch: int, metrics: dict[str, float]) -> ModelSpec:
         model, data = self.config.model, self.config.data

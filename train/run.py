@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,16 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cellseg_deploy.cli.console import say
-from cellseg_deploy.errors import ModelError
+from cellseg_deploy.errors import DataError, ModelError
 from cellseg_deploy.evaluate import specks
 from cellseg_deploy.files.atomic import make_folder, remove_stale
 from cellseg_deploy.files.lock import exclusive
+from cellseg_deploy.images.find import Pair
 from cellseg_deploy.models.spec import MIN_OBJECT_REL, WeightsInfo
 from cellseg_train import checkpoint, loop
 from cellseg_train.cell_size import check_cell_size
 from cellseg_train.checkpoint import RunInputs, RunRecord
-from cellseg_train.config import TrainConfig
+from cellseg_train.config import DataConfig, TrainConfig
 from cellseg_train.data import ExampleStore, Split, TrainingCells, find_pairs, split_by_image
 from cellseg_train.model import CellSegNet
 from cellseg_train.weights import taught_diameter_px
@@ -42,6 +46,11 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
         )
         reporter.say(limit.words)
         data = replace(record.config.data, min_object_px=limit.px, min_object_rel=limit.share)
+        if data.cell_diameter_px is not None:
+            scales = folder_scales(split, data)
+            for folder, scale in scales.items():
+                reporter.say(f"{folder}: scale {scale:.3g}")
+            data = replace(data, folder_scales=scales, image_scale=round(next(iter(scales.values())), 4))
         record = replace(record, config=replace(record.config, data=data))
         store, cells = _load(record, split, reporter)
         remark = check_cell_size(record.config, cells.diameter_px, taught_diameter_px(record.config.weights))
@@ -80,6 +89,25 @@ def make_split(inputs: RunInputs, config: TrainConfig) -> Split:
     if inputs.val_images or inputs.val_masks:
         return Split(train=pairs, val=find_pairs(_paths(inputs.val_images), _paths(inputs.val_masks)))
     return split_by_image(pairs, config.data.val_fraction, config.seed)
+
+
+def folder_scales(split: Split, data: DataConfig) -> dict[str, float]:
+    """Model px per image px for each mask folder, so that its median cell is ``data.cell_diameter_px`` wide.
+
+    Raises ``DataError`` for a folder whose masks hold no cell.
+    """
+    pairs_of: dict[Path, dict[Path, Pair]] = {}  # a folder may be given twice, to draw more tiles from it
+    for pair in (*split.train, *split.val):
+        pairs_of.setdefault(pair.mask.parent, {})[pair.mask] = pair
+    scales = {}
+    for folder, pairs in pairs_of.items():
+        areas = specks.object_areas(list(pairs.values()), data.mask_foreground)
+        cells = areas[areas >= max(data.min_object_px, 1)]
+        if not len(cells):
+            raise DataError(f"the masks in {folder} hold no object of {data.min_object_px} px or more to measure")
+        assert data.cell_diameter_px is not None
+        scales[str(folder)] = data.cell_diameter_px / math.sqrt(4 / math.pi * float(np.median(cells)))
+    return scales
 
 
 def describe_split(split: Split) -> dict[str, Any]:

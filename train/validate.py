@@ -56,7 +56,7 @@ def predict_pairs(
     """Read, scale and predict each pair; the network must be in eval mode."""
     for pair in pairs:
         image, labels = read_pair(pair, config.data.min_object_px, config.data.mask_foreground)
-        small = resize(image, config.data.image_scale)
+        small = resize(image, config.data.scale_of(pair.mask))
         yield Prediction(small, predict_image(net, small, halo, device).astype(np.float16), labels)
 
 

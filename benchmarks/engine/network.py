@@ -124,7 +124,7 @@ def _describe(net: CellSegNet, config: TrainConfig, cells: TrainingCells) -> Mod
         tile_size=config.model.tile_size,
         halo=halo_of(config.model.tile_size),
         image_scale=config.data.image_scale,
-        cell_diameter_px=round(cells.diameter_px * config.data.image_scale, 2),
+        cell_diameter_px=round(cells.diameter_px, 2),
         patch_size=net.patch_size,
         encoder=config.model.encoder_name,
         weights=WeightsInfo(origin="random initialisation", licence="MIT"),
