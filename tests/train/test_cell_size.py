@@ -17,7 +17,7 @@ def config(image_scale: float, weights: str = "none") -> TrainConfig:
     ("diameter", "scale", "taught"), [(100, 0.5, None), (100, 0.5, 48), (20, 1, None), (60, 1, 48)]
 )
 def test_sensible_cells_are_not_remarked_upon(diameter: float, scale: float, taught: float | None) -> None:
-    assert check_cell_size(config(scale), diameter, taught) == ""
+    assert check_cell_size(config(scale), diameter * scale, taught) == ""
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ def test_sensible_cells_are_not_remarked_upon(diameter: float, scale: float, tau
 def test_odd_sizes_are_warned_of_with_what_to_give(
     diameter: float, scale: float, taught: float | None, advice: str
 ) -> None:
-    assert f"--image-scale {advice} for" in check_cell_size(config(scale), diameter, taught)
+    assert f"--image-scale {advice} for" in check_cell_size(config(scale), diameter * scale, taught)
 
 
 @pytest.mark.parametrize(("diameter", "scale", "taught"), [(500, 0.5, None), (20, 0.5, 48), (400, 0.5, 48)])
 def test_impossible_sizes_are_refused_with_what_to_give(diameter: float, scale: float, taught: float | None) -> None:
     with pytest.raises(UsageError, match="give --image-scale"):
-        check_cell_size(config(scale, "shipped"), diameter, taught)
+        check_cell_size(config(scale, "shipped"), diameter * scale, taught)
