@@ -95,8 +95,8 @@ class DataConfig:
     ``boundary_width_px``: width of the boundary band in model px, half on each side of the cell's edge.
     ``min_object_px``: smaller objects (in image px at full size) are specks, not cells. ``min_object_rel``: the share
     of the masks' median object that this is, as it was measured. ``mask_foreground``: which numbers of the masks are
-    cells (``cellseg_deploy.images.mask_foreground``). ``cache_gb``: memory for decoded images; the rest is read again each
-    epoch.
+    cells (``cellseg_deploy.images.mask_foreground``). ``cache_gb``: memory for decoded images; the
+    rest is read again each epoch.
     """
 
     image_scale: float = 0.5
