@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_benchmarks.folder.soak_files import CELL_DIAMETER_PX, make_files
-from cellseg_benchmarks.harness.memory import rss_bytes
+from cellseg_benchmarks.harness.memory import give_back_free_memory, rss_bytes
 from cellseg_benchmarks.harness.partial import Progress
 from cellseg_benchmarks.harness.timer import stopwatch
 from cellseg_deploy.backends.base import Backend
@@ -282,6 +282,8 @@ class _Watch:
         """State of the process now; ``everywhere``: temporary files also in the folders of the output folder."""
         ours = f"{TEMPORARY_PREFIX}*"
         found = list(self.out.rglob(ours) if everywhere else self.out.glob(ours))
+        # The reserve of each thread's arena grows and shrinks with what the machine does meanwhile; a leak is in use.
+        give_back_free_memory()
         resident = rss_bytes()
         if resident is None:
             raise BackendUnavailableError("/proc/self/status does not say VmRSS, the memory that is held; use Linux")
