@@ -463,7 +463,8 @@ def test_a_damaged_line_is_said(
     journal.write_bytes(b"".join(lines))
     assert infer(smears, "-o", out, "--model", model, "-q") == 0
     assert "journal.jsonl: damaged in line 3; the images of these are done again" in capsys.readouterr().err
-    assert results(out) == expected
+    asides = {f"{name}.edited-1.csv": expected[f"{name}.csv"] for name in ("cells", "images")}  # the journal lacks rows
+    assert results(out) == expected | asides
     assert len(journal.read_bytes().splitlines()) == len(lines) + 1
 
 
