@@ -27,7 +27,6 @@ from cellseg_deploy.images.find import FoundImage, path_of
 from cellseg_deploy.outputs.formats import Format, chosen_formats
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run import tables as run_tables
-from cellseg_deploy.run.identity import differences
 from cellseg_deploy.run.image_work import Finished, ImageWork
 from cellseg_deploy.run.journal import Entry, ImageRecord, Journal
 from cellseg_deploy.run.output_folder import RUN_JSON, TABLES, is_running, make_place, places, tells_of
@@ -42,7 +41,7 @@ from cellseg_deploy.run.record import (
     run_json,
     with_edited_files,
 )
-from cellseg_deploy.run.resume import FolderState, begin, check_files, different_run, kept_files, some, sweep
+from cellseg_deploy.run.resume import FolderState, begin, check_files, kept_files, some, sweep
 from cellseg_deploy.run.run_identity import identity_of
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
@@ -179,10 +178,6 @@ class RunSession:
     def _prepare(self) -> None:
         """Before the first image is worked on."""
         if not self._has_worked:
-            self.segmenter.backend.prepare()
-            # Of an engine that was not open when the run began, this is what the record was taken for.
-            if reasons := differences(self.identity, identity_of(self.segmenter, self.options, self.inputs)):
-                raise different_run(self.out, reasons)
             self._has_worked = True
             self._write_run_json("running")
 

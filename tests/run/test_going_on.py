@@ -444,13 +444,13 @@ def test_files_without_a_line_are_gone_before_work_begins(
     out, seen = tmp_path / "out", list[set[str]]()
     run(folder, out)
     drop(out / JOURNAL, "b.png")
-    real = DarknessBackend.prepare
+    real = Segmenter.overlapped
 
-    def prepare(self: DarknessBackend) -> None:
+    def overlapped(self: Segmenter, *arguments: Any) -> Any:
         seen.append({path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()})
-        real(self)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(DarknessBackend, "prepare", prepare)
+    monkeypatch.setattr(Segmenter, "overlapped", overlapped)
     run(folder, out)
     assert len(seen) == 1
     assert "labels/a.png.tif" in seen[0]
