@@ -33,6 +33,11 @@ from importlib import import_module
 import_module(sys.argv.pop(1)).main()
 """
 OWN_CACHE = Path(".cache", "cellseg-deploy")
+LIMITS = (
+    *("limits", "--rounds", "1", "--min-seconds", "0", "--settle", "0", "--matrix-size", "64"),
+    *("--device", "cpu", "--threads", "1", "-q"),
+)
+"""The shortest benchmark that opens every engine."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +115,18 @@ def test_a_sweep_leaves_nothing(place: Place) -> None:
     assert {path.parts[:2] for path in files_in(place.folder / "home")} <= {OWN_CACHE.parts}
 
 
+def test_a_benchmark_leaves_nothing(place: Place) -> None:
+    for package in ("torch", "matplotlib"):
+        pytest.importorskip(package)
+    assert place.run("cellseg_benchmarks.cli", *LIMITS, "-o", place.folder / "out-limits") == []
+    assert {path.parts[:2] for path in files_in(place.folder / "home")} <= {OWN_CACHE.parts}
+
+
 TRACED: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("cellseg_deploy.cli.infer", "val/images", "--backend", "onnxruntime", "-q"),
     "openvino": ("cellseg_deploy.cli.infer", "val/images", "--backend", "openvino", "-q"),
     "sweep": ("cellseg_deploy.cli.evaluate", "--images", "val/images", "--masks", "val/masks", "--sweep", "-q"),
+    "benchmark": ("cellseg_benchmarks.cli", *LIMITS),
 }
 
 
