@@ -39,7 +39,7 @@ _NOT_CHECKED = ("device", "images", "masks", "reference", "unverified", "timing_
 @click.option(
     "--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Builder optimisation, 5 searches long."
 )
-@click.option("--timing-cache", metavar="FILE", type=PATH, help="Kernel timings to reuse and add to.")
+@click.option("--timing-cache", metavar="FILE", type=PATH, help="Kernel timings of earlier builds to reuse and add to.")
 @click.option("--tf32", is_flag=True, help="Let fp32 products round to 10 bits of mantissa (Ampere and later).")
 @click.option("--version-compatible", is_flag=True, help="Also run in later versions of this major TensorRT.")
 @click.option(

@@ -33,6 +33,11 @@ from importlib import import_module
 import_module(sys.argv.pop(1)).main()
 """
 OWN_CACHE = Path(".cache", "cellseg-deploy")
+LIMITS = (
+    *("limits", "--rounds", "1", "--min-seconds", "0", "--settle", "0", "--matrix-size", "64"),
+    *("--device", "cpu", "--threads", "1", "-q"),
+)
+"""The shortest benchmark that opens every engine."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,55 @@ def test_counting_leaves_nothing(place: Place, engine: str) -> None:
     assert {path.parts[:2] for path in files_in(place.folder / "home")} <= {OWN_CACHE.parts}
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_counting_opens_no_socket_of_the_internet(place: Place, engine: str) -> None:
+def test_the_python_api_leaves_nothing(place: Place, engine: str) -> None:
     pytest.importorskip(engine)
+    program = place.folder / "count.py"
+    program.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "def main():\n"
+        "    from cellseg_deploy import Segmenter\n"
+        "    with Segmenter.from_file(backend=sys.argv[1], threads=1) as segmenter:\n"
+        "        assert [segmenter(path).count > 0 for path in Path('val/images').iterdir()] == [True, True]\n"
+    )
+    assert place.run("count", engine) == []
+    assert {path.parts[:2] for path in files_in(place.folder / "home")} <= {OWN_CACHE.parts}
+
+
+def test_a_sweep_leaves_nothing(place: Place) -> None:
+    pytest.importorskip("matplotlib")
+    arguments = ("--images", "val/images", "--masks", "val/masks", "-o", place.folder / "out-sweep", "--sweep", "-q")
+    assert place.run("cellseg_deploy.cli.evaluate", *arguments) == []
+    assert {path.parts[:2] for path in files_in(place.folder / "home")} <= {OWN_CACHE.parts}
+
+
+def test_a_benchmark_leaves_nothing(place: Place) -> None:
+    for package in ("torch", "matplotlib"):
+        pytest.importorskip(package)
+    assert place.run("cellseg_benchmarks.cli", *LIMITS, "-o", place.folder / "out-limits") == []
+    assert {path.parts[:2] for path in files_in(place.folder / "home")} <= {OWN_CACHE.parts}
+
+
+TRACED: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("cellseg_deploy.cli.infer", "val/images", "--backend", "onnxruntime", "-q"),
+    "openvino": ("cellseg_deploy.cli.infer", "val/images", "--backend", "openvino", "-q"),
+    "sweep": ("cellseg_deploy.cli.evaluate", "--images", "val/images", "--masks", "val/masks", "--sweep", "-q"),
+    "benchmark": ("cellseg_benchmarks.cli", *LIMITS),
+}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("case", TRACED)
+def test_no_socket_of_the_internet_is_opened(place: Place, case: str) -> None:
+    """By any process of a command, in code of any language."""
+    if case in ("onnxruntime", "openvino"):
+        pytest.importorskip(case)
+    else:
+        pytest.importorskip("matplotlib")
     traced = place.folder / "trace"
     prefix = ("strace", "-f", "-qq", "-e", "trace=network", "-o", traced)
-    arguments = ("val/images", "-o", place.folder / f"out-traced-{engine}", "--backend", engine, "-q")
-    place.run("cellseg_deploy.cli.infer", *arguments, prefix=prefix)
+    place.run(*TRACED[case], "-o", place.folder / f"out-traced-{case}", prefix=prefix)
     assert [line for line in traced.read_text().splitlines() if "AF_INET" in line] == []
 
 

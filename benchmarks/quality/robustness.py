@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_benchmarks.harness.partial import Progress
-from cellseg_deploy.cells.metrics import MIN_AREA_PX, pool, score_image
+from cellseg_deploy.cells.metrics import pool, score_image
+from cellseg_deploy.evaluate.specks import speck_px
 from cellseg_deploy.samples import SmearParams, make_smear
 from cellseg_deploy.segmenter import Segmenter
 
@@ -94,18 +95,21 @@ def conditions(
     segmenters: dict[str, Segmenter],
     pairs: Pairs,
     *,
-    min_area_px: int = MIN_AREA_PX,
+    min_area_px: int | None = None,
     say: Say = lambda _: None,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Figures of the images of ``pairs`` under every one of ``CONDITIONS``.
 
     ``segmenters``: by name of the scale, ``FIXED`` and ``AUTO``. ``min_area_px``: specks, in px of the images as they
-    are.
+    are; None for the limit that ``cellseg-evaluate`` sets by the true labels.
     """
+    usual_px = min_area_px
+    if usual_px is None:
+        usual_px = speck_px((labels for _, labels in pairs()), segmenters[FIXED].backend.spec)
 
     def judge(condition: str, value: float) -> list[Row]:
-        area = round(min_area_px * value**2) if condition == "size" else min_area_px
+        area = round(usual_px * value**2) if condition == "size" else usual_px
         made = (changed(image, labels, condition, value) for image, labels in pairs())
         scales = (FIXED, AUTO) if condition == "size" else (FIXED,)
         return _judged(segmenters, scales, made, ("conditions", condition, value), area)

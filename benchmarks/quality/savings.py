@@ -23,8 +23,9 @@ from cellseg_benchmarks.harness.timer import Measured, Plan, Ratio, interleave, 
 from cellseg_benchmarks.quality.halo_curve import HaloCurve
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.cells import tiling
-from cellseg_deploy.cells.metrics import MIN_AREA_PX, pool, score_image
+from cellseg_deploy.cells.metrics import pool, score_image
 from cellseg_deploy.errors import CellsegError, UsageError
+from cellseg_deploy.evaluate.specks import speck_px
 from cellseg_deploy.segmenter import Segmenter
 
 Image = npt.NDArray[np.uint8]
@@ -94,7 +95,7 @@ def compare(
     *,
     others: Sequence[tuple[Setting, Backend]] = (),
     batch_size: int = 8,
-    min_area_px: int = MIN_AREA_PX,
+    min_area_px: int | None = None,
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[list[Outcome], Measured]:
@@ -102,10 +103,13 @@ def compare(
 
     ``pairs``: images uint8 RGB (h, w, 3) with true labels (h, w). A turn of the watch is one pass over all of them,
     from decoded pixels to labels and table; all are scored before the first turn. ``others``: settings of models of
-    their own, such as the same network for other tiles.
+    their own, such as the same network for other tiles. ``min_area_px``: limit of specks, None for the one that
+    ``cellseg-evaluate`` sets by the true labels.
     """
     if not pairs:
         raise UsageError("there must be at least one image to compare settings on")
+    if min_area_px is None:
+        min_area_px = speck_px((labels for _, labels in pairs), backend.spec)
     ways = [*((setting, backend) for setting in settings), *others]
     names = Counter(setting.name for setting, _ in ways)
     if twice := [name for name, count in names.items() if count > 1]:

@@ -11,11 +11,19 @@ if TYPE_CHECKING:
     from cellseg_deploy.backends.base import Backend
 
 BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt")
+PRECISIONS = ("fp32", "mixed", "fp16", "bf16", "int8")
+"""Arithmetic that a form computes in; ``mixed`` is fp16 with some blocks in fp32."""
 ENGINE_SUFFIX = ".engine"
 """Ending of a TensorRT engine, which no other backend can open."""
 OPENVINO_SUFFIX = ".xml"
 """Ending of OpenVINO's own form, which no other backend can open; its weights lie in the .bin of that name."""
 _OWN_ENGINE = {ENGINE_SUFFIX: "tensorrt", OPENVINO_SUFFIX: "openvino"}
+
+
+def check_precision(precision: str | None) -> None:
+    """Raise ``UsageError`` unless ``precision`` is one of ``PRECISIONS``, or None: nobody asked for one."""
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
 
 
 def default_device(path: Path | None, backend: str) -> str:
@@ -47,7 +55,7 @@ def open_backend(
 
     ``backend``: an engine of ``BACKENDS``; ``auto`` takes the fastest form that passed the gate for this model on this
     kind of device (see ``selection``). ``precision``: with ``auto`` only forms that compute in it,
-    None for no less than the model's own; with OpenVINO ``fp32`` or ``bf16``. ``threads``: CPU threads of
+    None for the model's own or fp32; with OpenVINO ``fp32`` or ``bf16``. ``threads``: CPU threads of
     the engine, None for one a core. ``streams``: batches that OpenVINO computes at a time, None for 1.
     ``given``: the file that was asked for where ``path`` is a form of it that was chosen before; None for ``path``.
 
@@ -58,6 +66,7 @@ def open_backend(
     """
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+    check_precision(precision)
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
     path = Path(path)

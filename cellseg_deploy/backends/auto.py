@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from cellseg_deploy.backends import check_precision
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.device_class import INSTALL, device_class, engine_problem, engine_version
 from cellseg_deploy.backends.records import read_records, records_path
@@ -34,12 +35,13 @@ def here(device: str) -> Here:
 def select(model: Path, *, device: str = "cpu", precision: str | None = None) -> tuple[Selection, Here]:
     """The form of the .onnx file ``model`` to run on ``device``, and what it was chosen by.
 
-    ``precision``: only forms that compute in it; None for all but those that compute in fewer bits than the model.
-    Raises ``ModelError`` for a model or records that are damaged,
+    ``precision``: only forms that compute in it; None for those that compute in the model's own or in fp32.
+    Raises ``UsageError`` for an unknown precision, ``ModelError`` for a model or records that are damaged,
     ``BackendUnavailableError`` or ``ParityError`` if there is nothing to choose (see ``selection.choose``).
     """
     if model.suffix.lower() != ".onnx":
         raise UsageError(f"{model}: only an .onnx file leaves a choice of engines; this one opens its own")
+    check_precision(precision)
     machine = here(device)
     file = read_model_file(model)
     records = read_records(records_path(model))

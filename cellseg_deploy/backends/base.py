@@ -26,14 +26,14 @@ class Backend(ABC):
     ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``). ``batch_step``: tiles
     that cost as much as one, where the engine fills a call up to a multiple of them. ``given``: the file that was
     asked for; ``path``: the one that was opened, which is another where ``--backend auto`` chose a form of the network.
-    ``verified``: whether it passed the parity gate here, None while that is not known; ``choice``: why it was taken.
+    ``verified``: whether it passed the parity gate here; ``choice``: why it was taken.
     """
 
     name: str
     device: str
     precision: str
     spec: ModelSpec
-    verified: bool | None = False
+    verified: bool = False
     choice: str = ""
     given: Path | None = None
     path: Path | None = None
@@ -47,9 +47,6 @@ class Backend(ABC):
         backend = super().__new__(cls)
         backend._one_call, backend._process, backend._is_closed = threading.Lock(), os.getpid(), False
         return backend
-
-    def prepare(self) -> None:  # noqa: B027  (most engines are ready when they are there)
-        """Called before the first tiles of a run: an engine that is opened late is opened here."""
 
     def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 in [0, 1] of ``tiles_nhwc`` (N, H, W, 3) uint8 RGB.

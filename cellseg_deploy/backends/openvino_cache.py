@@ -2,9 +2,8 @@
 
 OpenVINO believes what lies in a cache of its own: a few flipped bytes gave other counts, or ended the process at every
 start. So the compiled network is exported and kept here: 32 bytes of SHA-256, then the network. One that is not whole
-is discarded and compiled again. While one is opened, a marker lies beside it; a marker that is found at the next start
-is of a process that the opening ended, and the network is discarded too. (Two processes that start at the same moment
-cost one of them the compiling.)
+is discarded and compiled again. While one is opened, a marker lies beside it, locked by its process; one that nobody
+locks is of a process that the opening ended, and the network is discarded too.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from typing import Any
 import msgspec
 
 from cellseg_deploy.backends.engine_cache import cache_folder, prepare_folder
-from cellseg_deploy.errors import OutputError
+from cellseg_deploy.errors import OutputError, OutputInUseError
 from cellseg_deploy.files.atomic import write_bytes
+from cellseg_deploy.files.lock import exclusive
 
 SUFFIX = ".compiled"
 _HASH_BYTES = 32
@@ -32,7 +32,7 @@ class CompiledCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._marker = path.with_suffix(".opening")
+        self._marker = path.with_suffix(".opening").name
 
     @classmethod
     def of(cls, folder: Path | None, *facts: object) -> CompiledCache | None:
@@ -51,26 +51,27 @@ class CompiledCache:
     def open(self, load: Callable[[bytes], Any]) -> Any | None:
         """What ``load`` makes of the kept network; None if there is none, or none that is whole."""
         try:
-            if self._marker.exists():
-                self._discard("opening it did not end at an earlier start")
-                return None
             content = self.path.read_bytes()
             if hashlib.sha256(content[_HASH_BYTES:]).digest() != content[:_HASH_BYTES]:
                 self._discard("its bytes are not those that were written")
                 return None
-            self._marker.touch(mode=0o600)
         except FileNotFoundError:
             return None
         except OSError as error:
             _log.warning("%s: the compiled network cannot be read (%s); compiling it again", self.path, error.strerror)
             return None
         try:
-            return load(content[_HASH_BYTES:])
-        except Exception as error:  # of another build of OpenVINO, in words that change
-            self._discard(f"OpenVINO refuses it ({error})")
+            with exclusive(self.path.parent, self._marker) as marker:
+                if marker.left_behind:
+                    self._discard("opening it did not end at an earlier start")
+                    return None
+                marker.note(b"opening")
+                return self._loaded(content, load)
+        except OutputInUseError:  # another process opens it at this moment, and its marker stands for both
+            return self._loaded(content, load)
+        except OutputError as error:
+            _log.warning("%s: the compiled network cannot be opened safely (%s); compiling it again", self.path, error)
             return None
-        finally:
-            self._marker.unlink(missing_ok=True)
 
     def keep(self, network: bytes) -> None:
         """Keep ``network`` for the next start; said, and no more, where it cannot be written."""
@@ -79,7 +80,13 @@ class CompiledCache:
         except OutputError as error:
             _log.warning("the compiled network is not kept, the next start takes longer: %s", error)
 
+    def _loaded(self, content: bytes, load: Callable[[bytes], Any]) -> Any | None:
+        try:
+            return load(content[_HASH_BYTES:])
+        except Exception as error:  # of another build of OpenVINO, in words that change
+            self._discard(f"OpenVINO refuses it ({error})")
+            return None
+
     def _discard(self, why: str) -> None:
         _log.warning("%s: discarding the compiled network: %s; compiling it again", self.path, why)
         self.path.unlink(missing_ok=True)
-        self._marker.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 """``--backend auto``: the fastest form that is installed and passed the gate, for this model on this kind of device, in
-the precision that was asked for, or else in no less than the model's own.
+the precision that was asked for, or else in the model's own or in fp32.
 
 Candidates are the model file itself in each engine that reads it, and every other file that its parity records name. A
 candidate is taken only if a record says that it counts as the reference does; nothing is assumed of another version of
@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cellseg_deploy.backends import PRECISIONS
 from cellseg_deploy.backends.device_class import INSTALL
 from cellseg_deploy.backends.records import ParityRecord, form_sha256, is_looser
 from cellseg_deploy.errors import BackendUnavailableError, ParityError
 
 REFERENCES = ("pytorch", "onnxruntime")
 """Engines that a record may have been made against; any other is itself a form that has to be compared."""
-
-_BITS = {"fp32": 32, "mixed": 16, "fp16": 16, "bf16": 16, "int8": 8}  # of the narrowest arithmetic of a form
 
 _HOW = "`cellseg-export verify REF MODEL --backend {} --record` compares and times it"
 
@@ -166,14 +165,19 @@ def candidates_of(
 
 
 def as_precise_as(precision: str, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """``candidates`` of a model whose weights are ``precision``, where no precision was asked for: those that compute
-    in fewer bits are not eligible. That a form passed the gate does not mean that anybody wants it."""
-    return tuple(
-        replace(c, eligible=False, reason=f"in fewer bits than the model: taken with --precision {c.form.precision}")
-        if c.eligible and _BITS.get(c.form.precision, 0) < _BITS.get(precision, 0)
-        else c
-        for c in candidates
-    )
+    """``candidates`` of a model whose weights are ``precision``, where no precision was asked for: eligible are only
+    those that compute in it or in fp32. That a form passed the gate does not mean that anybody wants it."""
+
+    def judged(candidate: Candidate) -> Candidate:
+        of_form = candidate.form.precision
+        if not candidate.eligible or (of_form in ("fp32", precision) and of_form in PRECISIONS):
+            return candidate
+        reason = f"{of_form}, the model is {precision}: taken with --precision {of_form}"
+        if of_form not in PRECISIONS:
+            reason = f"unknown precision {of_form!r}: never taken"
+        return replace(candidate, eligible=False, reason=reason)
+
+    return tuple(judged(candidate) for candidate in candidates)
 
 
 def choose(candidates: Sequence[Candidate], here: Here) -> Selection:

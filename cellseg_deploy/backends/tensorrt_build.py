@@ -12,6 +12,7 @@ and the last errors of the log become part of the message.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ _HARDWARE = {
     "same_compute_capability": "SAME_COMPUTE_CAPABILITY",
 }
 _SHOWN_ERRORS = 5
+_TIMINGS = b"cellseg-deploy TensorRT timings 1\n"
+_HASH_BYTES = 32
 
 _log = logging.getLogger(__name__)
 
@@ -69,26 +72,43 @@ class BuildOptions:
 class TimingCache:
     """How fast kernels ran in earlier builds on this GPU: makes the next build shorter and choose alike.
 
-    ``path``: the file, read if it exists and written after a build. ``note``: what became of it, for the user.
+    ``path``: the file, read if it exists and written after a build. It holds a first line of ours, 32 bytes of SHA-256,
+    and TensorRT's cache: damaged timings would choose other kernels, silently. ``note``: what became of it, for the
+    user.
     """
 
     path: Path
     note: str = ""
 
     def read(self) -> bytes:
+        """TensorRT's cache; empty if there is none, or none that is whole.
+
+        Raises ``UsageError`` for a file that is something else, which must not be replaced.
+        """
         try:
-            return self.path.read_bytes()
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return b""
         except OSError as error:
             raise UsageError(f"{self.path}: the timing cache cannot be read ({error.strerror})") from error
+        if not content:
+            return b""
+        if not content.startswith(_TIMINGS):
+            raise UsageError(
+                f"{self.path}: not a timing cache of this program, and would be replaced; name another --timing-cache"
+            )
+        digest, data = content[len(_TIMINGS) :][:_HASH_BYTES], content[len(_TIMINGS) + _HASH_BYTES :]
+        if hashlib.sha256(data).digest() != digest:
+            _log.warning("%s: this timing cache is damaged; kernels are timed again and it is replaced", self.path)
+            return b""
+        return data
 
     def write(self, data: bytes) -> None:
         from cellseg_deploy.files.atomic import write_bytes
 
         if not self.path.parent.is_dir():
             raise OutputError(f"{self.path.parent}: no such folder for the timing cache; make it")
-        write_bytes(self.path, data)
+        write_bytes(self.path, _TIMINGS + hashlib.sha256(data).digest() + data)
         self.note = f"timing cache of {len(data)} bytes written to {self.path}"
 
 

@@ -53,7 +53,7 @@ def run(options: Options, folder: Path) -> int:
     atomic.make_folder(out.parent)
     with kept_images() as kept:
         with options.open_segmenter() as segmenter:
-            options, limit = options.measured(pairs, segmenter)
+            options, limit = options.measured(pairs, segmenter.backend.spec)
             _predict(segmenter, pairs, kept, options)
         if not any(item.true_labels.any() for item in kept):
             raise DataError(f"the masks in {options.masks} hold no cell, so nothing can be chosen by them")

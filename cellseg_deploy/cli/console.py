@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cellseg_deploy.backends import PRECISIONS
 from cellseg_deploy.errors import CellsegError
 from cellseg_deploy.outputs import requirements
 
@@ -186,9 +187,9 @@ def model_options(function: F) -> F:
         ),
         click.option(
             "--precision",
-            type=click.Choice(["fp32", "fp16", "mixed", "bf16", "int8"]),
+            type=click.Choice(PRECISIONS),
             help="Arithmetic. With --backend auto: only forms of the model that compute in it; with openvino: fp32 or "
-            "bf16, which needs a CPU that has it.  [default: the model's own, never less]",
+            "bf16, which needs a CPU that has it.  [default: the model's own or fp32]",
         ),
         click.option(
             "--threads",

@@ -38,6 +38,7 @@ from cellseg_deploy.images.read import (
     read_image,
     read_labels,
 )
+from cellseg_deploy.models.spec import MIN_OBJECT_REL
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.run.output_folder import check_apart
 
@@ -81,6 +82,7 @@ def run(options: Options, folder: Path) -> int:
             spec = model_files.read(options.model).spec
             pairs = pair_by_stem(folder, options.masks)
             total = len(pairs)
+            options, limit = options.measured(pairs, spec)
             facts_of = _of_masks(pairs, options)
         stack.enter_context(report_folder(options.output, score.PROGRAM, FILES))
         images = list(with_progress(facts_of, total, options.quiet))
@@ -94,6 +96,8 @@ def run(options: Options, folder: Path) -> int:
     if unknown:
         console.say(f"note: {unknown}")
     if not options.quiet:
+        if options.masks is not None:
+            click.echo(limit.words)
         _print(facts, compared, spec, options.output)
     return console.EXIT_OK
 
@@ -110,6 +114,7 @@ def _record(options: Options, folder: Path) -> int:
     model = model_files.read(options.model)
     model_files.check_target(out, model, (folder, options.masks))
     pairs = pair_by_stem(folder, options.masks)
+    options, _ = options.measured(pairs, model.spec)
     known = model.spec.training.n_train_images
     if known and len(pairs) > known:
         raise click.UsageError(
@@ -142,7 +147,7 @@ def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) 
             image.name,
             loaded.pixels_hwc,
             found.labels,
-            min_area_px=options.min_area_px,
+            min_area_px=_speck_px(segmenter.backend.spec, found.scale, options.min_area),
             resolution=loaded.resolution,
         )
 
@@ -151,6 +156,17 @@ def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) 
 
     jobs = [Job(partial(work, image), partial(nbytes, image)) for image in images]
     return segmenter.results(jobs, options.thread_plan)
+
+
+def _speck_px(spec: ModelSpec, scale: float, given_px: int | None) -> int:
+    """Limit of specks in px of an image without masks: ``given_px``, or the usual share of a cell of the model's size.
+
+    ``scale``: model px per image px.
+    """
+    if given_px is not None:
+        return given_px
+    share = MIN_OBJECT_REL if spec.min_object_rel is None else spec.min_object_rel
+    return round(share * math.pi / 4 * (spec.cell_diameter_px / scale) ** 2)
 
 
 def _of_masks(pairs: Sequence[Pair], options: Options) -> Iterator[ImageFacts]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cellseg_deploy.evaluate.specks import SpeckLimit
     from cellseg_deploy.images.find import Pair
     from cellseg_deploy.images.mask_foreground import MaskForeground
+    from cellseg_deploy.models.spec import ModelSpec
     from cellseg_deploy.segmenter import Segmenter
     from cellseg_deploy.threads import ThreadPlan
 
@@ -149,12 +150,15 @@ class Options:
             raise RuntimeError("masks are needed here")
         return self.masks
 
-    def measured(self, pairs: Sequence[Pair], segmenter: Segmenter | None) -> tuple[Options, SpeckLimit]:
-        """These options with the limit of specks set by the masks of ``pairs``, and that limit. Reads all masks."""
+    def measured(self, pairs: Sequence[Pair], spec: ModelSpec | None) -> tuple[Options, SpeckLimit]:
+        """These options with the limit of specks set by the masks of ``pairs``, and that limit. Reads all masks.
+
+        ``spec``: of the model, which may know the share of the median object; None where labels are judged.
+        """
         from cellseg_deploy.evaluate import specks
         from cellseg_deploy.models.spec import MIN_OBJECT_REL
 
-        share = None if segmenter is None else segmenter.backend.spec.min_object_rel
+        share = None if spec is None else spec.min_object_rel
         areas = specks.object_areas(pairs, self.mask_foreground)
         limit = specks.speck_limit(areas, share=MIN_OBJECT_REL if share is None else share, given_px=self.min_area)
         return replace(self, min_area=limit.px), limit
@@ -166,10 +170,10 @@ class Options:
 
     @property
     def min_area_px(self) -> int:
-        """Limit of specks in px; of images without masks that of full-size photographs."""
-        from cellseg_deploy.cells.metrics import MIN_AREA_PX
-
-        return MIN_AREA_PX if self.min_area is None else self.min_area
+        """Limit of specks in px, once it is ``measured``."""
+        if self.min_area is None:
+            raise RuntimeError("the limit of specks was not measured")
+        return self.min_area
 
 
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -286,7 +290,7 @@ def _evaluate(options: Options, judged: Path) -> int:
         names = [score.METRICS_JSON, score.METRICS_CSV]
         names += [*SWEEP_FILES, *ANATOMY_FILES]
         stack.enter_context(report_folder(output, score.PROGRAM, names))
-        options, limit = options.measured(pairs, segmenter)
+        options, limit = options.measured(pairs, None if segmenter is None else segmenter.backend.spec)
         about |= {"min_object_rel": limit.share, "n_true_dropped": limit.dropped}
         if segmenter is not None and options.sweep:
             sweep = stack.enter_context(Sweep.opened(segmenter, options.min_area_px))

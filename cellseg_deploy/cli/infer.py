@@ -17,7 +17,6 @@ from cellseg_deploy.cli import console, infer_say
 if TYPE_CHECKING:
     from cellseg_deploy.images.find import FoundImage
     from cellseg_deploy.images.inputs import GivenPaths
-    from cellseg_deploy.run.identity import RunIdentity
     from cellseg_deploy.run.record import RunSummary
     from cellseg_deploy.run.repeat import RecordedRun
 
@@ -148,7 +147,6 @@ def _run(
     """Open the model and do what was asked for; None if that was only to be shown."""
     from cellseg_deploy.images.read import MAX_PIXELS
     from cellseg_deploy.outputs.formats import parse_names
-    from cellseg_deploy.run.earlier_engine import late_segmenter
     from cellseg_deploy.run.folder import RunOptions, plan_folder, run_folder
     from cellseg_deploy.run.record import Inputs
     from cellseg_deploy.run.run_identity import identity_of
@@ -166,7 +164,7 @@ def _run(
         field_of_view=asked["field"],
     )
     complete = CompleteFiles(asked["watch_settle"])
-    engine, earlier = _engine(output, asked, recorded)
+    engine = _engine(output, asked, recorded)
     threads = console.plan_threads(
         asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
     )
@@ -177,9 +175,8 @@ def _run(
         "cell_diameter_px": asked["cell_diameter"],
         "threads": threads.engine,
     }
-    late = None if earlier is None else late_segmenter(earlier, engine, **settings)
     with (
-        late or Segmenter.from_file(**engine, **settings) as segmenter,
+        Segmenter.from_file(**engine, **settings) as segmenter,
         _progress(asked["quiet"]) as progress,
     ):
         opened = segmenter.backend
@@ -217,14 +214,11 @@ def _run(
         )
 
 
-def _engine(
-    output: Path, asked: dict[str, Any], recorded: RecordedRun | None
-) -> tuple[dict[str, Any], RunIdentity | None]:
+def _engine(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> dict[str, Any]:
     """Which engine to open the model with: the one of the run in ``output`` if it is gone on with, else as asked.
 
-    With the identity of that run, if its engine is taken. Of a ``recorded`` run that is done again, the model's form
-    that was opened then. Raises ``OutputError`` for a folder that cannot be used in any case, before a model is loaded
-    for nothing.
+    Of a ``recorded`` run that is done again, the model's form that was opened then. Raises ``OutputError`` for a folder
+    that cannot be used in any case, before a model is loaded for nothing.
     """
     from cellseg_deploy.models import default_model_path
     from cellseg_deploy.run.earlier_engine import engine_to_go_on_with
@@ -239,16 +233,14 @@ def _engine(
         as_asked = engine_to_go_on_with(recorded.identity, asked["model"] or default_model_path()) or as_asked
     is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
     if state.journal is None or asked["overwrite"]:
-        return as_asked, None
+        return as_asked
     if not asked["quiet"]:  # it takes a second for each gigabyte of images
         console.say(
             f"comparing the images with {len(state.journal.entries)} that are recorded in {console.printable(output)}"
         )
     if not is_free:
-        return as_asked, None
-    earlier = state.journal.identity
-    as_before = engine_to_go_on_with(earlier, asked["model"] or default_model_path())
-    return (as_asked, None) if as_before is None else (as_before, earlier)
+        return as_asked
+    return engine_to_go_on_with(state.journal.identity, asked["model"] or default_model_path()) or as_asked
 
 
 def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:

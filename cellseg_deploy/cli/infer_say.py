@@ -28,6 +28,7 @@ def for_machines(summary: RunSummary) -> dict[str, Any]:
         "counted": summary.counted,
         "wall_seconds": round(summary.wall_seconds, 3),
         "warnings": summary.warnings,
+        "edited": summary.edited_files,
         "output": printable(summary.output),
     }
 
@@ -50,6 +51,9 @@ def print_table(summary: RunSummary) -> None:
     ]
     if summary.others:
         rows.insert(3, ("others", f"{summary.others} in the tables, of images not given or not readable now"))
+    if summary.edited:
+        files = f"{len(summary.edited)} file{'s' if len(summary.edited) > 1 else ''}"
+        rows.insert(-1, ("edited", f"{files}, kept (named in run.json)"))
     for name, value in rows:
         click.echo(f"{name:<8} {value}")
     for kind, found in summary.warnings.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,9 @@ from cellseg_deploy.cells.metrics import MIN_AREA_PX
 from cellseg_deploy.images.find import Pair
 from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import read_labels
+from cellseg_deploy.models.spec import MIN_OBJECT_REL, ModelSpec
+
+Labels = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,20 @@ class SpeckLimit:
 
 def object_areas(pairs: Sequence[Pair], foreground: MaskForeground) -> npt.NDArray[np.int64]:
     """Areas in px of all objects in the masks of ``pairs``, int64 (n,). Raises ``DataError`` naming a bad mask."""
-    areas = [np.bincount(read_labels(pair.mask, foreground=foreground).ravel())[1:] for pair in pairs]
+    return areas_of(read_labels(pair.mask, foreground=foreground) for pair in pairs)
+
+
+def areas_of(label_images: Iterable[Labels]) -> npt.NDArray[np.int64]:
+    """Areas in px of all objects in ``label_images``, each (h, w), int64 (n,)."""
+    areas = [np.bincount(labels.ravel())[1:] for labels in label_images]
+    areas = [area[area > 0] for area in areas]
     return np.concatenate(areas).astype(np.int64) if areas else np.zeros(0, np.int64)
+
+
+def speck_px(label_images: Iterable[Labels], spec: ModelSpec) -> int:
+    """The limit in px for a model with ``spec``, by the true ``label_images``."""
+    share = MIN_OBJECT_REL if spec.min_object_rel is None else spec.min_object_rel
+    return speck_limit(areas_of(label_images), share=share).px
 
 
 def speck_limit(areas: npt.NDArray[np.int64], *, share: float, given_px: int | None = None) -> SpeckLimit:

@@ -75,6 +75,23 @@ def remove(path: Path) -> None:
         raise OutputError(f"{path}: cannot be removed ({error.strerror or error}); check permissions") from error
 
 
+def set_aside(path: Path) -> Path:
+    """Rename ``path``, which somebody edited, to ``NAME.edited-N.EXT`` with the first number that is free.
+
+    Returns the new path. Raises ``OutputError``.
+    """
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.stem}.edited-{number}{path.suffix}")):
+        number += 1
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: was edited since the run, and cannot be renamed to {aside.name} ({error.strerror or error}); "
+            "move it to another folder"
+        ) from error
+
+
 def remove_stale(folder: Path) -> None:
     """Remove what a killed process left half written in ``folder``; the caller holds the folder's lock."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):

@@ -39,12 +39,13 @@ class Held:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[Held]:
+def exclusive(folder: Path, name: str = LOCK_NAME) -> Iterator[Held]:
     """Hold ``folder`` (which exists) for this process; the lock file is gone afterwards.
 
-    Raises ``OutputInUseError`` if another process holds it, ``OutputError`` if the folder cannot be written.
+    ``name``: of the lock file; another one holds but a part of the folder. Raises ``OutputInUseError`` if another
+    process holds it, ``OutputError`` if the folder cannot be written.
     """
-    path = folder / LOCK_NAME
+    path = folder / name
     descriptor = _acquire(path, folder)
     try:
         yield Held(descriptor)

@@ -37,8 +37,11 @@ def merge_coco(_out: Path, files: Sequence[Path], path: Path) -> None:
     with atomic_file(path) as file, writing(path):
         try:
             coco.merge(files, file)
-        except msgspec.DecodeError as error:
-            raise OutputError(f"{path}: one of the files that belong in it is damaged ({error}); run again") from error
+        except (msgspec.DecodeError, LookupError, TypeError) as error:
+            raise OutputError(
+                f"{path}: one of the files that belong in it is damaged, or was edited and is not COCO any more "
+                f"({error}); delete that file and run again"
+            ) from error
 
 
 def cells_parquet(out: Path, _files: Sequence[Path], path: Path) -> None:

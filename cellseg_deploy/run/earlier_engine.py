@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cellseg_deploy.backends import BACKENDS, open_backend
-from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.backends.device_class import engine_version
-from cellseg_deploy.backends.late import LateBackend
+from cellseg_deploy.backends import BACKENDS
 from cellseg_deploy.files.fingerprint import sha256_of
-from cellseg_deploy.models.onnx_file import read_model_file
 from cellseg_deploy.run.identity import RunIdentity
-from cellseg_deploy.segmenter import Segmenter
 
 _ORT_TENSORRT = "TensorrtExecutionProvider"
 
@@ -36,29 +30,6 @@ def engine_to_go_on_with(recorded: RunIdentity, model: Path) -> dict[str, Any] |
     except OSError:  # opening it will say so
         return None
     return {"path": form, "given": model, **engine} if is_given else None
-
-
-def late_segmenter(recorded: RunIdentity, arguments: Mapping[str, Any], **settings: Any) -> Segmenter | None:
-    """A segmenter that opens its engine when there is work for it; None if more than the record must be looked at.
-
-    ``arguments``: of ``engine_to_go_on_with``. ``settings``: other arguments of ``Segmenter.from_file``. Raises
-    ``ModelError`` for a model file that is not sound.
-    """
-    model, name = Path(arguments["path"]), arguments["backend"]
-    is_known = recorded.model["sha256"] == recorded.model["given_sha256"] and model.suffix.lower() == ".onnx"
-    if not is_known or not str(recorded.backend.get(name)).startswith(str(engine_version(name))):
-        return None
-    of_engine = {key: settings.pop(key) for key in ("threads", "rebuild", "cuda_graph", "streams") if key in settings}
-
-    def opened() -> Backend:
-        return open_backend(**arguments, **of_engine)
-
-    facts = {
-        **{key: value for key, value in recorded.backend.items() if key != "form"},
-        "model_file_sha256": recorded.model["sha256"],
-        "model_identity": recorded.model["identity"],
-    }
-    return Segmenter(LateBackend(read_model_file(model).spec, facts, model, opened), **settings)
 
 
 def engine_arguments(recorded: RunIdentity) -> dict[str, Any]:

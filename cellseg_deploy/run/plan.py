@@ -23,6 +23,7 @@ class Planned:
 
     ``keep``: it was done before and cannot be read now, for ``reason``, so its results stay as they are.
     ``output_name``: name of its files without ending; ``files``: all of them, relative to the output folder.
+    ``edited``, ``outdated``: those of them that somebody edited, see ``resume.Decision``.
     """
 
     image: FoundImage
@@ -30,6 +31,8 @@ class Planned:
     reason: str
     output_name: str
     files: tuple[str, ...]
+    edited: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,5 +87,6 @@ def plan(
         action: Action = "fail" if image.problem and decision.action == "work" else decision.action
         name = names[image.name]
         files = tuple(format.place(name) for format in formats if format.folder)
-        items.append(Planned(image, action, image.problem or decision.reason, name, files))
+        reason = image.problem or decision.reason
+        items.append(Planned(image, action, reason, name, files, decision.edited, decision.outdated))
     return RunPlan(state, tuple(items))

@@ -20,12 +20,15 @@ from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.find import absolute
 from cellseg_deploy.images.read import MAX_PIXELS, check_settings
 from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
+from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord
 from cellseg_deploy.run.output_folder import PROGRAM
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
+EDITED = "edited"
+"""In run.json: result files that somebody edited."""
 SKIPPED = "skipped"
 """Status of an image that was done before."""
 
@@ -134,6 +137,7 @@ class RunSummary:
     ``failed``: now. ``cells``, ``counted``: of both. ``others``: rows of the tables of images that were not given now,
     or were and cannot be read any more.
     ``warnings``: of all rows of the tables as they were last written, see ``tables.warned``.
+    ``edited``: files of images, relative to ``output``, that somebody edited since they were written: kept.
     ``stage_seconds``: sums over images, which overlap, so together more than ``wall_seconds``. ``engine_seconds``: how
     long some call of the network was under way.
     """
@@ -150,11 +154,17 @@ class RunSummary:
     engine_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    edited: set[str] = field(default_factory=set)
 
     @property
     def remaining(self) -> int:
         """Images that are neither done nor failed."""
         return self.found - self.done - self.skipped - self.failed
+
+    @property
+    def edited_files(self) -> list[str]:
+        """``edited``, sorted, for run.json and ``--json``."""
+        return [utf8(name) for name in sorted(self.edited)]
 
     @property
     def totals(self) -> dict[str, int]:
@@ -245,9 +255,22 @@ def run_json(
         "stage_seconds": {stage: round(seconds, 3) for stage, seconds in summary.stage_seconds.items()},
         "totals": summary.totals,
         "warnings": summary.warnings,
+        EDITED: summary.edited_files,
     }
     # Paths that are no UTF-8 are kept, as escapes.
     return json.dumps(record, indent=2, allow_nan=False).encode("ascii") + b"\n"
+
+
+def with_edited_files(record: Path, summary: RunSummary) -> bytes | None:
+    """Content of ``record``, a run.json that tells of earlier work, with the edited files of now; None if it has them.
+
+    Without a word on them it tells of none.
+    """
+    content = content_of(record)
+    edited = summary.edited_files
+    if content.get(EDITED, []) == edited:
+        return None
+    return json.dumps({**content, EDITED: edited}, indent=2, allow_nan=False).encode("ascii") + b"\n"
 
 
 def inputs_in(record: Path, roots: Iterable[str]) -> Inputs | None:

@@ -18,6 +18,7 @@ from cellseg_deploy.files.json_record import was_written_by
 from cellseg_deploy.files.workspace import remove_abandoned
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import FORMATS
+from cellseg_deploy.outputs.readable import is_readable
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.journal import JOURNAL, Entry, ImageRecord, JournalContent, OutputFile, UnreadableJournalError
@@ -125,16 +126,22 @@ class Decision:
 
     ``keep``: it was done and its files are there, but the image itself is gone or cannot be read, for ``reason``: what
     was counted then still holds.
+
+    ``edited``: its files that somebody edited since (see ``check_files``), which stay as they are. ``outdated``: the
+    same of an image that was changed, whose new files need their places.
     """
 
     action: Literal["work", "skip", "keep"]
     reason: str = ""
+    edited: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
 
 
 def decide(image: FoundImage, entry: Entry | None, out: Path) -> Decision:
-    """Whether ``image`` needs nothing any more: the same bytes were read, and its files are there as they were written.
+    """Whether ``image`` needs nothing any more: the same bytes were read, and its files are there and whole.
 
-    Files are compared by size and SHA-256 (about a second a gigabyte), never by their time.
+    Files are compared by size and SHA-256 (about a second a gigabyte), never by their time. A file that is readable
+    but another one was edited: it does not make an image work.
     """
     if entry is None:
         return Decision("work", "not done yet")
@@ -142,22 +149,34 @@ def decide(image: FoundImage, entry: Entry | None, out: Path) -> Decision:
     if record.status != "done" or record.input is None:
         return Decision("work", "failed before")
     unreadable = image.problem
+    is_changed = False
     try:
-        if not unreadable and not record.input.is_of(image.path):
-            return Decision("work", "the image was changed")
+        is_changed = not unreadable and not record.input.is_of(image.path)
     except OSError as error:
         unreadable = f"cannot be read now ({error.strerror or error})"
-    if problem := problem_with_files(record, out):
-        return Decision("work", problem)
-    return Decision("keep", unreadable) if unreadable else Decision("skip")
+    problem, edited = check_files(record, out)
+    if is_changed:
+        return Decision("work", "the image was changed", outdated=edited)
+    if problem:
+        return Decision("work", problem, edited)
+    if unreadable:
+        return Decision("keep", unreadable, edited)
+    return Decision("skip", f"{some(edited)} edited since the run, kept" if edited else "", edited)
 
 
-def problem_with_files(record: ImageRecord, out: Path) -> str:
-    """What is wrong with a file that ``record`` names, "" if all are as they were written."""
+def check_files(record: ImageRecord, out: Path) -> tuple[str, tuple[str, ...]]:
+    """What is wrong with the first file of ``record`` that must be made again, "" if none; and which were edited.
+
+    Edited is a file that is not the one that was written, and that can be read. One that is missing, empty, unreadable
+    or behind a link must be made again.
+    """
+    problem, edited = "", list[str]()
     for file in record.outputs:
-        if problem := _changed(out, file):
-            return f"its file {file.path} {problem}"
-    return ""
+        if (changed := _changed(out, file)) is None:
+            edited.append(file.path)
+        elif changed and not problem:
+            problem = f"its file {file.path} {changed}"
+    return problem, tuple(edited)
 
 
 def sweep(out: Path, keep: Collection[str], ours: Collection[str] = ()) -> list[str]:
@@ -186,14 +205,14 @@ def some(names: Collection[str]) -> str:
     return ", ".join(list(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _changed(out: Path, file: OutputFile) -> str:
-    """What is wrong with a file that a record names, "" if nothing is."""
+def _changed(out: Path, file: OutputFile) -> str | None:
+    """What is wrong with a file that a record names, "" if nothing is, None if it was edited."""
     path = out / file.path
     if any((out / parent).is_symlink() for parent in Path(file.path).parents) or path.is_symlink():
         return "is behind a link"
     try:
         if path.stat().st_size != file.size or sha256_of(path) != file.sha256:
-            return "was changed"
+            return None if is_readable(path) else "is damaged"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

@@ -21,19 +21,27 @@ from pathlib import Path
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.batching import Job, Outcome
 from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
-from cellseg_deploy.files.atomic import remove, write_bytes
+from cellseg_deploy.files.atomic import remove, set_aside, write_bytes
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.images.find import FoundImage, path_of
 from cellseg_deploy.outputs.formats import Format, chosen_formats
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run import tables as run_tables
-from cellseg_deploy.run.identity import differences
 from cellseg_deploy.run.image_work import Finished, ImageWork
 from cellseg_deploy.run.journal import Entry, ImageRecord, Journal
 from cellseg_deploy.run.output_folder import RUN_JSON, TABLES, is_running, make_place, places, tells_of
 from cellseg_deploy.run.plan import Planned, RunPlan, plan
-from cellseg_deploy.run.record import SKIPPED, ImageResult, Inputs, RunOptions, RunSummary, inputs_in, run_json
-from cellseg_deploy.run.resume import FolderState, begin, different_run, kept_files, problem_with_files, some, sweep
+from cellseg_deploy.run.record import (
+    SKIPPED,
+    ImageResult,
+    Inputs,
+    RunOptions,
+    RunSummary,
+    inputs_in,
+    run_json,
+    with_edited_files,
+)
+from cellseg_deploy.run.resume import FolderState, begin, check_files, kept_files, some, sweep
 from cellseg_deploy.run.run_identity import identity_of
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
@@ -114,6 +122,9 @@ class RunSession:
         for item in todo.items:
             name = item.image.name
             self._expected.discard(name)
+            self._edited(item.edited)
+            for place in item.outdated:
+                self._set_aside(place)
             if item.action == "keep" and name not in self._names:
                 kept.append(name)
                 continue
@@ -167,10 +178,6 @@ class RunSession:
     def _prepare(self) -> None:
         """Before the first image is worked on."""
         if not self._has_worked:
-            self.segmenter.backend.prepare()
-            # Of an engine that was not open when the run began, this is what the record was taken for.
-            if reasons := differences(self.identity, identity_of(self.segmenter, self.options, self.inputs)):
-                raise different_run(self.out, reasons)
             self._has_worked = True
             self._write_run_json("running")
 
@@ -201,7 +208,9 @@ class RunSession:
         names = {entry.record.output_name for entry in self._recorded().values()} | set(self._names.values())
         ours = places(self.formats, names - {""})
         # What is left of a result that lost a file stays too: nobody could make it again.
-        sweep(self.out, kept_files({name: self._recorded()[name] for name in self._valid | lost}), ours)
+        keep = kept_files({name: self._recorded()[name] for name in self._valid | lost}) | self.summary.edited
+        sweep(self.out, keep, ours)
+        self._set_edited_tables_aside()
         made_anew = [format.run_file for format in self.formats if format.run_file]
         if todo.counts["work"] + todo.counts["fail"]:  # they would tell of results that are about to change
             made_anew += TABLES
@@ -211,17 +220,45 @@ class RunSession:
     def _drop_lost(self, names: Collection[str]) -> set[str]:
         """Of ``names``, images that are not given, those whose files are not as they were: no table tells of them."""
         recorded = self._recorded()
-        lost = {name for name in names if problem_with_files(recorded[name].record, self.out)}
+        lost = set[str]()
+        for name in sorted(names):
+            problem, edited = check_files(recorded[name].record, self.out)
+            self._edited(edited)
+            if problem:
+                lost.add(name)
         if lost:
             _log.warning(
-                "results left out of the tables, as their images are not given now and files of them are gone or were "
-                "changed: %s. With these files as they were, or with the images, they are back at the next start",
+                "results left out of the tables, as their images are not given now and files of them are gone or "
+                "damaged: %s. With these files as they were, or with the images, they are back at the next start",
                 some(sorted(lost)),
             )
         self._others -= lost
         self._valid -= lost
         self.summary.others = len(self._others)
         return lost
+
+    def _edited(self, files: Collection[str]) -> None:
+        """Say once, of each of ``files``, that it was edited."""
+        if new := sorted(set(files) - self.summary.edited):
+            _log.warning(
+                "edited since the run, and kept: %s; rows of the tables are those of the run. Replace all with "
+                "--overwrite, or delete the file to have it made again",
+                some(new),
+            )
+            self.summary.edited.update(new)
+
+    def _set_aside(self, place: str, why: str = "was edited since the run") -> None:
+        aside = set_aside(self.out / place)
+        _log.warning("%s: %s; kept as %s", self.out / place, why, aside.name)
+        self.summary.edited.discard(place)
+
+    def _set_edited_tables_aside(self) -> None:
+        """Of a run that was killed the journal may be ahead of the tables."""
+        if (content := self._state.journal) is not None:
+            done = {name for name in self._valid if content.entries[name].record.status == "done"}
+            must_have = set[str]() if is_running(self.out / RUN_JSON) else done
+            for name in run_tables.edited(self.out, content, must_have):
+                self._set_aside(name, "is not what the journal gives, as after an edit")
 
     def _is_there(self, name: str) -> bool:
         path = path_of(name, [Path(root) for root in self.inputs.roots])
@@ -282,6 +319,8 @@ class RunSession:
         # A run.json that tells of the work is not replaced by one that tells of none, or of some of its images only.
         if self._has_worked or not tells_of(self.out / RUN_JSON, None if self.summary.others else self.summary.totals):
             self._write_run_json("finished")
+        elif (content := with_edited_files(self.out / RUN_JSON, self.summary)) is not None:
+            write_bytes(self.out / RUN_JSON, content)
 
     def _entries(self) -> list[Entry]:
         """The last record of each image that has a result, in the order of names."""
@@ -308,7 +347,7 @@ class RunSession:
 
     def _one_image(self, item: Planned, outcome: Outcome[Finished]) -> ImageResult:
         try:
-            return self._commit(outcome.get())
+            return self._commit(item, outcome.get())
         except BaseException as error:
             if not concerns_one_image(error):
                 raise
@@ -325,13 +364,18 @@ class RunSession:
         failure = self._commit_failure(item, reason.removeprefix(f"{item.image.path}: "))
         return replace(failure, was_gone=was_gone)
 
-    def _commit(self, finished: Finished) -> ImageResult:
-        """Files of an image and its line in the journal, or neither: the one place where results are written."""
+    def _commit(self, item: Planned, finished: Finished) -> ImageResult:
+        """Files of an image and its line in the journal, or neither: the one place where results are written.
+
+        Edited files stay as they are; the line tells of those that the image gives.
+        """
         with deferred_signals():
             start = time.perf_counter()
             written = list[Path]()
             try:
                 for place, content in finished.files.items():
+                    if place in item.edited:
+                        continue
                     written.append(make_place(self.out, place))
                     write_bytes(written[-1], content)
                 seconds = dict(finished.seconds)
@@ -348,6 +392,8 @@ class RunSession:
     def _commit_failure(self, item: Planned, reason: str) -> ImageResult:
         """Of an image that fails now and was done before, nothing is left that looks like a result."""
         with deferred_signals():
+            for place in item.edited:
+                self._set_aside(place)
             for place in item.files:
                 path = self.out / place
                 # And not a folder. Path's methods raise for a name that is impossible itself.

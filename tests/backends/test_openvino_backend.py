@@ -273,6 +273,37 @@ def test_a_compiled_network_that_ends_the_process_is_not_opened_twice(
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
 
+@pytest.mark.reliability
+@pytest.mark.parametrize("end", ["killed", "well"])
+def test_a_compiled_network_that_another_process_is_opening_is_opened_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    """Two runs that start together: no warning, and nothing is discarded. Once the other was killed, it is."""
+    cache = CompiledCache(tmp_path / "a.compiled")
+    cache.keep(b"network")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from cellseg_deploy.backends.openvino_cache import CompiledCache\n"
+        "CompiledCache(Path(sys.argv[1])).open(lambda _: (print('opening', flush=True), input()))"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, cache.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "opening\n"
+        assert cache.open(bytes) == b"network"
+        assert cache.open(lambda _: cache.open(bytes)) == b"network"
+        assert not caplog.records
+        if end == "killed":
+            other.kill()
+        else:
+            other.communicate("\n")
+    assert cache.open(bytes) == (None if end == "killed" else b"network")
+    assert bool(caplog.records) == (end == "killed")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if end == "killed" else ["a.compiled"])
+
+
 def test_a_compiled_network_of_another_build_is_compiled_again(tmp_path: Path, caplog: Any) -> None:
     cache = CompiledCache(tmp_path / "a.compiled")
     assert cache.open(bytes) is None

@@ -172,20 +172,48 @@ def test_a_profile_that_is_not_taken(model: ModelFile, answer: Any) -> None:
 def test_the_timing_cache_is_used_and_grows(model: ModelFile, tmp_path: Path) -> None:
     trt, cache = make_tensorrt(FakeCuda()), TimingCache(tmp_path / "timings")
     build_engine(trt, model, BuildOptions(), timing_cache=cache)
-    assert cache.path.read_bytes() == b"+timed"
+    assert cache.read() == b"+timed"
     build_engine(trt, model, BuildOptions(), timing_cache=cache)
     assert trt.builds[1][1].cache.data == b"+timed"
-    assert cache.path.read_bytes() == b"+timed+timed"
+    assert cache.read() == b"+timed+timed"
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut", "longer"])
+def test_a_damaged_timing_cache_is_not_used_and_replaced(
+    model: ModelFile, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    """TensorRT would believe other times, and choose other kernels without a word."""
+    trt, cache = make_tensorrt(FakeCuda()), TimingCache(tmp_path / "timings")
+    cache.write(b"old")
+    whole = cache.path.read_bytes()
+    broken = {"a flipped bit": whole[:-1] + bytes([whole[-1] ^ 1]), "cut": whole[:-2], "longer": whole + b"x"}[damage]
+    cache.path.write_bytes(broken)
+    build_engine(trt, model, BuildOptions(), timing_cache=cache)
+    assert "timings: this timing cache is damaged" in caplog.text
+    assert trt.builds[0][1].cache.data == b""
+    assert cache.read() == b"+timed"
+
+
+def test_another_file_is_not_replaced_by_a_timing_cache(model: ModelFile, tmp_path: Path) -> None:
+    cache = TimingCache(tmp_path / "model.onnx")
+    cache.path.write_bytes(b"weights")
+    with pytest.raises(UsageError, match=r"model.onnx: not a timing cache of this program"):
+        build_engine(make_tensorrt(FakeCuda()), model, BuildOptions(), timing_cache=cache)
+    assert cache.path.read_bytes() == b"weights"
+    cache.path.write_bytes(b"")  # as mktemp makes one
+    build_engine(make_tensorrt(FakeCuda()), model, BuildOptions(), timing_cache=cache)
+    assert cache.read() == b"+timed"
 
 
 def test_a_timing_cache_of_another_gpu_is_told_and_replaced(
     model: ModelFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trt, cache = make_tensorrt(FakeCuda()), TimingCache(tmp_path / "timings")
-    cache.path.write_bytes(b"foreign")
+    cache.write(b"foreign")
     build_engine(trt, model, BuildOptions(), timing_cache=cache)
     assert "another TensorRT or GPU" in caplog.text
-    assert cache.path.read_bytes() == b"+timed"
+    assert cache.read() == b"+timed"
     with pytest.raises(OutputError, match="no such folder for the timing cache"):
         build_engine(trt, model, BuildOptions(), timing_cache=TimingCache(tmp_path / "no" / "timings"))
 

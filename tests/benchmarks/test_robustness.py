@@ -65,6 +65,27 @@ def test_rows_tell_where_it_breaks() -> None:
     assert found["brightness", 1.2, robustness.FIXED]["f1"] < found["brightness", 1.0, robustness.FIXED]["f1"] == 1
 
 
+def test_specks_are_judged_by_the_truths_size() -> None:
+    """A square of 100 px: a fixed limit of 200 px would take it for a speck."""
+    stub: Any = Stub(SimpleNamespace(min_object_rel=None))
+    image, labels = square()
+    small = (image[::2, ::2], labels[::2, ::2])
+    assert small[1].sum() == 100
+    rows = robustness.conditions({robustness.FIXED: stub, robustness.AUTO: stub}, lambda: [small])
+    found = {(row.condition, row.value, row.scale): row.figures for row in rows}
+    assert found["brightness", 1.0, robustness.FIXED]["n_true"] == 1
+
+
+class Stub:
+    """``dark`` as a Segmenter with a model."""
+
+    def __init__(self, spec: Any) -> None:
+        self.backend = SimpleNamespace(spec=spec)
+
+    def __call__(self, image_hwc: Any) -> Any:
+        return dark(image_hwc)
+
+
 def test_crowding_is_made_as_it_is_called() -> None:
     def touching(image: Any, labels: Any) -> float:
         """Share of cell pixels with another cell to the right or below."""

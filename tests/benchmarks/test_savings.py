@@ -107,6 +107,16 @@ def test_settings_are_compared_by_time_and_cells(backend):
     assert outcomes[0].flat()["times_faster"] == {"median": 1.0, "low": None, "high": None}
 
 
+def test_specks_are_judged_by_the_truths_size(backend):
+    """Cells of 100 px: a fixed limit of 200 px would take them all for specks."""
+    labels = np.zeros((60, 60), np.int32)
+    labels[10:20, 10:20], labels[40:50, 10:20] = 1, 2
+    image = np.where(labels[..., None] > 0, 100, 230).astype(np.uint8).repeat(3, axis=2)
+    plan = Plan(rounds=1, min_rounds=1, min_seconds=0, settle_seconds=0)
+    outcomes, _ = savings.compare(backend, [(image, labels)], [savings.usual_setting(backend, "usual")], plan)
+    assert outcomes[0].figures["n_true"] == 2
+
+
 def test_another_model_takes_part_with_its_own_tiles(backend):
     blind = NearSighted(msgspec.structs.replace(backend.spec, tile_size=112, halo=20), blind=0)
     smear = make_smear(SmearParams(size_hw=(600, 800), n_cells=25), 3)

@@ -16,6 +16,7 @@ from conftest import draw_discs, make_onnx, make_spec
 from PIL import Image
 from test_evaluate import evaluate, write
 
+from cellseg_deploy.cli.describe import _speck_px
 from cellseg_deploy.models.onnx_file import read_model_file
 from cellseg_deploy.models.safetensors_file import read_weights_file
 from cellseg_deploy.models.spec import DATA_SUMMARY_VERSION, METADATA_KEY, DataSummary, Spread, TrainingInfo, to_json
@@ -79,6 +80,26 @@ def test_training_images_are_written_into_the_model_and_others_compared_with_the
     assert record["alignment"]["stain_green"]["outside"] is False
     assert record["warnings"] == [warning.removeprefix("warning: ")]
     assert sorted(path.name for path in (smears / "dark-out").iterdir()) == ["data.csv", "data.json", "data.png"]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_specks_are_judged_by_the_cells_size(
+    smears: Path, model: Path, masks: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Discs of 154 px: a fixed limit of 200 px would take all of them for specks."""
+    out = smears / "about"
+    truth = ["--masks", smears / "train/masks"] if masks else ["--backend", "onnxruntime"]
+    assert evaluate("--describe", "--images", smears / "train/images", *truth, "--model", model, "-o", out) == 0
+    assert json.loads((out / "data.json").read_text())["n_cells"] == 36
+    assert ("objects under 4 px" in capsys.readouterr().out) == masks
+
+
+def test_the_limit_without_masks_follows_the_scale() -> None:
+    spec = msgspec.structs.replace(SPEC, min_object_rel=0.1)
+    assert _speck_px(spec, 1.0, None) == round(0.1 * 153.9)
+    assert _speck_px(spec, 0.5, None) == round(0.1 * 615.8)
+    assert _speck_px(msgspec.structs.replace(SPEC, cell_diameter_px=102.0), 1.0, None) == 200
+    assert _speck_px(spec, 0.5, 7) == 7
 
 
 def test_a_model_that_says_nothing_is_said_to(smears: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

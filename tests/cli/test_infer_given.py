@@ -14,12 +14,10 @@ from PIL import Image
 from running import infer, results, rows, save
 
 from cellseg_deploy.backends.device_class import device_class, engine_version
-from cellseg_deploy.backends.late import LateBackend
 from cellseg_deploy.backends.records import ParityRecord, Timing, add_record, form_sha256, records_path
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.inputs import GivenPaths, expanded
 from cellseg_deploy.models.onnx_file import read_model_file
-from cellseg_deploy.run import earlier_engine
 from cellseg_deploy.run.record import Inputs, inputs_in
 from cellseg_deploy.run.repeat import read_run
 
@@ -120,29 +118,6 @@ def test_a_model_that_is_gone_is_a_refused_model(
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q") == 0
     assert infer(smears, "-o", tmp_path / "out", "--model", model.with_name("gone.onnx"), "-q") == 5
     assert "gone.onnx" in capsys.readouterr().err
-
-
-def test_an_engine_that_is_not_open_is_not_said_to_be_unverified(
-    model: Path, smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q") == 0
-    late = list[LateBackend]()
-
-    class Seen(LateBackend):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            late.append(self)
-
-    monkeypatch.setattr(earlier_engine, "LateBackend", Seen)
-    (tmp_path / "out/run.json").unlink()  # so that it is written anew
-    assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q", "-v") == 0
-    assert "engine: onnxruntime fp32 on cpu, as recorded; opened when there is work" in capsys.readouterr().err
-    backend = json.loads((tmp_path / "out/run.json").read_text())["backend"]
-    assert (backend["verified"], backend["choice"]) == (None, late[0].choice)
-    late[0].prepare()
-    assert late[0].verified is False  # nobody compared the stub
-    assert "as recorded" not in late[0].choice
-    late[0].close()
 
 
 # --- the scale

@@ -15,7 +15,7 @@ from conftest import draw_discs, make_spec
 from cellseg_deploy.cli import console
 from cellseg_deploy.cli.evaluate import command
 from cellseg_deploy.errors import ModelError
-from cellseg_deploy.evaluate.specks import speck_limit
+from cellseg_deploy.evaluate.specks import areas_of, speck_limit
 from cellseg_deploy.models.spec import MIN_OBJECT_REL, from_json, to_json
 
 
@@ -31,6 +31,12 @@ def test_the_limit_is_a_share_of_the_median_of_what_is_no_speck() -> None:
 def test_crumbs_do_not_move_the_limit() -> None:
     areas = np.concatenate([np.arange(1000, 2000), np.full(900, 2)])
     assert speck_limit(areas, share=0.1).px == speck_limit(areas[:1000], share=0.1).px == 150
+
+
+def test_numbers_that_no_object_has_are_no_objects() -> None:
+    labels = np.zeros((4, 4), np.int32)
+    labels[0, :3], labels[3, 3] = 7, 2
+    assert areas_of([labels, np.zeros((2, 2), np.int32)]).tolist() == [1, 3]
 
 
 def test_small_cells_are_kept_and_a_given_limit_holds() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from run_records import BAD, all_files, identity, make_images, run
 from segmented_images import odd_labels, segmented
 
@@ -132,14 +133,25 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "image gone": (lambda image, out: image.unlink(), "cannot be read now"),
     "output gone": (lambda image, out: (out / "labels/a.png.tif").unlink(), "labels/a.png.tif is missing"),
     "output folder gone": (lambda image, out: (out / "labels").rename(out / "x"), "is missing"),
-    "output shorter": (lambda image, out: (out / "overlays/a.png.jpg").write_bytes(b""), "jpg was changed"),
+    "output shorter": (lambda image, out: (out / "overlays/a.png.jpg").write_bytes(b""), "jpg is damaged"),
     "output other": (
         lambda image, out: (out / "overlays/a.png.jpg").write_bytes(b"CONTENT 0" * 5),
-        "overlays/a.png.jpg was changed",
+        "overlays/a.png.jpg is damaged",
     ),
+    "output edited": (lambda image, out: Image.new("RGB", (3, 3)).save(out / "overlays/a.png.jpg"), ""),
+    "output edited in another format": (lambda image, out: Image.new("L", (3, 3)).save(out / TIFF, "PNG"), ""),
+    "output edited and cut": (lambda image, out: cut_picture(out / "overlays/a.png.jpg"), "jpg is damaged"),
     "output is a link": (lambda image, out: relink(out / "labels/a.png.tif"), "link"),
     "folder is a link": (lambda image, out: relink(out / "labels"), "link"),
 }
+
+
+TIFF = "labels/a.png.tif"
+
+
+def cut_picture(path: Path) -> None:
+    Image.new("RGB", (300, 300)).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
 
 
 def relink(path: Path) -> None:
@@ -158,7 +170,9 @@ def test_an_image_is_done_if_it_and_its_files_are_as_they_were(images: list[Foun
     decision = decide(images[0], entry, out)
     assert decision.action == ("keep" if case == "image gone" else "work" if words else "skip")
     assert words in decision.reason
-    assert bool(decision.reason) == bool(words)
+    edited = (TIFF if "format" in case else "overlays/a.png.jpg",) if case.startswith("output edited") else ()
+    assert decision.edited == (() if words else edited)
+    assert bool(decision.reason) == bool(words or decision.edited)
 
 
 def test_images_without_a_good_record(images: list[FoundImage], out: Path) -> None:
@@ -171,7 +185,12 @@ def test_images_without_a_good_record(images: list[FoundImage], out: Path) -> No
     linked = FoundImage(images[0].path, "a.png", problem="a link out of the folder")
     assert decide(linked, entries["a.png"], out) == Decision("keep", "a link out of the folder")
     (out / "labels/a.png.tif").unlink()
-    assert decide(linked, entries["a.png"], out).action == "work"
+    Image.new("RGB", (3, 3)).save(out / "overlays/a.png.jpg")
+    decision = decide(linked, entries["a.png"], out)
+    assert (decision.action, decision.edited, decision.outdated) == ("work", ("overlays/a.png.jpg",), ())
+    images[0].path.write_bytes(b"another content")
+    decision = decide(images[0], entries["a.png"], out)
+    assert (decision.action, decision.edited, decision.outdated) == ("work", (), ("overlays/a.png.jpg",))
 
 
 def test_a_changed_output_is_made_again_and_nothing_else(images: list[FoundImage], out: Path) -> None:

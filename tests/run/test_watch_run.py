@@ -131,7 +131,7 @@ def test_what_is_done_already_is_compared_once(
     _, seen = watch(four, out, Microscope(monkeypatch))
     assert [result.image for result in seen] == ["b.png"]
     assert sorted(hashed) == sorted({*hashed})
-    assert len(hashed) == 6
+    assert len(hashed) == 7  # all but the one that is missing: each may have been edited
     assert not caplog.records
     assert results(out) == expected
 
