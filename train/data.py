@@ -50,10 +50,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """Which pairs train and which validate."""
+    """Which pairs train and which validate. ``remark``: what is to be said of how they were divided, or nothing."""
 
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
+    remark: str = field(default="", compare=False)
 
     @cached_property
     def contents(self) -> dict[str, list[tuple[str, str, str]]]:
@@ -91,13 +92,27 @@ def find_pairs(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Pair, ...
     return tuple(pairs)
 
 
-def split_by_image(pairs: Sequence[Pair], val_fraction: float, seed: int) -> Split:
-    """Hold out ``val_fraction`` of the images, drawn by ``seed``, at least one. ``UsageError`` for a single image."""
+def split_by_image(
+    pairs: Sequence[Pair], val_fraction: float, seed: int, groups: Sequence[Sequence[int]] | None = None
+) -> Split:
+    """Hold out ``val_fraction`` of the images, drawn by ``seed``, at least one. ``UsageError`` for a single image.
+
+    ``groups``: indices of ``pairs`` that stay on one side (``same_content``), None for each image alone. Raises
+    ``UsageError`` if there is but one group.
+    """
     if len(pairs) < 2:
         raise UsageError(f"got {len(pairs)} image; two are needed to train and to validate, or give --val-images")
-    order = np.random.default_rng(seed).permutation(len(pairs))
+    groups = [[index] for index in range(len(pairs))] if groups is None else groups
+    if len(groups) < 2:
+        raise UsageError(
+            f"all {len(pairs)} images show the same content; two different ones are needed to train and to validate, "
+            "or give --val-images"
+        )
     n_val = min(max(1, round(val_fraction * len(pairs))), len(pairs) - 1)
-    held_out = set(order[:n_val].tolist())
+    held_out: set[int] = set()
+    for number in np.random.default_rng(seed).permutation(len(groups)).tolist():
+        if len(held_out) < n_val and len(held_out) + len(groups[number]) < len(pairs):
+            held_out.update(groups[number])
     return Split(
         train=tuple(pair for i, pair in enumerate(pairs) if i not in held_out),
         val=tuple(pair for i, pair in enumerate(pairs) if i in held_out),
