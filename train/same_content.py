@@ -54,5 +54,5 @@ def words(groups: Sequence[Sequence[int]]) -> str:
     several = [group for group in groups if len(group) > 1]
     if not several:
         return ""
-    images = sum(map(len, several))
-    return f"{images} images show the same content as another ({len(several)} group{'s' * (len(several) > 1)}): each group stays on one side"
+    images, plural = sum(map(len, several)), "s" * (len(several) > 1)
+    return f"{images} images show the same content as another ({len(several)} group{plural}): groups are not divided"
