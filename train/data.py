@@ -257,7 +257,7 @@ def make_targets(
     if "boundary" in channels:
         planes["boundary"] = targets.boundary_target(labels_hw, config.data.boundary_width_px)
     if "distance" in channels:
-        cells = without_ignored(wide_hw)
+        cells = without_ignored(wide_hw).astype(np.int32, copy=False)
         wide = targets.distance_target(targets.foreground_target(cells), cells)
         planes["distance"] = wide[margin : wide.shape[0] - margin, margin : wide.shape[1] - margin]
     made = {

@@ -71,7 +71,7 @@ def labels_from_boxes(foreground: Mask, boxes: Boxes, whole_classes: Sequence[st
     nearest = np.full((height, width), np.inf, np.float32)
     owner = np.zeros((height, width), np.int32)
     for number, (box, name) in enumerate(zip(boxes.boxes_xyxy, boxes.classes, strict=True), start=1):
-        left, top, right, bottom = (float(value) for value in box)
+        left, top, right, bottom = _completed([float(value) for value in box], height, width)
         radius_x, radius_y = (right - left) / 2, (bottom - top) / 2
         x0, x1 = max(int(left - 0.1 * radius_x), 0), min(int(np.ceil(right + 0.1 * radius_x)), width)
         y0, y1 = max(int(top - 0.1 * radius_y), 0), min(int(np.ceil(bottom + 0.1 * radius_y)), height)
@@ -88,6 +88,21 @@ def labels_from_boxes(foreground: Mask, boxes: Boxes, whole_classes: Sequence[st
         nearest[place][claimed] = distance[claimed]
         owner[place][claimed] = number
     return _finish(owner, foreground)
+
+
+def _completed(box: list[float], height: int, width: int) -> list[float]:
+    """A box that the image's border cuts, as long across it as along it: of the whole round cell."""
+    left, top, right, bottom = box
+    across, along = right - left, bottom - top
+    if across < along and left <= 1:
+        left = right - along
+    elif across < along and right >= width - 1:
+        right = left + along
+    elif along < across and top <= 1:
+        top = bottom - across
+    elif along < across and bottom >= height - 1:
+        bottom = top + across
+    return [left, top, right, bottom]
 
 
 def labels_from_points(foreground: Mask, points: Points, cell_diameter_px: float) -> Labels:

@@ -39,6 +39,16 @@ def test_overlapping_cells_are_cut_along_the_crossings_of_their_outlines():
     assert (labels[40:60, 66:95] == 2).all()
 
 
+@pytest.mark.parametrize("quarters", range(4))
+def test_a_cell_that_the_border_cuts_is_part_of_a_round_one(quarters):
+    whole = empty(100, 100)
+    disc(whole, 3, 50, 20)
+    foreground = np.rot90(whole, quarters)
+    y, x = np.nonzero(foreground)
+    labels = labels_from_boxes(foreground, boxes((x.min(), y.min(), x.max() + 1, y.max() + 1)))
+    assert np.array_equal(labels == 1, foreground)
+
+
 def test_most_of_the_ellipse_is_a_cell_without_foreground_and_all_of_a_white_one():
     box = (30, 30, 70, 70)
     red = labels_from_boxes(empty(), boxes(box))
