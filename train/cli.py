@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cellseg_deploy.cli.console import require_packages, run
+from cellseg_deploy.cli.console import require_packages, run, say
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS
 from cellseg_train.config import (
@@ -28,11 +28,13 @@ from cellseg_train.config import (
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_EXISTING = click.Path(exists=True, path_type=Path)
 _EPILOG = """\b
 Exit codes: 0 done, 2 usage, 3 an image or mask cannot be used, 5 weights or run refused, 6 run folder unusable,
 7 the run is being trained by another process, 8 PyTorch or the device is not available, 129/130/143 interrupted (go on
 with --resume).
 """
+_TEACHING = ("teacher", "marked_cell_diameter", "whole_class", "leave_out_class")
 _SECTIONS = {
     "model": ModelConfig,
     "data": DataConfig,
@@ -81,6 +83,35 @@ def _setting(
 )
 @click.option("--images", multiple=True, type=_FOLDER, help="Folder of training images (PNG, JPEG, TIFF). Repeatable.")
 @click.option("--masks", multiple=True, type=_FOLDER, help="Its masks, by stem: binary, or label images.")
+@click.option(
+    "--boxes",
+    multiple=True,
+    type=_EXISTING,
+    help="Boxes of --images instead of masks (CSV, YOLO, COCO): label images are made from them. Repeatable.",
+)
+@click.option(
+    "--points", multiple=True, type=_EXISTING, help="Points (CSV image,class,x,y) instead of masks. Repeatable."
+)
+@click.option(
+    "--teacher", type=_EXISTING, help="Model that says where cells are for --boxes, --points.  [default: the shipped]"
+)
+@click.option(
+    "--marked-cell-diameter",
+    type=float,
+    metavar="PX",
+    help="Diameter of the cells in the images, for the teacher.  [default: of the boxes, or the teacher's own]",
+)
+@click.option(
+    "--whole-class",
+    multiple=True,
+    metavar="NAME",
+    help="Boxes whose class contains NAME are white cells: their whole ellipse is the cell. Repeatable.  "
+    "[default: white, WBC, leuko, lympho, neutro, mono, ...]",
+)
+@click.option(
+    "--leave-out-class", multiple=True, metavar="NAME", help="Marks of this class are no cells, such as platelets."
+)
+@click.option("--truth-only", is_flag=True, help="Make the label images in RUN/truth and stop.")
 @click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images; without it some of --images.")
 @click.option("--val-masks", multiple=True, type=_FOLDER, help="Masks of --val-images.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Run folder to make; it must not exist.")
@@ -186,6 +217,7 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     \b
     cellseg-train --images smears/ --masks masks/ -o runs/first --weights shipped --image-scale 0.5 --epochs 20
+    cellseg-train --images smears/ --boxes boxes.csv -o runs/boxes --weights shipped --cell-diameter 48
     cellseg-train --resume runs/first
 
     The run folder keeps settings, split, log, pictures, the last checkpoint, and in model.safetensors the best network,
@@ -207,15 +239,21 @@ def command(context: click.Context, /, **options: Any) -> None:
         _resume(resume, quiet)
         _say_next(resume)
         return
-    if not options["images"] or not options["masks"] or out is None:
+    kinds = [kind for kind in ("masks", "boxes", "points") if options[kind]]
+    if not options["images"] or len(kinds) != 1 or out is None:
         raise UsageError(
-            "give --images DIR, --masks DIR and -o RUN to start a training, or --resume RUN to go on with one"
+            "give --images DIR, one of --masks DIR, --boxes FILE and --points FILE, and -o RUN to start a training, "
+            "or --resume RUN to go on with one"
         )
-    _start(out, options, quiet)
-    _say_next(out)
+    truth_only = options.pop("truth_only")
+    if truth_only and kinds == ["masks"]:
+        raise UsageError("--truth-only makes label images from --boxes or --points; got --masks")
+    if _start(out, options, quiet, truth_only=truth_only):
+        _say_next(out)
 
 
-def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
+def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool) -> bool:
+    """Whether a network was trained."""
     require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
     if options["weights"] != "hub" and not options["weights"].startswith(HUB_PREFIX):
         _stay_offline()
@@ -228,6 +266,8 @@ def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
     for key in [key for key in options if "__" in key]:
         section, name = key.split("__")
         sections[section][name] = options.pop(key)
+    marks = {kind: options.pop(kind) for kind in ("boxes", "points")}
+    teaching = {name: options.pop(name) for name in _TEACHING}
     folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
     note = options.pop("data_note")
     options["weights"] = absolute_source(options["weights"])
@@ -235,8 +275,40 @@ def _start(out: Path, options: dict[str, Any], quiet: bool) -> None:
     if measure:
         del sections["data"]["min_object_px"]
     config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
+    if not folders["masks"]:
+        folders["masks"] = _make_truth(out, folders["images"], marks, teaching, config.threads, quiet)
+        if truth_only:
+            return False
     inputs = checkpoint.RunInputs(**{name: tuple(str(p.absolute()) for p in paths) for name, paths in folders.items()})
     start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet, measure_specks=measure)
+    return True
+
+
+def _make_truth(
+    out: Path,
+    images: tuple[Path, ...],
+    marks: dict[str, tuple[Path, ...]],
+    teaching: dict[str, Any],
+    threads: int,
+    quiet: bool,
+) -> tuple[Path, ...]:
+    """Folders of label images made from boxes or points, one for each of ``images``."""
+    from cellseg_train import truth
+
+    kind = "boxes" if marks["boxes"] else "points"
+    if len(marks[kind]) != len(images):
+        raise UsageError(f"got {len(images)} --images and {len(marks[kind])} --{kind}; give them in pairs")
+    settings = truth.TruthSettings(
+        teacher=teaching["teacher"],
+        whole_classes=teaching["whole_class"] or truth.WHOLE_CLASSES,
+        left_out_classes=teaching["leave_out_class"],
+        cell_diameter_px=teaching["marked_cell_diameter"],
+        threads=threads,
+    )
+    return tuple(
+        truth.make_truth(folder, file, kind, out / "truth", number, settings, (lambda _: None) if quiet else say)
+        for number, (folder, file) in enumerate(zip(images, marks[kind], strict=True), start=1)
+    )
 
 
 def _resume(run_folder: Path, quiet: bool) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from cellseg_deploy.cells.ignored import IGNORED, without_ignored
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.evaluate.image_statistics import look_at
 from cellseg_deploy.evaluate.training_match import summary
@@ -49,10 +50,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """Which pairs train and which validate."""
+    """Which pairs train and which validate. ``remark``: what is to be said of how they were divided, or nothing."""
 
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
+    remark: str = field(default="", compare=False)
 
     @cached_property
     def contents(self) -> dict[str, list[tuple[str, str, str]]]:
@@ -90,13 +92,27 @@ def find_pairs(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Pair, ...
     return tuple(pairs)
 
 
-def split_by_image(pairs: Sequence[Pair], val_fraction: float, seed: int) -> Split:
-    """Hold out ``val_fraction`` of the images, drawn by ``seed``, at least one. ``UsageError`` for a single image."""
+def split_by_image(
+    pairs: Sequence[Pair], val_fraction: float, seed: int, groups: Sequence[Sequence[int]] | None = None
+) -> Split:
+    """Hold out ``val_fraction`` of the images, drawn by ``seed``, at least one. ``UsageError`` for a single image.
+
+    ``groups``: indices of ``pairs`` that stay on one side (``same_content``), None for each image alone. Raises
+    ``UsageError`` if there is but one group.
+    """
     if len(pairs) < 2:
         raise UsageError(f"got {len(pairs)} image; two are needed to train and to validate, or give --val-images")
-    order = np.random.default_rng(seed).permutation(len(pairs))
+    groups = [[index] for index in range(len(pairs))] if groups is None else groups
+    if len(groups) < 2:
+        raise UsageError(
+            f"all {len(pairs)} images show the same content; two different ones are needed to train and to validate, "
+            "or give --val-images"
+        )
     n_val = min(max(1, round(val_fraction * len(pairs))), len(pairs) - 1)
-    held_out = set(order[:n_val].tolist())
+    held_out: set[int] = set()
+    for number in np.random.default_rng(seed).permutation(len(groups)).tolist():
+        if len(held_out) < n_val and len(held_out) + len(groups[number]) < len(pairs):
+            held_out.update(groups[number])
     return Split(
         train=tuple(pair for i, pair in enumerate(pairs) if i not in held_out),
         val=tuple(pair for i, pair in enumerate(pairs) if i in held_out),
@@ -116,13 +132,16 @@ def read_pair(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """RGB (H, W, 3) uint8 and label image (H, W) int32 without specks. Raises ``DataError`` naming the file.
 
+    Foreground of unknown instance keeps the value ``IGNORED``, however small a piece of it.
+
     ``mask_foreground``: as in ``DataConfig``.
     """
     image = read_image(pair.image).pixels_hwc
-    labels = read_labels(pair.mask, foreground=mask_foreground)
+    labels = read_labels(pair.mask, foreground=mask_foreground, keep_ignored=True)
     check_same_size(pair, image.shape[:2], labels.shape)
     area = np.bincount(labels.ravel())
     area[0] = min_object_px  # the background stays what it is
+    area[IGNORED:][:1] = min_object_px
     return image, np.where(area[labels] < min_object_px, 0, labels).astype(np.int32)
 
 
@@ -167,10 +186,11 @@ class ExampleStore:
         diameters, facts = [], []
         for index, pair in enumerate(self.pairs):
             image, labels = self._read(pair)
-            facts.append(look_at(pair.stem, image, labels, min_area_px=1))
+            cells = without_ignored(labels)
+            facts.append(look_at(pair.stem, image, cells, min_area_px=1))
             scale = self._data.scale_of(pair.mask)
             example = make_example(image, labels, scale)
-            areas = np.bincount(labels.ravel())[1:]
+            areas = np.bincount(cells.ravel())[1:]
             diameters.append(np.sqrt(4 / np.pi * areas[areas > 0]) * scale)
             size = example.image_hwc.nbytes + example.labels_hw.nbytes
             if size <= self._free_bytes:
@@ -222,7 +242,8 @@ def make_targets(
     labels_hw: npt.NDArray[np.int32], config: TrainConfig, *, margin: int = 0
 ) -> dict[str, npt.NDArray[np.float32]]:
     """What the loss compares with, float32: ``targets`` (K, H, W) in [0, 1] in the order of the model's channels,
-    ``gap`` weights (H, W), and for a surface loss the signed distances ``surface`` (H, W) of the boundary channel.
+    ``gap`` weights (H, W), ``known`` (H, W), 0 where the instance is unknown (``IGNORED``), else 1, and for a surface
+    loss the signed distances ``surface`` (H, W) of the boundary channel.
 
     ``margin``: px on each side of ``labels_hw`` that lie outside the tile (H, W). The distance channel needs them: how
     deep a pixel lies in a cell that the tile cuts is told by the whole cell.
@@ -230,16 +251,19 @@ def make_targets(
     channels, loss = config.model.channels, config.loss
     wide_hw = labels_hw
     labels_hw = labels_hw[margin : labels_hw.shape[0] - margin, margin : labels_hw.shape[1] - margin]
+    known = labels_hw != IGNORED
     foreground = targets.foreground_target(labels_hw)
     planes: dict[str, npt.NDArray[Any]] = {"foreground": foreground}
     if "boundary" in channels:
         planes["boundary"] = targets.boundary_target(labels_hw, config.data.boundary_width_px)
     if "distance" in channels:
-        wide = targets.distance_target(targets.foreground_target(wide_hw), wide_hw)
+        cells = without_ignored(wide_hw).astype(np.int32, copy=False)
+        wide = targets.distance_target(targets.foreground_target(cells), cells)
         planes["distance"] = wide[margin : wide.shape[0] - margin, margin : wide.shape[1] - margin]
     made = {
         "targets": np.stack([planes[name] for name in channels]).astype(np.float32),
         "gap": targets.gap_weights(foreground, labels_hw, loss.gap_weight, loss.gap_sigma_px),
+        "known": known.astype(np.float32),
     }
     if loss.surface_weight:
         made["surface"] = targets.surface_distance(planes["boundary"], loss.surface_clip_px)

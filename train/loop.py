@@ -171,6 +171,7 @@ def train(
                 config.model.channels,
                 config.loss,
                 batch["surface"].to(device) if "surface" in batch else None,
+                batch["known"].to(device),
             )
             if not is_finite(total):
                 raise TrainingDivergedError(

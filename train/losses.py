@@ -21,24 +21,28 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * common + 1) / (probability.sum() + target.sum() + 1)
 
 
-def surface_loss(logits: Tensor, signed_distance: Tensor) -> Tensor:
+def surface_loss(logits: Tensor, signed_distance: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of sigmoid(``logits``) times ``signed_distance`` of the target, both (N, H, W); Kervadec et al. 2019, eq. 5.
 
     A false pixel costs more the further it lies from the target's edge; cross-entropy asks only whether it is false.
-    Negative where the target is found.
+    Negative where the target is found. ``weight`` (N, H, W): of each pixel in the mean, None for 1.
     """
-    return (logits.sigmoid() * signed_distance).mean()
+    return _mean(logits.sigmoid() * signed_distance, weight)
 
 
-def soft_target_loss(logits: Tensor, target: Tensor) -> Tensor:
+def soft_target_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean binary cross-entropy of ``logits`` with ``target`` in [0, 1], less its least possible value, the target's
     entropy: the Kullback-Leibler divergence, 0 where sigmoid(``logits``) is ``target``. Same gradient as the former.
 
     Cross-entropy rather than a squared error as StarDist does (Schmidt et al. 2018): through a sigmoid the latter has
-    next to no gradient where the network is surely wrong.
+    next to no gradient where the network is surely wrong. ``weight``: as in ``surface_loss``.
     """
     entropy = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target))
-    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy).mean()
+    return _mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy, weight)
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    return values.mean() if weight is None else (values * weight).sum() / weight.sum().clamp(min=1)
 
 
 def segmentation_loss(
@@ -48,6 +52,7 @@ def segmentation_loss(
     channels: Sequence[str],
     config: LossConfig,
     surface: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss and its named parts (detached), for ``logits`` and ``targets`` (N, K, H, W), ``gap_weight`` (N, H, W).
 
@@ -55,6 +60,8 @@ def segmentation_loss(
     cross-entropy with its few pixels weighted up, and ``surface_loss`` with the signed distances ``surface`` (N, H, W)
     where ``config.surface_weight`` asks for it. Distance, if it is among them: ``soft_target_loss``. The weighted means
     divide by the sum of weights, so that a tile with many gaps does not raise the learning rate.
+
+    ``known`` (N, H, W): 0 where the instance is unknown: boundary and distance teach nothing there; None for 1.
     """
     foreground, target = logits[:, 0], targets[:, 0]
     pixel_weight = 1 + gap_weight
@@ -67,19 +74,21 @@ def segmentation_loss(
         k = list(channels).index("boundary")
         band = targets[:, k]
         band_weight = 1 + (config.boundary_positive_weight - 1) * band
+        if known is not None:
+            band_weight = band_weight * known
         edge = F.binary_cross_entropy_with_logits(logits[:, k], band, weight=band_weight, reduction="sum")
-        edge = edge / band_weight.sum()
+        edge = edge / band_weight.sum().clamp(min=1)
         total = total + config.boundary_weight * edge
         parts["boundary"] = edge.detach()
         if config.surface_weight:
             if surface is None:
                 raise ValueError("surface_weight is set, but no signed distances were given")
-            shape = surface_loss(logits[:, k], surface)
+            shape = surface_loss(logits[:, k], surface, known)
             total = total + config.surface_weight * shape
             parts["surface"] = shape.detach()
     if "distance" in channels:
         k = list(channels).index("distance")
-        depth = soft_target_loss(logits[:, k], targets[:, k])
+        depth = soft_target_loss(logits[:, k], targets[:, k], known)
         total = total + config.distance_weight * depth
         parts["distance"] = depth.detach()
     return total, parts

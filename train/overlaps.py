@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_train.config import OverlapConfig
 
 Image = npt.NDArray[np.uint8]
@@ -134,7 +135,8 @@ class _Pile:
 
     def __init__(self, image: FloatImage, labels: Labels) -> None:
         self.image, self.labels = image, labels
-        self._whole_px = dict(enumerate(np.bincount(labels.ravel()).tolist()))  # before anything was laid over them
+        numbers, pixels = np.unique(labels, return_counts=True)
+        self._whole_px = dict(zip(numbers.tolist(), pixels.tolist(), strict=True))  # before anything was laid over them
 
     def lay(self, cell: Cutout, centre_yx: npt.NDArray[np.float64]) -> _Ellipse | None:
         """Lay ``cell`` with its middle at ``centre_yx``; None, and nothing changes, where that hides another cell or
@@ -150,6 +152,7 @@ class _Pile:
         if mine is None:
             return None
         label = max(self._whole_px) + 1
+        label += label == IGNORED
         self._whole_px[label] = int(np.count_nonzero(cell.mask))
         self.labels[box][mine] = label
         # The rim of a mask is a pixel or two off the rim of the cell; fading out hides the seam.
@@ -160,6 +163,8 @@ class _Pile:
     def _mine(self, mask: Mask, box: tuple[slice, slice], own: _Ellipse) -> Mask | None:
         """Which pixels of ``mask`` the new cell gets, None if it or a cell below would no longer be visible."""
         below = np.where(mask, self.labels[box], 0)
+        if (below == IGNORED).any():  # what lies there has no outline that could be cut
+            return None
         mine = mask.copy()
         corner = (box[0].start, box[1].start)
         for label in np.unique(below[below > 0]).tolist():
@@ -213,9 +218,9 @@ def _grow(
 
 
 def _whole_labels(labels_hw: Labels) -> list[int]:
-    """Labels that do not touch the border of the tile, ascending."""
+    """Labels of cells that do not touch the border of the tile, ascending."""
     border = np.unique(np.concatenate([labels_hw[0], labels_hw[-1], labels_hw[:, 0], labels_hw[:, -1]]))
-    return sorted(set(np.unique(labels_hw).tolist()) - {0} - set(border.tolist()))
+    return sorted(set(np.unique(labels_hw).tolist()) - {0, IGNORED} - set(border.tolist()))
 
 
 def _grown(mask: Mask, px: int) -> Mask:

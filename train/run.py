@@ -19,7 +19,7 @@ from cellseg_deploy.files.atomic import make_folder, remove_stale
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.images.find import Pair
 from cellseg_deploy.models.spec import MIN_OBJECT_REL, WeightsInfo
-from cellseg_train import checkpoint, loop
+from cellseg_train import checkpoint, loop, same_content
 from cellseg_train.cell_size import check_cell_size
 from cellseg_train.checkpoint import RunInputs, RunRecord
 from cellseg_train.config import DataConfig, TrainConfig
@@ -39,6 +39,8 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
     split = make_split(record.inputs, record.config)
     initial = loop.initial_network(record.config)
     with _reporter(quiet) as reporter:
+        if split.remark:
+            reporter.say(split.remark)
         limit = specks.speck_limit(
             specks.object_areas(split.train, record.config.data.mask_foreground),
             share=MIN_OBJECT_REL,
@@ -88,7 +90,9 @@ def make_split(inputs: RunInputs, config: TrainConfig) -> Split:
     pairs = find_pairs(_paths(inputs.images), _paths(inputs.masks))
     if inputs.val_images or inputs.val_masks:
         return Split(train=pairs, val=find_pairs(_paths(inputs.val_images), _paths(inputs.val_masks)))
-    return split_by_image(pairs, config.data.val_fraction, config.seed)
+    groups = same_content.groups_of([pair.image for pair in pairs])
+    split = split_by_image(pairs, config.data.val_fraction, config.seed, groups)
+    return replace(split, remark=same_content.words(groups))
 
 
 def folder_scales(split: Split, data: DataConfig) -> dict[str, float]:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_deploy.errors import UsageError
 
 Labels = npt.NDArray[np.int32]
@@ -20,13 +21,14 @@ def foreground_target(labels_hw: Labels) -> npt.NDArray[np.uint8]:
     """1 inside cells, 0 elsewhere and on the line where two cells touch; uint8 (H, W).
 
     Masks part touching cells by a background line of a few pixels, which halving the image can swallow. Pixels with
-    a 4-neighbour of another cell become background, so that the line the network must learn is always there.
+    a 4-neighbour of another cell become background, so that the line the network must learn is always there. Foreground
+    of unknown instance (``IGNORED``) is parted from nothing.
     """
     touching = np.zeros(labels_hw.shape, np.bool_)
     # Rows, then columns: a transposed view writes into the same arrays.
     for labels, found in ((labels_hw, touching), (labels_hw.T, touching.T)):
         first, second = labels[:-1], labels[1:]
-        meet = (first != second) & (first > 0) & (second > 0)
+        meet = (first != second) & (first > 0) & (second > 0) & (first != IGNORED) & (second != IGNORED)
         found[:-1] |= meet
         found[1:] |= meet
     return ((labels_hw > 0) & ~touching).astype(np.uint8)

@@ -52,6 +52,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells.count_rules import CountRule, counted
+from cellseg_deploy.cells.ignored import set_aside
 from cellseg_deploy.cells.label_runs import Ints, check_labels
 from cellseg_deploy.cells.measure import boxes, solidities
 from cellseg_deploy.errors import UsageError
@@ -155,9 +156,11 @@ def score_image(
 
     ``min_area_px``: smaller objects count as background on either side, except in ``dice`` and ``iou``.
     ``thresholds``: IoU levels in (0, 1]. ``count_rule``: which cells at the image border enter the count errors (and
-    nothing else), see ``counting``. Raises ``UsageError`` if shapes differ or a value cannot be meant.
+    nothing else), see ``counting``. Pixels of ``true`` with the value 65535 are foreground of unknown instance: nothing
+    counts there (``ignored.set_aside``). Raises ``UsageError`` if shapes differ or a value cannot be meant.
     """
     _check(true, predicted, min_area_px, thresholds)
+    true, predicted = set_aside(true, predicted)
     overlap = overlap_table(true, predicted)
     kept_true = overlap.true_area >= min_area_px
     kept_predicted = overlap.predicted_area >= min_area_px

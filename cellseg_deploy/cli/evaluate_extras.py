@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from cellseg_deploy.cells.ignored import set_aside
 from cellseg_deploy.cells.probability_calibration import Reliability, reliability
 from cellseg_deploy.cli.progress import Progress
 from cellseg_deploy.evaluate import anatomy, contact_sheet, plots, sweep
@@ -63,7 +64,7 @@ class Anatomy:
 
     def add(self, pair: Pair, image: ScoredImage) -> None:
         """Find and show the errors of one image."""
-        findings = anatomy.find(image.true_labels, image.labels, min_area_px=self._min_area_px)
+        findings = anatomy.find(*set_aside(image.true_labels, image.labels), min_area_px=self._min_area_px)
         self.by_image[image.name] = anatomy.summary(findings)
         if self._photographs:
             photo = read_image(pair.image, **self._reading).pixels_hwc

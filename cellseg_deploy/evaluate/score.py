@@ -104,7 +104,7 @@ def predicted_pairs(
     """
 
     def work(pair: Pair, network: Network) -> T:
-        true = read_labels(pair.mask, foreground=predictor.mask_foreground)
+        true = read_labels(pair.mask, foreground=predictor.mask_foreground, keep_ignored=True)
         found = predictor.segment(pair, (true.shape[0], true.shape[1]), network)
         return finish(pair, true, found)
 
@@ -139,7 +139,7 @@ def score_pairs(
 
     if predictor is None:
         for pair in pairs:
-            true = read_labels(pair.mask, foreground=mask_foreground)
+            true = read_labels(pair.mask, foreground=mask_foreground, keep_ignored=True)
             taken: MaskForeground = "light" if mask_foreground == "light" else "auto"
             yield scored(pair, true, read_predicted(pair, (true.shape[0], true.shape[1]), taken))
     else:

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_deploy.cells.label_runs import pieces, renumber, row_runs
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import DataError, UsageError
@@ -142,7 +143,7 @@ def check_settings(max_pixels: int, bit_depth: int | None, pixel_size_um: float 
 
 
 def read_labels(
-    path: Path, *, max_pixels: int = MAX_PIXELS, foreground: MaskForeground = "auto"
+    path: Path, *, max_pixels: int = MAX_PIXELS, foreground: MaskForeground = "auto", keep_ignored: bool = False
 ) -> npt.NDArray[np.int32]:
     """The mask or label image in ``path`` as int32 labels (h, w): 0 background, 1..n in raster order of first pixel.
 
@@ -151,6 +152,9 @@ def read_labels(
     values make a label image, whose regions are kept as they are; a label may be in several pieces, but if most are,
     the values are no labels. A lossy JPEG is read as a binary mask cut at 128, if nearly all of its pixels are nearly
     black or white. ``foreground``: which numbers are cells (``mask_foreground``).
+
+    In a label image of 16 bit or more, 65535 beside other numbers, none of them larger, marks foreground of unknown
+    instance: background here, or with ``keep_ignored`` the value ``IGNORED``, which no cell then has.
 
     Raises ``DataError`` where it is not clear which of the two it is, it looks like a negative, or the file is
     damaged.
@@ -166,10 +170,25 @@ def read_labels(
         values = _cut_jpeg_mask(path, values)
     if foreground == "dark":
         values = _negative(values)
-    labels = _labels_of(path, values)
+    ignored = None if foreground == "dark" else _ignored(values)
+    labels = _labels_of(path, values if ignored is None else np.where(ignored, 0, values).astype(values.dtype))
     if foreground != "light":
-        _check_polarity(path, labels, foreground)
+        # A negative label image of 16 bit has 65535 around its cells.
+        seen = labels if ignored is None else np.where(ignored, labels.max() + 1, labels).astype(np.int32)
+        _check_polarity(path, seen, foreground)
+    if keep_ignored:
+        labels[labels >= IGNORED] += 1  # more cells than numbers below it
+        if ignored is not None:
+            labels[ignored] = IGNORED
     return labels
+
+
+def _ignored(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Pixels (h, w) of unknown instance; None where 65535 is absent, or means a cell: 0 and 65535 are a mask."""
+    if values.dtype.itemsize < 2 or values.size == 0 or values.max() != IGNORED:
+        return None
+    ignored = np.asarray(values == IGNORED)
+    return ignored if len(_distinct(values)) > 2 else None
 
 
 def _negative(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

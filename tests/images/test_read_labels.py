@@ -25,7 +25,7 @@ def test_binary_mask_becomes_four_connected_components(tmp_path: Path) -> None:
 
 def test_label_image_is_kept_and_renumbered(tmp_path: Path) -> None:
     values = np.zeros((5, 5), np.uint16)
-    values[0, 0], values[0, 4], values[4, 4], values[2, 2] = 900, 7, 7, 65535
+    values[0, 0], values[0, 4], values[4, 4], values[2, 2] = 900, 7, 7, 65534
     expected = np.zeros((5, 5), np.int32)
     expected[0, 0], expected[0, 4], expected[4, 4], expected[2, 2] = 1, 2, 2, 3
     for data in (
@@ -249,3 +249,25 @@ def test_true_masks_are_taken_and_their_negatives_are_not(real_data: Path, tmp_p
         with pytest.raises(DataError, match="--mask-foreground dark"):
             read_labels(path)
         assert np.array_equal(read_labels(path, foreground="dark") > 0, cells)
+
+
+def test_65535_beside_other_numbers_is_foreground_of_unknown_instance(tmp_path):
+    stored = np.zeros((40, 60), np.uint16)
+    stored[5:15, 5:15], stored[20:30, 5:15], stored[5:30, 30:50] = 3, 8, 65535
+    path = write(tmp_path / "l", tiff(stored))
+    assert read_labels(path).max() == 2
+    assert (read_labels(path)[stored == 65535] == 0).all()
+    kept = read_labels(path, keep_ignored=True)
+    assert np.array_equal(kept == 65535, stored == 65535)
+    assert np.array_equal(np.where(kept == 65535, 0, kept), read_labels(path))
+
+
+def test_a_mask_of_0_and_65535_and_more_cells_than_that_are_no_unknown_foreground(tmp_path):
+    mask = np.zeros((40, 60), np.uint16)
+    mask[5:15, 5:15] = mask[20:30, 5:15] = 65535
+    assert read_labels(write(tmp_path / "m", tiff(mask)), keep_ignored=True).max() == 2
+    many = np.zeros((600, 600), np.uint32)
+    many[::2, ::2] = np.arange(1, 90_001).reshape(300, 300)
+    labels = read_labels(write(tmp_path / "l", tiff(many)), keep_ignored=True)
+    assert len(np.unique(labels)) == 90_001
+    assert not (labels == 65535).any()
