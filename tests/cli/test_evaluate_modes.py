@@ -65,9 +65,9 @@ def test_sweep_and_anatomy_run_the_network_once(
     calls: list[int] = []
     original = segmenter.Segmenter.segment
 
-    def counted(self: Any, image: Any, *more: Any) -> Any:
+    def counted(self: Any, image: Any, *more: Any, **settings: Any) -> Any:
         calls.append(1)
-        return original(self, image, *more)
+        return original(self, image, *more, **settings)
 
     monkeypatch.setattr(segmenter.Segmenter, "segment", counted)
     assert run(smears, model, "--sweep", "--anatomy") == 0

@@ -31,7 +31,7 @@ def identity(**changes: Any) -> RunIdentity:
         backend={"name": "openvino", "device": "cpu", "precision": "fp32", "engine": "openvino 2026.1"},
         task="counting",
         operating_point={"method": "threshold", "foreground_threshold": 0.5},
-        settings={"scale": None, "halo": 8, "bit_depth": None, "pixel_size_um": None, "count_rule": "all"},
+        settings={"scale": None, "halo": 8, "bit_depth": None, "pixel_size_um": None, "count_rule": "all", "border_cells": "visible", "field_of_view": "auto"},
         saved=("labels", "overlays"),
         versions={"numpy": "2.4.0"},
         inputs=("/smears",),
