@@ -7,9 +7,10 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.label_runs import bands
 from cellseg_deploy.outputs import jpeg
-from cellseg_deploy.outputs.palette import COUNTED_RGB, NOT_COUNTED_RGB
+from cellseg_deploy.outputs.palette import COUNTED_RGB
 
 OUTLINE_RGB = COUNTED_RGB
+_NOT_COUNTED_RGB = (255, 160, 0)  # a thin grey line is lost on a grey field and on pale cells
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
 _LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
 _PLATE_RGB = (16, 16, 16)
@@ -39,7 +40,7 @@ def draw(
     Outlines are the cells' own border pixels, so two touching cells have two lines between them. ``numbers_xy``: where
     to write each cell's label, its centre in px of ``labels`` (n, 2), for labels 1..n. Small images are enlarged by a
     whole factor and huge ones reduced. What lies outside ``field`` (h, w) is darkened. Labels that are not ``counted``,
-    bool (n,), have a grey outline; None if all are.
+    bool (n,), have an orange outline; None if all are.
     A picture too small for the count gets a margin.
     """
     if image_hwc.shape[:2] != labels.shape:
@@ -51,7 +52,7 @@ def draw(
     picture = image_hwc.copy()
     colours = np.full((count + 1, 3), OUTLINE_RGB, np.uint8)
     if counted is not None:
-        colours[1:][~counted] = NOT_COUNTED_RGB
+        colours[1:][~counted] = _NOT_COUNTED_RGB
     thickness = max(1, round(min(labels.shape) / 600))
     for rows in bands((labels.shape[0], labels.shape[1]), at_least=_ROWS_PER_MARGIN * thickness):
         around = slice(max(0, rows.start - thickness), rows.stop + thickness)

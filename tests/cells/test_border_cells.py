@@ -1,4 +1,4 @@
-"""Cells that the border cuts: all visible ones are labelled, and by the count rule ``half`` neighbouring fields add up."""
+"""Cells that the border cuts: all visible ones are labelled, and by the rule ``half`` neighbouring fields add up."""
 
 from __future__ import annotations
 
@@ -121,7 +121,14 @@ def test_quarters_of_smears_add_up_to_the_whole() -> None:
     totals: dict[tuple[str, str], list[int]] = {}
     for seed in range(4):
         params = SmearParams(
-            size_hw=(900, 1200), n_cells=160, cell_diameter_px=40, clustering=0, overlap=0, rouleaux=0, pallor=0, debris=0
+            size_hw=(900, 1200),
+            n_cells=160,
+            cell_diameter_px=40,
+            clustering=0,
+            overlap=0,
+            rouleaux=0,
+            pallor=0,
+            debris=0,
         )
         truth = make_smear(params, seed).labels_hw
         shown = np.where(truth[..., np.newaxis] > 0, 40, 215).astype(np.uint8).repeat(3, axis=2)

@@ -101,7 +101,9 @@ def test_which_cells_count(rule: CountRule, expected: list[int]) -> None:
     from cellseg_deploy.cells.measure import boxes, measure
 
     table = measure(BORDER)
-    assert counted(table.boxes, HW, rule, areas_px=table.columns["area_px"]).tolist() == [bool(value) for value in expected]
+    assert counted(table.boxes, HW, rule, areas_px=table.columns["area_px"]).tolist() == [
+        bool(value) for value in expected
+    ]
     assert np.array_equal(boxes(BORDER, np.arange(1, 9)), table.boxes)
 
 

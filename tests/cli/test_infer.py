@@ -350,6 +350,30 @@ def test_cells_cut_by_the_border_count_as_the_rule_says(
     assert (f"{number} counted" in capsys.readouterr().out) == (rule not in ("half", "all"))
 
 
+def test_labels_and_confluence_show_what_no_rule_counts(model: Path, smears: Path, tmp_path: Path) -> None:
+    """Every file has the cells cut by the border, whatever the count rule; which of them count is said in each."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(draw_discs((400, 400), [(-5, 30), (200, 402), (200, 200)])).save(folder / "a.png")
+    seen = {}
+    for rule, expected in {"half": [False, True, False], "all": [True] * 3, "frame": [False, True, False]}.items():
+        out = tmp_path / rule
+        saved = ("--save", "labels,overlays,coco")
+        assert infer(folder, "-o", out, "--model", model, "--count-rule", rule, "-q", *saved) == 0
+        cells, (image,) = rows(out / "cells.csv"), rows(out / "images.csv")
+        assert [row["counted"] == "true" for row in cells] == expected
+        assert [one["counted"] for one in json.loads((out / "coco/a.png.json").read_text())["annotations"]] == expected
+        assert (image["cells"], image["counted"]) == ("3", str(sum(expected)))
+        labels = tifffile.imread(out / "labels/a.png.tif")
+        seen[rule] = (labels.tobytes(), image["confluence"])
+        picture = np.asarray(Image.open(out / "overlays/a.png.jpg").convert("RGB")).astype(int)
+        for number, is_counted in enumerate(expected, start=1):
+            line = picture[labels == number]
+            assert (line[:, 1] > 200).any() == is_counted, "a green outline"
+            assert (line[:, 0] > 200).any() == (not is_counted), "an orange outline"
+    assert len(set(seen.values())) == 1
+
+
 def test_a_cuda_graph_needs_tensorrt(
     model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
