@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from conftest import ROOT, THREE, draw_discs, run_obeying_permissions
 from PIL import Image
-from running import files, infer, rows
+from running import files, infer, results, rows
 
 from cellseg_deploy.cli.infer import command
 from cellseg_deploy.run.folder import RunOptions
@@ -372,6 +372,27 @@ def test_labels_and_confluence_show_what_no_rule_counts(model: Path, smears: Pat
             assert (line[:, 1] > 200).any() == is_counted, "a green outline"
             assert (line[:, 0] > 200).any() == (not is_counted), "an orange outline"
     assert len(set(seen.values())) == 1
+
+
+def test_a_run_of_an_earlier_version_gives_its_numbers_again(
+    model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its run.json says nothing of border cells: those below the model's limit were not labelled then."""
+    shown = draw_discs((60, 60), [(-6, 30), (30, 30)])  # a sliver of 0.14 of the model's cell, whose limit is 0.2
+    Image.fromarray(shown).save(smears / "sliver.png")
+    before, now, again = tmp_path / "before", tmp_path / "now", tmp_path / "again"
+    as_then = ("--count-rule", "all", "--border-cells", "model", "--field", "full")
+    assert infer(smears, "-o", before, "--model", model, "-q", *as_then) == 0
+    record = json.loads((before / "run.json").read_text())
+    for setting in ("border_cells", "field_of_view"):
+        del record["identity"]["settings"][setting]
+    (before / "run.json").write_text(json.dumps(record))
+    assert infer("--like", before / "run.json", "-o", again, "-q") == 0
+    assert results(again) == results(before)
+    assert capsys.readouterr().err == ""
+    assert infer(smears, "-o", now, "--model", model, "-q") == 0
+    found = [row for out in (before, now) for row in rows(out / "images.csv") if row["image"] == "sliver.png"]
+    assert [(row["cells"], row["counted"]) for row in found] == [("1", "1"), ("2", "1")]
 
 
 def test_a_cuda_graph_needs_tensorrt(
