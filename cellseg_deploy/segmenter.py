@@ -20,6 +20,7 @@ import numpy.typing as npt
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.batching import Job, Network, Overlapped, alone
+from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, counted
 from cellseg_deploy.cells.field_of_view import (
     MAX_AREA,
     Field,
@@ -32,7 +33,13 @@ from cellseg_deploy.cells.field_of_view import (
 )
 from cellseg_deploy.cells.field_of_view import note as field_note
 from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock
-from cellseg_deploy.cells.instances import check_params, segment
+from cellseg_deploy.cells.instances import (
+    VISIBLE_AREA_REL,
+    BorderCells,
+    check_border_cells,
+    check_params,
+    segment,
+)
 from cellseg_deploy.cells.measure import CellTable, measure
 from cellseg_deploy.cells.scale import CellDiameter, fixed_scale, lost_note, scale_from_cells, size_note
 from cellseg_deploy.cells.stain import negative_note
@@ -56,6 +63,7 @@ class Segmentation:
     (K, h', w') in [0, 1] at model scale, channels as in the ModelSpec. ``table``: a row a cell, in image px.
     ``scale``: model px per image px. ``seconds``: seconds of each stage. ``notes``: what the user should know.
     ``field``: bool (h, w), the field of view, outside of which there is no cell; None if it is the whole image.
+    ``model_cell_px``: area of the model's typical cell in px of the image.
     """
 
     labels: npt.NDArray[np.int32]
@@ -65,11 +73,23 @@ class Segmentation:
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
     field: Mask | None = None
+    model_cell_px: float | None = None
 
     @property
     def count(self) -> int:
-        """Number of cells."""
+        """Number of cells that were found, those that the border cuts among them; see ``counted``."""
         return int(self.labels.max(initial=0))
+
+    def counted(self, rule: CountRule = DEFAULT_RULE) -> npt.NDArray[np.bool_]:
+        """Whether each cell counts under ``rule``, bool (n,) in the order of ``table``; see ``cells.count_rules``."""
+        return counted(
+            self.table.boxes,
+            (self.labels.shape[0], self.labels.shape[1]),
+            rule,
+            None if self.field is None else edges(self.labels, self.field, self.count),
+            areas_px=self.table.columns["area_px"],
+            model_cell_px=self.model_cell_px,
+        )
 
     @property
     def confluence(self) -> float:
@@ -94,13 +114,16 @@ class Segmenter:
         cell_diameter_px: CellDiameter = None,
         batch_size: int = BATCH_SIZE,
         halo: int | None = None,
+        border_cells: BorderCells = "visible",
     ) -> None:
         """Settings for all images that follow; the backend stays the caller's to close.
 
         ``task``: whose operating point to use. ``scale``: model px per image px; or ``cell_diameter_px``: median
         cell diameter in the images, from which the scale follows; with neither, images have the scale of the
         training images. ``batch_size``: tiles a call of the network; results do not depend on it. ``halo``: context
-        px on each side of a tile that are thrown away, None for the model's own.
+        px on each side of a tile that are thrown away, None for the model's own. ``border_cells``: which cells cut by
+        the border are labelled: ``visible``, or ``model``, those above the ``min_border_area_rel`` of its operating
+        point, as in earlier versions.
 
         Raises ``UsageError`` for a setting outside its range.
         """
@@ -109,6 +132,8 @@ class Segmenter:
         self.task = task
         self.params: InstanceParams = spec.operating_point(task)
         check_params(self.params)
+        check_border_cells(border_cells)
+        self.border_cells: BorderCells = border_cells
         self.scale = fixed_scale(
             spec.image_scale, spec.cell_diameter_px, scale=scale, cell_diameter_px=cell_diameter_px
         )
@@ -142,6 +167,7 @@ class Segmenter:
         precision: str | None = None,
         streams: int | None = None,
         given: str | Path | None = None,
+        border_cells: BorderCells = "visible",
     ) -> Segmenter:
         """Open the model file ``path`` (None: the model that ships with the package); settings as ``__init__``, or as
         ``open_backend``.
@@ -170,6 +196,7 @@ class Segmenter:
                 cell_diameter_px=cell_diameter_px,
                 batch_size=batch_size,
                 halo=halo,
+                border_cells=border_cells,
             )
         except BaseException:
             opened.close()
@@ -231,7 +258,13 @@ class Segmenter:
             table = measure(labels)
             if inside is not None:
                 table.columns["touches_border"] |= edges(labels, inside, len(table)).any(axis=1)
-        return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes), inside)
+        return Segmentation(
+            labels, probabilities, table, scale, clock.seconds, tuple(notes), inside, self._model_cell_px(scale)
+        )
+
+    def _model_cell_px(self, scale: float) -> float:
+        """Area of the model's typical cell in px of an image at ``scale``."""
+        return float(np.pi / 4 * (self.backend.spec.cell_diameter_px / scale) ** 2)
 
     def overlapped(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Overlapped[T]:
         """Runs ``jobs``, which call ``segment`` with the network they are given, side by side; see ``batching``."""
@@ -277,11 +310,14 @@ class Segmenter:
                 self.params,
                 cell_diameter_px=self.backend.spec.cell_diameter_px,
                 out_hw=(image_hwc.shape[0], image_hwc.shape[1]),
+                border_cells=self.border_cells,
             )
             if inside is not None:
-                cell_px = np.pi / 4 * (self.backend.spec.cell_diameter_px / scale) ** 2
                 rel = self.params.min_border_area_rel
-                labels = inside_field(labels, inside, min_edge_area_rel=rel, max_area_px=MAX_AREA * cell_px)
+                if self.border_cells == "visible":
+                    rel = min(rel, VISIBLE_AREA_REL)
+                largest_px = MAX_AREA * self._model_cell_px(scale)
+                labels = inside_field(labels, inside, min_edge_area_rel=rel, max_area_px=largest_px)
         return probabilities, labels
 
     def _probabilities(

@@ -1,31 +1,44 @@
-"""Which cells count, where the image border cuts some.
+"""Which cells count, where the image border cuts some. Every cell is labelled and measured, whatever the rule.
 
-``all``              every cell that was found, whole or cut. Right for the number in this very picture; too many
-                     for a density, because a cell on the border of two neighbouring fields is counted in both.
+``half``             the default: whole cells, and those of which at least half is judged to lie in the picture. Of two
+                     fields beside each other one has the larger part, so sums add up.
+``all``              every cell that was found, whole or cut. Right for what this very picture shows; too many for a
+                     density, because a cell on the border of two neighbouring fields is counted in both.
 ``exclude-border``   none that touches the border. Right for shape and size, which a cut cell does not have; too few
                      for a density, and large cells are lost more often than small ones.
 ``frame``            the unbiased counting frame (Gundersen, Notes on the estimation of the numerical density of
                      arbitrary profiles: the edge effect, J. Microsc. 111 (1977) 219-223) with the picture as the
                      frame: cells that touch the left or the bottom side are out, those at the top or the right side
                      are in; out where a cell touches both. Of fields that tile a slide each cell is then counted
-                     once, whatever its size, so cells / area is a density without bias, as far as cut cells are found
-                     at all: operating points leave out those of which less than a share is seen
-                     (``min_border_area_rel``), for these a field counts too few. (Gundersen's forbidden line
-                     goes on beyond the frame, where a picture shows nothing: a cell that winds round a corner of the
-                     picture may still be counted in two fields.)
+                     once, whatever its size, so cells / area is a density without bias, as far as slivers are found.
+                     (Gundersen's forbidden line goes on beyond the frame, where a picture shows nothing: a cell that
+                     winds round a corner of the picture may still be counted in two fields.)
+
+How ``half`` judges: a cut cell counts if its area is at least half of the typical cell's, the median whole cell of the
+same image, or the model's where there are too few. Area alone asks nothing of how the cell is cut: one side, a corner,
+opposite sides and the edge of a round field are judged alike, and a sliver is never taken for a cell. Estimates from
+the shape of what is seen (an ellipse's area / (chord * depth) at the border reaches pi / 4 where half of it is in) need
+no typical cell, but a pixel more or less in the depth of a piece moves them far, and cells that touch are no ellipses:
+ten photographs cut into quarters summed up to -2 % of the whole with them, to -0.4 % by area.
+A large cell cut in two may count twice and a small one not at all; where sizes scatter evenly these cancel out. A cell
+whose quarters lie in four fields counts in none.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.errors import UsageError
 
-CountRule = Literal["all", "exclude-border", "frame"]
-COUNT_RULES: tuple[CountRule, ...] = ("all", "exclude-border", "frame")
+CountRule = Literal["half", "all", "exclude-border", "frame"]
+COUNT_RULES: tuple[CountRule, ...] = ("half", "all", "exclude-border", "frame")
+DEFAULT_RULE: CountRule = "half"
+
+_FEW_CELLS = 8  # whole ones, below which their median says less than the model
+_SMALLEST_CELL = 0.1  # of the model's cell; smaller objects (platelets, debris) have no part in the median
 
 
 def counted(
@@ -33,29 +46,54 @@ def counted(
     image_hw: tuple[int, int],
     rule: CountRule,
     at_edge: npt.NDArray[np.bool_] | None = None,
+    *,
+    areas_px: npt.NDArray[np.integer[Any]] | None = None,
+    model_cell_px: float | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Whether each cell counts under ``rule``, bool (n,).
 
     ``boxes``: left, top, width, height of each cell in px, (n, 4). ``at_edge``: whether the edge of the field of view
     lies at its left, top, right, bottom, bool (n, 4), where the field is not the whole picture; it counts as border.
-    Raises ``UsageError`` for an unknown rule.
+    For ``half``: ``areas_px`` of the cells in px, (n,), and ``model_cell_px``, the area of the model's typical cell in
+    px of the image, None if no model is known. Raises ``UsageError`` for an unknown rule, or ``half`` without areas.
     """
     check_rule(rule)
-    left, top, width, height = boxes.T
-    at_left, at_bottom = left == 0, top + height == image_hw[0]
-    at_top, at_right = top == 0, left + width == image_hw[1]
-    if at_edge is not None:
-        at_left, at_top, at_right, at_bottom = (
-            here | edge for here, edge in zip((at_left, at_top, at_right, at_bottom), at_edge.T, strict=True)
-        )
     if rule == "all":
         return np.ones(len(boxes), np.bool_)
+    at_side = _at_side(boxes, image_hw)
+    if at_edge is not None:
+        at_side |= at_edge
     if rule == "frame":
-        return np.asarray(~(at_left | at_bottom))
-    return np.asarray(~(at_left | at_bottom | at_top | at_right))
+        return np.asarray(~(at_side[:, 0] | at_side[:, 3]))
+    whole = np.asarray(~at_side.any(axis=1))
+    if rule == "exclude-border":
+        return whole
+    if areas_px is None:
+        raise UsageError("count rule half judges by the cells' areas: give areas_px")
+    return np.asarray(whole | (2 * areas_px >= _typical_px(areas_px, whole, model_cell_px)))
 
 
 def check_rule(rule: str) -> None:
     """Raise ``UsageError`` if there is no such rule."""
     if rule not in COUNT_RULES:
         raise UsageError(f"count rule must be one of {', '.join(COUNT_RULES)}, got {rule!r}")
+
+
+def _at_side(boxes: npt.NDArray[np.int64], image_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Whether each cell touches the picture's left, top, right, bottom, bool (n, 4)."""
+    left, top, width, height = boxes.T
+    return np.stack([left == 0, top == 0, left + width == image_hw[1], top + height == image_hw[0]], axis=1)
+
+
+def _typical_px(
+    areas_px: npt.NDArray[np.integer[Any]], whole: npt.NDArray[np.bool_], model_cell_px: float | None
+) -> float:
+    """Area in px of a whole cell, by the image's ``whole`` cells (n,) and the model's.
+
+    Without a model, few whole cells must do; without any, the median of the cut ones stands for them.
+    """
+    if model_cell_px is None:
+        known = areas_px[whole] if whole.any() else areas_px
+        return float(np.median(known)) if len(known) else 0.0
+    cells = areas_px[whole & (areas_px >= _SMALLEST_CELL * model_cell_px)]
+    return model_cell_px if len(cells) < _FEW_CELLS else float(np.median(cells))

@@ -19,6 +19,9 @@ boundary. With *score* = foreground - boundary_weight * boundary:
    boundaries on all sides made a seed of its own) goes to the neighbour with the longest common border, so that no
    hole is left in the foreground; one that stands alone is a speck and is dropped, and so is one at the image border:
    the end of a cell that lies outside. Cells that touch the image border are dropped below ``min_border_area_rel``.
+   With ``border_cells="visible"`` cells at the image border stay from ``VISIBLE_AREA_REL`` on, and which of them count
+   is the count rule's business. Of fragments there, one that shares a longer line with a cell than with the border is
+   a part of that cell, split off like any other; the rest are the ends of cells that lie outside.
 6. Holes up to ``max_hole_rel`` that lie inside a single cell are filled (pallor). A gap between several cells is no
    hole, however small.
 
@@ -36,7 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +51,11 @@ from cellseg_deploy.models.spec import BoundaryParams, DistanceParams, InstanceP
 Plane = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+BorderCells = Literal["visible", "model"]
+BORDER_CELLS: tuple[BorderCells, ...] = ("visible", "model")
+VISIBLE_AREA_REL = 0.03
+"""Share of the typical cell that a piece at the image border must have to be labelled: a strip of 7 % of a diameter, 54
+px for a cell of 48 px. Networks draw smaller ones of noise, and a seed (``min_seed_area_rel``) is no smaller either."""
 _FEW_CELLS = 8
 
 
@@ -58,12 +66,14 @@ def segment(
     *,
     cell_diameter_px: float,
     out_hw: tuple[int, int] | None = None,
+    border_cells: BorderCells = "model",
 ) -> Labels:
     """Label image int32 of ``probabilities_khw`` (K, h, w) in [0, 1]; 0 = background, cells 1..n in raster order.
 
     ``channels``: names of the K channels; the type of ``params`` chooses the method. ``cell_diameter_px``: median cell
     diameter in px of the probabilities. ``out_hw``: size of the labels, by default (h, w). With another size cells are
-    found at (h, w) and brought to it afterwards, see ``enlarge``.
+    found at (h, w) and brought to it afterwards, see ``enlarge``. ``border_cells``: of those that the image border cuts
+    all that are visible, or those that the limits of ``params`` let in, as a calibration on masks needs it.
 
     Raises ``UsageError`` for shapes, channels or parameters that cannot be meant.
     """
@@ -79,8 +89,8 @@ def segment(
     else:
         labels = label_threshold(foreground, params)
     typical_px = typical_area(labels, disc_px)
-    labels = join_fragments(labels, params.min_area_rel * typical_px)
-    labels = drop_small(labels, params.min_area_rel * typical_px, params.min_border_area_rel * typical_px)
+    labels = join_fragments(labels, params.min_area_rel * typical_px, at_border=border_cells == "visible")
+    labels = drop_small(labels, params.min_area_rel * typical_px, _min_border_rel(params, border_cells) * typical_px)
     labels = fill_holes(labels, params.max_hole_rel * disc_px)
     if out_hw is not None and out_hw != labels.shape:
         runs = enlarge(labels, foreground, params.foreground_threshold, out_hw)
@@ -178,32 +188,42 @@ def typical_area(labels: Labels, disc_px: float) -> float:
     return float(np.clip(np.median(cells), 0.25 * disc_px, disc_px))
 
 
-def drop_small(labels: Labels, min_px: float, min_border_px: float = 0) -> Labels:
+def _min_border_rel(params: InstanceParams, border_cells: BorderCells) -> float:
+    """Share of the typical cell below which a cell at the border is dropped."""
+    by_model = max(params.min_area_rel, params.min_border_area_rel)
+    return by_model if border_cells == "model" else min(VISIBLE_AREA_REL, by_model)
+
+
+def drop_small(labels: Labels, min_px: float, min_border_px: float | None = None) -> Labels:
     """``labels`` without those of fewer than ``min_px`` pixels; numbers are kept.
 
-    Those with a pixel in the outermost row or column need ``min_border_px`` too.
+    For those with a pixel in the outermost row or column ``min_border_px`` is the limit, if given.
     """
     area = np.bincount(labels.reshape(-1))
     large = area >= min_px
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        large[edge[area[edge] < min_border_px]] = False
+    if min_border_px is not None:
+        for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+            large[edge] = area[edge] >= min_border_px
     kept = np.where(large, np.arange(len(area), dtype=np.int32), np.int32(0))
     return np.take(kept, labels)
 
 
-def join_fragments(labels: Labels, min_px: float) -> Labels:
+def join_fragments(labels: Labels, min_px: float, *, at_border: bool = False) -> Labels:
     """``labels`` with each one below ``min_px`` pixels given to the large neighbour of the longest common border.
 
     Border length: pairs of 4-neighbours; of equal ones the smaller number. A fragment that only touches fragments waits
     until one of them was given away; one that touches nothing stays, with its number. So does one at the image border:
-    it is more likely the end of a cell of its own, most of which lies outside the picture.
+    it is more likely the end of a cell of its own, most of which lies outside the picture; with ``at_border`` unless
+    its border with that neighbour is longer than its line of pixels at the image border.
     """
     area = np.bincount(labels.reshape(-1))
     is_cell = area >= min_px
     is_fragment = (area > 0) & ~is_cell
-    for numbers in (0, labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        is_fragment[numbers] = False
-    is_cell[0] = False
+    edges = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
+    cut_px = np.bincount(edges, minlength=len(area))
+    if not at_border:
+        is_fragment[edges] = False
+    is_fragment[0] = is_cell[0] = False
     if not is_fragment.any():
         return labels
     pairs = [
@@ -222,6 +242,11 @@ def join_fragments(labels: Labels, min_px: float) -> Labels:
         fragment, neighbour = fragment[fits], neighbour[fits]
         both, where = np.unique(np.column_stack((fragment, neighbour)), axis=0, return_inverse=True)
         length = np.bincount(where.reshape(-1), weights=border[fits])
+        longer = length > cut_px[both[:, 0]]
+        if not longer.all():
+            both, length = both[longer], length[longer]
+            if not len(both):
+                return np.take(owner, labels)
         order = np.lexsort((both[:, 1], -length, both[:, 0]))
         given, first = np.unique(both[order, 0], return_index=True)
         owner[given] = both[order[first], 1]
@@ -356,6 +381,12 @@ def _check(
     if out_hw is not None and min(out_hw) < 1:
         raise UsageError(f"out_hw must be positive, got {out_hw}")
     check_params(params)
+
+
+def check_border_cells(border_cells: str) -> None:
+    """Raise ``UsageError`` if there is no such setting."""
+    if border_cells not in BORDER_CELLS:
+        raise UsageError(f"border cells must be one of {', '.join(BORDER_CELLS)}, got {border_cells!r}")
 
 
 def check_params(params: InstanceParams) -> None:

@@ -52,6 +52,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells.count_rules import CountRule, counted
+from cellseg_deploy.cells.field_of_view import edges
 from cellseg_deploy.cells.ignored import set_aside
 from cellseg_deploy.cells.label_runs import Ints, check_labels
 from cellseg_deploy.cells.measure import boxes, solidities
@@ -151,13 +152,15 @@ def score_image(
     min_area_px: int = MIN_AREA_PX,
     thresholds: Sequence[float] = MAP_THRESHOLDS,
     count_rule: CountRule = "all",
+    field: Flags | None = None,
 ) -> ImageScore:
     """Compare two label images (h, w) of any integer type; numbers may have gaps.
 
     ``min_area_px``: smaller objects count as background on either side, except in ``dice`` and ``iou``.
     ``thresholds``: IoU levels in (0, 1]. ``count_rule``: which cells at the image border enter the count errors (and
-    nothing else), see ``counting``. Pixels of ``true`` with the value 65535 are foreground of unknown instance: nothing
-    counts there (``ignored.set_aside``). Raises ``UsageError`` if shapes differ or a value cannot be meant.
+    nothing else), see ``count_rules``; ``field``: bool (h, w), the field of view, whose edge is border to it, None if
+    it is the whole image. Pixels of ``true`` with the value 65535 are foreground of unknown instance: nothing counts
+    there (``ignored.set_aside``). Raises ``UsageError`` if shapes differ or a value is invalid.
     """
     _check(true, predicted, min_area_px, thresholds)
     true, predicted = set_aside(true, predicted)
@@ -176,6 +179,18 @@ def score_image(
     true_boxes, predicted_boxes = boxes(true, overlap.true_number), boxes(predicted, overlap.predicted_number)
     border_true = ~counted(true_boxes, image_hw, "exclude-border")
     border_predicted = ~counted(predicted_boxes, image_hw, "exclude-border")
+
+    def let_in(labels: npt.NDArray[np.integer[Any]], number: Ints, box: Ints, area: Ints, kept: Flags) -> Flags:
+        """Which of the cells ``kept`` (n,) the count rule lets in; specks are no measure of a cell."""
+        at_edge = None if field is None else edges(labels, field, int(labels.max(initial=0)))[number - 1][kept]
+        result = np.zeros_like(kept)
+        result[kept] = counted(box[kept], image_hw, count_rule, at_edge, areas_px=area[kept])
+        return result
+
+    counted_true = let_in(true, overlap.true_number, true_boxes, overlap.true_area, kept_true)
+    counted_predicted = let_in(
+        predicted, overlap.predicted_number, predicted_boxes, overlap.predicted_area, kept_predicted
+    )
     doubtful = border_predicted | in_clumps(overlap, border_true)
 
     nearby = [at_least(common, union, float(t)) for t in thresholds]
@@ -195,8 +210,8 @@ def score_image(
             n_predicted=(int(predicted_cells.sum()),) * len(nearby),
             true_positives=matches(true_cells, predicted_cells),
             counted=(
-                int((true_cells & counted(true_boxes, image_hw, count_rule)).sum()),
-                int((predicted_cells & counted(predicted_boxes, image_hw, count_rule)).sum()),
+                int((true_cells & counted_true).sum()),
+                int((predicted_cells & counted_predicted).sum()),
             ),
         )
 

@@ -237,15 +237,36 @@ def mask_options(function: F) -> F:
 
 
 def count_options(function: F) -> F:
-    """Which cells count, in every command that counts."""
-    return click.option(
-        "--count-rule",
-        type=click.Choice(["all", "exclude-border", "frame"]),
-        default="all",
-        show_default=True,
-        help="Cells that were found and that the image border cuts: all count, none, or those at the top and right "
-        "side (the unbiased frame: out at the left and bottom).",
-    )(function)
+    """Where cells are looked for, and which count, in every command that counts."""
+    options = [
+        click.option(
+            "--count-rule",
+            type=click.Choice(["half", "all", "exclude-border", "frame"]),
+            default="half",
+            show_default=True,
+            help="Which cells that the image border cuts count: those of which at least half is judged to be in the "
+            "picture, all, none, or those at the top and right side (the unbiased frame: out at the left and bottom).",
+        ),
+        click.option(
+            "--border-cells",
+            type=click.Choice(["visible", "model"]),
+            default="visible",
+            show_default=True,
+            help="Which cells that the image border cuts are labelled: all that are visible, or those above the "
+            "model's own limit, as in earlier versions.",
+        ),
+        click.option(
+            "--field",
+            type=click.Choice(["auto", "full"]),
+            default="auto",
+            show_default=True,
+            help="Leave out what is not field of view (eyepiece surround, frame, letterbox, band), or take the full "
+            "picture.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def log_options(function: F) -> F:

@@ -142,7 +142,7 @@ def _reading(options: Options) -> dict[str, Any]:
 def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) -> Generator[ImageFacts, None, None]:
     def work(image: FoundImage, network: Network) -> ImageFacts:
         loaded = read_image(image.path, **_reading(options))
-        found = segmenter.segment(loaded.pixels_hwc, network)
+        found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
         return image_statistics.look_at(
             image.name,
             loaded.pixels_hwc,

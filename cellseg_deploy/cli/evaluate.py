@@ -15,6 +15,8 @@ from cellseg_deploy.cli import console, evaluate_options
 
 if TYPE_CHECKING:
     from cellseg_deploy.cells.count_rules import CountRule
+    from cellseg_deploy.cells.field_of_view import Field
+    from cellseg_deploy.cells.instances import BorderCells
     from cellseg_deploy.evaluate.score import Predictor
     from cellseg_deploy.evaluate.specks import SpeckLimit
     from cellseg_deploy.images.find import Pair
@@ -99,6 +101,8 @@ class Options:
     max_pixels: int | None
     bit_depth: int | None
     count_rule: CountRule
+    border_cells: BorderCells
+    field: Field
     mask_foreground: MaskForeground
     quiet: bool
     verbose: int
@@ -122,6 +126,7 @@ class Options:
             cuda_graph=self.cuda_graph,
             precision=self.precision,
             streams=self.streams,
+            border_cells=self.border_cells,
         )
 
     @property
@@ -140,6 +145,7 @@ class Options:
             self.bit_depth,
             keep_probabilities=keep_probabilities,
             mask_foreground=self.mask_foreground,
+            field=self.field,
             **limit,
         )
 

@@ -60,7 +60,11 @@ def run(options: Options, folder: Path) -> int:
         stack.enter_context(report_folder(options.output, score.PROGRAM, FILES))
         found = list(with_progress(counts, len(images), options.quiet))
         result = agreement.agree([image.count for image in images], found)
-        about |= {"count_rule": options.count_rule, "min_area_px": options.min_area or 0}
+        about |= {
+            "count_rule": options.count_rule,
+            "field_of_view": options.field,
+            "min_area_px": options.min_area or 0,
+        }
         _write(options.output, images, found, result, about)
     if not options.quiet:
         _print(result, options.output)
@@ -71,9 +75,10 @@ def count_cells(labels: npt.NDArray[np.int32], rule: CountRule, min_area_px: int
     """Cells of ``labels`` (h, w), of ``min_area_px`` and more, that count under ``rule``."""
     area = np.bincount(labels.ravel())
     area[:1] = 0
-    numbers = np.flatnonzero(area)
-    let_in = counted(boxes(labels, numbers), (labels.shape[0], labels.shape[1]), rule)
-    return int((let_in & (area[numbers] >= min_area_px)).sum())
+    numbers = np.flatnonzero(area >= max(1, min_area_px))
+    kept = np.where(np.isin(labels, numbers), labels, 0)
+    hw = (labels.shape[0], labels.shape[1])
+    return int(counted(boxes(kept, numbers), hw, rule, areas_px=area[numbers]).sum())
 
 
 def _of_model(images: Sequence[CountedImage], segmenter: Segmenter, options: Options) -> Generator[int, None, None]:
@@ -81,8 +86,9 @@ def _of_model(images: Sequence[CountedImage], segmenter: Segmenter, options: Opt
 
     def work(image: CountedImage, network: Network) -> int:
         loaded = read_image(image.path, bit_depth=options.bit_depth, max_pixels=max_pixels)
-        found = segmenter.segment(loaded.pixels_hwc, network)
-        return count_cells(found.labels, options.count_rule, options.min_area or 0)
+        found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
+        large = found.table.columns["area_px"] >= (options.min_area or 0)
+        return int((found.counted(options.count_rule) & large).sum())
 
     def nbytes(image: CountedImage) -> int:
         return segmenter.bytes_in_flight(declared_pixels(image.path))

@@ -117,7 +117,7 @@ class Sweep:
     def __init__(self, kept: KeptImages, segmenter: Segmenter, min_area_px: int) -> None:
         spec = segmenter.backend.spec
         self._kept = kept
-        self._labelling = Labelling(spec.channels, spec.cell_diameter_px, min_area_px)
+        self._labelling = Labelling(spec.channels, spec.cell_diameter_px, min_area_px, segmenter.border_cells)
         # The model's own point first, then the defaults of the other methods that its channels allow.
         self._methods = starting_points({segmenter.task: segmenter.params}, cast("Task", segmenter.task), spec.variant)
         self._title = f"{spec.name}, {segmenter.task}"

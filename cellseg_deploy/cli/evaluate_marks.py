@@ -99,7 +99,7 @@ def _by_model(
     files: dict[str, Path], truth: Annotations, options: Options, segmenter: Any
 ) -> Generator[MarkScore, None, None]:
     def work(name: str, file: Path, network: Network) -> MarkScore:
-        found = segmenter.segment(read_image(file, **_reading(options)).pixels_hwc, network)
+        found = segmenter.segment(read_image(file, **_reading(options)).pixels_hwc, network, field=options.field)
         return _score(name, found.labels, truth, options)
 
     def nbytes(file: Path) -> int:

@@ -16,7 +16,7 @@ EXTRAS = ("sweep", "anatomy", "save_labels")
 """What it can add to it."""
 _OF_THE_ENGINE = (
     *("scale", "cell_diameter", "batch_size", "device", "backend", "precision"),
-    *("ort_provider", "rebuild", "cuda_graph", "threads", "streams", "halo"),
+    *("ort_provider", "rebuild", "cuda_graph", "threads", "streams", "halo", "border_cells", "field"),
 )
 _OF_THE_MODEL = (*_OF_THE_ENGINE, "model", "task", "max_pixels", "bit_depth", "save_labels", "sweep", *MODES)
 _MODEL_FILES = (".onnx", ".safetensors")
@@ -100,9 +100,11 @@ def _mode(given: Mapping[str, Any]) -> str:
 def _check_unused(context: click.Context, given: Mapping[str, Any], mode: str) -> None:
     """Refuse what would be asked for in vain."""
     for name in ("sweep", *MODES):
-        if given[name] and given["count_rule"] != "all":
-            raise click.UsageError(f"--count-rule and --{name} exclude each other: it looks at all cells")
+        if given[name]:
+            refuse_options(context, ("count_rule",), f"and --{name} exclude each other: it looks at all cells")
     if mode == "calibrate":
+        its_own = "and --calibrate exclude each other: the limit at the border is among what it chooses"
+        refuse_options(context, ("border_cells",), its_own)
         refuse_options(context, ("task",), "and --calibrate exclude each other: the points of all tasks are chosen")
     if mode == "describe" and given["masks"] is not None:
         unused: Sequence[str] = ("task", *_OF_THE_ENGINE)

@@ -63,13 +63,6 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "confluence, parquet; or all, or none. Tables are always written.",
 )
 @click.option(
-    "--field",
-    type=click.Choice(["auto", "full"]),
-    default="auto",
-    show_default=True,
-    help="Leave out what is not field of view (eyepiece surround, frame, letterbox, band), or take the full picture.",
-)
-@click.option(
     "--pixel-size",
     type=float,
     metavar="UM",
@@ -169,7 +162,7 @@ def _run(
         asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
     )
     inputs = Inputs.of(given.paths, given.roots, follow_links=asked["follow_links"])
-    names = ("task", "scale", "batch_size", "halo", "rebuild", "cuda_graph", "streams")
+    names = ("task", "scale", "batch_size", "halo", "border_cells", "rebuild", "cuda_graph", "streams")
     settings = {
         **{name: asked[name] for name in names},
         "cell_diameter_px": asked["cell_diameter"],

@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.cells.instances import segment
+from cellseg_deploy.cells.instances import BorderCells, segment
 from cellseg_deploy.cells.metrics import F1_THRESHOLD, MAP_THRESHOLDS, ImageScore, pool, score_image
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.models.spec import TASKS, DistanceParams, InstanceParams, Task, Variant, default_operating_points
@@ -80,6 +80,7 @@ class Labelling:
     channels: tuple[str, ...]
     cell_diameter_px: float
     min_object_px: int
+    border_cells: BorderCells = "model"
 
     def score(self, item: Judged, params: InstanceParams, thresholds: Sequence[float] = MAP_THRESHOLDS) -> ImageScore:
         """Metrics of one image at its full size, at the IoU levels ``thresholds``."""
@@ -90,6 +91,7 @@ class Labelling:
             params,
             cell_diameter_px=self.cell_diameter_px,
             out_hw=(true.shape[0], true.shape[1]),
+            border_cells=self.border_cells,
         )
         return score_image(true, labels, min_area_px=self.min_object_px, thresholds=thresholds)
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.cells import metrics
 from cellseg_deploy.cells.count_rules import CountRule
+from cellseg_deploy.cells.field_of_view import Field, Mask
 from cellseg_deploy.files import atomic
 from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import MAX_PIXELS, Pair, check_same_size, declared_pixels, read_image, read_labels
@@ -86,12 +87,13 @@ class Predictor:
     max_pixels: int = MAX_PIXELS
     keep_probabilities: bool = False
     mask_foreground: MaskForeground = "auto"
+    field: Field = "auto"
 
     def segment(self, pair: Pair, mask_hw: tuple[int, int], network: Network) -> Segmentation:
         """Cells of the photograph ``pair.image``; its size is checked before any work is done."""
         image_hwc = read_image(pair.image, bit_depth=self.bit_depth, max_pixels=self.max_pixels).pixels_hwc
         check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
-        return self.segmenter.segment(image_hwc, network)
+        return self.segmenter.segment(image_hwc, network, field=self.field)
 
 
 def predicted_pairs(
@@ -132,9 +134,13 @@ def score_pairs(
     """
 
     def scored(
-        pair: Pair, true: Labels, labels: Labels, probabilities_khw: npt.NDArray[np.float32] | None = None
+        pair: Pair,
+        true: Labels,
+        labels: Labels,
+        probabilities_khw: npt.NDArray[np.float32] | None = None,
+        field: Mask | None = None,
     ) -> ScoredImage:
-        score = metrics.score_image(true, labels, min_area_px=min_area_px, count_rule=count_rule)
+        score = metrics.score_image(true, labels, min_area_px=min_area_px, count_rule=count_rule, field=field)
         return ScoredImage(pair.stem, score, labels, true, probabilities_khw)
 
     if predictor is None:
@@ -147,7 +153,9 @@ def score_pairs(
         yield from predicted_pairs(
             pairs,
             predictor,
-            lambda pair, true, found: scored(pair, true, found.labels, found.probabilities_khw if keep else None),
+            lambda pair, true, found: scored(
+                pair, true, found.labels, found.probabilities_khw if keep else None, found.field
+            ),
         )
 
 
@@ -174,6 +182,7 @@ def describe_model(segmenter: Segmenter) -> dict[str, Any]:
         "operating_point": msgspec.to_builtins(segmenter.params),
         "scale": "auto" if segmenter.auto_scale else segmenter.scale,
         "halo": segmenter.halo,
+        "border_cells": segmenter.border_cells,
         **backend.describe(),
     }
 

@@ -33,7 +33,8 @@ class ThresholdParams(msgspec.Struct, frozen=True, kw_only=True, tag_field="meth
     ``foreground_threshold``: a pixel is cell where the foreground probability is at least this, in (0, 1).
     ``min_area_rel``, ``max_hole_rel``: components and holes below this share of the area of a disc of the model's
     median cell diameter are dropped and filled. ``min_border_area_rel``: the same for components that touch the
-    image border; slivers of cells that lie mostly outside the picture are not counted.
+    image border, as masks have them that leave out slivers; it holds where labels are compared with such masks
+    (calibration, ``border_cells="model"``), while runs label every visible cell (``instances.VISIBLE_AREA_REL``).
     """
 
     foreground_threshold: float = 0.5

@@ -23,13 +23,13 @@ def labels(image: SegmentedImage) -> bytes:
 
 def overlay(image: SegmentedImage) -> bytes:
     """Image with outlines and count."""
-    return _overlay.encode(image.pixels_hwc, image.labels, image.field)
+    return _overlay.encode(image.pixels_hwc, image.labels, image.field, image.counted)
 
 
 def numbered(image: SegmentedImage) -> bytes:
     """Image with outlines, count, and each cell's label at its centroid."""
     centroids = np.stack([image.table.columns[f"centroid_{axis}_px"] for axis in "xy"], axis=1)
-    return jpeg.encode(_overlay.draw(image.pixels_hwc, image.labels, centroids, image.field))
+    return jpeg.encode(_overlay.draw(image.pixels_hwc, image.labels, centroids, image.field, image.counted))
 
 
 def merge_coco(_out: Path, files: Sequence[Path], path: Path) -> None:

@@ -10,6 +10,7 @@ from cellseg_deploy.outputs import jpeg
 from cellseg_deploy.outputs.palette import COUNTED_RGB
 
 OUTLINE_RGB = COUNTED_RGB
+_NOT_COUNTED_RGB = (255, 160, 0)  # a thin grey line is lost on a grey field and on pale cells
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
 _LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
 _PLATE_RGB = (16, 16, 16)
@@ -18,10 +19,13 @@ _ROWS_PER_MARGIN = 8  # of a band, whose margins above and below it are computed
 
 
 def encode(
-    image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], field: npt.NDArray[np.bool_] | None = None
+    image_hwc: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int32],
+    field: npt.NDArray[np.bool_] | None = None,
+    counted: npt.NDArray[np.bool_] | None = None,
 ) -> bytes:
-    """JPEG file of ``draw(image_hwc, labels, field=field)``."""
-    return jpeg.encode(draw(image_hwc, labels, field=field))
+    """JPEG file of ``draw(image_hwc, labels, field=field, counted=counted)``."""
+    return jpeg.encode(draw(image_hwc, labels, field=field, counted=counted))
 
 
 def draw(
@@ -29,12 +33,14 @@ def draw(
     labels: npt.NDArray[np.int32],
     numbers_xy: npt.NDArray[np.float64] | None = None,
     field: npt.NDArray[np.bool_] | None = None,
+    counted: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """RGB picture of ``image_hwc`` (h, w, 3) with the outlines of ``labels`` (h, w) and their number.
 
     Outlines are the cells' own border pixels, so two touching cells have two lines between them. ``numbers_xy``: where
     to write each cell's label, its centre in px of ``labels`` (n, 2), for labels 1..n. Small images are enlarged by a
-    whole factor and huge ones reduced. What lies outside ``field`` (h, w) is darkened.
+    whole factor and huge ones reduced. What lies outside ``field`` (h, w) is darkened. Labels that are not ``counted``,
+    bool (n,), have an orange outline; None if all are.
     A picture too small for the count gets a margin.
     """
     if image_hwc.shape[:2] != labels.shape:
@@ -44,15 +50,21 @@ def draw(
         image_hwc = dimmed(image_hwc, field)
     image_hwc, labels = to_viewing_size(image_hwc, labels)
     picture = image_hwc.copy()
+    colours = np.full((count + 1, 3), OUTLINE_RGB, np.uint8)
+    if counted is not None:
+        colours[1:][~counted] = _NOT_COUNTED_RGB
     thickness = max(1, round(min(labels.shape) / 600))
     for rows in bands((labels.shape[0], labels.shape[1]), at_least=_ROWS_PER_MARGIN * thickness):
         around = slice(max(0, rows.start - thickness), rows.stop + thickness)
         inner = slice(rows.start - around.start, rows.stop - around.start)
-        picture[rows][outlines(labels[around], thickness=thickness)[inner]] = OUTLINE_RGB
+        outline = outlines(labels[around], thickness=thickness)[inner]
+        picture[rows][outline] = colours[labels[rows][outline]]
     if numbers_xy is not None:
         diameter = float(np.sqrt(4 / np.pi * np.count_nonzero(labels) / max(1, count)))  # mean cell's
         _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width), diameter)
-    return with_caption(picture, f"{count} cell" if count == 1 else f"{count} cells")
+    caption = f"{count} cell" if count == 1 else f"{count} cells"
+    n_counted = count if counted is None else int(counted.sum())
+    return with_caption(picture, caption if n_counted == count else f"{caption}, {n_counted} counted")
 
 
 def outlines(labels: npt.NDArray[np.int32], *, thickness: int) -> npt.NDArray[np.bool_]:

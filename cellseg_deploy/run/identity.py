@@ -23,11 +23,14 @@ _OPTIONS = {  # of cellseg-infer: what to give to have the recorded value again
     "settings.bit_depth": "--bit-depth",
     "settings.pixel_size_um": "--pixel-size",
     "settings.count_rule": "--count-rule",
+    "settings.border_cells": "--border-cells",
     "settings.field_of_view": "--field",
     "saved": "--save",
     "model.sha256": "--model",
     "model.given_sha256": "--model",
 }
+_BEFORE_THERE_WERE = {"border_cells": "model", "field_of_view": "full"}
+"""Settings that earlier versions did not record, with what they did."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class RunIdentity:
         for name in ("model", "backend", "operating_point", "settings", "versions"):
             if not isinstance(content[name], dict):
                 raise ValueError(f"{name} must be an object")
-        return cls(**{**content, "saved": tuple(content["saved"]), "inputs": tuple(content["inputs"])})
+        lists = {name: tuple(content[name]) for name in ("saved", "inputs")}
+        return cls(**{**content, **lists, "settings": {**_BEFORE_THERE_WERE, **content["settings"]}})
 
 
 _NAME_OF_A_FILE = "backend.form"

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cellseg_deploy.batching import Network
-from cellseg_deploy.cells.count_rules import counted
-from cellseg_deploy.cells.field_of_view import edges
 from cellseg_deploy.cells.image_tiles import StageClock
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import DataError
@@ -62,14 +60,12 @@ class ImageWork:
         size = checked_by_cells(loaded.pixel_size, found.table.columns["equivalent_diameter_px"])
         doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
         with clock("write"):
-            inside = found.field
-            at_edge = None if inside is None else edges(found.labels, inside, found.count)
             segmented = SegmentedImage(
                 name=image.name,
                 pixels_hwc=loaded.pixels_hwc,
                 labels=found.labels,
                 table=found.table,
-                counted=counted(found.table.boxes, found.labels.shape, options.count_rule, at_edge),
+                counted=found.counted(options.count_rule),
                 probabilities_khw=found.probabilities_khw,
                 channels=spec.channels,
                 scale=found.scale,
@@ -77,7 +73,7 @@ class ImageWork:
                 model=spec.name,
                 task=segmenter.task,
                 pixel_size_source=size.source,
-                field=inside,
+                field=found.field,
             )
             files = {format.place(output_name): format.encode(segmented) for format in self._formats}
             record = tables.done(

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from cellseg_deploy.cells.count_rules import CountRule, check_rule
+from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule
 from cellseg_deploy.cells.field_of_view import Field, check_field
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.find import absolute
@@ -47,7 +47,7 @@ class RunOptions:
     max_pixels: int = MAX_PIXELS
     bit_depth: int | None = None
     pixel_size_um: float | None = None
-    count_rule: CountRule = "all"
+    count_rule: CountRule = DEFAULT_RULE
     field_of_view: Field = "auto"
 
     def __post_init__(self) -> None:
@@ -241,6 +241,7 @@ def run_json(
             "scale": "auto" if segmenter.auto_scale else segmenter.scale,
             "tile_size": spec.tile_size,
             "halo": segmenter.halo,
+            "border_cells": segmenter.border_cells,
             "batch_size": segmenter.batch_size,
             **msgspec.to_builtins(options),
         },

@@ -50,7 +50,8 @@ class RecordedRun:
             "bit_depth": settings["bit_depth"],
             "pixel_size": settings["pixel_size_um"],
             "count_rule": settings["count_rule"],
-            "field": settings.get("field_of_view", "full"),  # earlier versions took the whole picture
+            "border_cells": settings["border_cells"],
+            "field": settings["field_of_view"],
         }
 
     def other_options(self) -> dict[str, Any]:

@@ -83,5 +83,6 @@ def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]
         "bit_depth": options.bit_depth,
         "pixel_size_um": options.pixel_size_um,
         "count_rule": options.count_rule,
+        "border_cells": segmenter.border_cells,
         "field_of_view": options.field_of_view,
     }

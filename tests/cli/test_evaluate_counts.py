@@ -39,7 +39,7 @@ def run(folder: Path, text: str | bytes, *arguments: object) -> int:
 def test_label_images_against_counts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "image,count\na.png,4\nb,2\nc.tif,0\n") == 0
     record = json.loads((folder / "out" / "agreement.json").read_text("utf-8"))
-    assert (record["program"], record["count_rule"], record["min_area_px"]) == ("cellseg-evaluate", "all", 0)
+    assert (record["program"], record["count_rule"], record["min_area_px"]) == ("cellseg-evaluate", "half", 0)
     assert (record["n_images"], record["true"], record["found"]) == (3, 6, 5)
     assert record["difference"]["bias"]["value"] == pytest.approx(-1 / 3)
     assert (record["mape"], record["ratio"]["n"]) == (1 / 8, 2)

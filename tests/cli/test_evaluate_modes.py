@@ -65,9 +65,9 @@ def test_sweep_and_anatomy_run_the_network_once(
     calls: list[int] = []
     original = segmenter.Segmenter.segment
 
-    def counted(self: Any, image: Any, *more: Any) -> Any:
+    def counted(self: Any, image: Any, *more: Any, **settings: Any) -> Any:
         calls.append(1)
-        return original(self, image, *more)
+        return original(self, image, *more, **settings)
 
     monkeypatch.setattr(segmenter.Segmenter, "segment", counted)
     assert run(smears, model, "--sweep", "--anatomy") == 0
@@ -368,3 +368,19 @@ def test_sweep_and_anatomy_of_the_photographs_take_minutes_at_most(real_data: Pa
 def test_the_bridge_is_seen_as_the_tests_take_it() -> None:
     tile = np.full((1, 56, 56, 3), 121, np.uint8)
     assert DarknessBackend().predict(tile)[0, 0, 0, 0] == pytest.approx(0.706, abs=0.002)
+
+
+def test_cells_below_the_model_s_limit_at_the_border_are_found_unless_that_is_asked_for(
+    smears: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = draw(bridge=230)
+    image[60:78, :2] = 60  # 36 px; the model's cell has 201, its limit is 0.2
+    write(smears / "images" / "a.png", image)
+    found = {}
+    for border in ("visible", "model"):
+        assert run(smears, model, "--border-cells", border, "--min-area", "0") == 0
+        assert report(smears / "out")["model"]["border_cells"] == border
+        found[border] = int(table(smears / "out" / "metrics.csv")[0]["n_predicted"])
+    assert found["visible"] == found["model"] + 1
+    assert run(smears, model, "--calibrate", "--border-cells", "model", out="x.onnx") == 2
+    assert "--border-cells and --calibrate exclude each other" in capsys.readouterr().err

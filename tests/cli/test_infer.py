@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from conftest import ROOT, THREE, draw_discs, run_obeying_permissions
 from PIL import Image
-from running import files, infer, rows
+from running import files, infer, results, rows
 
 from cellseg_deploy.cli.infer import command
 from cellseg_deploy.run.folder import RunOptions
@@ -334,7 +334,7 @@ def test_options_default_to_those_of_the_library() -> None:
     assert (defaults["overwrite"], defaults["save"]) == (RunOptions().overwrite, ",".join(RunOptions().save))
 
 
-@pytest.mark.parametrize(("rule", "number"), [("all", 7), ("exclude-border", 6), ("frame", 6)])
+@pytest.mark.parametrize(("rule", "number"), [("half", 7), ("all", 7), ("exclude-border", 6), ("frame", 6)])
 def test_cells_cut_by_the_border_count_as_the_rule_says(
     rule: str, number: int, model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,10 +344,55 @@ def test_cells_cut_by_the_border_count_as_the_rule_says(
     images, cells = rows(tmp_path / "out/images.csv"), rows(tmp_path / "out/cells.csv")
     assert [row["cells"] for row in images] == ["3", "3", "0", "1"]
     assert sum(int(row["counted"]) for row in images) == number == sum(row["counted"] == "true" for row in cells)
-    assert cells[-1]["counted"] == ("true" if rule == "all" else "false")
+    assert cells[-1]["counted"] == ("true" if rule in ("half", "all") else "false")
     record = json.loads((tmp_path / "out/run.json").read_text())
     assert (record["settings"]["count_rule"], record["totals"]["counted"]) == (rule, number)
-    assert (f"{number} counted" in capsys.readouterr().out) == (rule != "all")
+    assert (f"{number} counted" in capsys.readouterr().out) == (rule not in ("half", "all"))
+
+
+def test_labels_and_confluence_show_what_no_rule_counts(model: Path, smears: Path, tmp_path: Path) -> None:
+    """Every file has the cells cut by the border, whatever the count rule; which of them count is said in each."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(draw_discs((400, 400), [(-5, 30), (200, 402), (200, 200)])).save(folder / "a.png")
+    seen = {}
+    for rule, expected in {"half": [False, True, False], "all": [True] * 3, "frame": [False, True, False]}.items():
+        out = tmp_path / rule
+        saved = ("--save", "labels,overlays,coco")
+        assert infer(folder, "-o", out, "--model", model, "--count-rule", rule, "-q", *saved) == 0
+        cells, (image,) = rows(out / "cells.csv"), rows(out / "images.csv")
+        assert [row["counted"] == "true" for row in cells] == expected
+        assert [one["counted"] for one in json.loads((out / "coco/a.png.json").read_text())["annotations"]] == expected
+        assert (image["cells"], image["counted"]) == ("3", str(sum(expected)))
+        labels = tifffile.imread(out / "labels/a.png.tif")
+        seen[rule] = (labels.tobytes(), image["confluence"])
+        picture = np.asarray(Image.open(out / "overlays/a.png.jpg").convert("RGB")).astype(int)
+        for number, is_counted in enumerate(expected, start=1):
+            line = picture[labels == number]
+            assert (line[:, 1] > 200).any() == is_counted, "a green outline"
+            assert (line[:, 0] > 200).any() == (not is_counted), "an orange outline"
+    assert len(set(seen.values())) == 1
+
+
+def test_a_run_of_an_earlier_version_gives_its_numbers_again(
+    model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its run.json says nothing of border cells: those below the model's limit were not labelled then."""
+    shown = draw_discs((60, 60), [(-6, 30), (30, 30)])  # a sliver of 0.14 of the model's cell, whose limit is 0.2
+    Image.fromarray(shown).save(smears / "sliver.png")
+    before, now, again = tmp_path / "before", tmp_path / "now", tmp_path / "again"
+    as_then = ("--count-rule", "all", "--border-cells", "model", "--field", "full")
+    assert infer(smears, "-o", before, "--model", model, "-q", *as_then) == 0
+    record = json.loads((before / "run.json").read_text())
+    for setting in ("border_cells", "field_of_view"):
+        del record["identity"]["settings"][setting]
+    (before / "run.json").write_text(json.dumps(record))
+    assert infer("--like", before / "run.json", "-o", again, "-q") == 0
+    assert results(again) == results(before)
+    assert capsys.readouterr().err == ""
+    assert infer(smears, "-o", now, "--model", model, "-q") == 0
+    found = [row for out in (before, now) for row in rows(out / "images.csv") if row["image"] == "sliver.png"]
+    assert [(row["cells"], row["counted"]) for row in found] == [("1", "1"), ("2", "1")]
 
 
 def test_a_cuda_graph_needs_tensorrt(

@@ -100,6 +100,7 @@ def test_batch_size_and_threads_change_nothing(segmenter, smears):
 def test_it_holds_its_floor_on_the_validation_photographs(segmenter, real_data: Path):
     folder = real_data / "bbbc041seg" / "val"
     scores = []
+    segmenter = Segmenter(segmenter.backend, border_cells="model")  # the masks leave out what lies mostly outside
     for pair in pair_by_stem(folder / "images", folder / "masks"):
         labels = segmenter(read_image(pair.image).pixels_hwc).labels
         scores.append(score_image(read_labels(pair.mask), labels))

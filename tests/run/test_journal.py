@@ -261,7 +261,10 @@ def test_differences_are_said_in_words() -> None:
         model={"name": "stub", "sha256": "cd" * 32},
         task="confluence",
         saved=("labels",),
-        settings={"scale": 0.5, "halo": 8, "bit_depth": None, "count_rule": "all", "new": True},
+        settings={
+            **{"scale": 0.5, "halo": 8, "bit_depth": None, "count_rule": "all", "new": True},
+            **{"border_cells": "visible", "field_of_view": "auto"},
+        },
         versions={"numpy": "2.5.0"},
         inputs=(),
     )
