@@ -164,6 +164,7 @@ def _run(
         pixel_size_um=asked["pixel_size"],
         count_rule=asked["count_rule"],
         field_of_view=asked["field"],
+        scales={} if recorded is None else recorded.scales,
     )
     complete = CompleteFiles(asked["watch_settle"])
     engine, earlier = _engine(output, asked, recorded)
@@ -186,6 +187,7 @@ def _run(
         _log.info("engine: %s %s on %s, %s", opened.name, opened.precision, opened.device, opened.choice)
         if not asked["quiet"]:
             console.say(infer_say.heading(segmenter))
+        tell_scale = None if asked["quiet"] else console.say
         if recorded is not None:
             recorded.check(identity_of(segmenter, options, inputs))
         if asked["dry_run"]:
@@ -201,6 +203,7 @@ def _run(
                 threads=threads,
                 on_result=progress.result,
                 on_plan=progress.planned,
+                on_scale=tell_scale,
                 complete=complete,
                 follow_links=asked["follow_links"],
                 idle_seconds=asked["watch_idle"],
@@ -213,6 +216,7 @@ def _run(
             threads=threads,
             on_result=progress.result,
             on_plan=progress.planned,
+            on_scale=tell_scale,
             inputs=inputs,
         )
 

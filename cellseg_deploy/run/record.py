@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,9 @@ from cellseg_deploy.run.output_folder import PROGRAM
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
+MEASURED = "measured"
+"""Recorded for the scale if each group of images was measured. Earlier versions measured each image: ``auto``."""
+
 SKIPPED = "skipped"
 """Status of an image that was done before."""
 
@@ -37,6 +40,7 @@ class RunOptions:
     ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: an earlier run in the folder
     is replaced, else gone on with. ``pixel_size_um``: side of a pixel in the specimen in micrometres, whatever files
     say. ``field_of_view``: ``full`` takes whole pictures for it, surround and all.
+    ``scales``: by group of images, as an earlier run measured them (see ``run.scales``): not measured again.
     """
 
     save: tuple[str, ...] = DEFAULT
@@ -46,6 +50,7 @@ class RunOptions:
     pixel_size_um: float | None = None
     count_rule: CountRule = "all"
     field_of_view: Field = "auto"
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         chosen_formats(self.save)
@@ -201,6 +206,7 @@ def run_json(
     inputs: Inputs,
     status: str,
     started: datetime.datetime,
+    scales: Mapping[str, float],
 ) -> bytes:
     """Content of run.json; ``status``: ``running``, ``finished`` or ``stopped``. Enough to do the run again."""
     backend, spec = segmenter.backend, segmenter.backend.spec
@@ -228,11 +234,12 @@ def run_json(
         "task": segmenter.task,
         "operating_point": msgspec.to_builtins(segmenter.params),
         "settings": {
-            "scale": "auto" if segmenter.auto_scale else segmenter.scale,
+            "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
             "tile_size": spec.tile_size,
             "halo": segmenter.halo,
             "batch_size": segmenter.batch_size,
             **msgspec.to_builtins(options),
+            "scales": dict(scales),
         },
         "inputs": inputs.to_json(),
         "identity": identity.to_json(),
