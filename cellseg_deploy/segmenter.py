@@ -101,7 +101,8 @@ class Segmenter:
 
         ``task``: whose operating point to use. ``scale``: model px per image px; or ``cell_diameter_px``: median
         cell diameter in the images, from which the scale follows; with neither, images have the scale of the
-        training images. ``batch_size``: tiles a call of the network; results do not depend on it. ``halo``: context
+        training images. With ``auto`` each image is measured alone, unless ``measured_scales`` has its size (h, w).
+        ``batch_size``: tiles a call of the network; results do not depend on it. ``halo``: context
         px on each side of a tile that are thrown away, None for the model's own.
 
         Raises ``UsageError`` for a setting outside its range.
@@ -115,6 +116,7 @@ class Segmenter:
             spec.image_scale, spec.cell_diameter_px, scale=scale, cell_diameter_px=cell_diameter_px
         )
         self.auto_scale = cell_diameter_px == "auto"
+        self.measured_scales: dict[tuple[int, int], float] = {}
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
@@ -216,6 +218,8 @@ class Segmenter:
                 image_hwc = without_surround(image_hwc, inside)
         notes = list[str]() if inside is None else [field_note(inside)]
         is_found = scale is not None or self.auto_scale
+        if self.auto_scale and scale is None:
+            scale = self.measured_scales.get((image_hwc.shape[0], image_hwc.shape[1]))
         if scale is None and self.auto_scale:
             choice = self.find_scale([image_hwc], network, clock, field="full")  # the surround is gone already
             scale = choice.scale

@@ -175,7 +175,7 @@ def _run(
     names = ("task", "scale", "batch_size", "halo", "rebuild", "cuda_graph", "streams")
     settings = {
         **{name: asked[name] for name in names},
-        "cell_diameter_px": asked["cell_diameter"],
+        "cell_diameter_px": console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"]),
         "threads": threads.engine,
     }
     late = None if earlier is None else late_segmenter(earlier, engine, **settings)

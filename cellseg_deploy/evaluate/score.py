@@ -172,7 +172,8 @@ def describe_model(segmenter: Segmenter) -> dict[str, Any]:
         "precision": backend.precision,
         "task": segmenter.task,
         "operating_point": msgspec.to_builtins(segmenter.params),
-        "scale": "auto" if segmenter.auto_scale else segmenter.scale,
+        "scale": "measured" if segmenter.auto_scale else segmenter.scale,
+        "measured_scales": sorted({round(scale, 4) for scale in segmenter.measured_scales.values()}),
         "halo": segmenter.halo,
         **backend.describe(),
     }

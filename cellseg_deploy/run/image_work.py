@@ -40,7 +40,7 @@ class ImageWork:
         self._options = options
         self._formats = [format for format in formats if format.folder]
 
-    def bytes_in_flight(self, image: FoundImage, scale: float | None) -> int:
+    def bytes_in_flight(self, image: FoundImage, scale: float | None = None) -> int:
         """Memory it takes, roughly, by what its header declares."""
         return 0 if image.problem else self._segmenter.bytes_in_flight(declared_pixels(image.path), scale)
 

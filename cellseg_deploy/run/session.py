@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.batching import Job, Outcome
+from cellseg_deploy.cells.scale import too_few_note
 from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
 from cellseg_deploy.files.atomic import remove, write_bytes
 from cellseg_deploy.files.signals import deferred_signals
@@ -186,7 +187,7 @@ class RunSession:
         """The scale of each image by name, where it is measured: of each group once in the life of a run."""
         if not self.segmenter.auto_scale or self._journal is None:
             return {}
-        found = dict[str, float]()
+        found, unclear = dict[str, float](), list[str]()
         for group, images in run_scales.groups_of(item.image for item in items).items():
             if group not in self._scales:
                 sample = run_scales.sample(images, self.options)
@@ -194,12 +195,14 @@ class RunSession:
                     choice = self.segmenter.find_scale(sample, field=self.options.field_of_view)
                 self._journal.append_scale(group, choice.scale)
                 self._scales[group] = choice.scale
-                said = run_scales.said(group, choice, self.segmenter.backend.spec.cell_diameter_px)
                 if choice.note:
-                    _log.warning("%s", said)
+                    unclear.append(group)
                 elif self._on_scale is not None:
-                    self._on_scale(said)
+                    self._on_scale(run_scales.said(group, choice, self.segmenter.backend.spec.cell_diameter_px))
             found |= {image.name: self._scales[group] for image in images}
+        if unclear:
+            spec = self.segmenter.backend.spec
+            _log.warning("%s: %s", some(unclear), too_few_note(spec.cell_diameter_px, spec.image_scale))
         if found:
             self._write_run_json("running")
         return found

@@ -197,7 +197,7 @@ def test_images_of_a_pattern_again(
 def test_auto_scale_again(model: Path, smears: Path, tmp_path: Path) -> None:
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q", "--cell-diameter", "auto") == 0
     assert infer("--like", tmp_path / "out/run.json", "-o", tmp_path / "again", "-q") == 0
-    assert json.loads((tmp_path / "again/run.json").read_text())["settings"]["scale"] == "auto"
+    assert json.loads((tmp_path / "again/run.json").read_text())["settings"]["scale"] == "measured"
     assert results(tmp_path / "again") == results(tmp_path / "out")
 
 
