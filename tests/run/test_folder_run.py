@@ -20,7 +20,7 @@ from running import results, rows, save
 
 from cellseg_deploy.batching import Overlapped
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, NothingToDoError, OutputError
-from cellseg_deploy.images.read import FoundImage, find_images
+from cellseg_deploy.images.read import FoundImage, find_images, read_image
 from cellseg_deploy.outputs import encoders, formats
 from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.run import session
@@ -403,3 +403,12 @@ def test_each_group_is_measured_once_and_the_run_keeps_it(tmp_path: Path) -> Non
     run(tmp_path / "like", RunOptions(scales=known))
     assert told == []
     assert scales_of(tmp_path / "like") == {"a/1.png": first["a/1.png"], "b/3.png": first["b/1.png"]}
+
+
+def test_measuring_takes_few_tiles_however_many_images_there_are(tmp_path: Path) -> None:
+    for index in range(12):
+        save(tmp_path / "in" / f"{index:02}.png", disc_image(400, 80, 56))
+    backend = DarknessBackend(make_spec(cell_diameter_px=14.0))
+    segmenter = Segmenter(backend, cell_diameter_px="auto")
+    segmenter.find_scale(read_image(path).pixels_hwc for path in sorted((tmp_path / "in").iterdir()))
+    assert sum(backend.batches) <= 14
