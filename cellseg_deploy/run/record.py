@@ -16,6 +16,8 @@ import msgspec
 
 from cellseg_deploy.cells.count_rules import CountRule, check_rule
 from cellseg_deploy.cells.field_of_view import Field, check_field
+from cellseg_deploy.cells.scale import check_scale
+from cellseg_deploy.errors import UsageError
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.find import absolute
 from cellseg_deploy.images.read import MAX_PIXELS, check_settings
@@ -255,6 +257,15 @@ def run_json(
     }
     # Paths that are no UTF-8 are kept, as escapes.
     return json.dumps(record, indent=2, allow_nan=False).encode("ascii") + b"\n"
+
+
+def scales_in(record: Path) -> dict[str, float]:
+    """The scales that ``record``, a run.json, says were measured, by group of images; none if it is something else."""
+    try:
+        said = content_of(record)["settings"]["scales"]
+        return {str(group): check_scale(float(scale)) for group, scale in said.items()}
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
+        return {}
 
 
 def inputs_in(record: Path, roots: Iterable[str]) -> Inputs | None:

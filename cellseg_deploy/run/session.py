@@ -34,7 +34,16 @@ from cellseg_deploy.run.image_work import Finished, ImageWork
 from cellseg_deploy.run.journal import Entry, ImageRecord, Journal
 from cellseg_deploy.run.output_folder import RUN_JSON, TABLES, is_running, make_place, places, tells_of
 from cellseg_deploy.run.plan import Planned, RunPlan, plan
-from cellseg_deploy.run.record import SKIPPED, ImageResult, Inputs, RunOptions, RunSummary, inputs_in, run_json
+from cellseg_deploy.run.record import (
+    SKIPPED,
+    ImageResult,
+    Inputs,
+    RunOptions,
+    RunSummary,
+    inputs_in,
+    run_json,
+    scales_in,
+)
 from cellseg_deploy.run.resume import FolderState, begin, different_run, kept_files, problem_with_files, some, sweep
 from cellseg_deploy.run.run_identity import identity_of
 from cellseg_deploy.segmenter import Segmenter
@@ -102,7 +111,8 @@ class RunSession:
         self._expected = set(expected)
         todo = self.take(images)
         self._sweep(todo)
-        self._scales |= {} if self._state.journal is None else self._state.journal.scales
+        if (journal := self._state.journal) is not None:  # run.json has them too, should a line of the journal be lost
+            self._scales |= scales_in(self.out / RUN_JSON) | journal.scales
         with self._open_journal() as self._journal, self._kept_if_stopped(lambda: None):
             yield todo
             self._end()

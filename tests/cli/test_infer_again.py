@@ -459,10 +459,11 @@ def test_a_damaged_line_is_said(
     expected = results(out)
     journal = out / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2].replace(b'"done"', b'"DONE"')
+    assert [b'"kind":"scale"' in line for line in lines[1:5]] == [True, True, True, False]
+    lines[4] = lines[4].replace(b'"done"', b'"DONE"')
     journal.write_bytes(b"".join(lines))
     assert infer(smears, "-o", out, "--model", model, "-q") == 0
-    assert "journal.jsonl: damaged in line 3; the images of these are done again" in capsys.readouterr().err
+    assert "journal.jsonl: damaged in line 5; the images of these are done again" in capsys.readouterr().err
     assert results(out) == expected
     assert len(journal.read_bytes().splitlines()) == len(lines) + 1
 

@@ -397,6 +397,12 @@ def test_each_group_is_measured_once_and_the_run_keeps_it(tmp_path: Path) -> Non
     save(folder / "b/3.png", disc_image(400, 40, 28))  # measured anew, the group would have another scale
     run(out)
     assert scales_of(out) == {**first, "b/3.png": first["b/1.png"]}
+    journal = (out / "journal.jsonl").read_bytes()
+    (out / "journal.jsonl").write_bytes(journal.replace(b'"kind":"scale"', b'"kind":"SCALE"'))
+    save(folder / "b/4.png", disc_image(400, 40, 28))
+    run(out)
+    assert scales_of(out)["b/4.png"] == first["b/1.png"]  # a damaged line is made up for by run.json
+    (folder / "b/4.png").unlink()
     known = json.loads((out / "run.json").read_text())["settings"]["scales"]
     for path in folder.glob("b/[12].png"):
         path.unlink()
