@@ -9,8 +9,9 @@ called, one that many images share in a folder run.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.batching import Job, Network, Overlapped, alone
+from cellseg_deploy.cells import scale as scales
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, counted
 from cellseg_deploy.cells.field_of_view import (
     MAX_AREA,
@@ -41,7 +43,7 @@ from cellseg_deploy.cells.instances import (
     segment,
 )
 from cellseg_deploy.cells.measure import CellTable, measure
-from cellseg_deploy.cells.scale import CellDiameter, fixed_scale, lost_note, scale_from_cells, size_note
+from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, View, fixed_scale, lost_note, size_note
 from cellseg_deploy.cells.stain import negative_note
 from cellseg_deploy.errors import DataError, ModelError, UsageError
 from cellseg_deploy.images.read import read_image
@@ -120,10 +122,11 @@ class Segmenter:
 
         ``task``: whose operating point to use. ``scale``: model px per image px; or ``cell_diameter_px``: median
         cell diameter in the images, from which the scale follows; with neither, images have the scale of the
-        training images. ``batch_size``: tiles a call of the network; results do not depend on it. ``halo``: context
-        px on each side of a tile that are thrown away, None for the model's own. ``border_cells``: which cells cut by
-        the border are labelled: ``visible``, or ``model``, those above the ``min_border_area_rel`` of its operating
-        point, as in earlier versions.
+        training images. With ``auto`` each image is measured alone, unless ``measured_scales`` has its size (h, w).
+        ``batch_size``: tiles a call of the network; results do not depend on it. ``halo``: context px on each side of
+        a tile that are thrown away, None for the model's own. ``border_cells``: which cells cut by the border are
+        labelled: ``visible``, or ``model``, those above the ``min_border_area_rel`` of its operating point, as in
+        earlier versions.
 
         Raises ``UsageError`` for a setting outside its range.
         """
@@ -138,6 +141,7 @@ class Segmenter:
             spec.image_scale, spec.cell_diameter_px, scale=scale, cell_diameter_px=cell_diameter_px
         )
         self.auto_scale = cell_diameter_px == "auto"
+        self.measured_scales: dict[tuple[int, int], float] = {}
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
@@ -224,11 +228,13 @@ class Segmenter:
         clock: StageClock | None = None,
         *,
         field: Field = "auto",
+        scale: float | None = None,
     ) -> Segmentation:
-        """Calling the segmenter, with a ``network`` of one's own: with ``cell_diameter_px="auto"`` up to two passes.
+        """Calling the segmenter, with a ``network`` of one's own.
 
         ``clock``: takes the seconds of each stage. ``field``: ``full`` takes the whole image for the field of view,
-        surround and all.
+        surround and all. ``scale``: model px per image px as ``find_scale`` gave it; None: the segmenter's, which with
+        ``cell_diameter_px="auto"`` is searched for in this image alone.
         """
         _check_image(image_hwc)
         check_field(field)
@@ -237,16 +243,17 @@ class Segmenter:
             inside = find_field(image_hwc) if field == "auto" else None
             if inside is not None:
                 image_hwc = without_surround(image_hwc, inside)
-        probabilities, labels = self._labels(image_hwc, self.scale, network, clock, inside)
-        scale, notes = self.scale, list[str]() if inside is None else [field_note(inside)]
-        if self.auto_scale:
-            choice = scale_from_cells(labels, self.backend.spec.cell_diameter_px, scale)
+        notes = list[str]() if inside is None else [field_note(inside)]
+        is_found = scale is not None or self.auto_scale
+        if self.auto_scale and scale is None:
+            scale = self.measured_scales.get((image_hwc.shape[0], image_hwc.shape[1]))
+        if scale is None and self.auto_scale:
+            choice = self.find_scale([image_hwc], network, clock, field="full")  # the surround is gone already
+            scale = choice.scale
             notes += [choice.note] if choice.note else []
-            if choice.scale != scale:
-                scale = choice.scale
-                del probabilities, labels  # two images' worth would stand in memory otherwise
-                probabilities, labels = self._labels(image_hwc, scale, network, clock, inside)
-        elif scale == self.backend.spec.image_scale:  # whether it was typed is not recorded: a run again says the same
+        scale = self.scale if scale is None else scale
+        probabilities, labels = self._labels(image_hwc, scale, network, clock, inside)
+        if not is_found and scale == self.backend.spec.image_scale:  # not recorded if typed: a run again says the same
             note = size_note(labels, self.backend.spec.cell_diameter_px, scale)
             notes += [note] if note else []
         foreground = probabilities[list(self.backend.spec.channels).index("foreground")]
@@ -265,6 +272,65 @@ class Segmenter:
     def _model_cell_px(self, scale: float) -> float:
         """Area of the model's typical cell in px of an image at ``scale``."""
         return float(np.pi / 4 * (self.backend.spec.cell_diameter_px / scale) ** 2)
+
+    def find_scale(
+        self,
+        images: Iterable[npt.NDArray[np.uint8]],
+        network: Network | None = None,
+        clock: StageClock | None = None,
+        *,
+        field: Field = "auto",
+    ) -> ScaleChoice:
+        """The scale at which the cells of ``images``, uint8 RGB (h, w, 3), are as large as the model's; see
+        ``cells.scale``. Of each image a part is kept; those after the first ``SAMPLE_IMAGES`` are not asked for.
+
+        The model's own scale where the cells are nearly as large (``TOLERANCE``), and, with a note, where there are too
+        few to tell. Raises as ``segment``.
+        """
+        spec, network, clock = self.backend.spec, network or self._alone(), clock or StageClock()
+        most = round(spec.tile_size * max(scales.SEARCH_DIAMETERS_PX) / spec.cell_diameter_px)
+        parts = list[npt.NDArray[np.uint8]]()
+        for image_hwc in islice(images, scales.SAMPLE_IMAGES):
+            _check_image(image_hwc)
+            with clock("resize"):
+                inside = find_field(image_hwc) if field == "auto" else None
+                whole = image_hwc if inside is None else without_surround(image_hwc, inside)
+                parts.append(whole[scales.crop_of((whole.shape[0], whole.shape[1]), most, 0)].copy())
+        views = []
+        for diameter in scales.SEARCH_DIAMETERS_PX:
+            view, seen = scales.empty_view(spec.cell_diameter_px / diameter), set[str]()
+            for index in range(scales.SEARCH_CROPS if parts else 0):
+                view = self._with_crop(view, parts, index, network, clock, seen)
+            views.append(view)
+        best = scales.surest(views, spec.cell_diameter_px)
+        if best is None:
+            note = scales.too_few_note(spec.cell_diameter_px, spec.image_scale)
+            return ScaleChoice(spec.image_scale, note, len(parts))
+        for index in range(scales.SEARCH_CROPS, len(parts)):
+            if len(best.areas_px) < scales.ENOUGH_CELLS:
+                best = self._with_crop(best, parts, index, network, clock, set())
+        found = best.scale * spec.cell_diameter_px / best.median_px
+        is_near = max(found / spec.image_scale, spec.image_scale / found) <= scales.TOLERANCE
+        return ScaleChoice(spec.image_scale if is_near else found, images=len(parts))
+
+    def _with_crop(
+        self,
+        view: View,
+        parts: Sequence[npt.NDArray[np.uint8]],
+        index: int,
+        network: Network,
+        clock: StageClock,
+        seen: set[str],
+    ) -> View:
+        """``view`` with crop ``index`` of ``parts``, which take turns, unless it is among those ``seen``."""
+        spec, turn = self.backend.spec, index % len(parts)
+        part = parts[turn]
+        crop = scales.crop_of((part.shape[0], part.shape[1]), int(spec.tile_size / view.scale), index)
+        if (name := f"{turn} {crop}") in seen:
+            return view
+        seen.add(name)
+        probabilities, labels = self._labels(part[crop], view.scale, network, clock, None, at_model_scale=True)
+        return view.with_crop(probabilities[list(spec.channels).index("foreground")], labels)
 
     def overlapped(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Overlapped[T]:
         """Runs ``jobs``, which call ``segment`` with the network they are given, side by side; see ``batching``."""
@@ -287,10 +353,10 @@ class Segmenter:
     def _alone(self) -> Network:
         return alone(self.backend.predict, self.batch_size)
 
-    def bytes_in_flight(self, pixels: int) -> int:
+    def bytes_in_flight(self, pixels: int, scale: float | None = None) -> int:
         """Bytes that an image of ``pixels`` px holds between its first step and its last: itself and its labels, and
         at model scale the image and its probabilities. A stage may hold more for a moment."""
-        model_pixels = round(pixels * self.scale**2)
+        model_pixels = round(pixels * (self.scale if scale is None else scale) ** 2)
         return pixels * (3 + 4) + model_pixels * (3 + 4 * len(self.backend.spec.channels))
 
     def _labels(
@@ -300,8 +366,10 @@ class Segmenter:
         network: Network,
         clock: StageClock,
         inside: Mask | None,
+        *,
+        at_model_scale: bool = False,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """Probabilities at ``scale`` and labels at the image's own size."""
+        """Probabilities at ``scale`` and labels at the image's own size, or ``at_model_scale``."""
         probabilities = self._probabilities(image_hwc, scale, network, clock)
         with clock("label"):
             labels = segment(
@@ -309,7 +377,7 @@ class Segmenter:
                 self.backend.spec.channels,
                 self.params,
                 cell_diameter_px=self.backend.spec.cell_diameter_px,
-                out_hw=(image_hwc.shape[0], image_hwc.shape[1]),
+                out_hw=None if at_model_scale else (image_hwc.shape[0], image_hwc.shape[1]),
                 border_cells=self.border_cells,
             )
             if inside is not None:

@@ -23,6 +23,7 @@ from cellseg_deploy.errors import CellsegError
 from cellseg_deploy.outputs import requirements
 
 if TYPE_CHECKING:
+    from cellseg_deploy.cells.scale import CellDiameter
     from cellseg_deploy.threads import ThreadPlan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -120,6 +121,11 @@ def _cell_diameter(_ctx: click.Context, _option: click.Parameter, value: str | N
         raise click.BadParameter(f"{value!r} is neither a number of pixels nor auto") from None
 
 
+def cell_diameter_or_auto(scale: float | None, cell_diameter: CellDiameter) -> CellDiameter:
+    """``cell_diameter`` as given; measured if nothing was said of the magnification."""
+    return "auto" if scale is None and cell_diameter is None else cell_diameter
+
+
 def plan_threads(total: int | None, *, device: str | None, model: Path | None, backend: str) -> ThreadPlan:
     """What ``--threads`` means with the other options of ``model_options``."""
     from cellseg_deploy import threads
@@ -153,14 +159,14 @@ def model_options(function: F) -> F:
         click.option(
             "--scale",
             type=float,
-            help="Model px per image px, for images at another magnification.  [default: the training images' scale]",
+            help="Model px per image px, for images at another magnification.  [default: see --cell-diameter]",
         ),
         click.option(
             "--cell-diameter",
             callback=_cell_diameter,
             metavar="PX|auto",
-            help="Typical cell diameter in the images in px, from which the scale follows, or auto: measured in a "
-            "first pass over each image. Not with --scale.",
+            help="Typical cell diameter in the images in px, from which the scale follows, or auto: measured when the "
+            "run starts, once for images of one folder and size. Not with --scale.  [default: auto]",
         ),
         click.option("--batch-size", type=int, default=8, show_default=True, help="Tiles a call of the network."),
         click.option(

@@ -111,13 +111,13 @@ class Options:
         """The model, or the one that ships with the package. Raises as ``Segmenter.from_file`` does."""
         from cellseg_deploy.segmenter import Segmenter
 
-        return Segmenter.from_file(
+        segmenter = Segmenter.from_file(
             self.model,
             backend=self.backend,
             device=self.device,
             task=self.task,
             scale=self.scale,
-            cell_diameter_px=self.cell_diameter,
+            cell_diameter_px=console.cell_diameter_or_auto(self.scale, self.cell_diameter),
             batch_size=self.batch_size,
             halo=self.halo,
             threads=self.thread_plan.engine,
@@ -128,6 +128,29 @@ class Options:
             streams=self.streams,
             border_cells=self.border_cells,
         )
+        if segmenter.auto_scale and self.images is not None:
+            try:
+                self._measure(segmenter, self.images)
+            except BaseException:
+                segmenter.close()
+                raise
+        return segmenter
+
+    def _measure(self, segmenter: Segmenter, folder: Path) -> None:
+        """Find the scale of the images of ``folder``, once for those of one size."""
+        from cellseg_deploy.images.find import find_images
+        from cellseg_deploy.images.read import MAX_PIXELS
+        from cellseg_deploy.run import scales
+        from cellseg_deploy.run.record import RunOptions
+
+        most = MAX_PIXELS if self.max_pixels is None else self.max_pixels
+        options = RunOptions(bit_depth=self.bit_depth, max_pixels=most)
+        for group, images in scales.groups_of(find_images([folder])).items():
+            sample = list(scales.sample(images, options))
+            choice = segmenter.find_scale(sample)
+            segmenter.measured_scales |= {image.shape[:2]: choice.scale for image in sample}
+            if not self.quiet:
+                console.say(scales.said(group, choice, segmenter.backend.spec.cell_diameter_px))
 
     @property
     def thread_plan(self) -> ThreadPlan:

@@ -155,6 +155,7 @@ def _run(
         pixel_size_um=asked["pixel_size"],
         count_rule=asked["count_rule"],
         field_of_view=asked["field"],
+        scales={} if recorded is None else recorded.scales,
     )
     complete = CompleteFiles(asked["watch_settle"])
     engine = _engine(output, asked, recorded)
@@ -165,7 +166,7 @@ def _run(
     names = ("task", "scale", "batch_size", "halo", "border_cells", "rebuild", "cuda_graph", "streams")
     settings = {
         **{name: asked[name] for name in names},
-        "cell_diameter_px": asked["cell_diameter"],
+        "cell_diameter_px": console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"]),
         "threads": threads.engine,
     }
     with (
@@ -176,6 +177,7 @@ def _run(
         _log.info("engine: %s %s on %s, %s", opened.name, opened.precision, opened.device, opened.choice)
         if not asked["quiet"]:
             console.say(infer_say.heading(segmenter))
+        tell_scale = None if asked["quiet"] else console.say
         if recorded is not None:
             recorded.check(identity_of(segmenter, options, inputs))
         if asked["dry_run"]:
@@ -191,6 +193,7 @@ def _run(
                 threads=threads,
                 on_result=progress.result,
                 on_plan=progress.planned,
+                on_scale=tell_scale,
                 complete=complete,
                 follow_links=asked["follow_links"],
                 idle_seconds=asked["watch_idle"],
@@ -203,6 +206,7 @@ def _run(
             threads=threads,
             on_result=progress.result,
             on_plan=progress.planned,
+            on_scale=tell_scale,
             inputs=inputs,
         )
 

@@ -66,7 +66,7 @@ def heading(segmenter: Segmenter) -> str:
     """One line before the work: which model runs, on what, in which arithmetic, at which scale."""
     backend, spec = segmenter.backend, segmenter.backend.spec
     if segmenter.auto_scale:
-        scale = "scale measured in each image"
+        scale = "scale measured"
     else:
         scale = f"scale {segmenter.scale:g} (cells about {spec.cell_diameter_px / segmenter.scale:.0f} px wide)"
     return f"model {printable(spec.name)}, {backend.name} {backend.precision} on {backend.device}, {scale}"

@@ -174,7 +174,7 @@ def _of_size(images: Sequence[ImageFacts], facts: DataFacts, spec: ModelSpec) ->
     if odd:
         found.append(
             f"cells of {_some(odd)} differ in size from the others' ({low:g} to {high:g} times their median): "
-            "several magnifications in one folder? Use --cell-diameter auto, or a folder for each"
+            "several magnifications in one folder? Give each a folder: cells are measured by folder"
         )
     sizes = {tag.um_per_px for image in images for tag in image.resolution if not tag.is_of_print}
     if sizes and max(map(max, sizes)) > SIZE_RANGE[1] * min(map(min, sizes)):

@@ -86,10 +86,18 @@ def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> De
 
 
 def declared_pixels(path: Path) -> int:
-    """Pixels that the header of ``path`` declares, before anything is decoded; 0 where that cannot be told.
+    """Pixels that the header of ``path`` declares, before anything is decoded; 0 where that cannot be told."""
+    (height, width), _ = declared_size(path)
+    return height * width
 
-    To plan memory by. Why a file cannot be read is for ``decode`` to say, so no error is raised here.
+
+def declared_size(path: Path) -> tuple[tuple[int, int], float | None]:
+    """Size (height, width) in px and side of a pixel in micrometres, None if unknown, by the header of ``path``; (0, 0)
+    where that cannot be told.
+
+    To plan by. Why a file cannot be read is for ``decode`` to say, so no error is raised here.
     """
+    um: float | None = None
     try:
         with opened(path) as file, collected():
             head = file.read(26)
@@ -107,11 +115,12 @@ def declared_pixels(path: Path) -> int:
                 with tifffile.TiffFile(file) as tiff:
                     page = tiff_pages.picture_of(path, tiff).page
                     width, height = page.imagewidth, page.imagelength
+                    um = resolution.believed_pixel_size(resolution.of_tiff(tiff, page)).um
             else:
-                return 0
+                return (0, 0), None
     except Exception:  # as in decode, which will meet it again
-        return 0
-    return int(width) * int(height)
+        return (0, 0), None
+    return (int(height), int(width)), um
 
 
 def _read_regular_file(path: Path) -> tuple[bytes, int]:

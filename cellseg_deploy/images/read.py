@@ -41,7 +41,7 @@ from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.files.fingerprint import Fingerprint
 from cellseg_deploy.images.bit_depth import bits_to_scale, scale_to_8
-from cellseg_deploy.images.decode import Decoded, declared_pixels, decode
+from cellseg_deploy.images.decode import Decoded, declared_pixels, declared_size, decode
 from cellseg_deploy.images.find import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
 from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS, MaskForeground
 from cellseg_deploy.images.mask_polarity import frame_of
@@ -63,6 +63,7 @@ __all__ = [
     "check_same_size",
     "check_settings",
     "declared_pixels",
+    "declared_size",
     "find_images",
     "pair_by_stem",
     "read_image",

@@ -40,12 +40,14 @@ def run_folder(
     threads: ThreadPlan | None = None,
     on_result: Callable[[ImageResult], None] | None = None,
     on_plan: Callable[[RunPlan], None] | None = None,
+    on_scale: Callable[[str], None] | None = None,
     inputs: Inputs | None = None,
 ) -> RunSummary:
     """Segment ``images`` into the folder ``out``; ``on_result`` is told of each image worked on, in order.
 
     A run that is in the folder already and was one of the same model, engine and settings is gone on with: images that
-    are done are skipped, those that failed are tried again. ``on_plan`` is told what is to be done before it is.
+    are done are skipped, those that failed are tried again. ``on_plan`` is told what is to be done before it is,
+    ``on_scale`` in a line what was found where the scale is measured.
     ``inputs``: what the user gave, for run.json; by default the folders of ``images``.
 
     An image that cannot be read, or fails in any way of its own, is recorded and the run goes on. Interrupted
@@ -61,7 +63,15 @@ def run_folder(
     options = options or RunOptions()
     threads = threads or thread_plans.plan(device=segmenter.backend.device)
     check_apart([image.path for image in images], out)
-    session = RunSession(segmenter, out, options, threads, inputs=inputs or inputs_of(images), on_result=on_result)
+    session = RunSession(
+        segmenter,
+        out,
+        options,
+        threads,
+        inputs=inputs or inputs_of(images),
+        on_result=on_result,
+        on_scale=on_scale,
+    )
     with held_folder(out), session.running(images) as todo:
         if on_plan is not None:
             on_plan(todo)

@@ -38,12 +38,13 @@ class ImageWork:
         self._options = options
         self._formats = [format for format in formats if format.folder]
 
-    def bytes_in_flight(self, image: FoundImage) -> int:
+    def bytes_in_flight(self, image: FoundImage, scale: float | None = None) -> int:
         """Memory it takes, roughly, by what its header declares."""
-        return 0 if image.problem else self._segmenter.bytes_in_flight(declared_pixels(image.path))
+        return 0 if image.problem else self._segmenter.bytes_in_flight(declared_pixels(image.path), scale)
 
-    def __call__(self, image: FoundImage, output_name: str, network: Network) -> Finished:
-        """Read, segment, measure and encode ``image``, whose files are called ``output_name`` without endings."""
+    def __call__(self, image: FoundImage, output_name: str, scale: float | None, network: Network) -> Finished:
+        """Read, segment, measure and encode ``image``, whose files are called ``output_name`` without endings; at
+        ``scale``, if not at the segmenter's."""
         if image.problem:
             raise DataError(image.problem)
         segmenter, options, spec = self._segmenter, self._options, self._segmenter.backend.spec
@@ -56,7 +57,7 @@ class ImageWork:
                 pixel_size_um=options.pixel_size_um,
                 with_fingerprint=True,
             )
-        found = segmenter.segment(loaded.pixels_hwc, network, clock, field=options.field_of_view)
+        found = segmenter.segment(loaded.pixels_hwc, network, clock, field=options.field_of_view, scale=scale)
         size = checked_by_cells(loaded.pixel_size, found.table.columns["equivalent_diameter_px"])
         doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
         with clock("write"):

@@ -5,6 +5,7 @@ the image's files are. It alone decides what is done, and holds the image's rows
 are written from it, in the order of the input, so they do not depend on when or how often the run was interrupted.
 
     {"kind":"run","version":1,"started":"...","identity":{...},"check":"6b86b273ff34fce1"}
+    {"kind":"scale","group":". : 1600 x 1200 px","scale":0.58,"check":...
     {"kind":"image","image":"a.png","status":"done","input":{...},"outputs":[...],"result":{...},"cells":"1,812,...
     {"kind":"image","image":"b.png","status":"failed",...
 
@@ -25,7 +26,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from cellseg_deploy.errors import OutputError
+from cellseg_deploy.cells.scale import check_scale
+from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.files.atomic import write_bytes, writing
 from cellseg_deploy.files.fingerprint import Fingerprint
 from cellseg_deploy.run.identity import RunIdentity
@@ -84,7 +86,8 @@ class Entry:
 class JournalContent:
     """``entries``: by image name, in the order of their last lines. ``whole_bytes``: up to the last whole line.
 
-    ``damaged``: numbers of the lines that cannot be trusted; what they said is as if never written.
+    ``damaged``: numbers of the lines that cannot be trusted; what they said is as if never written. ``scales``: model
+    px per image px that were measured, by group of images.
     """
 
     path: Path
@@ -93,6 +96,7 @@ class JournalContent:
     entries: dict[str, Entry]
     damaged: tuple[int, ...]
     whole_bytes: int
+    scales: dict[str, float] = field(default_factory=dict)
 
 
 class UnreadableJournalError(OutputError):
@@ -134,7 +138,13 @@ class Journal:
 
         The files it names must be written and fsynced before. Raises ``OutputError``; the journal is then as before.
         """
-        line = _line({"kind": "image", **asdict(record)})
+        self._append(_line({"kind": "image", **asdict(record)}))
+
+    def append_scale(self, group: str, scale: float) -> None:
+        """Keep the ``scale`` measured for a ``group`` of images; as ``append``."""
+        self._append(_line({"kind": "scale", "group": group, "scale": scale}))
+
+    def _append(self, line: bytes) -> None:
         try:
             with writing(self.path):
                 rest = memoryview(line)
@@ -177,6 +187,7 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
     """What ``lines``, with their line ends, of the journal ``path`` say. Raises ``UnreadableJournalError``."""
     entries: dict[str, Entry] = {}
     damaged: list[int] = []
+    scales: dict[str, float] = {}
     head: tuple[RunIdentity, str] | None = None
     at = 0
     for number, line in enumerate(lines, start=1):
@@ -185,6 +196,8 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
         content = _content(line)
         if head is None:
             head = _head(path, content)
+        elif (measured := _scale(content)) is not None:
+            scales |= measured
         elif (record := _record(content)) is None:
             damaged.append(number)
         else:
@@ -193,7 +206,7 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
         at += len(line)
     if head is None:
         raise UnreadableJournalError(f"{path}: has no whole line")
-    return JournalContent(path, *head, entries, tuple(damaged), at)
+    return JournalContent(path, *head, entries, tuple(damaged), at, scales)
 
 
 def whole_records(journal: Path, entries: Iterable[Entry]) -> Iterator[ImageRecord]:
@@ -242,6 +255,15 @@ def _head(path: Path, content: dict[str, Any] | None) -> tuple[RunIdentity, str]
         return RunIdentity.from_json(content["identity"]), str(content["started"])
     except ValueError as error:
         raise UnreadableJournalError(f"{path}: its first line says nothing useful ({error})") from error
+
+
+def _scale(content: dict[str, Any] | None) -> dict[str, float] | None:
+    if content is None or content.get("kind") != "scale":
+        return None
+    try:
+        return {str(content["group"]): check_scale(float(content["scale"]))}
+    except (KeyError, TypeError, ValueError, UsageError):
+        return None
 
 
 def _record(content: dict[str, Any] | None) -> ImageRecord | None:

@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,8 @@ import msgspec
 
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule
 from cellseg_deploy.cells.field_of_view import Field, check_field
+from cellseg_deploy.cells.scale import check_scale
+from cellseg_deploy.errors import UsageError
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.find import absolute
 from cellseg_deploy.images.read import MAX_PIXELS, check_settings
@@ -29,6 +31,10 @@ from cellseg_deploy.threads import ThreadPlan
 
 EDITED = "edited"
 """In run.json: result files that somebody edited."""
+
+MEASURED = "measured"
+"""Recorded for the scale if each group of images was measured. Earlier versions measured each image: ``auto``."""
+
 SKIPPED = "skipped"
 """Status of an image that was done before."""
 
@@ -40,6 +46,7 @@ class RunOptions:
     ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: an earlier run in the folder
     is replaced, else gone on with. ``pixel_size_um``: side of a pixel in the specimen in micrometres, whatever files
     say. ``field_of_view``: ``full`` takes whole pictures for it, surround and all.
+    ``scales``: by group of images, as an earlier run measured them (see ``run.scales``): not measured again.
     """
 
     save: tuple[str, ...] = DEFAULT
@@ -49,6 +56,7 @@ class RunOptions:
     pixel_size_um: float | None = None
     count_rule: CountRule = DEFAULT_RULE
     field_of_view: Field = "auto"
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         chosen_formats(self.save)
@@ -211,6 +219,7 @@ def run_json(
     inputs: Inputs,
     status: str,
     started: datetime.datetime,
+    scales: Mapping[str, float],
 ) -> bytes:
     """Content of run.json; ``status``: ``running``, ``finished`` or ``stopped``. Enough to do the run again."""
     backend, spec = segmenter.backend, segmenter.backend.spec
@@ -238,12 +247,13 @@ def run_json(
         "task": segmenter.task,
         "operating_point": msgspec.to_builtins(segmenter.params),
         "settings": {
-            "scale": "auto" if segmenter.auto_scale else segmenter.scale,
+            "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
             "tile_size": spec.tile_size,
             "halo": segmenter.halo,
             "border_cells": segmenter.border_cells,
             "batch_size": segmenter.batch_size,
             **msgspec.to_builtins(options),
+            "scales": dict(scales),
         },
         "inputs": inputs.to_json(),
         "identity": identity.to_json(),
@@ -272,6 +282,15 @@ def with_edited_files(record: Path, summary: RunSummary) -> bytes | None:
     if content.get(EDITED, []) == edited:
         return None
     return json.dumps({**content, EDITED: edited}, indent=2, allow_nan=False).encode("ascii") + b"\n"
+
+
+def scales_in(record: Path) -> dict[str, float]:
+    """The scales that ``record``, a run.json, says were measured, by group of images; none if it is something else."""
+    try:
+        said = content_of(record)["settings"]["scales"]
+        return {str(group): check_scale(float(scale)) for group, scale in said.items()}
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
+        return {}
 
 
 def inputs_in(record: Path, roots: Iterable[str]) -> Inputs | None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.images.inputs import GivenPaths
 from cellseg_deploy.models import DEFAULT_SHA256
 from cellseg_deploy.run.earlier_engine import engine_arguments
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.output_folder import PROGRAM
-from cellseg_deploy.run.record import Inputs
+from cellseg_deploy.run.record import MEASURED, Inputs
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class RecordedRun:
     form: Path
     inputs: Inputs
     max_pixels: int
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def given(self) -> GivenPaths:
@@ -40,7 +43,7 @@ class RecordedRun:
     def result_options(self) -> dict[str, Any]:
         """Options of ``cellseg-infer`` that results depend on, by their parameters' names."""
         settings, engine = self.identity.settings, engine_arguments(self.identity)
-        is_auto = settings["scale"] == "auto"
+        is_auto = settings["scale"] in (MEASURED, "auto")
         return {
             "task": self.identity.task,
             "scale": None if is_auto else settings["scale"],
@@ -104,6 +107,7 @@ def read_run(file: Path) -> RecordedRun:
             form=Path(model["path"]),
             inputs=Inputs.from_json(content["inputs"], identity.inputs),
             max_pixels=int(content["settings"]["max_pixels"]),
+            scales={str(k): check_scale(float(v)) for k, v in content["settings"].get("scales", {}).items()},
         )
         recorded.result_options()  # raises where something is missing in it
     except OSError as error:

@@ -14,7 +14,7 @@ from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.outputs.formats import NAMES
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.output_folder import PROGRAM
-from cellseg_deploy.run.record import Inputs, RunOptions
+from cellseg_deploy.run.record import MEASURED, Inputs, RunOptions
 from cellseg_deploy.segmenter import Segmenter
 
 _LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillow", "tifffile", "imagecodecs")
@@ -78,7 +78,7 @@ def _given_sha256(backend: Backend) -> str | None:
 def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]:
     """Settings that results depend on, by the names of the options."""
     return {
-        "scale": "auto" if segmenter.auto_scale else segmenter.scale,
+        "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
         "halo": segmenter.halo,
         "bit_depth": options.bit_depth,
         "pixel_size_um": options.pixel_size_um,

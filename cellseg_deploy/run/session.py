@@ -20,12 +20,14 @@ from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.batching import Job, Outcome
+from cellseg_deploy.cells.scale import too_few_note
 from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
 from cellseg_deploy.files.atomic import remove, set_aside, write_bytes
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.images.find import FoundImage, path_of
 from cellseg_deploy.outputs.formats import Format, chosen_formats
 from cellseg_deploy.run import journal as journals
+from cellseg_deploy.run import scales as run_scales
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.image_work import Finished, ImageWork
 from cellseg_deploy.run.journal import Entry, ImageRecord, Journal
@@ -39,6 +41,7 @@ from cellseg_deploy.run.record import (
     RunSummary,
     inputs_in,
     run_json,
+    scales_in,
     with_edited_files,
 )
 from cellseg_deploy.run.resume import FolderState, begin, check_files, kept_files, some, sweep
@@ -70,8 +73,10 @@ class RunSession:
         *,
         inputs: Inputs,
         on_result: Callable[[ImageResult], None] | None = None,
+        on_scale: Callable[[str], None] | None = None,
     ) -> None:
-        """``on_result``: told of each image worked on, in the order of the run."""
+        """``on_result``: told of each image worked on, in the order of the run. ``on_scale``: of each scale that was
+        measured, in a line."""
         self.segmenter = segmenter
         self.out = out
         self.options = options
@@ -80,7 +85,8 @@ class RunSession:
         self.identity = identity_of(segmenter, options, inputs)
         self.formats = chosen_formats(options.save)
         self.summary = RunSummary(found=0, output=out)
-        self._on_result = on_result
+        self._on_result, self._on_scale = on_result, on_scale
+        self._scales = dict(options.scales)
         self._image_work = ImageWork(segmenter, options, self.formats)
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.perf_counter()
@@ -105,6 +111,8 @@ class RunSession:
         self._expected = set(expected)
         todo = self.take(images)
         self._sweep(todo)
+        if (journal := self._state.journal) is not None:  # run.json has them too, should a line of the journal be lost
+            self._scales |= scales_in(self.out / RUN_JSON) | journal.scales
         with self._open_journal() as self._journal, self._kept_if_stopped(lambda: None):
             yield todo
             self._end()
@@ -156,7 +164,10 @@ class RunSession:
         if not items:
             return
         self._prepare()
-        outcomes = self.segmenter.overlapped([self._job(item) for item in items], self.threads)
+        found = self._find_scales(items)
+        outcomes = self.segmenter.overlapped(
+            [self._job(item, found.get(item.image.name)) for item in items], self.threads
+        )
         with ExitStack() as stack:
             stack.enter_context(thread_plans.single_threaded_libraries())
             # Left in reverse order: after an interrupt the tables are written first, then threads are waited for.
@@ -181,9 +192,33 @@ class RunSession:
             self._has_worked = True
             self._write_run_json("running")
 
-    def _job(self, item: Planned) -> Job[Finished]:
+    def _find_scales(self, items: Sequence[Planned]) -> dict[str, float]:
+        """The scale of each image by name, where it is measured: of each group once in the life of a run."""
+        if not self.segmenter.auto_scale or self._journal is None:
+            return {}
+        found, unclear = dict[str, float](), list[str]()
+        for group, images in run_scales.groups_of(item.image for item in items).items():
+            if group not in self._scales:
+                sample = run_scales.sample(images, self.options)
+                with thread_plans.single_threaded_libraries():
+                    choice = self.segmenter.find_scale(sample, field=self.options.field_of_view)
+                self._journal.append_scale(group, choice.scale)
+                self._scales[group] = choice.scale
+                if choice.note:
+                    unclear.append(group)
+                elif self._on_scale is not None:
+                    self._on_scale(run_scales.said(group, choice, self.segmenter.backend.spec.cell_diameter_px))
+            found |= {image.name: self._scales[group] for image in images}
+        if unclear:
+            spec = self.segmenter.backend.spec
+            _log.warning("%s: %s", some(unclear), too_few_note(spec.cell_diameter_px, spec.image_scale))
+        if found:
+            self._write_run_json("running")
+        return found
+
+    def _job(self, item: Planned, scale: float | None) -> Job[Finished]:
         work = self._image_work
-        return Job(partial(work, item.image, item.output_name), partial(work.bytes_in_flight, item.image))
+        return Job(partial(work, item.image, item.output_name, scale), partial(work.bytes_in_flight, item.image, scale))
 
     # ------------------------------------------------------------------------------------------------ begin and end
 
@@ -340,6 +375,7 @@ class RunSession:
             inputs=self.inputs if earlier is None else self.inputs.after(earlier),
             status=status,
             started=self._started,
+            scales=self._scales,
         )
         write_bytes(self.out / RUN_JSON, record)
 

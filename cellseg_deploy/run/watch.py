@@ -35,6 +35,7 @@ def watch_folder(
     threads: ThreadPlan | None = None,
     on_result: Callable[[ImageResult], None] | None = None,
     on_plan: Callable[[RunPlan], None] | None = None,
+    on_scale: Callable[[str], None] | None = None,
     complete: CompleteFiles | None = None,
     follow_links: bool = False,
     idle_seconds: float | None = None,
@@ -74,6 +75,7 @@ def watch_folder(
         threads or thread_plans.plan(device=segmenter.backend.device),
         inputs=inputs,
         on_result=tell,
+        on_scale=on_scale,
     )
     tables, look = _Tables(session.write_tables), _Looks(folder, follow_links)
     images = look()

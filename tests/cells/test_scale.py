@@ -1,4 +1,4 @@
-"""``--cell-diameter auto``: the size of the cells is measured in a first pass, and the second one is at its scale."""
+"""The scale of images: from settings, or from a search over scales (``--cell-diameter auto``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ import pytest
 
 from cellseg_deploy import Segmenter
 from cellseg_deploy.cells.metrics import score_image
-from cellseg_deploy.cells.scale import MIN_CELLS, fixed_scale, lost_note, scale_from_cells, size_note
+from cellseg_deploy.cells.scale import (
+    MIN_CELLS,
+    MIN_MEASURED,
+    View,
+    crop_of,
+    empty_view,
+    fixed_scale,
+    lost_note,
+    scale_from_cells,
+    size_note,
+    surest,
+)
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.samples import SmearParams, make_smear
 
@@ -126,3 +137,41 @@ def test_a_smear_at_another_magnification(diameter: int) -> None:
     assert score.n_predicted == pytest.approx(score.n_true, rel=0.12)
     # Not F1: at a wrong scale slivers at the image border are counted, which this truth holds for cells as well.
     assert score.merges + score.splits <= before.merges + before.splits
+
+
+def view(scale: float, diameter: float, sure: int, n: int = MIN_MEASURED) -> View:
+    return View(scale, np.full(n, round(math.pi / 4 * diameter**2)), sure, 1000)
+
+
+def test_the_surest_of_the_fitting_scales_is_taken() -> None:
+    nuclei, right, near, piles = view(2, 25, 990), view(1, 50, 900), view(0.5, 30, 800), view(0.25, 90, 990)
+    assert surest([nuclei, right, near, piles], 48.0) is right
+    assert surest([nuclei, view(1, 50, 900, MIN_MEASURED - 1), near], 48.0) is near
+    assert surest([nuclei, piles, empty_view(1)], 48.0) is None
+
+
+def test_crops_lie_in_the_image_at_the_same_places() -> None:
+    assert crop_of((100, 300), 60, 0) == (slice(20, 80), slice(120, 180))
+    assert crop_of((50, 300), 60, 1)[0] == slice(0, 50)
+    for index in range(6):
+        rows, columns = crop_of((100, 300), 60, index)
+        assert 0 <= rows.start < rows.stop <= 100
+        assert 0 <= columns.start < columns.stop <= 300
+
+
+@pytest.mark.parametrize("diameter", [16, 40, 90, 200])
+def test_cells_of_any_size_are_measured(diameter: int) -> None:
+    zoom = diameter / 90
+    smear = make_smear(SmearParams(size_hw=(900, 1200), cell_diameter_px=90, n_cells=70), 5).image_hwc
+    image = cv2.resize(smear, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    with Segmenter.from_file(cell_diameter_px="auto") as segmenter:
+        choice = segmenter.find_scale([image])
+        assert segmenter.backend.spec.cell_diameter_px / choice.scale == pytest.approx(diameter, rel=0.2)
+    assert (choice.note, choice.images) == ("", 1)
+
+
+def test_without_cells_the_scale_stays_and_a_note_says_so() -> None:
+    with Segmenter.from_file(cell_diameter_px="auto") as segmenter:
+        result = segmenter(np.full((300, 300, 3), 230, np.uint8))
+        assert result.scale == segmenter.backend.spec.image_scale
+    assert any("whole cells to estimate their size from" in note for note in result.notes)

@@ -176,7 +176,7 @@ def test_images_that_are_not_read_are_mentioned(
     model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (smears / "c.bmp").write_bytes(b"")
-    assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q") == 0
+    assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q", "--cell-diameter", 20) == 0
     assert capsys.readouterr().err == (
         "WARNING: not read: 1 .bmp; expected files ending in .png, .jpg, .jpeg, .jpe, .jfif, .jif, .tif, .tiff; "
         "convert other images to PNG or TIFF\n"
@@ -184,8 +184,20 @@ def test_images_that_are_not_read_are_mentioned(
 
 
 def test_quiet_says_nothing(model: Path, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q") == 0
+    assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q", "--cell-diameter", 20) == 0
     assert capfd.readouterr() == ("", "")
+
+
+def test_cells_are_measured_unless_a_size_is_given(
+    model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(smears, "-o", tmp_path / "out", "--model", model) == 0
+    said = capsys.readouterr().err
+    assert said.count("fewer than 5 whole cells to estimate their size from") == 1  # for three groups, once
+    assert json.loads((tmp_path / "out/run.json").read_text())["settings"]["scale"] == "measured"
+    assert infer(smears, "-o", tmp_path / "given", "--model", model, "--scale", 1) == 0
+    assert "whole cells" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "given/run.json").read_text())["settings"]["scale"] == 1
 
 
 # --- failures

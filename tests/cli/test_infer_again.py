@@ -185,7 +185,7 @@ def test_images_of_a_pattern_again(
 def test_auto_scale_again(model: Path, smears: Path, tmp_path: Path) -> None:
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q", "--cell-diameter", "auto") == 0
     assert infer("--like", tmp_path / "out/run.json", "-o", tmp_path / "again", "-q") == 0
-    assert json.loads((tmp_path / "again/run.json").read_text())["settings"]["scale"] == "auto"
+    assert json.loads((tmp_path / "again/run.json").read_text())["settings"]["scale"] == "measured"
     assert results(tmp_path / "again") == results(tmp_path / "out")
 
 
@@ -447,10 +447,11 @@ def test_a_damaged_line_is_said(
     expected = results(out)
     journal = out / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2].replace(b'"done"', b'"DONE"')
+    assert [b'"kind":"scale"' in line for line in lines[1:5]] == [True, True, True, False]
+    lines[4] = lines[4].replace(b'"done"', b'"DONE"')
     journal.write_bytes(b"".join(lines))
     assert infer(smears, "-o", out, "--model", model, "-q") == 0
-    assert "journal.jsonl: damaged in line 3; the images of these are done again" in capsys.readouterr().err
+    assert "journal.jsonl: damaged in line 5; the images of these are done again" in capsys.readouterr().err
     asides = {f"{name}.edited-1.csv": expected[f"{name}.csv"] for name in ("cells", "images")}  # the journal lacks rows
     assert results(out) == expected | asides
     assert len(journal.read_bytes().splitlines()) == len(lines) + 1

@@ -36,7 +36,7 @@ def test_kinds_of_notes() -> None:
 def test_the_last_lines_name_each_kind_with_its_first_image(
     model: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert infer(mixed, "-o", tmp_path / "out", "--model", model) == 0
+    assert infer(mixed, "-o", tmp_path / "out", "--model", model, "--scale", 1) == 0
     said = capsys.readouterr()
     lines = [line for line in said.out.splitlines() if line.startswith("warning")]
     assert len(lines) == 1
@@ -49,10 +49,10 @@ def test_machines_get_them_too_and_a_run_that_is_resumed_says_the_same(
 ) -> None:
     out = tmp_path / "out"
     hidden = (mixed / "c large.png").rename(tmp_path / "c large.png")
-    assert infer(mixed, "-o", out, "--model", model, "-q") == 0
+    assert infer(mixed, "-o", out, "--model", model, "-q", "--scale", 1) == 0
     hidden.rename(mixed / "c large.png")
     capsys.readouterr()
-    assert infer(mixed, "-o", out, "--model", model, "--json") == 0
+    assert infer(mixed, "-o", out, "--model", model, "--json", "--scale", 1) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["skipped"] == 3
     assert found["warnings"]["cell size"]["images"] == 2
@@ -61,7 +61,7 @@ def test_machines_get_them_too_and_a_run_that_is_resumed_says_the_same(
 
 
 def test_quiet_says_nothing(model: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert infer(mixed, "-o", tmp_path / "out", "--model", model, "-q") == 0
+    assert infer(mixed, "-o", tmp_path / "out", "--model", model, "-q", "--scale", 1) == 0
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == ""
@@ -70,10 +70,10 @@ def test_quiet_says_nothing(model: Path, mixed: Path, tmp_path: Path, capsys: py
 def test_an_image_that_has_another_result_has_other_warnings(
     model: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert infer(mixed, "-o", tmp_path / "out", "--model", model, "-q") == 0
+    assert infer(mixed, "-o", tmp_path / "out", "--model", model, "-q", "--scale", 1) == 0
     save(mixed / "b large.png", draw_discs((300, 340), [(40, 40), (100, 100)]))
     capsys.readouterr()
-    assert infer(mixed, "-o", tmp_path / "out", "--model", model, "--json") == 0
+    assert infer(mixed, "-o", tmp_path / "out", "--model", model, "--json", "--scale", 1) == 0
     warnings = json.loads(capsys.readouterr().out)["warnings"]
     assert warnings["cell size"]["images"] == 1
     assert warnings["cell size"]["first"]["image"] == "c large.png"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from conftest import DarknessBackend, draw_discs, make_spec
@@ -19,7 +20,7 @@ from running import results, rows, save
 
 from cellseg_deploy.batching import Overlapped
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, NothingToDoError, OutputError
-from cellseg_deploy.images.read import FoundImage, find_images
+from cellseg_deploy.images.read import FoundImage, find_images, read_image
 from cellseg_deploy.outputs import encoders, formats
 from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.run import session
@@ -80,11 +81,10 @@ def test_results_do_not_depend_on_batches_helpers_or_order(discs: Path, tmp_path
 
     found = expect_same_results(open_segmenter, discs, tmp_path, settings)
     assert sum(name.startswith("labels/") for name in found) == 9
-    scales = {row["scale"] for row in rows(tmp_path / "1-1" / "images.csv")} - {""}
-    assert (len(scales) > 1) == auto  # with it, some images went through the network twice
 
 
 def test_a_folder_gives_what_each_image_gives_alone(discs: Path, tmp_path: Path) -> None:
+    """Each has a size of its own here, and so is measured alone."""
     segmenter = Segmenter(DarknessBackend(make_spec(cell_diameter_px=14.0)), cell_diameter_px="auto", batch_size=5)
     run_folder(segmenter, find_images([discs]), tmp_path / "out")
     for row in rows(tmp_path / "out/images.csv"):
@@ -362,3 +362,59 @@ def test_a_pixel_size_that_no_cell_has_gives_no_micrometres(tmp_path: Path) -> N
         assert "the median cell would be" in row["warning"]
         assert row.get("pixel_size_um", "") == size
         assert bool(row.get("counted_per_mm2")) == bool(size)
+
+
+def disc_image(size: int, pitch: int, diameter: int) -> np.ndarray:
+    image = np.full((size, size, 3), 255, np.uint8)
+    for row in range(pitch, size - pitch // 2, pitch):
+        for column in range(pitch, size - pitch // 2, pitch):
+            cv2.circle(image, (column, row), diameter // 2, (0, 0, 0), -1)
+    return image
+
+
+def scales_of(out: Path) -> dict[str, str]:
+    return {row["image"]: row["scale"] for row in rows(out / "images.csv")}
+
+
+def test_each_group_is_measured_once_and_the_run_keeps_it(tmp_path: Path) -> None:
+    """A folder of cells twice as wide has a scale of its own; images that come later do not change what was found."""
+    folder, out, told = tmp_path / "in", tmp_path / "out", list[str]()
+    save(folder / "a/1.png", disc_image(200, 40, 28))
+    save(folder / "b/1.png", disc_image(400, 80, 56))
+    save(folder / "b/2.png", disc_image(400, 80, 56))
+
+    def run(out: Path, options: RunOptions | None = None) -> None:
+        segmenter = Segmenter(DarknessBackend(make_spec(cell_diameter_px=14.0)), cell_diameter_px="auto")
+        run_folder(segmenter, find_images([folder]), out, options=options, on_scale=told.append)
+
+    run(out)
+    first = scales_of(out)
+    assert first["b/1.png"] == first["b/2.png"]
+    assert float(first["a/1.png"]) == pytest.approx(2 * float(first["b/1.png"]), rel=0.1)
+    assert [line.partition(":")[0] for line in told] == ["a", "b"]
+    assert "cells are 28 px wide (1 image measured): scale 0.5" in told[0]
+    told.clear()
+    save(folder / "b/3.png", disc_image(400, 40, 28))  # measured anew, the group would have another scale
+    run(out)
+    assert scales_of(out) == {**first, "b/3.png": first["b/1.png"]}
+    journal = (out / "journal.jsonl").read_bytes()
+    (out / "journal.jsonl").write_bytes(journal.replace(b'"kind":"scale"', b'"kind":"SCALE"'))
+    save(folder / "b/4.png", disc_image(400, 40, 28))
+    run(out)
+    assert scales_of(out)["b/4.png"] == first["b/1.png"]  # a damaged line is made up for by run.json
+    (folder / "b/4.png").unlink()
+    known = json.loads((out / "run.json").read_text())["settings"]["scales"]
+    for path in folder.glob("b/[12].png"):
+        path.unlink()
+    run(tmp_path / "like", RunOptions(scales=known))
+    assert told == []
+    assert scales_of(tmp_path / "like") == {"a/1.png": first["a/1.png"], "b/3.png": first["b/1.png"]}
+
+
+def test_measuring_takes_few_tiles_however_many_images_there_are(tmp_path: Path) -> None:
+    for index in range(12):
+        save(tmp_path / "in" / f"{index:02}.png", disc_image(400, 80, 56))
+    backend = DarknessBackend(make_spec(cell_diameter_px=14.0))
+    segmenter = Segmenter(backend, cell_diameter_px="auto")
+    segmenter.find_scale(read_image(path).pixels_hwc for path in sorted((tmp_path / "in").iterdir()))
+    assert sum(backend.batches) <= 14

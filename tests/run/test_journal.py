@@ -411,3 +411,17 @@ def test_killed_at_any_stage_and_resumed_it_gives_the_same_files_and_repeats_not
         assert all_files(out) == expected, f"killed at {stages[fatal]}"
         assert run(images, out) == [BAD]
         assert all_files(out) == expected
+
+
+def test_measured_scales_are_kept_and_a_damaged_one_is_none(tmp_path: Path, records: list[ImageRecord]) -> None:
+    with Journal.create(tmp_path, identity()) as journal:
+        journal.append_scale("a: 40 x 30 px", 0.58)
+        journal.append(records[0])
+        journal.append_scale("b: 40 x 30 px", 1.25)
+    content = journals.read(tmp_path / JOURNAL)
+    assert content.scales == {"a: 40 x 30 px": 0.58, "b: 40 x 30 px": 1.25}
+    assert (list(content.entries), content.damaged) == ([records[0].image], ())
+    path = tmp_path / JOURNAL
+    path.write_bytes(path.read_bytes().replace(b'"scale":1.25', b'"scale":1.75'))
+    content = journals.read(path)
+    assert (content.scales, content.damaged) == ({"a: 40 x 30 px": 0.58}, (4,))
