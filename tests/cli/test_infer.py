@@ -393,7 +393,7 @@ def test_a_run_of_an_earlier_version_gives_its_numbers_again(
     shown = draw_discs((60, 60), [(-6, 30), (30, 30)])  # a sliver of 0.14 of the model's cell, whose limit is 0.2
     Image.fromarray(shown).save(smears / "sliver.png")
     before, now, again = tmp_path / "before", tmp_path / "now", tmp_path / "again"
-    as_then = ("--count-rule", "all", "--border-cells", "model", "--field", "full")
+    as_then = ("--scale", "1", "--count-rule", "all", "--border-cells", "model", "--field", "full")
     assert infer(smears, "-o", before, "--model", model, "-q", *as_then) == 0
     record = json.loads((before / "run.json").read_text())
     for setting in ("border_cells", "field_of_view"):
@@ -402,7 +402,7 @@ def test_a_run_of_an_earlier_version_gives_its_numbers_again(
     assert infer("--like", before / "run.json", "-o", again, "-q") == 0
     assert results(again) == results(before)
     assert capsys.readouterr().err == ""
-    assert infer(smears, "-o", now, "--model", model, "-q") == 0
+    assert infer(smears, "-o", now, "--model", model, "--scale", "1", "-q") == 0
     found = [row for out in (before, now) for row in rows(out / "images.csv") if row["image"] == "sliver.png"]
     assert [(row["cells"], row["counted"]) for row in found] == [("1", "1"), ("2", "1")]
 
