@@ -145,7 +145,7 @@ def test_conditions_that_were_judged_stay(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(robustness, "_judged", stopping_at(3, judged))
     progress = Progress(tmp_path, "robustness")
-    rows = conditions({}, lambda: iter([]), progress=progress)
+    rows = conditions({}, lambda: iter([]), min_area_px=200, progress=progress)
     turns = [(name, value) for name, values in CONDITIONS.items() for value in values]
     assert [(row.condition, row.value) for row in rows] == turns[:2]
     assert progress.missing[0].startswith(f"{turns[2][0]} {turns[2][1]:g}, ")
