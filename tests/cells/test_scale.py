@@ -23,6 +23,8 @@ from cellseg_deploy.cells.scale import (
     surest,
 )
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.models import default_model_path
+from cellseg_deploy.models.onnx_file import read_model_file
 from cellseg_deploy.samples import SmearParams, make_smear
 
 
@@ -78,7 +80,9 @@ def test_a_size_that_was_given_is_not_remarked_upon() -> None:
     """Unless it is the model's own: whether that was typed is not recorded, and nothing may depend on it."""
     smear = make_smear(SmearParams(size_hw=(450, 600), cell_diameter_px=45, n_cells=50), 3)
     notes = list[tuple[str, ...]]()
-    for given in ({"scale": 0.6}, {"cell_diameter_px": 80.0}, {}, {"scale": 0.5}, {"cell_diameter_px": 96.0}):
+    spec = read_model_file(default_model_path()).spec
+    own = {"scale": spec.image_scale}, {"cell_diameter_px": spec.cell_diameter_px / spec.image_scale}
+    for given in ({"scale": 0.6}, {"cell_diameter_px": 80.0}, {}, *own):
         with Segmenter.from_file(**given) as segmenter:  # type: ignore[arg-type]
             notes.append(segmenter(smear.image_hwc).notes)
     assert notes[:2] == [(), ()]
