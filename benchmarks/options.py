@@ -30,9 +30,7 @@ def measuring_options(function: F) -> F:
         click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as each library chooses]"),
         click.option("--quiet", "-q", is_flag=True, help="No lines of progress."),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return console.with_options(function, options)
 
 
 def engine_options(function: F) -> F:
@@ -50,9 +48,7 @@ def engine_options(function: F) -> F:
         click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call."),
         click.option("--streams", type=click.IntRange(1), help="Batches that OpenVINO computes at a time."),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return console.with_options(function, options)
 
 
 def engine_settings(
@@ -79,9 +75,7 @@ def scale_options(function: F) -> F:
         click.option("--scale", type=float, help="Model px per image px.  [default: the training images' scale]"),
         click.option("--cell-diameter", type=float, metavar="PX", help="Or: diameter of cells in the images."),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return console.with_options(function, options)
 
 
 def without_gpu(machine: Machine, device: str | None) -> dict[str, str]:
@@ -113,9 +107,7 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
     ]
 
     def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
+        return console.with_options(function, options)
 
     return decorate
 

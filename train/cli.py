@@ -243,7 +243,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     if not options["images"] or len(kinds) != 1 or out is None:
         raise UsageError(
             "give --images DIR, one of --masks DIR, --boxes FILE and --points FILE, and -o RUN to start a training, "
-            "or --resume RUN to go on with one"
+            "or --resume RUN to resume one"
         )
     truth_only = options.pop("truth_only")
     if truth_only and kinds == ["masks"]:

@@ -11,7 +11,7 @@
                      frame: cells that touch the left or the bottom side are out, those at the top or the right side
                      are in; out where a cell touches both. Of fields that tile a slide each cell is then counted
                      once, whatever its size, so cells / area is a density without bias, as far as slivers are found.
-                     (Gundersen's forbidden line goes on beyond the frame, where a picture shows nothing: a cell that
+                     (Gundersen's forbidden line continues beyond the frame, where a picture shows nothing: a cell that
                      winds round a corner of the picture may still be counted in two fields.)
 
 How ``half`` judges: a cut cell counts if its area is at least half of the typical cell's, the median whole cell of the

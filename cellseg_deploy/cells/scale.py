@@ -126,7 +126,7 @@ def fixed_scale(
 ) -> float:
     """Model px per image px from what the user gave, else (and to begin with for ``auto``) the model's own.
 
-    ``image_scale``, ``model_diameter_px``: of the ModelSpec. Raises ``UsageError`` for settings that cannot be meant.
+    ``image_scale``, ``model_diameter_px``: of the ModelSpec. Raises ``UsageError`` for invalid settings.
     """
     if scale is not None and cell_diameter_px is not None:
         raise UsageError("scale and cell diameter exclude each other: the scale follows from the diameter; give one")

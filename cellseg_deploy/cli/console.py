@@ -134,6 +134,13 @@ def plan_threads(total: int | None, *, device: str | None, model: Path | None, b
     return threads.plan(total, device=device or default_device(model, backend))
 
 
+def with_options(function: F, options: Sequence[Callable[[F], F]]) -> F:
+    """``function`` decorated with click's ``options``, listed in its help in this order."""
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def refuse_options(context: click.Context, names: Sequence[str], because: str) -> None:
     """Raise click's usage error if one of the parameters ``names`` was given; ``because``: what is wrong with it."""
     for name in names:
@@ -207,9 +214,7 @@ def model_options(function: F) -> F:
             "--halo", type=int, metavar="PX", help="Context around a tile in model px.  [default: the model's own]"
         ),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_options(function, options)
 
 
 def reading_options(function: F) -> F:
@@ -223,9 +228,7 @@ def reading_options(function: F) -> F:
             help="Bits (9 to 16) the camera really used in 16-bit files.  [default: as the file says, or all]",
         ),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_options(function, options)
 
 
 def mask_options(function: F) -> F:
@@ -270,9 +273,7 @@ def count_options(function: F) -> F:
             "picture.",
         ),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_options(function, options)
 
 
 def log_options(function: F) -> F:
@@ -282,9 +283,7 @@ def log_options(function: F) -> F:
         click.option("-v", "--verbose", count=True, help="Say more; -vv for everything."),
         click.version_option(package_name="cellseg-deploy"),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return with_options(function, options)
 
 
 def _interrupted(error: BaseException) -> int:

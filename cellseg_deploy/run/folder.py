@@ -46,7 +46,7 @@ def run_folder(
     """Segment ``images`` into the folder ``out``; ``on_result`` is told of each image worked on, in order.
 
     A run that is in the folder already and was one of the same model, engine and settings is gone on with: images that
-    are done are skipped, those that failed are tried again. ``on_plan`` is told what is to be done before it is,
+    are done are skipped, those that failed are retried. ``on_plan`` is told what is to be done before it is,
     ``on_scale`` in a line what was found where the scale is measured.
     ``inputs``: what the user gave, for run.json; by default the folders of ``images``.
 
