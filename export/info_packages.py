@@ -156,7 +156,8 @@ def _members(path: Path) -> dict[str, bytes]:
             return {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    # RuntimeError: encrypted, or packed in a way that Python does not know (NotImplementedError, its subclass).
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise ModelError(f"{path}: not a whole ZIP archive ({error}); export or copy it again") from error
 
 
