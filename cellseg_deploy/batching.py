@@ -480,18 +480,9 @@ def _outcome(job: Job[T], network: Network) -> Outcome[T]:
     try:
         return Outcome(job.work(network))
     except BaseException as raised:  # of any kind: raised again where the outcome is taken
-        _forget_arrays(raised)
+        if isinstance(raised, MemoryError):
+            # The large image for which memory was short would stay in memory until its turn comes, and others would
+            # fail for it. No other error: one that ends the network is raised in many threads, and its traceback has
+            # frames that they are just leaving.
+            traceback.clear_frames(raised.__traceback__)
         return Outcome(error=raised)
-
-
-def _forget_arrays(error: BaseException) -> None:
-    """Release what the functions that ``error`` left still hold; the lines of its traceback stay.
-
-    A large image for which memory was short would stay in memory until its turn comes, and others would fail for it.
-    """
-    seen = set[int]()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from cellseg_deploy.backends import telemetry
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.models.spec import ModelSpec, TrainingInfo, WeightsInfo, default_operating_points, to_json
 
@@ -43,6 +45,10 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Before a test module imports an engine by itself, whose threads would then report from here till the last test.
+    telemetry.forbid_openvino_telemetry()
+    with suppress(ImportError):
+        telemetry.import_onnxruntime()
 
 
 def run_obeying_permissions(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -53,7 +53,8 @@ class Place:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
         log.unlink(missing_ok=True)
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPL", "HF_", "TORCH"))}
+        others = ("XDG_", "MPL", "HF_", "TORCH", "ORT_")  # the last: this process has the telemetry off for itself
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
         done = subprocess.run(
             [*prefix, sys.executable, "-c", PROGRAM, log, module, *arguments],
             env=kept | {"HOME": str(home), "USERPROFILE": str(home), "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},

@@ -281,7 +281,7 @@ def test_a_signal_while_threads_start_ends_them() -> None:
         list(outcomes)
 
 
-def test_memory_of_an_image_that_failed_is_free_before_its_turn_comes() -> None:
+def test_memory_of_an_image_that_had_too_little_is_free_before_its_turn_comes() -> None:
     """The first image waits for the second's array to be gone; a traceback would keep it."""
     gone = threading.Event()
 
@@ -291,11 +291,11 @@ def test_memory_of_an_image_that_failed_is_free_before_its_turn_comes() -> None:
     def second(_: Network) -> None:
         large = np.zeros(10)
         weakref.finalize(large, gone.set)
-        raise DataError("no")
+        raise MemoryError("no")
 
     done = run([Job(first), Job(second)])
     assert done[0].error is None
-    assert isinstance(done[1].error, DataError)
+    assert isinstance(done[1].error, MemoryError)
 
 
 def test_an_interrupted_retry_does_not_run_on() -> None:
