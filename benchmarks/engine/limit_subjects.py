@@ -23,7 +23,7 @@ import numpy as np
 from cellseg_benchmarks.harness import images, memory
 from cellseg_benchmarks.harness.machine import cache_bytes
 from cellseg_benchmarks.harness.worker import Subject
-from cellseg_deploy.backends.openvino import import_openvino
+from cellseg_deploy.backends.openvino import import_openvino, shared_core
 from cellseg_deploy.errors import BackendUnavailableError, UsageError
 
 CHAIN = 8
@@ -110,7 +110,7 @@ def _torch(device: str, size: int, threads: int | None, triad: bool) -> Subject:
 def _openvino(device: str, size: int, threads: int | None, triad: bool) -> Subject:
     del device, triad
     ov = import_openvino()
-    core = ov.Core()
+    core = shared_core()
     found = _Entries(f"openvino {str(ov.__version__).partition('-')[0]}")
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     rng = np.random.default_rng(0)

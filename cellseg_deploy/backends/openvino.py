@@ -8,6 +8,7 @@ nor on the number of streams, each of which takes a batch of its own.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import re
@@ -59,7 +60,7 @@ class OpenVinoBackend(Backend):
         """
         _check_settings(device, precision, streams, static_batch)
         ov = import_openvino()
-        core = ov.Core()
+        core = shared_core()
         self.inference_precision = precision or "fp32"
         _check_native(core, ov.__version__, self.inference_precision)
         self._source, model = _read(ov, core, path)
@@ -165,14 +166,14 @@ def is_installed() -> bool:
 
 def native_bf16() -> bool:
     """Whether OpenVINO is here and this CPU computes bf16 with instructions of its own."""
-    return is_installed() and "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return is_installed() and "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def read_ir(path: Path) -> openvino_ir.IrFile:
     """The checked .xml ``path`` with its .bin, not compiled. Raises as ``OpenVinoBackend``."""
     ov = import_openvino()
     xml, weights = openvino_ir.read_pair(path)
-    return openvino_ir.check_ir(path, _parse(ov, ov.Core(), path, xml, weights), xml, weights)
+    return openvino_ir.check_ir(path, _parse(ov, shared_core(), path, xml, weights), xml, weights)
 
 
 def _check_settings(device: str, precision: str | None, streams: int, static_batch: int) -> None:
@@ -197,6 +198,17 @@ def import_openvino() -> Any:
             f"OpenVINO is not installed or broken ({error}); run: pip install 'cellseg-deploy[openvino]'"
         ) from error
     return openvino
+
+
+@functools.cache
+def shared_core() -> Any:
+    """The one ``openvino.Core`` of this process, kept to its end. Raises as ``import_openvino``.
+
+    The CPU plugin of each Core gives the thread that creates it another stack for signal handlers, and puts the earlier
+    one back when it goes. Where two overlap, that one may be gone as well: the next signal, as of Ctrl-C, then ends
+    the process with a segmentation fault (seen with OpenVINO 2026.4.1 on Linux).
+    """
+    return import_openvino().Core()
 
 
 def _check_native(core: Any, version: str, precision: str) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cellseg_deploy.backends.openvino import OpenVinoBackend, import_openvino, read_ir
+from cellseg_deploy.backends.openvino import OpenVinoBackend, import_openvino, read_ir, shared_core
 from cellseg_deploy.backends.openvino_ir import SUFFIX, IrFacts, IrFile, weights_path, write_rt_info
 from cellseg_deploy.backends.records import ParityRecord, form_sha256
 from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
@@ -183,7 +183,7 @@ def open_origin(source: Path, folder: Path, threads: int | None = None) -> Itera
 def read_network(ov: Any, file: ModelFile) -> Any:
     """The openvino.Model of a checked ONNX file. Raises ``ModelError`` where OpenVINO cannot read it."""
     try:
-        return ov.Core().read_model(file.data)
+        return shared_core().read_model(file.data)
     except Exception as error:  # OpenVINO raises plain RuntimeError
         raise ModelError(f"{file.path}: OpenVINO {ov.__version__} cannot read the model: {error}") from error
 

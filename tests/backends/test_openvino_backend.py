@@ -493,3 +493,22 @@ def test_another_programs_model_is_refused(tmp_path: Path, onnx_file: OnnxFile) 
     ov.save_model(ov.Core().read_model(read_model_file(onnx_file()).data), tmp_path / "foreign.xml")
     with pytest.raises(ModelError, match="no 'cellseg' section"):
         OpenVinoBackend(tmp_path / "foreign.xml")
+
+
+# --- signals
+
+
+def test_ctrl_c_is_an_interrupt_after_engines_were_closed(vit: Path) -> None:
+    """Two that overlap, as in a comparison: the later one is closed last."""
+    program = (
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from cellseg_deploy.backends.openvino import OpenVinoBackend\n"
+        "first, second = (OpenVinoBackend(Path(sys.argv[1]), use_cache=False) for _ in range(2))\n"
+        "first.close()\n"
+        "second.close()\n"
+        "del first, second\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(vit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

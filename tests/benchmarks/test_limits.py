@@ -17,6 +17,7 @@ from cellseg_benchmarks.engine.limit_subjects import is_in_precision, products_i
 from cellseg_benchmarks.engine.limits import Limits, LimitsReport, LimitWorkers, limit_workers
 from cellseg_benchmarks.harness.timer import Measured, Plan, interleave
 from cellseg_benchmarks.harness.worker import WorkerError
+from cellseg_deploy.backends.openvino import shared_core
 from cellseg_deploy.cli.console import run
 
 QUICK = Plan(rounds=2, min_seconds=0.0, settle_seconds=0.0)
@@ -131,7 +132,7 @@ def test_openvino_multiplies_in_the_precision_asked_for() -> None:
 
 def test_the_account_of_a_compiled_chain() -> None:
     ov = pytest.importorskip("openvino")
-    core = ov.Core()
+    core = shared_core()
     for quantised, precision in ((False, "fp32"), (True, "int8")):
         compiled = core.compile_model(
             limit_subjects._chain(ov, 64, quantised=quantised), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}

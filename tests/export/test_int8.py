@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 from test_export_openvino import discs
 
-from cellseg_deploy.backends.openvino import OpenVinoBackend
+from cellseg_deploy.backends.openvino import OpenVinoBackend, shared_core
 from cellseg_export.forms import int8
 from cellseg_export.forms.int8 import Int8Options, calibration_tiles, export_int8
 
@@ -140,9 +140,9 @@ def test_what_accuracy_control_follows_is_the_loss_of_f1(onnx_file: OnnxFile) ->
         @staticmethod
         def quantize_with_accuracy_control(model: Any, _: Any, items: Any, validate: Any, **settings: Any) -> Any:
             asked.update(settings)
-            whole = ov.compile_model(model, "CPU")
+            whole = shared_core().compile_model(model, "CPU")
             asked["same"] = validate(whole, items)
-            dark = ov.compile_model(broken(None, model, None), "CPU")
+            dark = shared_core().compile_model(broken(None, model, None), "CPU")
             asked["dark"] = validate(dark, items[:1])
             return model
 
