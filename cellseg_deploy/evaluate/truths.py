@@ -40,5 +40,5 @@ class Truths:
 
     def _read(self, mask: Path, foreground: MaskForeground) -> Labels:
         labels = read_labels(mask, foreground=foreground, keep_ignored=True)
-        self._kept[mask] = labels.shape, zlib.compress(np.ascontiguousarray(labels), _LEVEL)
+        self._kept[mask] = labels.shape, zlib.compress(labels.tobytes(), _LEVEL)
         return labels
