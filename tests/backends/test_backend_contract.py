@@ -109,6 +109,7 @@ def test_an_engine_is_not_closed_under_a_call(opens: Callable[[], Backend]) -> N
 def in_child(backend: Backend, answers: multiprocessing.SimpleQueue[str]) -> None:
     try:
         backend.predict(tiles_of(backend, 0))
+        answers.put("an answer")
     except CellsegError as error:
         answers.put(str(error))
     backend.close()
