@@ -61,6 +61,9 @@ class Reporter:
     def say(self, line: str) -> None:
         """An event worth a line."""
 
+    def warn(self, line: str) -> None:
+        """Something that the user should know."""
+
     def read(self, done: int, total: int) -> None:
         """``done`` of ``total`` images were read and checked."""
 

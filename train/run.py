@@ -62,7 +62,7 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
         store, cells = _load(record, split, reporter)
         remark = check_cell_size(record.config, cells.diameter_px, taught_diameter_px(record.config.weights))
         if remark:
-            reporter.say(f"warning: {remark}")
+            reporter.warn(remark)
         make_folder(run)
         with exclusive(run):
             checkpoint.save_record(run, record)
@@ -152,9 +152,9 @@ def _train(
 
 @contextmanager
 def _reporter(quiet: bool) -> Iterator[loop.Reporter]:
-    """A bar with loss, rate and time left on a terminal, elsewhere lines; nothing if ``quiet``."""
+    """A bar with loss, rate and time left on a terminal, elsewhere lines; warnings alone if ``quiet``."""
     if quiet:
-        yield loop.Reporter()
+        yield QuietReporter()
         return
     if not sys.stderr.isatty():
         yield LineReporter()
@@ -179,6 +179,14 @@ def epoch_words(row: Mapping[str, float], epochs: int) -> str:
     )
 
 
+class QuietReporter(loop.Reporter):
+    """Warnings, and nothing else."""
+
+    def warn(self, line: str) -> None:
+        """Print ``line``."""
+        say(f"warning: {line}")
+
+
 class LineReporter(loop.Reporter):
     """Events as plain lines, a line an epoch, and one every half minute; each with the time that is left.
 
@@ -195,6 +203,10 @@ class LineReporter(loop.Reporter):
         """Print ``line``."""
         self._last_line = self._clock()
         say(line)
+
+    def warn(self, line: str) -> None:
+        """Print ``line``."""
+        self.say(f"warning: {line}")
 
     def update(self, state: loop.Progress) -> None:
         """One more update was made."""
@@ -240,6 +252,10 @@ class BarReporter(loop.Reporter):
     def say(self, line: str) -> None:
         """Print ``line`` above the bar."""
         self._bar.console.print(line, markup=False, highlight=False)
+
+    def warn(self, line: str) -> None:
+        """Print ``line`` above the bar."""
+        self.say(f"warning: {line}")
 
     def read(self, done: int, total: int) -> None:
         """``done`` of ``total`` images were read and checked."""

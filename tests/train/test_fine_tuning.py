@@ -71,13 +71,15 @@ def test_cells_of_another_size_are_refused_before_anything_is_written(
     assert not run.exists()
 
 
+@pytest.mark.parametrize("quiet", [False, True])
 def test_cells_of_a_doubtful_size_are_warned_of_and_trained(
-    smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quiet: bool
 ) -> None:
     trained = []
     monkeypatch.setattr(train_run, "_train", lambda run, *_: trained.append(run))
     run = tmp_path / "run"
-    assert fine_tune(smears, run, "--image-scale", "0.3") == 0
+    assert fine_tune(smears, run, "--image-scale", "0.3", *(["-q"] if quiet else [])) == 0
     assert "warning: cells are " in (said := capsys.readouterr().err)
     assert "its weights were trained on 48 px; give --image-scale 0.5" in said
     assert trained == [run]
+    assert not quiet or len(said.splitlines()) == 1
