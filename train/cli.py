@@ -210,7 +210,8 @@ def _setting(
     type=click.IntRange(0),
     help="Threads that cut tiles ahead of their use.",
 )
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; errors and warnings only.")
+@click.version_option(package_name="cellseg-deploy")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
     """Train a cell-segmentation network on images and masks.

@@ -6,9 +6,10 @@ at an epoch boundary gives the losses of one that was not.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class Progress:
     """Where a training stands after an update."""
 
     epoch: int
+    epochs: int
     step: int
     steps: int
     loss: float
@@ -59,14 +61,20 @@ class Reporter:
     def say(self, line: str) -> None:
         """An event worth a line."""
 
+    def warn(self, line: str) -> None:
+        """Something that the user should know."""
+
     def read(self, done: int, total: int) -> None:
         """``done`` of ``total`` images were read and checked."""
 
     def update(self, state: Progress) -> None:
         """One more update was made."""
 
-    def epoch(self, row: Mapping[str, float]) -> None:
-        """An epoch ended; its row of ``log.csv``."""
+    def epoch(self, row: Mapping[str, float], epochs: int) -> None:
+        """An epoch of ``epochs`` ended; its row of ``log.csv``."""
+
+    def calibrate(self, done: int, total: int) -> None:
+        """``done`` of at most ``total`` steps of the calibration are made: images predicted, settings tried."""
 
 
 def load(config: TrainConfig, split: Split, reporter: Reporter) -> tuple[ExampleStore, TrainingCells]:
@@ -191,23 +199,20 @@ def train(
                 sums[name] = sums.get(name, 0.0) + value.item()
             tiles += len(batch["image"])
             rate = tiles / (time.perf_counter() - started)
-            reporter.update(Progress(epoch + 1, step, steps, total.item(), optimizer.param_groups[-1]["lr"], rate))
+            lr = optimizer.param_groups[-1]["lr"]
+            reporter.update(Progress(epoch + 1, config.optim.epochs, step, steps, total.item(), lr, rate))
 
         row: dict[str, Any] = {"epoch": epoch + 1, "step": step, "lr": optimizer.param_groups[-1]["lr"]}
         row |= {name: value / len(loader) for name, value in sums.items()}
         if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.optim.epochs:
             metrics = _validate(averaged, describe, device, run / "samples" / f"epoch_{epoch + 1:04d}.jpg")
             row |= {f"val_{name}": metrics[name] for name in ("dice", "f1", "map", "count_mae", "count_bias")}
-            reporter.say(
-                f"epoch {epoch + 1}: loss {row['loss']:.4f}, val Dice {metrics['dice']:.4f}, F1 {metrics['f1']:.4f}, "
-                f"count error {metrics['count_mae']:.1f} cells an image"
-            )
             if validate.merit(metrics) > best:
                 best = validate.merit(metrics)
                 spec = describe(epoch + 1, metrics)
                 checkpoint.save_network(run / checkpoint.WEIGHTS_FILE, averaged.state_dict(), config.model, spec)
         log.add(row)
-        reporter.epoch(row)
+        reporter.epoch(row, config.optim.epochs)
         checkpoint.save_checkpoint(
             run,
             {
@@ -332,11 +337,21 @@ def _finish(
     """
     labelling = Labelling(config.model.channels, networks[0].spec.cell_diameter_px, config.data.min_object_px)
     finished: list[tuple[float, LoadedNetwork]] = []
-    for loaded in networks:
+    steps_each = len(split.val) + validate.most_settings(config.model.variant)
+    for number, loaded in enumerate(networks):
+        steps = itertools.count(number * steps_each)
+
+        def advance(steps: Iterator[int] = steps) -> None:
+            reporter.calibrate(next(steps), len(networks) * steps_each)
+
+        advance()
         spec = loaded.spec
         net = loaded.net.to(device).eval()
-        predictions = list(validate.predict_pairs(net, split.val, config, spec.halo, device))
-        chosen = validate.calibrate(predictions, spec.variant, labelling)
+        predictions = []
+        for prediction in validate.predict_pairs(net, split.val, config, spec.halo, device):
+            predictions.append(prediction)
+            advance()
+        chosen = validate.calibrate(predictions, spec.variant, labelling, on_trial=advance)
         metrics = chosen["counting"][1]
         reporter.say(
             f"calibrated epoch {spec.training.epochs}: Dice {metrics['dice']:.4f}, F1 {metrics['f1']:.4f}, "
@@ -348,6 +363,7 @@ def _finish(
             training=msgspec.structs.replace(spec.training, val_metrics=_rounded(metrics)),
         )
         finished.append((validate.merit(metrics), LoadedNetwork(net, loaded.config, spec)))
+    reporter.calibrate(len(networks) * steps_each, len(networks) * steps_each)
     _, best = max(finished, key=lambda entry: entry[0])
     checkpoint.save_network(run / checkpoint.WEIGHTS_FILE, best.net.state_dict(), best.config, best.spec)
     reporter.say(f"kept epoch {best.spec.training.epochs}")

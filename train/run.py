@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cellseg_deploy.cli.console import say
+from cellseg_deploy.cli.progress import in_words
 from cellseg_deploy.errors import DataError, ModelError
 from cellseg_deploy.evaluate import specks
 from cellseg_deploy.files.atomic import make_folder, remove_stale
@@ -26,6 +28,9 @@ from cellseg_train.config import DataConfig, TrainConfig
 from cellseg_train.data import ExampleStore, Split, TrainingCells, find_pairs, split_by_image
 from cellseg_train.model import CellSegNet
 from cellseg_train.weights import taught_diameter_px
+
+_SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_AVERAGED = 86_400.0  # validations are part of the whole; rich forgets after 30 s, which an update may take
 
 
 def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = False) -> None:
@@ -57,7 +62,7 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
         store, cells = _load(record, split, reporter)
         remark = check_cell_size(record.config, cells.diameter_px, taught_diameter_px(record.config.weights))
         if remark:
-            reporter.say(f"warning: {remark}")
+            reporter.warn(remark)
         make_folder(run)
         with exclusive(run):
             checkpoint.save_record(run, record)
@@ -147,9 +152,9 @@ def _train(
 
 @contextmanager
 def _reporter(quiet: bool) -> Iterator[loop.Reporter]:
-    """A bar with loss, rate and time left on a terminal; elsewhere a line an epoch, nothing if ``quiet``."""
+    """A bar with loss, rate and time left on a terminal, elsewhere lines; warnings alone if ``quiet``."""
     if quiet:
-        yield loop.Reporter()
+        yield QuietReporter()
         return
     if not sys.stderr.isatty():
         yield LineReporter()
@@ -158,26 +163,87 @@ def _reporter(quiet: bool) -> Iterator[loop.Reporter]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
+    note = TextColumn("{task.fields[note]}")
+    with Progress(*columns, note, console=Console(stderr=True), speed_estimate_period=_SECONDS_AVERAGED) as bar:
         yield BarReporter(bar)
 
 
+def epoch_words(row: Mapping[str, float], epochs: int) -> str:
+    """What is said of an epoch of ``epochs``: ``row`` of ``log.csv``."""
+    words = f"epoch {row['epoch']} of {epochs}: loss {row['loss']:.4f}, lr {row['lr']:.1e}"
+    if "val_f1" not in row:
+        return words
+    return (
+        f"{words}, val Dice {row['val_dice']:.4f}, F1 {row['val_f1']:.4f}, "
+        f"count error {row['val_count_mae']:.1f} cells an image"
+    )
+
+
+class QuietReporter(loop.Reporter):
+    """Warnings, and nothing else."""
+
+    def warn(self, line: str) -> None:
+        """Print ``line``."""
+        say(f"warning: {line}")
+
+
 class LineReporter(loop.Reporter):
-    """Events as plain lines, and a line an epoch."""
+    """Events as plain lines, a line an epoch, and one every half minute; each with the time that is left.
+
+    ``clock``: seconds from anywhere.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_line = clock()
+        self._begun: tuple[int, float] | None = None
+        self._left = ""
 
     def say(self, line: str) -> None:
         """Print ``line``."""
+        self._last_line = self._clock()
         say(line)
 
-    def epoch(self, row: Mapping[str, float]) -> None:
-        """Print the loss of an epoch that was not validated; of the others the loop says more."""
-        if "val_f1" in row:
-            return
-        say(f"epoch {row['epoch']}: loss {row['loss']:.4f}, lr {row['lr']:.1e}")
+    def warn(self, line: str) -> None:
+        """Print ``line``."""
+        self.say(f"warning: {line}")
+
+    def update(self, state: loop.Progress) -> None:
+        """One more update was made."""
+        self._note(state.step, state.steps)
+        if self._is_due():
+            rate = f"{state.tiles_per_second:.1f} tiles/s"
+            words = f"epoch {state.epoch} of {state.epochs}: update {state.step} of {state.steps}"
+            self.say(f"{words}, loss {state.loss:.3f}, {rate}{self._left}")
+
+    def epoch(self, row: Mapping[str, float], epochs: int) -> None:
+        """Print the figures of an epoch."""
+        self.say(epoch_words(row, epochs) + self._left)
+
+    def calibrate(self, done: int, total: int) -> None:
+        """One more step of the calibration was made."""
+        if done == 0:
+            self._begun = None
+            self.say("calibrating the operating points on the validation images")
+        self._note(done, total)
+        if self._is_due():
+            self.say(f"calibrating: {done} of at most {total} steps{self._left}")
+
+    def _note(self, done: int, total: int) -> None:
+        """``done`` of ``total`` steps are made: how long the rest takes at the rate since the first call."""
+        now = self._clock()
+        if self._begun is None:
+            self._begun = done, now
+        first, start = self._begun
+        is_known = first < done < total
+        self._left = f", {in_words((now - start) / (done - first) * (total - done))} left" if is_known else ""
+
+    def _is_due(self) -> bool:
+        return self._clock() - self._last_line >= _SECONDS_BETWEEN_LINES
 
 
 class BarReporter(loop.Reporter):
-    """A bar for reading the images, then one for the updates."""
+    """A bar for reading the images, one for the updates of the whole run, and one for the calibration."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -187,16 +253,33 @@ class BarReporter(loop.Reporter):
         """Print ``line`` above the bar."""
         self._bar.console.print(line, markup=False, highlight=False)
 
+    def warn(self, line: str) -> None:
+        """Print ``line`` above the bar."""
+        self.say(f"warning: {line}")
+
     def read(self, done: int, total: int) -> None:
         """``done`` of ``total`` images were read and checked."""
         self._bar.update(self._task, total=total, completed=done)
         if done == total:
-            self._bar.remove_task(self._task)
-            self._task = self._bar.add_task("training", total=None, note="")
+            self._next("training")
 
     def update(self, state: loop.Progress) -> None:
         """One more update was made."""
         note = f"loss {state.loss:.3f}  lr {state.lr:.1e}  {state.tiles_per_second:.1f} tiles/s"
-        self._bar.update(
-            self._task, total=state.steps, completed=state.step, description=f"epoch {state.epoch}", note=note
-        )
+        words = f"epoch {state.epoch} of {state.epochs}"
+        self._bar.update(self._task, total=state.steps, completed=state.step, description=words, note=note)
+
+    def epoch(self, row: Mapping[str, float], epochs: int) -> None:
+        """Print the figures of an epoch that was validated; the bar shows those of the others."""
+        if "val_f1" in row:
+            self.say(epoch_words(row, epochs))
+
+    def calibrate(self, done: int, total: int) -> None:
+        """One more step of the calibration was made."""
+        if done == 0:
+            self._next("calibrating")
+        self._bar.update(self._task, total=total, completed=done)
+
+    def _next(self, description: str) -> None:
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(description, total=None, note="")

@@ -6,7 +6,7 @@ settings is scored on them for each task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from cellseg_deploy.cells import tiling
 from cellseg_deploy.cells.metrics import pool
-from cellseg_deploy.evaluate.calibration import Labelling, Scorer, search
+from cellseg_deploy.evaluate.calibration import Labelling, Scorer, most_trials, search
 from cellseg_deploy.images.read import Pair
 from cellseg_deploy.models.spec import TASKS, InstanceParams, Task, Variant, default_operating_points
 from cellseg_deploy.segmenter import resize
@@ -66,15 +66,26 @@ def merit(metrics: Mapping[str, float]) -> float:
     return metrics["f1"] + metrics["dice"] - 0.5 * metrics["count_mae"] / mean_true
 
 
+def most_settings(variant: Variant) -> int:
+    """Settings that ``calibrate`` tries at most."""
+    return sum(most_trials([default_operating_points(variant)[task]], task) for task in TASKS)
+
+
 def calibrate(
-    predictions: Sequence[Prediction], variant: Variant, labelling: Labelling
+    predictions: Sequence[Prediction],
+    variant: Variant,
+    labelling: Labelling,
+    *,
+    on_trial: Callable[[], None] | None = None,
 ) -> dict[Task, tuple[InstanceParams, dict[str, float]]]:
     """Best settings and their metrics for each task, as ``cellseg_deploy.evaluate.calibration`` searches and
     ranks them.
 
-    Only the variant's own method is tried: a training compares networks, not methods.
+    Only the variant's own method is tried: a training compares networks, not methods. ``on_trial``: called after each
+    setting that was tried.
     """
     scorer = Scorer(predictions, labelling)
+    scorer.on_trial = on_trial
     chosen: dict[Task, tuple[InstanceParams, dict[str, float]]] = {}
     for task in TASKS:
         params = search(scorer, [default_operating_points(variant)[task]], task)

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,9 @@ from cellseg_deploy.backends.tensorrt_sidecar import (
     sidecar_path,
     write_sidecar,
 )
-from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputInUseError, UsageError
 from cellseg_deploy.files.atomic import write_bytes
+from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
 from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 
@@ -319,16 +322,48 @@ def cached_engine(
     """The engine of ``model`` for ``here`` from the user's cache folder, built now if it is not there.
 
     Its name is made of the model's identity (calibrating a model does not orphan it), GPU, TensorRT and options. One
-    that is there but damaged is refused, not replaced: somebody should know.
+    that is there but damaged is refused, not replaced: somebody should know. One without a sidecar is of a build that
+    was cut off, and built again. Of processes that want the same engine one builds it, the others wait and take it.
     """
     folder = prepare_folder(cache_folder())
     facts = (here.gpu, here.compute_capability, here.tensorrt, msgspec.to_builtins(options))
     path = folder / engine_name(model.spec.name, model.identity, *facts)
-    if not rebuild and (path.exists() or sidecar_path(path).exists()):
-        _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with --rebuild")
-        if sidecar.model_identity != model.identity:
-            raise ModelError(f"{path}: this engine is of another network; build it again with --rebuild")
-        return path, sidecar, data
+    if not rebuild and sidecar_path(path).exists():
+        try:
+            return _kept_engine(path, model, here)
+        except ModelError:
+            if not os.access(folder, os.W_OK):
+                raise
+            # Damaged, or about to be replaced by another process: whoever holds the lock sees which.
+    with _alone(path):
+        if not rebuild and sidecar_path(path).exists():
+            return _kept_engine(path, model, here)
+        return _new_engine(trt, path, model, here, options)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the place of the engine ``path`` in the cache; says so if it has to wait for another process."""
+    name = f"{path.name}.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(path.parent, name))
+        except OutputInUseError:
+            _log.warning("another process is building this TensorRT engine; waiting for it")
+            stack.enter_context(exclusive(path.parent, name, wait=True))
+        yield
+
+
+def _kept_engine(path: Path, model: ModelFile, here: Machine) -> tuple[Path, EngineSidecar, bytes]:
+    _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with --rebuild")
+    if sidecar.model_identity != model.identity:
+        raise ModelError(f"{path}: this engine is of another network; build it again with --rebuild")
+    return path, sidecar, data
+
+
+def _new_engine(
+    trt: Any, path: Path, model: ModelFile, here: Machine, options: BuildOptions
+) -> tuple[Path, EngineSidecar, bytes]:
     if model.precision == "fp32":
         _log.warning(
             "%s holds fp32 weights, so this is an fp32 engine without TF32; "
@@ -339,8 +374,7 @@ def cached_engine(
     _log.warning("building a TensorRT engine for %s, once; this takes a minute or more", here.gpu)
     build_to(trt, model, here, options, path, parity=UNVERIFIED)
     _log.warning("engine kept in %s; its counts have not been compared on this GPU", path)
-    _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with --rebuild")
-    return path, sidecar, data
+    return _kept_engine(path, model, here)
 
 
 def build_to(

@@ -31,6 +31,7 @@ from cellseg_deploy.images.read import pair_by_stem
 if TYPE_CHECKING:
     from cellseg_deploy.cli.evaluate import Options
     from cellseg_deploy.evaluate.calibration import TaskCalibration
+    from cellseg_deploy.evaluate.truths import Truths
     from cellseg_deploy.images.read import Pair
     from cellseg_deploy.models.spec import InstanceParams, Task
     from cellseg_deploy.segmenter import Segmenter
@@ -53,8 +54,8 @@ def run(options: Options, folder: Path) -> int:
     atomic.make_folder(out.parent)
     with kept_images() as kept:
         with options.open_segmenter() as segmenter:
-            options, limit = options.measured(pairs, segmenter.backend.spec)
-            _predict(segmenter, pairs, kept, options)
+            options, limit, truths = options.measured(pairs, segmenter.backend.spec)
+            _predict(segmenter, pairs, kept, options, truths)
         if not any(item.true_labels.any() for item in kept):
             raise DataError(f"the masks in {options.masks} hold no cell, so nothing can be chosen by them")
         spec = model.spec
@@ -115,12 +116,15 @@ def check_report(out: Path) -> None:
         raise OutputError(f"{there[0]}: not written by {score.PROGRAM}, so it is not replaced; choose another -o")
 
 
-def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, options: Options) -> None:
+def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, options: Options, truths: Truths) -> None:
     """Run the network once over each photograph and keep what it says with the truth."""
     from cellseg_deploy.cli.evaluate import with_progress
 
     found = score.predicted_pairs(
-        pairs, options.predictor(segmenter), lambda pair, true, found: (pair.stem, found.probabilities_khw, true)
+        pairs,
+        options.predictor(segmenter),
+        lambda pair, true, found: (pair.stem, found.probabilities_khw, true),
+        truths,
     )
     with closing(found):
         for name, probabilities_khw, true in with_progress(found, len(pairs), options.quiet):

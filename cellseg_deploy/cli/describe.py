@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from cellseg_deploy.batching import Job
+from cellseg_deploy.cells.ignored import without_ignored
 from cellseg_deploy.cli import console, evaluate_options, model_files
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.evaluate import image_statistics, plots, score, training_match
@@ -36,7 +37,6 @@ from cellseg_deploy.images.read import (
     find_images,
     pair_by_stem,
     read_image,
-    read_labels,
 )
 from cellseg_deploy.models.spec import MIN_OBJECT_REL
 from cellseg_deploy.outputs import tables
@@ -45,6 +45,7 @@ from cellseg_deploy.run.output_folder import check_apart
 if TYPE_CHECKING:
     from cellseg_deploy.batching import Network
     from cellseg_deploy.cli.evaluate import Options
+    from cellseg_deploy.evaluate.truths import Truths
     from cellseg_deploy.images.find import Pair
     from cellseg_deploy.models.spec import ModelSpec, Spread
     from cellseg_deploy.segmenter import Segmenter
@@ -82,8 +83,8 @@ def run(options: Options, folder: Path) -> int:
             spec = model_files.read(options.model).spec
             pairs = pair_by_stem(folder, options.masks)
             total = len(pairs)
-            options, limit = options.measured(pairs, spec)
-            facts_of = _of_masks(pairs, options)
+            options, limit, truths = options.measured(pairs, spec)
+            facts_of = _of_masks(pairs, options, truths)
         stack.enter_context(report_folder(options.output, score.PROGRAM, FILES))
         images = list(with_progress(facts_of, total, options.quiet))
         facts = image_statistics.summarise(images)
@@ -114,14 +115,14 @@ def _record(options: Options, folder: Path) -> int:
     model = model_files.read(options.model)
     model_files.check_target(out, model, (folder, options.masks))
     pairs = pair_by_stem(folder, options.masks)
-    options, _ = options.measured(pairs, model.spec)
+    options, _, truths = options.measured(pairs, model.spec)
     known = model.spec.training.n_train_images
     if known and len(pairs) > known:
         raise click.UsageError(
             f"{len(pairs)} images, but {model.spec.name} was trained on {known}: these cannot all be training images"
         )
     atomic.make_folder(out.parent)
-    images = list(with_progress(_of_masks(pairs, options), len(pairs), options.quiet))
+    images = list(with_progress(_of_masks(pairs, options, truths), len(pairs), options.quiet))
     summary = training_match.summary(images)
     training = msgspec.structs.replace(model.spec.training, data_summary=summary)
     atomic.write_bytes(out, model.rewritten(msgspec.structs.replace(model.spec, training=training)))
@@ -169,9 +170,9 @@ def _speck_px(spec: ModelSpec, scale: float, given_px: int | None) -> int:
     return round(share * math.pi / 4 * (spec.cell_diameter_px / scale) ** 2)
 
 
-def _of_masks(pairs: Sequence[Pair], options: Options) -> Iterator[ImageFacts]:
+def _of_masks(pairs: Sequence[Pair], options: Options, truths: Truths) -> Iterator[ImageFacts]:
     for pair in pairs:
-        labels = read_labels(pair.mask, foreground=options.mask_foreground)
+        labels = without_ignored(truths.labels_of(pair))
         loaded = read_image(pair.image, **_reading(options))
         check_same_size(pair, loaded.pixels_hwc.shape[:2], (labels.shape[0], labels.shape[1]))
         yield image_statistics.look_at(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cellseg_deploy.cells.instances import BorderCells
     from cellseg_deploy.evaluate.score import Predictor
     from cellseg_deploy.evaluate.specks import SpeckLimit
+    from cellseg_deploy.evaluate.truths import Truths
     from cellseg_deploy.images.find import Pair
     from cellseg_deploy.images.mask_foreground import MaskForeground
     from cellseg_deploy.models.spec import ModelSpec
@@ -179,18 +180,20 @@ class Options:
             raise RuntimeError("masks are needed here")
         return self.masks
 
-    def measured(self, pairs: Sequence[Pair], spec: ModelSpec | None) -> tuple[Options, SpeckLimit]:
-        """These options with the limit of specks set by the masks of ``pairs``, and that limit. Reads all masks.
+    def measured(self, pairs: Sequence[Pair], spec: ModelSpec | None) -> tuple[Options, SpeckLimit, Truths]:
+        """These options with the limit of specks set by the masks of ``pairs``, that limit, and the masks as read.
 
         ``spec``: of the model, which may know the share of the median object; None where labels are judged.
         """
         from cellseg_deploy.evaluate import specks
+        from cellseg_deploy.evaluate.truths import Truths
         from cellseg_deploy.models.spec import MIN_OBJECT_REL
 
         share = None if spec is None else spec.min_object_rel
-        areas = specks.object_areas(pairs, self.mask_foreground)
-        limit = specks.speck_limit(areas, share=MIN_OBJECT_REL if share is None else share, given_px=self.min_area)
-        return replace(self, min_area=limit.px), limit
+        share = MIN_OBJECT_REL if share is None else share
+        truths = Truths(pairs, self.mask_foreground)
+        limit = specks.speck_limit(truths.areas, share=share, given_px=self.min_area)
+        return replace(self, min_area=limit.px), limit, truths
 
     @property
     def wanted_classes(self) -> tuple[str, ...]:
@@ -319,7 +322,7 @@ def _evaluate(options: Options, judged: Path) -> int:
         names = [score.METRICS_JSON, score.METRICS_CSV]
         names += [*SWEEP_FILES, *ANATOMY_FILES]
         stack.enter_context(report_folder(output, score.PROGRAM, names))
-        options, limit = options.measured(pairs, None if segmenter is None else segmenter.backend.spec)
+        options, limit, truths = options.measured(pairs, None if segmenter is None else segmenter.backend.spec)
         about |= {"min_object_rel": limit.share, "n_true_dropped": limit.dropped}
         if segmenter is not None and options.sweep:
             sweep = stack.enter_context(Sweep.opened(segmenter, options.min_area_px))
@@ -335,6 +338,7 @@ def _evaluate(options: Options, judged: Path) -> int:
             min_area_px=options.min_area_px,
             count_rule=options.count_rule,
             mask_foreground=options.mask_foreground,
+            truths=truths,
         )
         stack.enter_context(closing(scored))
         for pair, image in zip(pairs, with_progress(scored, len(pairs), options.quiet), strict=True):

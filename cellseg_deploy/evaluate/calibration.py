@@ -210,6 +210,12 @@ def search(
     return max(found, key=ranked)
 
 
+def most_trials(starts: Sequence[InstanceParams], task: Task) -> int:
+    """Settings that ``search`` tries at most from ``starts``."""
+    groups = [math.prod(map(len, axes.values())) for start in starts for axes in search_axes(start, task)]
+    return len(starts) + ROUNDS * sum(groups)
+
+
 def _climb(
     start: InstanceParams, axes: Sequence[Axes], ranked: Callable[[InstanceParams], tuple[float, ...]]
 ) -> InstanceParams:

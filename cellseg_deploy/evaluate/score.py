@@ -33,6 +33,7 @@ from cellseg_deploy.outputs.names import LABEL_SUFFIX, output_names
 from cellseg_deploy.threads import ThreadPlan
 
 if TYPE_CHECKING:
+    from cellseg_deploy.evaluate.truths import Truths
     from cellseg_deploy.segmenter import Segmentation, Segmenter
 
 T = TypeVar("T")
@@ -97,16 +98,20 @@ class Predictor:
 
 
 def predicted_pairs(
-    pairs: Sequence[Pair], predictor: Predictor, finish: Callable[[Pair, Labels, Segmentation], T]
+    pairs: Sequence[Pair],
+    predictor: Predictor,
+    finish: Callable[[Pair, Labels, Segmentation], T],
+    truths: Truths | None = None,
 ) -> Generator[T, None, None]:
     """``finish(pair, true_labels, found)`` of each pair, in order. Pairs overlap (see ``batching``), and ``finish`` is
-    called by the threads that label. To be closed before the segmenter, see ``Segmenter.results``.
+    called by the threads that label. To be closed before the segmenter, see ``Segmenter.results``. ``truths``: the
+    masks, if they were read already.
 
     Raises ``DataError`` naming the file that cannot be used, and what the network raises.
     """
 
     def work(pair: Pair, network: Network) -> T:
-        true = read_labels(pair.mask, foreground=predictor.mask_foreground, keep_ignored=True)
+        true = _true_labels(pair, predictor.mask_foreground, truths)
         found = predictor.segment(pair, (true.shape[0], true.shape[1]), network)
         return finish(pair, true, found)
 
@@ -125,10 +130,11 @@ def score_pairs(
     min_area_px: int,
     count_rule: CountRule = "all",
     mask_foreground: MaskForeground = "auto",
+    truths: Truths | None = None,
 ) -> Generator[ScoredImage, None, None]:
     """Score each pair, in order: what ``predictor`` finds in the photograph, or without one the label image that some
     tool wrote. To be closed before the segmenter, see ``Segmenter.results``. ``mask_foreground``: how the masks are
-    read; a ``predictor`` has its own.
+    read; a ``predictor`` has its own. ``truths``: the masks, if they were read already.
 
     Raises ``DataError`` naming the file that cannot be used.
     """
@@ -145,7 +151,7 @@ def score_pairs(
 
     if predictor is None:
         for pair in pairs:
-            true = read_labels(pair.mask, foreground=mask_foreground, keep_ignored=True)
+            true = _true_labels(pair, mask_foreground, truths)
             taken: MaskForeground = "light" if mask_foreground == "light" else "auto"
             yield scored(pair, true, read_predicted(pair, (true.shape[0], true.shape[1]), taken))
     else:
@@ -156,7 +162,14 @@ def score_pairs(
             lambda pair, true, found: scored(
                 pair, true, found.labels, found.probabilities_khw if keep else None, found.field
             ),
+            truths,
         )
+
+
+def _true_labels(pair: Pair, foreground: MaskForeground, truths: Truths | None) -> Labels:
+    if truths is not None:
+        return truths.labels_of(pair)
+    return read_labels(pair.mask, foreground=foreground, keep_ignored=True)
 
 
 def read_predicted(pair: Pair, mask_hw: tuple[int, int], foreground: MaskForeground = "auto") -> Labels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import read_labels
 from cellseg_deploy.models.spec import MIN_OBJECT_REL, ModelSpec
 
-Labels = npt.NDArray[np.int32]
+Labels = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the owner notes in the file outlives it only if it is killed, so that the next o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -39,14 +40,15 @@ class Held:
 
 
 @contextmanager
-def exclusive(folder: Path, name: str = LOCK_NAME) -> Iterator[Held]:
+def exclusive(folder: Path, name: str = LOCK_NAME, *, wait: bool = False) -> Iterator[Held]:
     """Hold ``folder`` (which exists) for this process; the lock file is gone afterwards.
 
-    ``name``: of the lock file; another one holds but a part of the folder. Raises ``OutputInUseError`` if another
-    process holds it, ``OutputError`` if the folder cannot be written.
+    ``name``: of the lock file; another one holds but a part of the folder. ``wait``: until the other process that
+    holds it lets go or ends. Raises ``OutputInUseError`` if another process holds it, ``OutputError`` if the folder
+    cannot be written.
     """
     path = folder / name
-    descriptor = _acquire(path, folder)
+    descriptor = _acquire(path, folder, wait)
     try:
         yield Held(descriptor)
     finally:
@@ -60,7 +62,7 @@ def exclusive(folder: Path, name: str = LOCK_NAME) -> Iterator[Held]:
                 path.unlink(missing_ok=True)
 
 
-def _acquire(path: Path, folder: Path) -> int:
+def _acquire(path: Path, folder: Path, wait: bool) -> int:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -69,12 +71,15 @@ def _acquire(path: Path, folder: Path) -> int:
                 f"{folder}: cannot be written ({error.strerror}); choose another folder or check permissions"
             ) from error
         try:
-            _lock(descriptor)
+            _lock(descriptor, wait)
         except OSError as error:
             os.close(descriptor)
             raise OutputInUseError(
                 f"{folder}: another run is writing there; wait for it to end or choose another folder"
             ) from error
+        except BaseException:  # Ctrl-C while waiting
+            os.close(descriptor)
+            raise
         # The former owner may have removed the file between our open and our lock: then ours locks nothing.
         try:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -84,12 +89,18 @@ def _acquire(path: Path, folder: Path) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
+def _lock(descriptor: int, wait: bool) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        while True:
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+                return
+            except OSError as error:  # LK_LOCK gives up after ten seconds
+                if not wait or error.errno != errno.EDEADLK:
+                    raise
     else:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -106,9 +106,53 @@ def test_an_engine_is_not_closed_under_a_call(opens: Callable[[], Backend]) -> N
     assert len(found) == 4
 
 
+class Watched:
+    """A lock that tells by ``event`` that somebody waits for it."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._lock, self._event = threading.Lock(), event
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._event.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_close_waits_for_the_call_that_runs() -> None:
+    running, closing, may_end = (threading.Event() for _ in range(3))
+    order: list[str] = []
+
+    class Slow(DarknessBackend):
+        def _predict(self, tiles_nhwc: np.ndarray) -> np.ndarray:
+            running.set()
+            assert may_end.wait(60)
+            order.append("answered")
+            return super()._predict(tiles_nhwc)
+
+        def _close(self) -> None:
+            order.append("closed")
+            closing.set()
+
+    backend = Slow()
+    backend._one_call = Watched(closing)  # type: ignore[assignment]
+    with ThreadPoolExecutor(2) as pool:
+        call = pool.submit(backend.predict, tiles_of(backend, 1))
+        assert running.wait(60)
+        end = pool.submit(backend.close)
+        assert closing.wait(60)
+        may_end.set()
+        end.result()
+        call.result()
+    assert order == ["answered", "closed"]
+
+
 def in_child(backend: Backend, answers: multiprocessing.SimpleQueue[str]) -> None:
     try:
         backend.predict(tiles_of(backend, 0))
+        answers.put("an answer")
     except CellsegError as error:
         answers.put(str(error))
     backend.close()

@@ -3,8 +3,11 @@ there is any."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from cellseg_deploy.backends.cuda_runtime import Cuda, PinnedBuffers, parse_devi
 from cellseg_deploy.backends.tensorrt import TensorRTBackend, build_to, open_device
 from cellseg_deploy.backends.tensorrt_buffers import BatchProfile
 from cellseg_deploy.backends.tensorrt_build import BuildOptions
-from cellseg_deploy.backends.tensorrt_sidecar import read_sidecar, sidecar_path, write_sidecar
+from cellseg_deploy.backends.tensorrt_sidecar import EngineSidecar, read_sidecar, sidecar_path, write_sidecar
 from cellseg_deploy.cli import console
 from cellseg_deploy.cli.infer import command
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
@@ -319,6 +322,58 @@ def test_a_damaged_engine_in_the_cache_is_refused_until_rebuilt(cuda: FakeCuda, 
     engine.write_bytes(b"x")
     with pytest.raises(ModelError, match="--rebuild"):
         open_backend(path, backend="tensorrt")
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_two_that_build_one_engine_do_not_collide(
+    cuda: FakeCuda, onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch, rebuild: bool
+) -> None:
+    """The second comes while the first builds. A lock is of an opened file, so threads stand for processes here."""
+    trt, model = fake_trt(), read_model_file(onnx_file())
+    _, _, here = open_device(0)
+    building, may_end = threading.Event(), threading.Event()
+    finish = trt.Builder.build_serialized_network
+
+    def build_slowly(builder: Any, network: Any, config: Any) -> bytes:
+        if building.is_set() and not rebuild:
+            may_end.set()  # both build: neither may be left waiting
+        building.set()
+        assert may_end.wait(60)
+        engine: bytes = finish(builder, network, config)
+        return engine
+
+    def warned(text: str, *_: object) -> None:
+        if "waiting for it" in text:
+            may_end.set()
+
+    def want(_: int) -> tuple[Path, EngineSidecar, bytes]:
+        return module.cached_engine(trt, model, here, BuildOptions(), rebuild=rebuild)
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", build_slowly)
+    monkeypatch.setattr(module._log, "warning", warned)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(want, 1)
+        assert building.wait(60)
+        second = pool.submit(want, 2)
+        found = [first.result(), second.result()]
+    assert len(trt.builds) == (2 if rebuild else 1)
+    for _, sidecar, data in found:
+        assert hashlib.sha256(data).hexdigest() == sidecar.engine_sha256
+    ((path, _, _), _) = found
+    assert read_sidecar(path).engine_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {file.name for file in path.parent.iterdir()} == {path.name, sidecar_path(path).name}
+
+
+def test_a_build_that_was_cut_off_is_done_again(cuda: FakeCuda, onnx_file: OnnxFile) -> None:
+    path = onnx_file()
+    with open_backend(path, backend="tensorrt") as backend:
+        engine = backend.engine_path  # type: ignore[attr-defined]
+    sidecar_path(engine).unlink()  # it is written last
+    engine.write_bytes(b"half")
+    with open_backend(path, backend="tensorrt") as backend:
+        assert backend.predict(tiles(1)).shape == (1, 1, 56, 56)
+    assert len(fake_trt().builds) == 2
 
 
 # --- CUDA's own bindings

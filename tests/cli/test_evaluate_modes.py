@@ -16,6 +16,7 @@ from test_evaluate import evaluate, report, write
 
 from cellseg_deploy.cli import calibrate
 from cellseg_deploy.files import atomic
+from cellseg_deploy.images import read
 from cellseg_deploy.models.onnx_file import read_model_file
 from cellseg_deploy.models.spec import ThresholdParams
 
@@ -384,3 +385,25 @@ def test_cells_below_the_model_s_limit_at_the_border_are_found_unless_that_is_as
     assert found["visible"] == found["model"] + 1
     assert run(smears, model, "--calibrate", "--border-cells", "model", out="x.onnx") == 2
     assert "--border-cells and --calibrate exclude each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--sweep", "--anatomy"), ("--calibrate",), ("--describe",), ("--describe", "file")]
+)
+def test_each_mask_is_read_once(
+    smears: Path, model: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """Though the limit of specks is a share of the objects of all masks, and is there before the first is judged."""
+    opened: list[Path] = []
+    decode = read.decode
+
+    def listed(path: Path, *settings: Any, **more: Any) -> Any:
+        opened.append(path)
+        return decode(path, *settings, **more)
+
+    monkeypatch.setattr(read, "decode", listed)
+    to_file = arguments[-1:] in (("--calibrate",), ("file",))
+    given = [argument for argument in arguments if argument != "file"]
+    assert run(smears, model, *given, out="out.onnx" if to_file else "out") == 0
+    masks = [path for path in opened if path.parent.name == "masks"]
+    assert sorted(masks) == sorted((smears / "masks").iterdir())

@@ -39,6 +39,29 @@ def test_a_full_disk_behind_stdout(command: list[str], more: list[str], tmp_path
     assert [row["cells"] for row in rows(tmp_path / "out/images.csv")] == ["2"]
 
 
+COMMANDS = (
+    *("cellseg_deploy.cli.infer command", "cellseg_deploy.cli.evaluate command", "cellseg_train.cli command"),
+    *("cellseg_export.cli command", "cellseg_benchmarks.cli command", "cellseg_deploy.samples.__main__ main"),
+)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("place", COMMANDS)
+def test_every_command_says_it(place: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    module, name = place.split()
+    program = f"import sys; from cellseg_deploy.cli.console import run; from {module} import {name} as command\n"
+    program += "sys.exit(run(command, ['--help']))"
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: stdout cannot be written to (No space left on device)")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.reliability
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_a_pipe_that_nobody_reads(command: list[str], more: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""README's first training command: the network that ships goes on learning, at the tile size of a training."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from cellseg_deploy.cli import console
+from cellseg_deploy.models import default_weights_path
+from cellseg_deploy.samples import write_samples
+from cellseg_train import run as train_run
+from cellseg_train.checkpoint import load_network
+from cellseg_train.cli import command
+from cellseg_train.config import ModelConfig
+
+README = Path(__file__).parents[2] / "README.md"
+SHORT = ["--epochs", "1", "--patches-per-image", "4", "--batch-size", "4", "--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images to train on and one to validate on; cells of 82 px."""
+    folder = tmp_path_factory.mktemp("smears")
+    write_samples(folder, 3, 5, (300, 400))
+    return folder
+
+
+def fine_tune(smears: Path, run: Path, *more: str) -> int:
+    folders = ["--images", str(smears / "images"), "--masks", str(smears / "masks")]
+    return console.run(command, [*folders, "-o", str(run), "--weights", "shipped", *SHORT, *more])
+
+
+def test_the_first_training_command_of_the_readme_is_a_fine_tuning() -> None:
+    commands = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("cellseg-train ")]
+    assert "--weights shipped" in commands[0]
+    assert "--image-scale" in commands[0]
+
+
+def test_the_shipped_network_goes_on_from_what_it_knows(
+    smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One epoch from scratch has Dice 0 here."""
+    run, shipped = tmp_path / "run", load_network(default_weights_path())
+    assert shipped.config.tile_size != ModelConfig().tile_size
+    assert fine_tune(smears, run, "--image-scale", "0.5", "--no-calibrate") == 0
+    assert "warning" not in capsys.readouterr().err
+    with (run / "log.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["val_dice"]) > 0.9
+    assert float(row["val_f1"]) > 0.8
+    tuned = load_network(run)
+    assert tuned.config.tile_size == tuned.spec.tile_size == ModelConfig().tile_size
+    assert tuned.spec.weights.origin.startswith(f"fine-tuned from {shipped.spec.name}")
+    before = safetensors.torch.load_file(default_weights_path())
+    after = safetensors.torch.load_file(run / "model.safetensors")
+    assert not torch.equal(before["decoder.head.weight"], after["decoder.head.weight"])
+    assert before["encoder.pos_embed"].shape[1] != after["encoder.pos_embed"].shape[1]
+
+
+def test_cells_of_another_size_are_refused_before_anything_is_written(
+    smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert fine_tune(smears, run, "--image-scale", "0.15") == 2
+    said = capsys.readouterr().err
+    assert "px for the network, but --weights shipped was trained on 48 px; give --image-scale 0.5" in said
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_cells_of_a_doubtful_size_are_warned_of_and_trained(
+    smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    trained = []
+    monkeypatch.setattr(train_run, "_train", lambda run, *_: trained.append(run))
+    run = tmp_path / "run"
+    assert fine_tune(smears, run, "--image-scale", "0.3", *(["-q"] if quiet else [])) == 0
+    assert "warning: cells are " in (said := capsys.readouterr().err)
+    assert "its weights were trained on 48 px; give --image-scale 0.5" in said
+    assert trained == [run]
+    assert not quiet or len(said.splitlines()) == 1
