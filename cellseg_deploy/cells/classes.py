@@ -56,6 +56,20 @@ class CellClasses:
         return dict(zip(self.names, found.tolist(), strict=True))
 
 
+def counting_labels(labels: Labels, classes: CellClasses | None) -> Labels:
+    """``labels`` (h, w) without the cells of classes that do not count; numbers are kept. All without ``classes``."""
+    if classes is None or classes.counts.all():
+        return labels
+    return labels_where(labels, classes.counts)
+
+
+def labels_where(labels: Labels, which: Bools) -> Labels:
+    """``labels`` (h, w) of the cells 1..n ``which``, bool (n,), and 0 for the others; numbers are kept."""
+    kept = np.arange(len(which) + 1, dtype=np.int32)
+    kept[1:][~which] = 0
+    return np.take(kept, labels)
+
+
 def counting_classes(known: Sequence[str], asked: Sequence[str] | None) -> tuple[str, ...]:
     """Of the classes ``known`` to a model, in its order, those that count as cells: those ``asked`` for, by default all
     but ``NOT_COUNTED``.
