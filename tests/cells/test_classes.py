@@ -8,8 +8,10 @@ import pytest
 from cellseg_deploy.cells import label_runs
 from cellseg_deploy.cells.classes import CellClasses, class_means, classify, counting_classes
 from cellseg_deploy.cells.count_rules import counted
+from cellseg_deploy.cells.instances import segment
 from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.models.spec import BoundaryParams, ThresholdParams
 from cellseg_deploy.samples.params import SmearParams
 from cellseg_deploy.samples.smear import make_smear
 
@@ -118,3 +120,45 @@ def test_half_of_a_cell_without_a_whole_one_of_its_class_is_half_of_the_models()
     areas, class_of = np.array([1600, 210, 190]), np.array([1, 0, 0])
     found = counted(boxes, (99, 99), "half", areas_px=areas, model_cell_px=400.0, class_of=class_of)
     assert found.tolist() == [True, True, False]
+
+
+# --- platelets are smaller than what is taken for a fragment of other cells
+
+CELL_PX = 24.0  # a disc of 452 px: fragments have fewer than 45, specks at the border fewer than 14
+
+
+def classed_planes(*discs: tuple[str, float, float, float], hw: tuple[int, int] = (60, 90)) -> np.ndarray:
+    """Probabilities of foreground, boundary and ``NAMES`` for discs of a class, x, y and radius; no boundary."""
+    y, x = np.mgrid[: hw[0], : hw[1]]
+    out = np.zeros((5, *hw), np.float32)
+    for name, centre_x, centre_y, radius in discs:
+        inside = (x - centre_x) ** 2 + (y - centre_y) ** 2 <= radius**2
+        out[0, inside] = 0.95
+        out[2:, inside] = 0.1
+        out[2 + NAMES.index(name), inside] = 0.8
+    return out
+
+
+def areas(probabilities: np.ndarray, params: object, names: tuple[str, ...] = NAMES) -> list[int]:
+    """Areas of the cells found, sorted."""
+    channels = ("foreground", "boundary", *NAMES)
+    found = segment(*(probabilities, channels, params), cell_diameter_px=CELL_PX, border_cells="visible", classes=names)
+    return sorted(np.bincount(found.ravel())[1:].tolist())
+
+
+@pytest.mark.parametrize("params", [ThresholdParams(), BoundaryParams()])
+def test_a_whole_platelet_is_no_speck(params: object) -> None:
+    large = ("red", 25, 30, 12)
+    (red,) = areas(classed_planes(large), params)
+    assert areas(classed_planes(large, ("platelet", 70, 30, 3)), params) == [29, red]
+    assert areas(classed_planes(large, ("red", 70, 30, 3)), params) == [red]
+    assert areas(classed_planes(large, ("platelet", 70, 30, 1.5)), params) == [red]  # 9 px
+    assert areas(classed_planes(large, ("platelet", 70, 30, 3)), params, ()) == [red]
+
+
+def test_a_platelet_beside_a_cell_is_no_fragment_of_it() -> None:
+    """The two touch; a line of boundary parts them, and gives each of its pixels to one of them."""
+    for name, n_cells in (("platelet", 2), ("white", 1)):
+        probabilities = classed_planes(("red", 30, 30, 12), (name, 45, 30, 3.5))
+        probabilities[1, :, 42] = probabilities[0, :, 42]
+        assert len(areas(probabilities, BoundaryParams())) == n_cells
