@@ -392,7 +392,7 @@ class Segmenter:
                 cell_diameter_px=self.backend.spec.cell_diameter_px,
                 out_hw=None if at_model_scale else (image_hwc.shape[0], image_hwc.shape[1]),
                 border_cells=self.border_cells,
-                classes=self.backend.spec.classes,
+                classes=() if at_model_scale else self.backend.spec.classes,  # platelets say nothing of the scale
             )
             if inside is not None:
                 rel = self.params.min_border_area_rel

@@ -90,7 +90,7 @@ def run(options: Options, judged: Path) -> int:
 
 def _classes(
     segmenter: Segmenter, truth: Annotations, asked: tuple[str, ...]
-) -> tuple[dict[str, str], tuple[str, ...]]:
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Classes of the model and their names in ``truth``, and which names there count, none: all.
 
     Lets the ``segmenter`` count the classes ``asked`` for. Marks of those that it does not count count neither way.
@@ -101,7 +101,7 @@ def _classes(
         if pairs:
             segmenter.counting_classes = tuple(pairs)
         return pairs, names_in_file(asked)
-    not_counted = {called for name, called in pairs.items() if name not in segmenter.counting_classes}
+    not_counted = {each for name, called in pairs.items() if name not in segmenter.counting_classes for each in called}
     return pairs, tuple(name for name in of_marks if name not in not_counted) if not_counted else ()
 
 
@@ -129,7 +129,7 @@ def _by_model(
     truth: Annotations,
     options: Options,
     segmenter: Segmenter,
-    pairs: dict[str, str],
+    pairs: dict[str, tuple[str, ...]],
     wanted: tuple[str, ...],
 ) -> Generator[MarkScore, None, None]:
     def work(name: str, file: Path, network: Network) -> MarkScore:
@@ -190,7 +190,7 @@ def _print_table(pooled: dict[str, Any], output: Path, kind: Kind) -> None:
         (
             name,
             f"f1 {row['f1']:.4f}   precision {row['precision']:.4f}, recall {row['recall']:.4f} "
-            f"({row['n_predicted']} found, {row['n_true']} marked as {row['marked']})",
+            f"({row['n_predicted']} found, {row['n_true']} marked as {', '.join(row['marked'])})",
         )
         for name, row in pooled.get("of_model", {}).items()
     ]
