@@ -280,6 +280,14 @@ def test_python_knows_the_classes(model: Path) -> None:
         Segmenter.from_file(model, classes=["green"])
 
 
+def test_a_small_platelet_is_found_and_a_small_piece_of_red_is_not(model: Path) -> None:
+    cells = (("red", 50, 50, 10), ("platelet", 90, 50, 2.5), ("red", 20, 20, 2.5))
+    with Segmenter.from_file(model, scale=1) as segmenter:
+        found = segmenter(field(cells))
+    assert found.table.columns["class"].tolist() == ["red", "platelet"]
+    assert found.table.columns["area_px"].tolist() == [317, 21]
+
+
 def test_a_name_of_a_class_is_text_in_a_table(tmp_path: Path, onnx_file: Callable[..., Path], fields: Path) -> None:
     pytest.importorskip("onnxruntime")
     names: Any = ('=1+1 "x"', "rød", "b;c")
