@@ -22,6 +22,7 @@ from cellseg_deploy.backends import open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.batching import Job, Network, Overlapped, alone
 from cellseg_deploy.cells import scale as scales
+from cellseg_deploy.cells.classes import CellClasses, classify, counting_classes
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, counted
 from cellseg_deploy.cells.field_of_view import (
     MAX_AREA,
@@ -65,7 +66,8 @@ class Segmentation:
     (K, h', w') in [0, 1] at model scale, channels as in the ModelSpec. ``table``: a row a cell, in image px.
     ``scale``: model px per image px. ``seconds``: seconds of each stage. ``notes``: what the user should know.
     ``field``: bool (h, w), the field of view, outside of which there is no cell; None if it is the whole image.
-    ``model_cell_px``: area of the model's typical cell in px of the image.
+    ``model_cell_px``: area of the model's typical cell in px of the image. ``classes``: of the cells, None where the
+    model tells none apart; with them ``table`` has the columns ``class`` and ``class_probability``.
     """
 
     labels: npt.NDArray[np.int32]
@@ -76,6 +78,7 @@ class Segmentation:
     notes: tuple[str, ...] = ()
     field: Mask | None = None
     model_cell_px: float | None = None
+    classes: CellClasses | None = None
 
     @property
     def count(self) -> int:
@@ -83,7 +86,12 @@ class Segmentation:
         return int(self.labels.max(initial=0))
 
     def counted(self, rule: CountRule = DEFAULT_RULE) -> npt.NDArray[np.bool_]:
-        """Whether each cell counts under ``rule``, bool (n,) in the order of ``table``; see ``cells.count_rules``."""
+        """Whether each cell counts, bool (n,) in the order of ``table``: under ``rule``, and by its class."""
+        by_rule = self.by_rule(rule)
+        return by_rule if self.classes is None else by_rule & self.classes.counts
+
+    def by_rule(self, rule: CountRule = DEFAULT_RULE) -> npt.NDArray[np.bool_]:
+        """Whether ``rule`` lets each cell in, whatever its class, bool (n,); see ``cells.count_rules``."""
         return counted(
             self.table.boxes,
             (self.labels.shape[0], self.labels.shape[1]),
@@ -91,6 +99,7 @@ class Segmentation:
             None if self.field is None else edges(self.labels, self.field, self.count),
             areas_px=self.table.columns["area_px"],
             model_cell_px=self.model_cell_px,
+            class_of=None if self.classes is None else self.classes.index,
         )
 
     @property
@@ -117,6 +126,7 @@ class Segmenter:
         batch_size: int = BATCH_SIZE,
         halo: int | None = None,
         border_cells: BorderCells = "visible",
+        classes: Sequence[str] | None = None,
     ) -> None:
         """Settings for all images that follow; the backend stays the caller's to close.
 
@@ -126,9 +136,9 @@ class Segmenter:
         ``batch_size``: tiles a call of the network; results do not depend on it. ``halo``: context px on each side of
         a tile that are thrown away, None for the model's own. ``border_cells``: which cells cut by the border are
         labelled: ``visible``, or ``model``, those above the ``min_border_area_rel`` of its operating point, as in
-        earlier versions.
+        earlier versions. ``classes``: which of the model's classes count as cells, None for all but platelets.
 
-        Raises ``UsageError`` for a setting outside its range.
+        Raises ``UsageError`` for a setting outside its range, or a class that the model does not know.
         """
         spec = backend.spec
         self.backend = backend
@@ -137,6 +147,7 @@ class Segmenter:
         check_params(self.params)
         check_border_cells(border_cells)
         self.border_cells: BorderCells = border_cells
+        self.counting_classes = counting_classes(spec.classes, classes)
         self.scale = fixed_scale(
             spec.image_scale, spec.cell_diameter_px, scale=scale, cell_diameter_px=cell_diameter_px
         )
@@ -172,6 +183,7 @@ class Segmenter:
         streams: int | None = None,
         given: str | Path | None = None,
         border_cells: BorderCells = "visible",
+        classes: Sequence[str] | None = None,
     ) -> Segmenter:
         """Open the model file ``path`` (None: the model that ships with the package); settings as ``__init__``, or as
         ``open_backend``.
@@ -201,6 +213,7 @@ class Segmenter:
                 batch_size=batch_size,
                 halo=halo,
                 border_cells=border_cells,
+                classes=classes,
             )
         except BaseException:
             opened.close()
@@ -265,9 +278,9 @@ class Segmenter:
             table = measure(labels)
             if inside is not None:
                 table.columns["touches_border"] |= edges(labels, inside, len(table)).any(axis=1)
-        return Segmentation(
-            labels, probabilities, table, scale, clock.seconds, tuple(notes), inside, self._model_cell_px(scale)
-        )
+            classes = classify(labels, probabilities, table, self.backend.spec.classes, self.counting_classes)
+        cell_px = self._model_cell_px(scale)
+        return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes), inside, cell_px, classes)
 
     def _model_cell_px(self, scale: float) -> float:
         """Area of the model's typical cell in px of an image at ``scale``."""
@@ -379,6 +392,7 @@ class Segmenter:
                 cell_diameter_px=self.backend.spec.cell_diameter_px,
                 out_hw=None if at_model_scale else (image_hwc.shape[0], image_hwc.shape[1]),
                 border_cells=self.border_cells,
+                classes=() if at_model_scale else self.backend.spec.classes,  # platelets say nothing of the scale
             )
             if inside is not None:
                 rel = self.params.min_border_area_rel

@@ -56,6 +56,11 @@ class Annotations:
     by_image: dict[str, Boxes | Points]
     remarks: tuple[str, ...] = ()
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes that an object has, sorted."""
+        return tuple(sorted({name for marked in self.by_image.values() for name in marked.classes if name}))
+
     def __str__(self) -> str:
         """Such as ``24 images, 1,114 boxes (RBC 1,000, WBC 114)``."""
         classes = Counter(name for marked in self.by_image.values() for name in marked.classes)
@@ -69,10 +74,10 @@ class Annotations:
 
 def check_classes(annotations: Annotations, wanted: Sequence[str]) -> None:
     """Raise ``UsageError`` for a class of ``wanted`` that no object has."""
-    there = {name for marked in annotations.by_image.values() for name in marked.classes if name}
+    there = annotations.class_names
     unknown = [name for name in wanted if name not in there]
     if unknown:
-        known = ", ".join(sorted(there)) or "none: the file names no classes"
+        known = ", ".join(there) or "none: the file names no classes"
         raise UsageError(f"no {annotations.kind} of class {', '.join(unknown)}; the file has {known}")
 
 

@@ -24,7 +24,7 @@ was found either, else 0.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,8 @@ class ClassScore:
 @dataclass(frozen=True)
 class MarkScore:
     """Sums of one image. ``overlapping``: number of boxes that overlap another, and of these hit; zeros for points.
-    ``by_class``: by its name, empty where the truth has none."""
+    ``by_class``: by its name, empty where the truth has none. ``of_model``: by a class of the model, the score of the
+    cells that it takes for it; see ``class_score``."""
 
     n_true: int
     n_predicted: int
@@ -63,6 +64,7 @@ class MarkScore:
     overlapping: tuple[int, int]
     left_out: tuple[int, int]
     by_class: dict[str, ClassScore]
+    of_model: dict[str, MarkScore] = field(default_factory=dict)
 
 
 def score_marks(

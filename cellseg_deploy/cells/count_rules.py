@@ -21,7 +21,8 @@ the shape of what is seen (an ellipse's area / (chord * depth) at the border rea
 no typical cell, but a pixel more or less in the depth of a piece moves them far, and cells that touch are no ellipses:
 ten photographs cut into quarters summed up to -2 % of the whole with them, to -0.4 % by area.
 A large cell cut in two may count twice and a small one not at all; where sizes scatter evenly these cancel out. A cell
-whose quarters lie in four fields counts in none.
+whose quarters lie in four fields counts in none. Where cells have classes, each is judged by those of its own class: a
+white cell of which a third is in the picture is as large as half a red one, and a whole platelet is not.
 """
 
 from __future__ import annotations
@@ -49,13 +50,16 @@ def counted(
     *,
     areas_px: npt.NDArray[np.integer[Any]] | None = None,
     model_cell_px: float | None = None,
+    class_of: npt.NDArray[np.integer[Any]] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Whether each cell counts under ``rule``, bool (n,).
 
     ``boxes``: left, top, width, height of each cell in px, (n, 4). ``at_edge``: whether the edge of the field of view
     lies at its left, top, right, bottom, bool (n, 4), where the field is not the whole picture; it counts as border.
     For ``half``: ``areas_px`` of the cells in px, (n,), and ``model_cell_px``, the area of the model's typical cell in
-    px of the image, None if no model is known. Raises ``UsageError`` for an unknown rule, or ``half`` without areas.
+    px of the image, None if no model is known. ``class_of``: number of each cell's class, (n,), None without classes;
+    the typical cell is then the median whole one of the class, and the model's where there is none. Raises
+    ``UsageError`` for an unknown rule, or ``half`` without areas.
     """
     check_rule(rule)
     if rule == "all":
@@ -70,7 +74,14 @@ def counted(
         return whole
     if areas_px is None:
         raise UsageError("count rule half judges by the cells' areas: give areas_px")
-    return np.asarray(whole | (2 * areas_px >= _typical_px(areas_px, whole, model_cell_px)))
+    if class_of is None:
+        return np.asarray(whole | (2 * areas_px >= _typical_px(areas_px, whole, model_cell_px)))
+    typical_px = np.zeros(len(areas_px), np.float64)
+    for number in np.unique(class_of):
+        its = class_of == number
+        of_model = None if (whole & its).any() else model_cell_px
+        typical_px[its] = _typical_px(areas_px[its], whole[its], of_model)
+    return np.asarray(whole | (2 * areas_px >= typical_px))
 
 
 def check_rule(rule: str) -> None:

@@ -22,6 +22,8 @@ boundary. With *score* = foreground - boundary_weight * boundary:
    With ``border_cells="visible"`` cells at the image border stay from ``VISIBLE_AREA_REL`` on, and which of them count
    is the count rule's business. Of fragments there, one that shares a longer line with a cell than with the border is
    a part of that cell, split off like any other; the rest are the ends of cells that lie outside.
+   Small pieces from ``VISIBLE_AREA_REL`` on that the network's classes call platelets are neither: they stay what they
+   are, though they have less than a tenth of a red cell.
 6. Holes up to ``max_hole_rel`` that lie inside a single cell are filled (pallor). A gap between several cells is no
    hole, however small.
 
@@ -56,6 +58,8 @@ BORDER_CELLS: tuple[BorderCells, ...] = ("visible", "model")
 VISIBLE_AREA_REL = 0.03
 """Share of the typical cell that a piece at the image border must have to be labelled: a strip of 7 % of a diameter, 54
 px for a cell of 48 px. Networks draw smaller ones of noise, and a seed (``min_seed_area_rel``) is no smaller either."""
+SMALL_CLASSES: tuple[str, ...] = ("platelet",)
+"""Classes whose cells are smaller than the limit for fragments of others."""
 _FEW_CELLS = 8
 
 
@@ -67,6 +71,7 @@ def segment(
     cell_diameter_px: float,
     out_hw: tuple[int, int] | None = None,
     border_cells: BorderCells = "model",
+    classes: Sequence[str] = (),
 ) -> Labels:
     """Label image int32 of ``probabilities_khw`` (K, h, w) in [0, 1]; 0 = background, cells 1..n in raster order.
 
@@ -74,6 +79,7 @@ def segment(
     diameter in px of the probabilities. ``out_hw``: size of the labels, by default (h, w). With another size cells are
     found at (h, w) and brought to it afterwards, see ``enlarge``. ``border_cells``: of those that the image border cuts
     all that are visible, or those that the limits of ``params`` let in, as a calibration on masks needs it.
+    ``classes``: names of the last channels, if they are classes of cells.
 
     Raises ``UsageError`` for shapes, channels or parameters that cannot be meant.
     """
@@ -89,8 +95,13 @@ def segment(
     else:
         labels = label_threshold(foreground, params)
     typical_px = typical_area(labels, disc_px)
-    labels = join_fragments(labels, params.min_area_rel * typical_px, at_border=border_cells == "visible")
-    labels = drop_small(labels, params.min_area_rel * typical_px, _min_border_rel(params, border_cells) * typical_px)
+    least_px, border_px = params.min_area_rel * typical_px, _min_border_rel(params, border_cells) * typical_px
+    small = None
+    if any(name in SMALL_CLASSES for name in classes):
+        planes = probabilities_khw[-len(classes) :]
+        small = small_cells(labels, planes, classes, VISIBLE_AREA_REL * typical_px, least_px)
+    labels = join_fragments(labels, least_px, at_border=border_cells == "visible", kept=small)
+    labels = drop_small(labels, least_px, border_px, kept=small)
     labels = fill_holes(labels, params.max_hole_rel * disc_px)
     if out_hw is not None and out_hw != labels.shape:
         runs = enlarge(labels, foreground, params.foreground_threshold, out_hw)
@@ -194,31 +205,53 @@ def _min_border_rel(params: InstanceParams, border_cells: BorderCells) -> float:
     return by_model if border_cells == "model" else min(VISIBLE_AREA_REL, by_model)
 
 
-def drop_small(labels: Labels, min_px: float, min_border_px: float | None = None) -> Labels:
-    """``labels`` without those of fewer than ``min_px`` pixels; numbers are kept.
+def small_cells(
+    labels: Labels, planes_khw: npt.NDArray[np.float32], classes: Sequence[str], min_px: float, max_px: float
+) -> Mask:
+    """Which numbers of ``labels`` (h, w), of ``min_px`` or more and fewer than ``max_px`` pixels, are whole cells of a
+    class whose cells are that small, bool (largest number + 1,). ``planes_khw``: of each class, (K, h, w)."""
+    area = np.bincount(labels.reshape(-1))
+    asked = (area >= min_px) & (area < max_px)
+    asked[0] = False
+    at = np.flatnonzero(asked[labels])
+    number = labels.reshape(-1)[at]
+    sums = [np.bincount(number, plane.reshape(-1)[at], minlength=len(area)) for plane in planes_khw]
+    is_small = np.array([name in SMALL_CLASSES for name in classes], np.bool_)
+    return np.asarray(asked & is_small[np.argmax(sums, axis=0)])
+
+
+def drop_small(
+    labels: Labels, min_px: float, min_border_px: float | None = None, *, kept: Mask | None = None
+) -> Labels:
+    """``labels`` without those of fewer than ``min_px`` pixels, unless ``kept``, bool by number; numbers stay.
 
     For those with a pixel in the outermost row or column ``min_border_px`` is the limit, if given.
     """
     area = np.bincount(labels.reshape(-1))
     large = area >= min_px
+    if kept is not None:
+        large |= kept[: len(area)]
     if min_border_px is not None:
         for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
             large[edge] = area[edge] >= min_border_px
-    kept = np.where(large, np.arange(len(area), dtype=np.int32), np.int32(0))
-    return np.take(kept, labels)
+    number = np.where(large, np.arange(len(area), dtype=np.int32), np.int32(0))
+    return np.take(number, labels)
 
 
-def join_fragments(labels: Labels, min_px: float, *, at_border: bool = False) -> Labels:
+def join_fragments(labels: Labels, min_px: float, *, at_border: bool = False, kept: Mask | None = None) -> Labels:
     """``labels`` with each one below ``min_px`` pixels given to the large neighbour of the longest common border.
 
     Border length: pairs of 4-neighbours; of equal ones the smaller number. A fragment that only touches fragments waits
     until one of them was given away; one that touches nothing stays, with its number. So does one at the image border:
     it is more likely the end of a cell of its own, most of which lies outside the picture; with ``at_border`` unless
-    its border with that neighbour is longer than its line of pixels at the image border.
+    its border with that neighbour is longer than its line of pixels at the image border. Nor are those that are
+    ``kept``, bool by number.
     """
     area = np.bincount(labels.reshape(-1))
     is_cell = area >= min_px
     is_fragment = (area > 0) & ~is_cell
+    if kept is not None:
+        is_fragment &= ~kept
     edges = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
     cut_px = np.bincount(edges, minlength=len(area))
     if not at_border:

@@ -126,6 +126,11 @@ def cell_diameter_or_auto(scale: float | None, cell_diameter: CellDiameter) -> C
     return "auto" if scale is None and cell_diameter is None else cell_diameter
 
 
+def names_in(text: str | None) -> tuple[str, ...] | None:
+    """Names in ``text`` with commas between, each once; None for None."""
+    return None if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def plan_threads(total: int | None, *, device: str | None, model: Path | None, backend: str) -> ThreadPlan:
     """What ``--threads`` means with the other options of ``model_options``."""
     from cellseg_deploy import threads

@@ -128,6 +128,7 @@ class Options:
             precision=self.precision,
             streams=self.streams,
             border_cells=self.border_cells,
+            classes=None if self.boxes or self.points else console.names_in(self.classes),
         )
         if segmenter.auto_scale and self.images is not None:
             try:
@@ -198,7 +199,7 @@ class Options:
     @property
     def wanted_classes(self) -> tuple[str, ...]:
         """Names of ``--classes``; none: all count."""
-        return tuple(name.strip() for name in (self.classes or "").split(",") if name.strip())
+        return console.names_in(self.classes) or ()
 
     @property
     def min_area_px(self) -> int:
@@ -221,7 +222,12 @@ class Options:
     type=click.Path(exists=True, path_type=Path),
     help="Points as truth: CSV image,class,x,y.",
 )
-@click.option("--classes", metavar="A,B", help="Of boxes or points, only these classes count; others neither way.")
+@click.option(
+    "--classes",
+    metavar="A,B",
+    help="Classes that count. Of boxes or points, others count neither way; A=B: the model's class A is B there, "
+    "and is scored by itself. With --masks or --counts: classes of the model.  [default: all but platelet]",
+)
 @click.option(
     "--counts",
     metavar="FILE.csv",

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Generator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.annotations.class_score import class_pairs, names_in_file, pool_classes, score_classes
 from cellseg_deploy.annotations.objects import Annotations, Kind, check_classes
 from cellseg_deploy.annotations.read import read_annotations
 from cellseg_deploy.annotations.score import HIT_IOU, MarkScore, pool_marks, score_marks
 from cellseg_deploy.batching import Job, Network
+from cellseg_deploy.cells.classes import counting_labels
 from cellseg_deploy.cli import console
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.evaluate import score as evaluation
@@ -29,6 +32,7 @@ from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
     from cellseg_deploy.cli.evaluate import Options
+    from cellseg_deploy.segmenter import Segmenter
 
 CSV_COLUMNS = (
     *("image", "f1", "precision", "recall", "recall_overlapping", "recall_apart", "n_true", "n_predicted"),
@@ -50,30 +54,55 @@ def run(options: Options, judged: Path) -> int:
         raise NothingToDoError(f"{judged}: no image found")
     sizes = {name: _size_hw(file, options) for name, file in found.items()}
     truth = read_annotations(path, kind, sizes)
-    check_classes(truth, options.wanted_classes)
+    asked = options.wanted_classes
+    check_classes(truth, names_in_file(asked))
+    if options.labels is not None and asked != names_in_file(asked):
+        raise click.UsageError(f"--classes {options.classes} names classes of a model, but label images have none")
     if not options.quiet:
         console.say(f"{path}: {truth}")
         for remark in truth.remarks:
             console.say(f"  {remark}")
     about: dict[str, Any] = {"data": {"images" if options.labels is None else "labels": str(judged), kind: str(path)}}
-    about |= {"classes": list(options.wanted_classes), "read": str(truth), "remarks": list(truth.remarks)}
+    about |= {"classes": list(names_in_file(asked)), "read": str(truth), "remarks": list(truth.remarks)}
     files = {name: found[name] for name in truth.by_image}
     with ExitStack() as stack:
         names = [evaluation.METRICS_JSON, evaluation.METRICS_CSV, *SWEEP_FILES, *ANATOMY_FILES]
         stack.enter_context(report_folder(options.output, evaluation.PROGRAM, names))
         if options.labels is None:
             segmenter = stack.enter_context(options.open_segmenter())
+            pairs, wanted = _classes(segmenter, truth, asked)
             about["model"] = evaluation.describe_model(segmenter)
-            scored = stack.enter_context(closing(_by_model(files, truth, options, segmenter)))
+            about["classes"] = list(wanted)
+            scored = stack.enter_context(closing(_by_model(files, truth, options, segmenter, pairs, wanted)))
         else:
+            pairs = {}
             scored = stack.enter_context(closing(_by_labels(files, truth, options)))
         scores = list(with_progress(scored, len(files), options.quiet))
         pooled = pool_marks(scores)
+        if pairs:
+            pooled["of_model"] = pool_classes([score.of_model for score in scores], pairs)
         remove_stale(options.output, sweep=False, anatomy=False)
         _write(options, list(files), scores, pooled, about)
     if not options.quiet:
         _print_table(pooled, options.output, kind)
     return console.EXIT_OK
+
+
+def _classes(
+    segmenter: Segmenter, truth: Annotations, asked: tuple[str, ...]
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Classes of the model and their names in ``truth``, and which names there count, none: all.
+
+    Lets the ``segmenter`` count the classes ``asked`` for. Marks of those that it does not count count neither way.
+    """
+    of_marks = truth.class_names
+    pairs = class_pairs(asked, segmenter.backend.spec.classes, of_marks)
+    if asked:
+        if pairs:
+            segmenter.counting_classes = tuple(pairs)
+        return pairs, names_in_file(asked)
+    not_counted = {each for name, called in pairs.items() if name not in segmenter.counting_classes for each in called}
+    return pairs, tuple(name for name in of_marks if name not in not_counted) if not_counted else ()
 
 
 def _reading(options: Options) -> dict[str, Any]:
@@ -96,14 +125,24 @@ def _by_labels(files: dict[str, Path], truth: Annotations, options: Options) -> 
 
 
 def _by_model(
-    files: dict[str, Path], truth: Annotations, options: Options, segmenter: Any
+    files: dict[str, Path],
+    truth: Annotations,
+    options: Options,
+    segmenter: Segmenter,
+    pairs: dict[str, tuple[str, ...]],
+    wanted: tuple[str, ...],
 ) -> Generator[MarkScore, None, None]:
     def work(name: str, file: Path, network: Network) -> MarkScore:
         found = segmenter.segment(read_image(file, **_reading(options)).pixels_hwc, network, field=options.field)
-        return _score(name, found.labels, truth, options)
+        cells, least = counting_labels(found.labels, found.classes), options.min_area or 0
+        score = score_marks(truth.by_image[name], cells, classes=wanted, min_area_px=least)
+        if found.classes is None or not pairs:
+            return score
+        of_model = score_classes(truth.by_image[name], found.labels, found.classes, pairs, min_area_px=least)
+        return replace(score, of_model=of_model)
 
     def nbytes(file: Path) -> int:
-        return int(segmenter.bytes_in_flight(declared_pixels(file)))
+        return segmenter.bytes_in_flight(declared_pixels(file))
 
     jobs = [Job(partial(work, name, file), partial(nbytes, file)) for name, file in files.items()]
     yield from segmenter.results(jobs, options.thread_plan)
@@ -146,6 +185,14 @@ def _print_table(pooled: dict[str, Any], output: Path, kind: Kind) -> None:
     rows += [
         (name, f"{row['found']} of {row['n']} found ({row['recall']:.1%}), {row['pieces']} pieces")
         for name, row in pooled["by_class"].items()
+    ]
+    rows += [
+        (
+            name,
+            f"f1 {row['f1']:.4f}   precision {row['precision']:.4f}, recall {row['recall']:.4f} "
+            f"({row['n_predicted']} found, {row['n_true']} marked as {', '.join(row['marked'])})",
+        )
+        for name, row in pooled.get("of_model", {}).items()
     ]
     for name, value in [*rows, ("results", console.printable(output))]:
         click.echo(f"{name:<8} {value}")

@@ -48,8 +48,10 @@ def check(context: click.Context, given: Mapping[str, Any]) -> Path:
             if given[name]:
                 raise click.UsageError(f"{_flag(name)} needs --masks, not {_flag(truth)}")
         refuse_options(context, ("count_rule",), f"has no part in {_flag(truth)}: border objects count neither way")
-    elif given["classes"] is not None:
-        raise click.UsageError("--classes needs --boxes or --points")
+    elif given["classes"] is not None and (given["labels"] is not None or mode):
+        raise click.UsageError(
+            "--classes needs --boxes, --points, or a model that counts: label images and --calibrate have no classes"
+        )
     if truth == "counts":
         _check_counts(given)
     if not truth and mode != "describe":

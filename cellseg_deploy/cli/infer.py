@@ -56,6 +56,11 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
 @console.reading_options
 @console.count_options
 @click.option(
+    "--classes",
+    metavar="A,B",
+    help="Classes of the model that count as cells; the others are labelled all the same.  [default: all but platelet]",
+)
+@click.option(
     "--save",
     default="labels,overlays",
     show_default=True,
@@ -166,6 +171,7 @@ def _run(
     names = ("task", "scale", "batch_size", "halo", "border_cells", "rebuild", "cuda_graph", "streams")
     settings = {
         **{name: asked[name] for name in names},
+        "classes": console.names_in(asked["classes"]),
         "cell_diameter_px": console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"]),
         "threads": threads.engine,
     }

@@ -26,6 +26,7 @@ def for_machines(summary: RunSummary) -> dict[str, Any]:
         "others": summary.others,
         "cells": summary.cells,
         "counted": summary.counted,
+        **({"by_class": summary.by_class} if summary.by_class else {}),
         "wall_seconds": round(summary.wall_seconds, 3),
         "warnings": summary.warnings,
         "edited": summary.edited_files,
@@ -49,8 +50,14 @@ def print_table(summary: RunSummary) -> None:
         ("time", f"{seconds:.1f} s{rate}"),
         ("results", printable(summary.output)),
     ]
+    if summary.by_class:
+        kinds = [
+            f"{printable(name)} {number}" + ("" if name in summary.counting else ", not counted")
+            for name, number in summary.by_class.items()
+        ]
+        rows.insert(2, ("classes", "; ".join(kinds)))
     if summary.others:
-        rows.insert(3, ("others", f"{summary.others} in the tables, of images not given or not readable now"))
+        rows.insert(-2, ("others", f"{summary.others} in the tables, of images not given or not readable now"))
     if summary.edited:
         files = f"{len(summary.edited)} file{'s' if len(summary.edited) > 1 else ''}"
         rows.insert(-1, ("edited", f"{files}, kept (named in run.json)"))
@@ -69,7 +76,8 @@ def heading(segmenter: Segmenter) -> str:
         scale = "scale measured"
     else:
         scale = f"scale {segmenter.scale:g} (cells about {spec.cell_diameter_px / segmenter.scale:.0f} px wide)"
-    return f"model {printable(spec.name)}, {backend.name} {backend.precision} on {backend.device}, {scale}"
+    classes = f", counts {' and '.join(map(printable, segmenter.counting_classes))}" if spec.classes else ""
+    return f"model {printable(spec.name)}, {backend.name} {backend.precision} on {backend.device}, {scale}{classes}"
 
 
 def print_plan(plan: RunPlan) -> None:

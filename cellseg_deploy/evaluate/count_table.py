@@ -95,8 +95,8 @@ def _check_header(table: Path, columns: list[str]) -> None:
     others = [name for name in columns if name not in COLUMNS and name]
     if others:
         raise DataError(
-            f"{table}: column {others[0]}: expected image and count alone; counts by class cannot be judged, because "
-            "the cells found have no class. Give the count of all cells and remove the other columns"
+            f"{table}: column {others[0]}: expected image and count alone; give the count of all cells, or for each "
+            "class of the model a table of its own with --classes NAME, and remove the other columns"
         )
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.cells import metrics
+from cellseg_deploy.cells.classes import counting_labels
 from cellseg_deploy.cells.count_rules import CountRule
 from cellseg_deploy.cells.field_of_view import Field, Mask
 from cellseg_deploy.files import atomic
@@ -160,7 +161,11 @@ def score_pairs(
             pairs,
             predictor,
             lambda pair, true, found: scored(
-                pair, true, found.labels, found.probabilities_khw if keep else None, found.field
+                pair,
+                true,
+                counting_labels(found.labels, found.classes),
+                found.probabilities_khw if keep else None,
+                found.field,
             ),
             truths,
         )
@@ -197,6 +202,7 @@ def describe_model(segmenter: Segmenter) -> dict[str, Any]:
         "measured_scales": sorted({round(scale, 4) for scale in segmenter.measured_scales.values()}),
         "halo": segmenter.halo,
         "border_cells": segmenter.border_cells,
+        **({"classes": list(segmenter.counting_classes)} if backend.spec.classes else {}),
         **backend.describe(),
     }
 

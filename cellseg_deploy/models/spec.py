@@ -19,6 +19,8 @@ MIN_OBJECT_REL = 0.0245
 """Objects of the truth below this share of its median object are specks, unless a model says otherwise: 200 px of the
 full-size photographs that the shipped model was trained on."""
 METADATA_KEY = "cellseg"
+MAP_CHANNELS = ("foreground", "boundary", "distance")
+"""Names of the channels that say where cells are; all others are classes of cells."""
 INPUT_NAME = "tiles"
 OUTPUT_NAME = "probabilities"
 
@@ -133,7 +135,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``operating_points``: task name -> parameters of the instance step. ``parity``: how the file was checked against
     the PyTorch network; ``"unverified"`` if too few cells were found to judge. ``min_object_rel``: objects of the
     training masks below this share of their median area were specks, not cells; None in models made before it was
-    written, then ``MIN_OBJECT_REL`` stands for it.
+    written, then ``MIN_OBJECT_REL`` stands for it. ``classes``: names of the kinds of cells that the network tells
+    apart, the last of ``channels`` in the same order; their probabilities sum to 1 at each pixel and mean something
+    inside the foreground only. Empty where it tells none apart.
     """
 
     spec_version: int = SPEC_VERSION
@@ -151,6 +155,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     operating_points: dict[str, InstanceParams]
     parity: str = "unverified"
     min_object_rel: float | None = None
+    classes: tuple[str, ...] = ()
 
     def operating_point(self, task: str) -> InstanceParams:
         """Parameters for ``task``; raises ``UsageError`` naming the tasks this model knows."""
@@ -202,6 +207,11 @@ def check(spec: ModelSpec, *, source: str) -> None:
             spec.min_object_rel is None or (math.isfinite(spec.min_object_rel) and spec.min_object_rel >= 0),
             f"min_object_rel {spec.min_object_rel} is negative or not finite",
         ),
+        (
+            not spec.classes or spec.channels[-len(spec.classes) :] == spec.classes,
+            f"the classes {spec.classes} are not the last of the channels {spec.channels}",
+        ),
+        (not misfit_of_classes(spec.classes), misfit_of_classes(spec.classes)),
         (bool(spec.operating_points), "no operating point"),
         *((not misfit(params), f"{task}: {misfit(params)}") for task, params in spec.operating_points.items()),
         *(
@@ -223,6 +233,20 @@ def misfit(params: InstanceParams) -> str:
                 return f"{name} must lie between 0 and 1 (both excluded), got {value}"
         elif not (math.isfinite(value) and value >= 0):
             return f"{name} must be 0 or more, got {value}"
+    return ""
+
+
+def misfit_of_classes(classes: tuple[str, ...]) -> str:
+    """What is wrong with ``classes`` as names of kinds of cells, "" if nothing is (or there are none)."""
+    if len(classes) == 1:
+        return f"one class alone tells no cells apart, got {classes[0]!r}; expected two or more"
+    if len(set(classes)) < len(classes):
+        return f"expected each class once, got {', '.join(classes)}"
+    for name in classes:
+        if name in MAP_CHANNELS:
+            return f"{name!r} is the name of another channel, expected another name for the class"
+        if not name or name != name.strip() or "," in name or not name.isprintable():
+            return f"a class is a printable name without commas and outer spaces, got {name!r}"
     return ""
 
 

@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
+from cellseg_deploy.cells.classes import CLASS_PROBABILITY
 from cellseg_deploy.cells.label_runs import Labels, row_runs
 from cellseg_deploy.errors import OutputError
-from cellseg_deploy.outputs.segmented import SegmentedImage
+from cellseg_deploy.outputs.segmented import LEFT_OUT_BY, SegmentedImage
 from cellseg_deploy.outputs.tables import utf8
 
 _CATEGORIES = [{"id": 1, "name": "cell", "supercategory": "cell"}]
@@ -27,37 +28,53 @@ _CATEGORIES = [{"id": 1, "name": "cell", "supercategory": "cell"}]
 def encode(image: SegmentedImage) -> bytes:
     """COCO file of one image: image id 1, and annotations in order of label, whose id is the label.
 
-    ``area`` is ``area_px`` and ``bbox`` left, top, width, height in px; ``counted`` is a member of ours.
+    ``area`` is ``area_px`` and ``bbox`` left, top, width, height in px; ``counted`` is a member of ours. Categories are
+    the model's classes in their order, with ``class_probability`` and ``left_out_by`` as further members of ours.
     """
     height, width = image.labels.shape
+    categories, category_ids, ours = _classes_of(image)
     content = {
         "info": {"description": "cells found by cellseg-infer", "model": image.model, "task": image.task},
         "licenses": [],
-        "categories": _CATEGORIES,
+        "categories": categories,
         "images": [{"id": 1, "file_name": utf8(image.name), "width": width, "height": height}],
         "annotations": [
             {
                 "id": label,
                 "image_id": 1,
-                "category_id": 1,
+                "category_id": category_id,
                 "segmentation": segmentation,
                 "area": area,
                 "bbox": box,
                 "iscrowd": 0,
                 "label": label,
                 "counted": is_counted,
+                **of_class,
             }
-            for label, segmentation, area, box, is_counted in zip(
+            for label, segmentation, area, box, is_counted, category_id, of_class in zip(
                 image.table.columns["label"].tolist(),
                 run_lengths(image.labels),
                 image.table.columns["area_px"].tolist(),
                 image.table.boxes.tolist(),
                 image.counted.tolist(),
+                category_ids,
+                ours,
                 strict=True,
             )
         ],
     }
     return msgspec.json.encode(content) + b"\n"
+
+
+def _classes_of(image: SegmentedImage) -> tuple[list[dict[str, Any]], list[int], list[dict[str, Any]]]:
+    """Categories, the id of each cell's one, and what else there is to say of its class."""
+    if image.classes is None:
+        return _CATEGORIES, [1] * len(image.table), [{}] * len(image.table)
+    names = enumerate(image.classes.names, start=1)
+    categories = [{"id": number, "name": name, "supercategory": "cell"} for number, name in names]
+    columns = {name: image.columns[name].tolist() for name in (CLASS_PROBABILITY, LEFT_OUT_BY)}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return categories, (image.classes.index + 1).tolist(), rows
 
 
 def run_lengths(labels: Labels) -> list[dict[str, Any]]:
@@ -96,15 +113,22 @@ def merge(parts: Iterable[Path], file: BinaryIO) -> None:
     """
     images: list[dict[str, Any]] = []
     n_annotations = 0
-    head: dict[str, Any] = {"info": {"description": "cells found by cellseg-infer"}, "licenses": []}
-    file.write(msgspec.json.encode({**head, "categories": _CATEGORIES})[:-1] + b',"annotations":[')
+
+    def begin(categories: Any) -> None:
+        head = {"info": {"description": "cells found by cellseg-infer"}, "licenses": [], "categories": categories}
+        file.write(msgspec.json.encode(head)[:-1] + b',"annotations":[')
+
     for part in parts:
         content = msgspec.json.decode(_read(part))
+        if not images:  # all are of one model, and have its classes
+            begin(content["categories"])
         images.append({**content["images"][0], "id": len(images) + 1})
         for annotation in content["annotations"]:
             file.write(b",\n" if n_annotations else b"\n")
             n_annotations += 1
             file.write(msgspec.json.encode({**annotation, "id": n_annotations, "image_id": len(images)}))
+    if not images:
+        begin(_CATEGORIES)
     file.write(b'],\n"images":' + msgspec.json.encode(images) + b"}\n")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.files.atomic import atomic_file, writing
-from cellseg_deploy.outputs import coco, jpeg, label_tiff, parquet
+from cellseg_deploy.outputs import coco, label_tiff, parquet
 from cellseg_deploy.outputs import overlay as _overlay
 from cellseg_deploy.outputs.formats import CELLS_CSV
 from cellseg_deploy.outputs.segmented import SegmentedImage
@@ -23,13 +23,19 @@ def labels(image: SegmentedImage) -> bytes:
 
 def overlay(image: SegmentedImage) -> bytes:
     """Image with outlines and count."""
-    return _overlay.encode(image.pixels_hwc, image.labels, image.field, image.counted)
+    return _overlay.encode(
+        image.pixels_hwc, image.labels, image.field, image.counted, classes=image.classes, by_class=image.by_class
+    )
 
 
 def numbered(image: SegmentedImage) -> bytes:
     """Image with outlines, count, and each cell's label at its centroid."""
     centroids = np.stack([image.table.columns[f"centroid_{axis}_px"] for axis in "xy"], axis=1)
-    return jpeg.encode(_overlay.draw(image.pixels_hwc, image.labels, centroids, image.field, image.counted))
+    return _overlay.encode(
+        *(image.pixels_hwc, image.labels, image.field, image.counted, centroids),
+        classes=image.classes,
+        by_class=image.by_class,
+    )
 
 
 def merge_coco(_out: Path, files: Sequence[Path], path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Cells as GeoJSON for QuPath: detections with their polygons and every column of cells.csv as a measurement.
+"""Cells as GeoJSON for QuPath: detections with their polygons, every column of numbers in cells.csv as a measurement,
+and the class of each cell, where the model tells classes apart, as QuPath's classification.
 
 In QuPath: drop the file on the image, or File > Import objects from file. The layout is that of QuPath 0.4 and later
 (``objectType`` in the properties, measurements as an object of numbers, a UUID as id), which plain GeoJSON readers
@@ -15,13 +16,10 @@ from typing import Any
 import msgspec
 
 from cellseg_deploy.cells.polygons import CellPolygons, Ring
-from cellseg_deploy.outputs.palette import COUNTED_RGB, NOT_COUNTED_RGB
 from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.outputs.tables import utf8
 
 _NAMESPACE = uuid.UUID("6f0f8a53-0c0e-5c44-9b57-6a6f9f5b0d11")
-_COUNTED = {"name": "Cell", "color": list(COUNTED_RGB)}
-_NOT_COUNTED = {"name": "Cell not counted", "color": list(NOT_COUNTED_RGB)}
 
 
 def encode(image: SegmentedImage) -> bytes:
@@ -29,8 +27,9 @@ def encode(image: SegmentedImage) -> bytes:
 
     Ids follow from the image's name and the label: the same cell keeps its id when the file is written again.
     """
-    names = list(image.columns)
-    rows = zip(*(column.tolist() for column in image.columns.values()), strict=True)
+    columns = {name: column for name, column in image.columns.items() if column.dtype.kind in "biuf"}
+    names = list(columns)
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     features = [
         {
             "type": "Feature",
@@ -39,16 +38,16 @@ def encode(image: SegmentedImage) -> bytes:
             "properties": {
                 "objectType": "detection",
                 "name": str(cell.label),
-                "classification": _COUNTED if is_counted else _NOT_COUNTED,
+                "classification": {"name": name, "color": list(rgb)},
                 # QuPath's measurements are numbers: true and false become 1 and 0, what is not finite is left out.
                 "measurements": {
-                    name: int(value) if isinstance(value, bool) else value
-                    for name, value in zip(names, row, strict=True)
+                    column: int(value) if isinstance(value, bool) else value
+                    for column, value in zip(names, row, strict=True)
                     if math.isfinite(value)
                 },
             },
         }
-        for cell, row, is_counted in zip(image.polygons, rows, image.counted.tolist(), strict=True)
+        for cell, row, (name, rgb) in zip(image.polygons, rows, image.classifications, strict=True)
     ]
     source = {
         "image": utf8(image.name),

@@ -1,7 +1,8 @@
 """Cells as ImageJ regions: a ROI zip for the ROI Manager of ImageJ and Fiji (roifile writes the regions).
 
 A cell is what ImageJ's wand would trace, so Fiji measures the same area as ``area_px``. One with holes or in several
-pieces is a composite region, which ImageJ fills by the direction of its rings.
+pieces is a composite region, which ImageJ fills by the direction of its rings. Where the model tells classes apart, a
+region has the colour of its class, and its name as the property ``class`` (in Fiji, Image > Properties of the region).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from cellseg_deploy.cells.polygons import CellPolygons
-from cellseg_deploy.outputs.palette import COUNTED_RGB, NOT_COUNTED_RGB
 from cellseg_deploy.outputs.segmented import SegmentedImage
 
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0  # of java.awt.geom.PathIterator
@@ -25,9 +25,11 @@ def encode(image: SegmentedImage) -> bytes:
     digits = max(4, len(str(len(image.polygons))))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for cell, is_counted in zip(image.polygons, image.counted.tolist(), strict=True):
+        for cell, (name, rgb) in zip(image.polygons, image.classifications, strict=True):
             roi = _region(cell, f"{cell.label:0{digits}}")
-            roi.stroke_color = bytes((255, *(COUNTED_RGB if is_counted else NOT_COUNTED_RGB)))
+            roi.stroke_color = bytes((255, *rgb))
+            if image.classes is not None:
+                roi.props = f"class: {name}\n"
             entry = zipfile.ZipInfo(f"{roi.name}.roi", _EPOCH)
             entry.external_attr, entry.create_system = 0o644 << 16, 3
             entry.compress_type = zipfile.ZIP_DEFLATED

@@ -1,13 +1,21 @@
-"""The picture for the eye: the image, every cell's true outline, its number if wanted, and the count in a corner."""
+"""The picture for the eye: the image, every cell's true outline, its number if wanted, and the count in a corner.
+
+Where cells have classes, an outline has the colour of its class, cells that do not count have a dashed one, and the
+lower left corner says which colour is which class and how many there are.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.label_runs import bands
 from cellseg_deploy.outputs import jpeg
-from cellseg_deploy.outputs.palette import COUNTED_RGB
+from cellseg_deploy.outputs.legend import with_legend
+from cellseg_deploy.outputs.palette import CLASS_RGB, COUNTED_RGB
 
 OUTLINE_RGB = COUNTED_RGB
 _NOT_COUNTED_RGB = (255, 160, 0)  # a thin grey line is lost on a grey field and on pale cells
@@ -15,6 +23,7 @@ _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count c
 _LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
 _PLATE_RGB = (16, 16, 16)
 _FIELD_RGB, _HATCH_RGB = (255, 255, 255), (90, 90, 90)
+_DASH_THICKNESSES = 4
 _ROWS_PER_MARGIN = 8  # of a band, whose margins above and below it are computed twice
 
 
@@ -23,9 +32,14 @@ def encode(
     labels: npt.NDArray[np.int32],
     field: npt.NDArray[np.bool_] | None = None,
     counted: npt.NDArray[np.bool_] | None = None,
+    numbers_xy: npt.NDArray[np.float64] | None = None,
+    *,
+    classes: CellClasses | None = None,
+    by_class: Mapping[str, int] | None = None,
 ) -> bytes:
-    """JPEG file of ``draw(image_hwc, labels, field=field, counted=counted)``."""
-    return jpeg.encode(draw(image_hwc, labels, field=field, counted=counted))
+    """JPEG file of what ``draw`` gives."""
+    picture = draw(image_hwc, labels, numbers_xy, field, counted, classes)
+    return jpeg.encode(picture if classes is None else with_legend(picture, classes, by_class or {}))
 
 
 def draw(
@@ -34,13 +48,14 @@ def draw(
     numbers_xy: npt.NDArray[np.float64] | None = None,
     field: npt.NDArray[np.bool_] | None = None,
     counted: npt.NDArray[np.bool_] | None = None,
+    classes: CellClasses | None = None,
 ) -> npt.NDArray[np.uint8]:
     """RGB picture of ``image_hwc`` (h, w, 3) with the outlines of ``labels`` (h, w) and their number.
 
     Outlines are the cells' own border pixels, so two touching cells have two lines between them. ``numbers_xy``: where
     to write each cell's label, its centre in px of ``labels`` (n, 2), for labels 1..n. Small images are enlarged by a
     whole factor and huge ones reduced. What lies outside ``field`` (h, w) is darkened. Labels that are not ``counted``,
-    bool (n,), have an orange outline; None if all are.
+    bool (n,), have an orange outline, or with ``classes`` a dashed one of their colour; None if all are.
     A picture too small for the count gets a margin.
     """
     if image_hwc.shape[:2] != labels.shape:
@@ -51,20 +66,34 @@ def draw(
     image_hwc, labels = to_viewing_size(image_hwc, labels)
     picture = image_hwc.copy()
     colours = np.full((count + 1, 3), OUTLINE_RGB, np.uint8)
-    if counted is not None:
+    if classes is not None:
+        colours[1:] = np.array(CLASS_RGB, np.uint8)[classes.index % len(CLASS_RGB)]
+    elif counted is not None:
         colours[1:][~counted] = _NOT_COUNTED_RGB
-    thickness = max(1, round(min(labels.shape) / 600))
+    is_dashed = None if classes is None or counted is None else np.append(False, ~counted)
+    # Of a line of one pixel the eye sees no colour.
+    thickness = max(1 if classes is None else 2, round(min(labels.shape) / 600))
     for rows in bands((labels.shape[0], labels.shape[1]), at_least=_ROWS_PER_MARGIN * thickness):
         around = slice(max(0, rows.start - thickness), rows.stop + thickness)
         inner = slice(rows.start - around.start, rows.stop - around.start)
         outline = outlines(labels[around], thickness=thickness)[inner]
+        if is_dashed is not None:
+            outline &= ~(is_dashed[labels[rows]] & _gaps(rows, labels.shape[1], _DASH_THICKNESSES * thickness))
         picture[rows][outline] = colours[labels[rows][outline]]
     if numbers_xy is not None:
         diameter = float(np.sqrt(4 / np.pi * np.count_nonzero(labels) / max(1, count)))  # mean cell's
         _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width), diameter)
     caption = f"{count} cell" if count == 1 else f"{count} cells"
     n_counted = count if counted is None else int(counted.sum())
+    if classes is not None:  # among them are some that nobody calls cells
+        return with_caption(picture, f"{count} found, {n_counted} counted")
     return with_caption(picture, caption if n_counted == count else f"{caption}, {n_counted} counted")
+
+
+def _gaps(rows: slice, width: int, length: int) -> npt.NDArray[np.bool_]:
+    """Where ``rows`` of a picture of ``width`` px hide outlines that are dashed, (rows, width): slanted stripes."""
+    y, x = np.ogrid[rows.start : rows.stop, :width]
+    return np.asarray((2 * y + x) % (2 * length) < length)
 
 
 def outlines(labels: npt.NDArray[np.int32], *, thickness: int) -> npt.NDArray[np.bool_]:

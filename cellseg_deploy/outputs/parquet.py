@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cellseg_deploy.cells.classes import CLASS
 from cellseg_deploy.files.atomic import atomic_file, writing
-from cellseg_deploy.outputs.segmented import COUNTED
+from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY
 
+_TEXTS = ("image", CLASS, LEFT_OUT_BY)
 _BOOLEANS = ("touches_border", COUNTED)
 _BLOCK_BYTES = 1 << 22
 
@@ -44,7 +46,7 @@ def write(cells_csv: Path, path: Path) -> None:
 
 
 def _type(column: str, pa: Any) -> Any:
-    if column == "image":
+    if column in _TEXTS:
         return pa.string()
     if column in _BOOLEANS:
         return pa.bool_()

@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.field_grid import Grid, grid
 from cellseg_deploy.cells.measure import CellTable, in_micrometres
 from cellseg_deploy.cells.polygons import CellPolygons, cell_polygons
+from cellseg_deploy.outputs.palette import COUNTED_RGB, NOT_COUNTED_RGB, class_rgb
 
 COUNTED = "counted"
+LEFT_OUT_BY = "left_out_by"
+"""Why a cell does not count: ``class``, ``border`` (the count rule), or nothing. Only where cells have classes."""
+_COUNTED, _NOT_COUNTED = ("Cell", COUNTED_RGB), ("Cell not counted", NOT_COUNTED_RGB)
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,13 @@ class SegmentedImage:
     """One segmented image.
 
     ``name``: its name in every output. ``pixels_hwc``: uint8 RGB (h, w, 3). ``labels``: int32 (h, w), 0 background,
-    1..n cells. ``table``: a row a cell, in order of label. ``counted``: bool (n,), whether the count rule lets the
-    cell in. ``probabilities_khw``: float32 (K, h', w') in [0, 1] of ``channels``, at ``scale`` model px per image px.
+    1..n cells. ``table``: a row a cell, in order of label. ``counted``: bool (n,), whether the cell counts: by the
+    count rule, and by its class. ``probabilities_khw``: float32 (K, h', w') in [0, 1] of ``channels``, at ``scale``
+    model px per image px.
     ``pixel_size_um``: side of an image pixel in micrometres, None if unknown; ``pixel_size_source``: who says so.
     ``model``, ``task``: their names. ``field``: bool (h, w), the field of view, None if it is the whole image.
+    ``classes``: of the cells, None if the model tells none apart; with them ``table`` has their columns, and
+    ``by_rule``, bool (n,), says whether the count rule lets the cell in, whatever its class.
     """
 
     name: str
@@ -40,6 +48,8 @@ class SegmentedImage:
     task: str
     pixel_size_source: str = ""
     field: npt.NDArray[np.bool_] | None = None
+    classes: CellClasses | None = None
+    by_rule: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         height, width = self.labels.shape
@@ -50,6 +60,8 @@ class SegmentedImage:
                 f"{len(self.table)} rows, {len(self.counted)} counted marks and labels up to "
                 f"{self.labels.max(initial=0)}; expected one of each a cell"
             )
+        if (self.classes is None) != (self.by_rule is None):
+            raise ValueError("classes and what the count rule says belong together: give both or none")
         if len(self.probabilities_khw) != len(self.channels):
             raise ValueError(f"{len(self.probabilities_khw)} probability planes for the channels {self.channels}")
 
@@ -69,7 +81,30 @@ class SegmentedImage:
         return grid(self.labels, self.table, self.counted, self.field)
 
     @cached_property
+    def by_class(self) -> dict[str, int]:
+        """How many cells of each class the count rule lets in, whether or not the class counts; empty without classes.
+
+        Those of the classes that count add up to the number counted.
+        """
+        return {} if self.classes is None or self.by_rule is None else self.classes.numbers(self.by_rule)
+
+    @cached_property
+    def classifications(self) -> list[tuple[str, tuple[int, int, int]]]:
+        """What each cell is called in programs that sort by name and colour, in order of label. Of the classes of the
+        model, those that the count rule leaves out by themselves."""
+        if self.classes is None or self.by_rule is None:
+            return [_COUNTED if is_counted else _NOT_COUNTED for is_counted in self.counted.tolist()]
+        return [
+            (self.classes.names[index], class_rgb(index))
+            if is_in
+            else (f"{self.classes.names[index]} not counted", NOT_COUNTED_RGB)
+            for index, is_in in zip(self.classes.index.tolist(), self.by_rule.tolist(), strict=True)
+        ]
+
+    @cached_property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Columns of cells.csv but the image's name: measurements, ``counted``, and micrometres where known."""
         columns = {**self.table.columns, COUNTED: self.counted}
+        if self.classes is not None:
+            columns[LEFT_OUT_BY] = np.select([~self.classes.counts, ~self.counted], ["class", "border"], "")
         return columns if self.pixel_size_um is None else columns | in_micrometres(self.table, self.pixel_size_um)

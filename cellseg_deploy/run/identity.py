@@ -25,6 +25,7 @@ _OPTIONS = {  # of cellseg-infer: what to give to have the recorded value again
     "settings.count_rule": "--count-rule",
     "settings.border_cells": "--border-cells",
     "settings.field_of_view": "--field",
+    "settings.classes": "--classes",
     "saved": "--save",
     "model.sha256": "--model",
     "model.given_sha256": "--model",

@@ -61,12 +61,13 @@ class ImageWork:
         size = checked_by_cells(loaded.pixel_size, found.table.columns["equivalent_diameter_px"])
         doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
         with clock("write"):
+            by_rule = found.by_rule(options.count_rule)
             segmented = SegmentedImage(
                 name=image.name,
                 pixels_hwc=loaded.pixels_hwc,
                 labels=found.labels,
                 table=found.table,
-                counted=found.counted(options.count_rule),
+                counted=by_rule if found.classes is None else by_rule & found.classes.counts,
                 probabilities_khw=found.probabilities_khw,
                 channels=spec.channels,
                 scale=found.scale,
@@ -75,6 +76,8 @@ class ImageWork:
                 task=segmenter.task,
                 pixel_size_source=size.source,
                 field=found.field,
+                classes=found.classes,
+                by_rule=None if found.classes is None else by_rule,
             )
             files = {format.place(output_name): format.encode(segmented) for format in self._formats}
             record = tables.done(

@@ -114,6 +114,7 @@ class ImageResult:
 
     ``cells``: all that were found; ``counted``: those that the count rule lets in. ``seconds``: by stage; of a call of
     the network with tiles of several images, each has its share. ``was_gone``: it failed because there was no file.
+    ``by_class``: cells of each class that the count rule lets in, where the model tells classes apart.
     """
 
     image: str
@@ -128,6 +129,7 @@ class ImageResult:
     error: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     was_gone: bool = False
+    by_class: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, record: ImageRecord) -> ImageResult:
@@ -145,6 +147,7 @@ class RunSummary:
     ``failed``: now. ``cells``, ``counted``: of both. ``others``: rows of the tables of images that were not given now,
     or were and cannot be read any more.
     ``warnings``: of all rows of the tables as they were last written, see ``tables.warned``.
+    ``by_class``: as ``cells``, of each class that the model tells apart; ``counting``: those that count as cells.
     ``edited``: files of images, relative to ``output``, that somebody edited since they were written: kept.
     ``stage_seconds``: sums over images, which overlap, so together more than ``wall_seconds``. ``engine_seconds``: how
     long some call of the network was under way.
@@ -163,6 +166,8 @@ class RunSummary:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, dict[str, Any]] = field(default_factory=dict)
     edited: set[str] = field(default_factory=set)
+    by_class: dict[str, int] = field(default_factory=dict)
+    counting: tuple[str, ...] = ()
 
     @property
     def remaining(self) -> int:
@@ -175,7 +180,7 @@ class RunSummary:
         return [utf8(name) for name in sorted(self.edited)]
 
     @property
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> dict[str, Any]:
         """For run.json: of all images that were given, whenever they were done."""
         return {
             "found": self.found,
@@ -184,6 +189,7 @@ class RunSummary:
             "remaining": self.remaining,
             "cells": self.cells,
             "counted": self.counted,
+            **({"by_class": self.by_class} if self.by_class else {}),
         }
 
     @property
@@ -207,6 +213,8 @@ class RunSummary:
         self.skipped += sign * (result.status == SKIPPED)
         self.cells += sign * (result.cells or 0)
         self.counted += sign * (result.counted or 0)
+        for name, number in result.by_class.items():
+            self.by_class[name] = self.by_class.get(name, 0) + sign * number
 
 
 def run_json(
@@ -253,6 +261,7 @@ def run_json(
             "border_cells": segmenter.border_cells,
             "batch_size": segmenter.batch_size,
             **msgspec.to_builtins(options),
+            **({"classes": list(segmenter.counting_classes)} if spec.classes else {}),
             "scales": dict(scales),
         },
         "inputs": inputs.to_json(),

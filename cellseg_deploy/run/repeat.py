@@ -55,6 +55,7 @@ class RecordedRun:
             "count_rule": settings["count_rule"],
             "border_cells": settings["border_cells"],
             "field": settings["field_of_view"],
+            "classes": ",".join(settings["classes"]) if "classes" in settings else None,
         }
 
     def other_options(self) -> dict[str, Any]:

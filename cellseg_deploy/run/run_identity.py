@@ -76,7 +76,8 @@ def _given_sha256(backend: Backend) -> str | None:
 
 
 def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]:
-    """Settings that results depend on, by the names of the options."""
+    """Settings that results depend on, by the names of the options. Models without classes have no choice of them."""
+    classes = {"classes": list(segmenter.counting_classes)} if segmenter.backend.spec.classes else {}
     return {
         "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
         "halo": segmenter.halo,
@@ -85,4 +86,5 @@ def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]
         "count_rule": options.count_rule,
         "border_cells": segmenter.border_cells,
         "field_of_view": options.field_of_view,
+        **classes,
     }

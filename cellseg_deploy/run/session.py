@@ -84,7 +84,8 @@ class RunSession:
         self.inputs = inputs
         self.identity = identity_of(segmenter, options, inputs)
         self.formats = chosen_formats(options.save)
-        self.summary = RunSummary(found=0, output=out)
+        by_class = dict.fromkeys(segmenter.backend.spec.classes, 0)
+        self.summary = RunSummary(found=0, output=out, by_class=by_class, counting=segmenter.counting_classes)
         self._on_result, self._on_scale = on_result, on_scale
         self._scales = dict(options.scales)
         self._image_work = ImageWork(segmenter, options, self.formats)
@@ -448,4 +449,4 @@ class RunSession:
 
     def _count(self, result: ImageResult) -> None:
         self.summary.add(result)
-        self._results[result.image] = ImageResult(result.image, result.status, result.cells, result.counted)
+        self._results[result.image] = replace(result, warning="", error="", seconds={})

@@ -1,6 +1,7 @@
 """cells.csv and images.csv from the journal, in the order of the input, whatever the order in which images were done.
 
-Columns in micrometres are there if the pixel size of at least one image is known, and empty for the others.
+Columns in micrometres are there if the pixel size of at least one image is known, and empty for the others. Columns of
+classes are there if an image is done and the model tells classes apart.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from cellseg_deploy.cells.classes import CLASS_COLUMNS
 from cellseg_deploy.cells.measure import COLUMNS, UM_COLUMNS
 from cellseg_deploy.cells.notes import kind_of
 from cellseg_deploy.errors import OutputError
@@ -18,15 +20,18 @@ from cellseg_deploy.files.atomic import atomic_file, writing
 from cellseg_deploy.files.fingerprint import Fingerprint
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.outputs.formats import CELLS_CSV, IMAGES_CSV
-from cellseg_deploy.outputs.segmented import COUNTED, SegmentedImage
+from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY, SegmentedImage
 from cellseg_deploy.run.journal import Entry, ImageRecord, JournalContent, OutputFile, whole_records
 
 CELL_COLUMNS = (*COLUMNS, COUNTED)
+_CELL_COLUMNS_WITH_CLASSES = (*COLUMNS, *CLASS_COLUMNS, COUNTED, LEFT_OUT_BY)
 _NUMBERS = ("cells", COUNTED, "confluence", "field_of_view_share", "median_cell_area_px", "scale")
 IMAGE_UM_COLUMNS = ("pixel_size_um", "pixel_size_source", "median_cell_area_um2", "counted_per_mm2")
 _WORDS = ("warning", "error")
 WARNINGS = "warnings"
 """In a record's result: kind of warning -> the first of that kind in words. No column of the tables."""
+BY_CLASS, _COUNT = "by_class", "count_"
+"""In a record's result: class -> number of cells. In images.csv a column each: ``count_red``."""
 IMAGE_COLUMNS = ("image", "status", *_NUMBERS, *_WORDS)
 
 
@@ -44,6 +49,8 @@ def done(
     """
     notes = tuple(notes)
     areas = image.table.columns["area_px"]
+    if image.classes is not None:
+        areas = areas[image.classes.counts]
     median = float(np.median(areas)) if len(areas) else None
     n_counted = int(image.counted.sum())
     result: dict[str, Any] = {
@@ -56,6 +63,8 @@ def done(
         "warning": "; ".join(_one_line(note) for note in notes),
         WARNINGS: {kind_of(note): _one_line(note) for note in reversed(notes) if kind_of(note) != "conversion"},
     }
+    if image.classes is not None:
+        result[BY_CLASS] = image.by_class
     size_um = image.pixel_size_um
     if size_um is not None:
         result |= {
@@ -64,7 +73,8 @@ def done(
             "median_cell_area_um2": None if median is None else median * size_um**2,
             "counted_per_mm2": n_counted / (image.field_px * size_um**2) * 1e6,
         }
-    measured = {name: image.columns[name] for name in CELL_COLUMNS}
+    columns = CELL_COLUMNS if image.classes is None else _CELL_COLUMNS_WITH_CLASSES
+    measured = {name: image.columns[name] for name in columns}
     return ImageRecord(
         image=image.name,
         status="done",
@@ -98,10 +108,11 @@ def write(out: Path, journal: Path, entries: Sequence[Entry]) -> None:
     One image's rows are in memory at a time. Raises ``OutputError``.
     """
     with_um = any("pixel_size_um" in entry.record.result for entry in entries)
+    classes = _classes_of(entries)
     for name in (CELLS_CSV, IMAGES_CSV):
         with atomic_file(out / name) as file, writing(out / name):
-            file.write(_header(name, with_um))
-            for _, rows in _rows(name, journal, entries, with_um):
+            file.write(_header(name, with_um, classes))
+            for _, rows in _rows(name, journal, entries, with_um, classes):
                 file.write(rows)
 
 
@@ -127,11 +138,12 @@ def edited(out: Path, content: JournalContent, must_have: Collection[str]) -> li
 
 def _is_given(file: BinaryIO, name: str, journal: Path, entries: Sequence[Entry], must_have: Collection[str]) -> bool:
     """Whether ``file`` holds rows of ``entries``, those of ``must_have`` among them, and nothing else."""
-    header = file.readline()
-    with_um = header == _header(name, True)
-    if not with_um and header != _header(name, False):
+    header, known = file.readline(), _classes_of(entries)
+    kinds = [(with_um, classes) for classes in dict.fromkeys((known, ())) for with_um in (True, False)]
+    kind = next((kind for kind in kinds if header == _header(name, *kind)), None)
+    if kind is None:
         return False
-    for image, rows in _rows(name, journal, entries, with_um):
+    for image, rows in _rows(name, journal, entries, *kind):
         at = file.tell()
         if file.read(len(rows)) != rows:
             if image in must_have:
@@ -140,25 +152,34 @@ def _is_given(file: BinaryIO, name: str, journal: Path, entries: Sequence[Entry]
     return not file.read(1)
 
 
-def _header(name: str, with_um: bool) -> bytes:
+def _classes_of(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """Names of the classes in the tables; all images are of one model."""
+    return next((tuple(entry.record.result[BY_CLASS]) for entry in entries if BY_CLASS in entry.record.result), ())
+
+
+def _header(name: str, with_um: bool, classes: tuple[str, ...]) -> bytes:
     if name == CELLS_CSV:
-        return tables.csv_rows([["image", *CELL_COLUMNS, *(UM_COLUMNS if with_um else ())]])
-    return tables.csv_rows([_image_columns(with_um)])
+        columns = _CELL_COLUMNS_WITH_CLASSES if classes else CELL_COLUMNS
+        return tables.csv_rows([["image", *columns, *(UM_COLUMNS if with_um else ())]])
+    return tables.csv_rows([_image_columns(with_um, classes)])
 
 
-def _rows(name: str, journal: Path, entries: Iterable[Entry], with_um: bool) -> Iterator[tuple[str, bytes]]:
+def _rows(
+    name: str, journal: Path, entries: Iterable[Entry], with_um: bool, classes: tuple[str, ...]
+) -> Iterator[tuple[str, bytes]]:
     """The rows of each of ``entries`` that has some, with the name of the image."""
     if name == CELLS_CSV:
         for record in whole_records(journal, (entry for entry in entries if entry.record.result.get("cells"))):
             yield record.image, _cell_rows(record, with_um)
         return
-    columns = _image_columns(with_um)
+    columns = _image_columns(with_um, classes)
     for entry in entries:
         yield entry.record.image, tables.csv_rows([[_value(entry.record, column) for column in columns]])
 
 
-def _image_columns(with_um: bool) -> tuple[str, ...]:
-    return (*IMAGE_COLUMNS[: -len(_WORDS)], *(IMAGE_UM_COLUMNS if with_um else ()), *_WORDS)
+def _image_columns(with_um: bool, classes: tuple[str, ...]) -> tuple[str, ...]:
+    counts = (_COUNT + name for name in classes)
+    return (*IMAGE_COLUMNS[: -len(_WORDS)], *counts, *(IMAGE_UM_COLUMNS if with_um else ()), *_WORDS)
 
 
 def _cell_rows(record: ImageRecord, with_um: bool) -> bytes:
@@ -172,13 +193,15 @@ def _cell_rows(record: ImageRecord, with_um: bool) -> bytes:
 
 
 def _lines(columns: Mapping[str, np.ndarray[Any, Any]]) -> str:
-    """A line of CSV a cell; numbers and truth values only, so that a line is a line."""
+    """A line of CSV a cell; numbers, truth values and printable words only, so that a line is a line."""
     return tables.csv_rows(zip(*(column.tolist() for column in columns.values()), strict=True)).decode()
 
 
 def _value(record: ImageRecord, column: str) -> Any:
     if column in ("image", "status"):
         return getattr(record, column)
+    if column.startswith(_COUNT):
+        return record.result.get(BY_CLASS, {}).get(column.removeprefix(_COUNT))
     value = record.result.get(column, "" if column in _WORDS else None)
     # Four decimals are too few for a pixel, and would be wrong to multiply with.
     return f"{value:.6g}" if column == "pixel_size_um" and value is not None else value

@@ -1,0 +1,84 @@
+"""Cells whose class a model says, against marks that have classes: is a red cell found, and called a red cell?
+
+``--classes red=RBC,white=WBC`` says what the classes of the model are called in the file of marks. Names that are equal
+need not be said; one class may be several of the file (``red=ring,red=trophozoite``).
+
+Of one class: the cells that the model takes for it against the marks of it alone, as in ``score``. So a cell that is
+found but taken for another class is missed in its own and an invention in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cellseg_deploy.annotations.objects import Boxes, Points
+from cellseg_deploy.annotations.score import MarkScore, pool_marks, score_marks
+from cellseg_deploy.cells.classes import CellClasses, labels_where
+from cellseg_deploy.cells.label_runs import Labels
+from cellseg_deploy.errors import UsageError
+
+_FIGURES = ("f1", "precision", "recall", "count_bias", "n_true", "n_predicted")
+
+
+def names_in_file(asked: Sequence[str]) -> tuple[str, ...]:
+    """What the file of marks calls the classes ``asked`` for."""
+    return tuple(name.partition("=")[2].strip() or name for name in asked)
+
+
+def class_pairs(asked: Sequence[str], of_model: Sequence[str], of_marks: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Class of the model -> what the marks call it, in the model's order: by the names ``asked`` for, or if there are
+    none those that model and marks have in common.
+
+    Raises ``UsageError`` for a pair whose first name the model does not know.
+    """
+    said = [_pair(name) for name in asked or of_marks]
+    if unknown := [one for one, other in said if one != other and one not in of_model]:
+        known = ", ".join(of_model) or "none"
+        raise UsageError(f"the model knows no class {', '.join(unknown)}; it has {known}")
+    pairs = {name: tuple(other for one, other in said if one == name) for name in of_model}
+    return {name: called for name, called in pairs.items() if called}
+
+
+def _pair(name: str) -> tuple[str, str]:
+    first, is_pair, second = name.partition("=")
+    return (first.strip(), second.strip()) if is_pair and second.strip() else (name, name)
+
+
+def score_classes(
+    true: Boxes | Points,
+    labels: Labels,
+    classes: CellClasses,
+    pairs: Mapping[str, tuple[str, ...]],
+    *,
+    min_area_px: int = 0,
+) -> dict[str, MarkScore]:
+    """Score of each class of ``pairs`` in one image, whose ``labels`` (h, w) are 1..n and have ``classes``."""
+    return {
+        name: score_marks(
+            _of_class(true, called),
+            labels_where(labels, classes.index == classes.names.index(name)),
+            min_area_px=min_area_px,
+        )
+        for name, called in pairs.items()
+    }
+
+
+def pool_classes(
+    scores: Sequence[Mapping[str, MarkScore]], pairs: Mapping[str, tuple[str, ...]]
+) -> dict[str, dict[str, Any]]:
+    """Metrics of each class over images: ``f1``, ``precision``, ``recall``, ``count_bias``, ``n_true``,
+    ``n_predicted``, and what the marks call it (``marked``)."""
+    found = {}
+    for name, called in pairs.items():
+        pooled = pool_marks([score[name] for score in scores])
+        found[name] = {"marked": list(called), **{figure: pooled[figure] for figure in _FIGURES}}
+    return found
+
+
+def _of_class(true: Boxes | Points, called: tuple[str, ...]) -> Boxes | Points:
+    which = np.array([each in called for each in true.classes], np.bool_)
+    names = tuple(each for each in true.classes if each in called)
+    return Boxes(true.boxes_xyxy[which], names) if isinstance(true, Boxes) else Points(true.points_xy[which], names)

@@ -1,0 +1,145 @@
+"""Which class each cell has, by the network's class channels, and which classes count as cells.
+
+A cell's probability of a class is the mean of that channel over the pixels of the network's input whose centre lies in
+the cell; in one too small to hold any, over the pixel at its centroid. Its class is the most probable one, the first of
+equal ones. So it costs a pass over the image at the model's scale, whatever the size of the photograph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.cells.label_runs import Ints, Labels, bands
+from cellseg_deploy.cells.measure import CellTable
+from cellseg_deploy.errors import UsageError
+
+CLASS, CLASS_PROBABILITY = "class", "class_probability"
+CLASS_COLUMNS = (CLASS, CLASS_PROBABILITY)
+NOT_COUNTED: tuple[str, ...] = ("platelet",)
+"""Classes that are found and labelled but no cells to be counted, unless they are asked for."""
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class CellClasses:
+    """The classes of the n cells of an image, in the order of their labels.
+
+    ``names``: all that the model tells apart. ``counting``: those of them that count as cells. ``index``: int64 (n,),
+    which of ``names`` each cell has. ``probability``: float64 (n,) in [0, 1], of that class.
+    """
+
+    names: tuple[str, ...]
+    counting: tuple[str, ...]
+    index: Ints
+    probability: Floats
+
+    @property
+    def counts(self) -> Bools:
+        """Whether each cell has a class that counts, bool (n,)."""
+        return np.array([name in self.counting for name in self.names], np.bool_)[self.index]
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """``CLASS_COLUMNS``, (n,) each: text and float64."""
+        return {CLASS: np.array(self.names)[self.index], CLASS_PROBABILITY: self.probability}
+
+    def numbers(self, which: Bools) -> dict[str, int]:
+        """How many of the cells ``which``, bool (n,), have each class, by its name."""
+        found = np.bincount(self.index[which], minlength=len(self.names))
+        return dict(zip(self.names, found.tolist(), strict=True))
+
+
+def counting_labels(labels: Labels, classes: CellClasses | None) -> Labels:
+    """``labels`` (h, w) without the cells of classes that do not count; numbers are kept. All without ``classes``."""
+    if classes is None or classes.counts.all():
+        return labels
+    return labels_where(labels, classes.counts)
+
+
+def labels_where(labels: Labels, which: Bools) -> Labels:
+    """``labels`` (h, w) of the cells 1..n ``which``, bool (n,), and 0 for the others; numbers are kept."""
+    kept = np.arange(len(which) + 1, dtype=np.int32)
+    kept[1:][~which] = 0
+    return np.take(kept, labels)
+
+
+def counting_classes(known: Sequence[str], asked: Sequence[str] | None) -> tuple[str, ...]:
+    """Of the classes ``known`` to a model, in its order, those that count as cells: those ``asked`` for, by default all
+    but ``NOT_COUNTED``.
+
+    Raises ``UsageError`` for one that the model does not know, for none, and for a model without classes.
+    """
+    if asked is None:
+        return tuple(name for name in known if name not in NOT_COUNTED)
+    if not known:
+        raise UsageError(f"the model tells no classes of cells apart, so {', '.join(asked)} cannot be counted alone")
+    if unknown := [name for name in asked if name not in known]:
+        raise UsageError(f"the model knows no class {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
+    if not asked:
+        raise UsageError(f"no class to count; give some of {', '.join(known)}")
+    return tuple(name for name in known if name in asked)
+
+
+def classify(
+    labels: Labels,
+    probabilities_khw: npt.NDArray[np.float32],
+    table: CellTable,
+    names: Sequence[str],
+    counting: Sequence[str],
+) -> CellClasses | None:
+    """Classes of the cells 1..n of ``labels`` (h, w), added to their ``table``; None where there are no ``names``.
+
+    ``probabilities_khw``: (K, h', w') at the model's scale; the last channels are those of ``names``.
+    """
+    if not names:
+        return None
+    means = class_means(labels, probabilities_khw[-len(names) :], table)
+    index = means.argmax(axis=1).astype(np.int64)
+    classes = CellClasses(tuple(names), tuple(counting), index, means[np.arange(len(index)), index])
+    table.columns.update(classes.columns)
+    return classes
+
+
+def class_means(labels: Labels, planes_khw: npt.NDArray[np.float32], table: CellTable) -> Floats:
+    """Mean of each of ``planes_khw`` (K, h', w') over every cell of ``labels`` (h, w), float64 (n, K); see the module.
+
+    Sums are formed in the order of the pixels: they depend on the image alone.
+    """
+    n_planes, *plane_hw = planes_khw.shape
+    rows, columns = (_under_centres(n, n_of) for n, n_of in zip(plane_hw, labels.shape, strict=True))
+    pixels = np.zeros(len(table), np.int64)
+    sums = np.zeros((n_planes, len(table)), np.float64)
+    for band in bands((plane_hw[0], plane_hw[1])):
+        number = labels[rows[band]][:, columns].reshape(-1)
+        inside = np.flatnonzero(number)
+        if not len(inside):
+            continue
+        at = number[inside] - 1
+        first = int(at.min())  # a band has few of the labels, of close numbers
+        at -= first
+        found = np.bincount(at)
+        here = slice(first, first + len(found))
+        pixels[here] += found
+        for total, plane in zip(sums, planes_khw, strict=True):
+            total[here] += np.bincount(at, weights=plane[band].reshape(-1)[inside])
+    missed = np.flatnonzero(pixels == 0)
+    if len(missed):
+        y, x = (
+            np.clip((table.columns[f"centroid_{axis}_px"][missed] + 0.5) * (n / n_of), 0, n - 1).astype(np.int64)
+            for axis, n, n_of in zip("yx", plane_hw, labels.shape, strict=True)
+        )
+        sums[:, missed] = planes_khw[:, y, x]
+        pixels[missed] = 1
+    return np.asarray((sums / pixels).T)
+
+
+def _under_centres(n: int, n_of: int) -> Ints:
+    """Which of ``n_of`` pixels lies under the centre of each of ``n`` that cover the same length, int64 (n,)."""
+    return (2 * np.arange(n, dtype=np.int64) + 1) * n_of // (2 * n)
