@@ -1,7 +1,7 @@
 """Cell segmentation from a model file to counts, without PyTorch.
 
 >>> from cellseg_deploy import Segmenter
->>> segmentation = Segmenter.from_file()("smear.png")  # doctest: +SKIP
+>>> segmentation = Segmenter.load()("smear.png")  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -10,19 +10,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellseg_deploy.backends import open_backend
+    from cellseg_deploy.backends import EngineOptions, open_backend
     from cellseg_deploy.errors import CellsegError
+    from cellseg_deploy.images.options import ReadOptions
     from cellseg_deploy.models.spec import ModelSpec
     from cellseg_deploy.segmenter import Segmentation, Segmenter
 
     __version__: str
 
-__all__ = ["CellsegError", "ModelSpec", "Segmentation", "Segmenter", "__version__", "open_backend"]
+__all__ = [
+    "CellsegError",
+    "EngineOptions",
+    "ModelSpec",
+    "ReadOptions",
+    "Segmentation",
+    "Segmenter",
+    "__version__",
+    "open_backend",
+]
 
 # Loaded when first asked for, so that `cellseg-infer --help` and `import cellseg_deploy` cost nothing.
 _HOMES = {
     "CellsegError": "cellseg_deploy.errors",
+    "EngineOptions": "cellseg_deploy.backends",
     "ModelSpec": "cellseg_deploy.models.spec",
+    "ReadOptions": "cellseg_deploy.images.options",
     "Segmentation": "cellseg_deploy.segmenter",
     "Segmenter": "cellseg_deploy.segmenter",
     "open_backend": "cellseg_deploy.backends",

@@ -13,12 +13,12 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.backends import open_backend
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.batching import Job, Network, Overlapped, alone
 from cellseg_deploy.cells import scale as scales
@@ -52,6 +52,7 @@ from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
 
 T = TypeVar("T")
 BATCH_SIZE = 8
+_DEFAULT_ENGINE = EngineOptions()
 _MAX_MODEL_PIXELS = 400_000_000
 # A sigmoid in half precision may miss 0 and 1 by rounding; logits miss them by far more.
 _PROBABILITY_SLACK = 1e-2
@@ -103,7 +104,7 @@ class Segmentation:
 class Segmenter:
     """A network with everything needed to turn an image into labelled cells.
 
-    >>> segmenter = Segmenter.from_file("model.onnx")  # doctest: +SKIP
+    >>> segmenter = Segmenter.load("model.onnx")  # doctest: +SKIP
     >>> segmenter(image_hwc).count  # doctest: +SKIP
     """
 
@@ -153,45 +154,36 @@ class Segmenter:
             )
 
     @classmethod
-    def from_file(
+    def load(
         cls,
-        path: str | Path | None = None,
+        model: str | Path | None = None,
         *,
-        backend: str = "auto",
-        device: str | None = None,
+        engine: EngineOptions = _DEFAULT_ENGINE,
+        given: str | Path | None = None,
         task: str = "counting",
-        scale: float | None = None,
+        scale: float | Literal["auto"] | None = "auto",
         cell_diameter_px: CellDiameter = None,
         batch_size: int = BATCH_SIZE,
         halo: int | None = None,
-        threads: int | None = None,
-        rebuild: bool = False,
-        cuda_graph: bool = False,
-        ort_provider: str | None = None,
-        precision: str | None = None,
-        streams: int | None = None,
-        given: str | Path | None = None,
         border_cells: BorderCells = "visible",
     ) -> Segmenter:
-        """Open the model file ``path`` (None: the model that ships with the package); settings as ``__init__``, or as
-        ``open_backend``.
+        """Open the model file ``model``, or the model that ships with the package, in ``engine``.
+
+        ``scale``: model px per image px. ``auto``, the default as in ``cellseg-infer``, measures each image unless
+        ``cell_diameter_px`` is passed; None: the scale of the model's training images. ``given``: see
+        ``open_backend``. All other settings: see ``__init__``.
 
         Raises what ``open_backend`` raises, and ``UsageError``.
+
+        >>> with Segmenter.load(engine=EngineOptions(threads=1), cell_diameter_px=90) as segmenter:
+        ...     segmenter("smear.png").count > 0
+        True
         """
         from cellseg_deploy.models import default_model_path
 
-        opened = open_backend(
-            path or default_model_path(),
-            backend=backend,
-            device=device,
-            threads=threads,
-            rebuild=rebuild,
-            cuda_graph=cuda_graph,
-            ort_provider=ort_provider,
-            precision=precision,
-            streams=streams,
-            given=given,
-        )
+        if scale == "auto":
+            scale, cell_diameter_px = None, "auto" if cell_diameter_px is None else cell_diameter_px
+        opened = open_backend(model or default_model_path(), engine, given=given)
         try:
             return cls(
                 opened,

@@ -11,19 +11,21 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cellseg_deploy.backends import PRECISIONS
+from cellseg_deploy.backends import BACKENDS, PRECISIONS, EngineOptions
 from cellseg_deploy.errors import CellsegError
+from cellseg_deploy.images.options import MAX_PIXELS
 from cellseg_deploy.outputs import requirements
 
 if TYPE_CHECKING:
     from cellseg_deploy.cells.scale import CellDiameter
+    from cellseg_deploy.images.options import ReadOptions
     from cellseg_deploy.threads import ThreadPlan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,6 +128,19 @@ def cell_diameter_or_auto(scale: float | None, cell_diameter: CellDiameter) -> C
     return "auto" if scale is None and cell_diameter is None else cell_diameter
 
 
+def engine_options(asked: Mapping[str, Any], threads: ThreadPlan) -> EngineOptions:
+    """What the options of ``model_options`` say of the engine; ``asked``: their values by name."""
+    names = ("backend", "device", "precision", "streams", "cuda_graph", "rebuild")
+    return EngineOptions(threads=threads.engine, **{name: asked[name] for name in names})
+
+
+def read_options(asked: Mapping[str, Any]) -> ReadOptions:
+    """What the options of ``reading_options``, and ``--pixel-size`` where there is one, say."""
+    from cellseg_deploy.images.options import ReadOptions
+
+    return ReadOptions(asked["max_pixels"], asked["bit_depth"], asked.get("pixel_size"))
+
+
 def plan_threads(total: int | None, *, device: str | None, model: Path | None, backend: str) -> ThreadPlan:
     """What ``--threads`` means with the other options of ``model_options``."""
     from cellseg_deploy import threads
@@ -182,15 +197,10 @@ def model_options(function: F) -> F:
         ),
         click.option(
             "--backend",
-            type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
-            default="auto",
+            type=click.Choice(BACKENDS),
+            default=EngineOptions.backend,
             show_default=True,
             help="Inference engine; auto takes the fastest form that passed the parity gate for this model here.",
-        ),
-        click.option(
-            "--ort-provider",
-            type=click.Choice(["cuda", "tensorrt"]),
-            help="What ONNX Runtime runs a GPU with; tensorrt builds its engine at each start.  [default: cuda]",
         ),
         click.option("--rebuild", is_flag=True, help="Build the TensorRT engine of the model anew."),
         click.option(
@@ -220,7 +230,13 @@ def model_options(function: F) -> F:
 def reading_options(function: F) -> F:
     """Options of every command that reads images."""
     options = [
-        click.option("--max-pixels", type=int, metavar="N", help="Refuse larger images.  [default: 200 million]"),
+        click.option(
+            "--max-pixels",
+            type=int,
+            default=MAX_PIXELS,
+            metavar="N",
+            help="Refuse larger images.  [default: 200 million]",
+        ),
         click.option(
             "--bit-depth",
             type=int,

@@ -76,13 +76,8 @@ def run(options: Options, judged: Path) -> int:
     return console.EXIT_OK
 
 
-def _reading(options: Options) -> dict[str, Any]:
-    limit = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
-    return {"bit_depth": options.bit_depth, **limit}
-
-
 def _size_hw(file: Path, options: Options) -> tuple[int, int]:
-    read = read_labels(file) if options.labels is not None else read_image(file, **_reading(options)).pixels_hwc
+    read = read_labels(file) if options.labels is not None else read_image(file, options.reading).pixels_hwc
     return read.shape[0], read.shape[1]
 
 
@@ -99,7 +94,7 @@ def _by_model(
     files: dict[str, Path], truth: Annotations, options: Options, segmenter: Any
 ) -> Generator[MarkScore, None, None]:
     def work(name: str, file: Path, network: Network) -> MarkScore:
-        found = segmenter.segment(read_image(file, **_reading(options)).pixels_hwc, network, field=options.field)
+        found = segmenter.segment(read_image(file, options.reading).pixels_hwc, network, field=options.field)
         return _score(name, found.labels, truth, options)
 
     def nbytes(file: Path) -> int:

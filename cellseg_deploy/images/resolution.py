@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.errors import UsageError
-
 PRINT_UM = 5.0
 """A red cell is 6 to 8 micrometres wide: pixels of this size and more are those of a page or a screen."""
 GIVEN = "given"
@@ -125,12 +123,6 @@ def checked_by_cells(size: PixelSize, diameters_px: npt.NDArray[np.float64]) -> 
         note=f"the file's pixel size of {size.um:.4g} micrometres ({size.source}) was not used: {because}, expected "
         f"{low:g} to {high:g}; give --pixel-size for micrometres"
     )
-
-
-def check_pixel_size(pixel_size_um: float | None) -> None:
-    """Raise ``UsageError`` if somebody cannot mean this size."""
-    if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and 0 < pixel_size_um <= 1000):
-        raise UsageError(f"pixel size must be above 0 and at most 1000 micrometres, got {pixel_size_um}")
 
 
 def of_png(data: bytes) -> tuple[Resolution, ...]:

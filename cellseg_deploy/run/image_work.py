@@ -50,13 +50,7 @@ class ImageWork:
         segmenter, options, spec = self._segmenter, self._options, self._segmenter.backend.spec
         clock = StageClock()
         with clock("read"):
-            loaded = read_image(
-                image.path,
-                max_pixels=options.max_pixels,
-                bit_depth=options.bit_depth,
-                pixel_size_um=options.pixel_size_um,
-                with_fingerprint=True,
-            )
+            loaded = read_image(image.path, options.reading, with_fingerprint=True)
         found = segmenter.segment(loaded.pixels_hwc, network, clock, field=options.field_of_view, scale=scale)
         size = checked_by_cells(loaded.pixel_size, found.table.columns["equivalent_diameter_px"])
         doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []

@@ -48,7 +48,7 @@ def sample(images: Sequence[FoundImage], options: RunOptions) -> Iterator[npt.ND
     for index in range(min(len(images), SAMPLE_IMAGES)):
         try:
             image = images[int(index * step)]
-            yield read_image(image.path, max_pixels=options.max_pixels, bit_depth=options.bit_depth).pixels_hwc
+            yield read_image(image.path, options.reading).pixels_hwc
         except (DataError, MemoryError) as error:
             _log.debug("not measured: %s", error)
 

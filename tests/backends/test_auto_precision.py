@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cellseg_deploy.backends import auto, open_backend, selection
+from cellseg_deploy.backends import EngineOptions, auto, open_backend, selection
 from cellseg_deploy.errors import UsageError
 
 
@@ -37,4 +37,4 @@ def test_an_unknown_precision_is_refused(onnx_file: Callable[..., Path]) -> None
         auto.select(path, precision="fp8")
     for backend in ("auto", "openvino", "onnxruntime"):
         with pytest.raises(UsageError, match=words):
-            open_backend(path, backend=backend, precision="fp8")
+            open_backend(path, EngineOptions(backend=backend, precision="fp8"))

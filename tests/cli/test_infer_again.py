@@ -244,7 +244,7 @@ def test_files_that_record_no_run(
     [
         *(("--task", "counting"), ("--scale", 1), ("--cell-diameter", "auto"), ("--backend", "openvino")),
         *(("--device", "cpu"), ("--precision", "fp32"), ("--halo", 3), ("--bit-depth", 10), ("--pixel-size", 1)),
-        *(("--count-rule", "all"), ("--ort-provider", "cuda"), ("--field", "full"), ("--border-cells", "model")),
+        *(("--count-rule", "all"), ("--field", "full"), ("--border-cells", "model")),
     ],
 )
 def test_what_results_depend_on_is_not_given_twice(

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.images.decode import decode
 from cellseg_deploy.images.header import has_header
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import MAX_PIXELS, declared_pixels, read_image, read_labels
 
 # --- valid
@@ -110,7 +111,7 @@ def test_16_bit_scale_does_not_depend_on_the_pixels(tmp_path: Path) -> None:
     loaded = read_image(write(tmp_path / "a.tif", dark))
     assert (loaded.pixels_hwc == 1000 // 257).all()
     assert any("--bit-depth" in note for note in loaded.notes)
-    loaded = read_image(tmp_path / "a.tif", bit_depth=10)
+    loaded = read_image(tmp_path / "a.tif", ReadOptions(bit_depth=10))
     assert (loaded.pixels_hwc == 1000 * 255 // 1023).all()
     assert not any("--bit-depth" in note for note in loaded.notes)
 
@@ -366,10 +367,10 @@ def test_pixel_limit_names_the_option(tmp_path: Path) -> None:
         read_image(path)
     for data in (encoded(Image.fromarray(picture()), "JPEG"), tiff(picture(), photometric="rgb")):
         with pytest.raises(DataError, match="--max-pixels"):
-            read_image(write(tmp_path / "y", data), max_pixels=H * W - 1)
-        assert read_image(tmp_path / "y", max_pixels=H * W).pixels_hwc.shape == (H, W, 3)
+            read_image(write(tmp_path / "y", data), ReadOptions(max_pixels=H * W - 1))
+        assert read_image(tmp_path / "y", ReadOptions(max_pixels=H * W)).pixels_hwc.shape == (H, W, 3)
     with pytest.raises(UsageError, match="max_pixels"):
-        read_image(path, max_pixels=0)
+        read_image(path, ReadOptions(max_pixels=0))
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
