@@ -11,9 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells import tiling
+from cellseg_deploy.errors import ModelError
 
 Tiles = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
+# A sigmoid in half precision may miss 0 and 1 by rounding; logits miss them by far more.
+_SLACK = 1e-2
 
 
 class StageClock:
@@ -68,3 +71,14 @@ class ImageTiles:
         """Write the answers (n, K, S, S) for tiles ``start``, ``start + 1``, ... to their place in ``out_khw``."""
         with self.clock("tile"):
             tiling.stitch_into(self.out_khw, self._plan, start, probabilities_nkhw)
+
+
+def checked_probabilities(probabilities: Probabilities) -> Probabilities:
+    """``probabilities`` with rounding at 0 and 1 clipped in place. Raises ``ModelError`` where it is more than that."""
+    low, high = float(probabilities.min()), float(probabilities.max())
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise ModelError(
+            f"the network answered with values from {low:g} to {high:g} where probabilities were expected; "
+            "was the model exported without its sigmoid? Export it again with cellseg-export"
+        )
+    return np.clip(probabilities, 0, 1, out=probabilities)

@@ -34,7 +34,8 @@ from cellseg_deploy.outputs.names import LABEL_SUFFIX, output_names
 from cellseg_deploy.threads import ThreadPlan
 
 if TYPE_CHECKING:
-    from cellseg_deploy.segmenter import Segmentation, Segmenter
+    from cellseg_deploy.outputs.segmentation import Segmentation
+    from cellseg_deploy.segmenter import Segmenter
 
 T = TypeVar("T")
 _READ_DEFAULTS = ReadOptions()

@@ -100,7 +100,11 @@ def read_image(path: Path, options: ReadOptions = _DEFAULTS, *, with_fingerprint
 
     Raises ``DataError`` on anything that is not a complete PNG, JPEG or TIFF with one plane of 1 to 16 bit samples.
     """
-    decoded = decode(path, options.max_pixels, with_fingerprint=with_fingerprint)
+    return as_rgb(path, decode(path, options.max_pixels, with_fingerprint=with_fingerprint), options)
+
+
+def as_rgb(path: Path, decoded: Decoded, options: ReadOptions = _DEFAULTS) -> LoadedImage:
+    """``decoded`` as uint8 RGB, upright; ``path``: for messages. Raises ``DataError`` for samples of another type."""
     if decoded.samples.dtype not in (np.uint8, np.uint16):
         raise DataError(
             f"{path}: samples of type {decoded.samples.dtype}, whose range is not defined; expected 8 or 16 bit; "

@@ -134,6 +134,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     the PyTorch network; ``"unverified"`` if too few cells were found to judge. ``min_object_rel``: objects of the
     training masks below this share of their median area were specks, not cells; None in models made before it was
     written, then ``MIN_OBJECT_REL`` stands for it.
+
+    >>> model.backend.spec.channels[0], model.backend.spec.operating_point("counting").foreground_threshold > 0
+    ('foreground', True)
     """
 
     spec_version: int = SPEC_VERSION

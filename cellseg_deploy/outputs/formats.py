@@ -87,6 +87,7 @@ FORMATS: tuple[Format, ...] = (
 )
 NAMES: tuple[str, ...] = tuple(dict.fromkeys(format.name for format in FORMATS))
 DEFAULT = ("labels", "overlays")
+_SAME_ENDING = {".tiff": ".tif", ".jpeg": ".jpg"}
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -113,6 +114,20 @@ def chosen_formats(names: Sequence[str]) -> tuple[Format, ...]:
     formats = tuple(format for format in FORMATS if format.name in names)
     require_packages(EXTRA, *(package for format in formats for package in format.packages))
     return formats
+
+
+def format_for(suffix: str, kind: str | None = None) -> Format | None:
+    """The format of a single image's file with the ending ``suffix``: the first, or the one named ``kind``; None if
+    there is none.
+
+    Raises ``UsageError`` and ``BackendUnavailableError`` as ``chosen_formats``.
+    """
+    ending = _SAME_ENDING.get(suffix.lower(), suffix.lower())
+    formats = FORMATS if kind is None else chosen_formats([kind])
+    chosen = next((format for format in formats if format.encoder and format.suffix == ending), None)
+    if chosen is not None:
+        require_packages(EXTRA, *chosen.packages)
+    return chosen
 
 
 def _function(where: str) -> object:

@@ -32,7 +32,7 @@ def test_counts_the_discs_where_they_are(image: np.ndarray) -> None:
     found = np.column_stack([result.table.columns["centroid_x_px"], result.table.columns["centroid_y_px"]])
     assert sorted(found.tolist()) == pytest.approx(np.array(sorted(CENTRES)), abs=0.1)
     assert result.confluence == pytest.approx(len(CENTRES) * np.pi * 100 / (140 * 171), rel=0.02)
-    assert set(result.seconds) == {"resize", "tile", "network", "label", "measure"}
+    assert set(result.seconds) == {"read", "resize", "tile", "network", "label", "measure"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
