@@ -471,7 +471,7 @@ def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uin
     if height * width > _MAX_MODEL_PIXELS:
         raise DataError(
             f"at scale {scale:g} the image becomes {width} x {height} px, more than {_MAX_MODEL_PIXELS} pixels; "
-            "check --scale or --cell-diameter"
+            "check `scale` or `cell_diameter_px`"
         )
     if (height, width) == image_hwc.shape[:2]:
         return image_hwc

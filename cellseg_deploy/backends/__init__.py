@@ -91,14 +91,14 @@ def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: 
 def _open_named(path: Path, engine: EngineOptions) -> Backend:
     """Open ``path`` in ``engine``, whose backend and device are named; raise ``UsageError`` for a setting of another
     backend."""
-    for setting, value, owner in (
-        ("--rebuild", engine.rebuild or None, "tensorrt"),
-        ("--cuda-graph", engine.cuda_graph or None, "tensorrt"),
-        ("--precision", engine.precision, "openvino"),
-        ("--streams", engine.streams, "openvino"),
+    for name, value, owner in (
+        ("rebuild", engine.rebuild or None, "tensorrt"),
+        ("cuda_graph", engine.cuda_graph or None, "tensorrt"),
+        ("precision", engine.precision, "openvino"),
+        ("streams", engine.streams, "openvino"),
     ):
         if value is not None and engine.backend != owner:
-            raise UsageError(f"{setting} belongs to --backend {owner}, not to {engine.backend}")
+            raise UsageError(f"`{name}` belongs to `backend={owner!r}`, not to {engine.backend}")
     device = engine.device or "cpu"
     if engine.backend == "tensorrt":
         from cellseg_deploy.backends.tensorrt import TensorRTBackend

@@ -48,7 +48,7 @@ class OnnxRuntimeBackend(Backend):
             # ONNX Runtime falls back to the CPU with no more than a warning.
             raise BackendUnavailableError(
                 f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} could only open {in_use[0]}; "
-                "check the NVIDIA driver and that CUDA and cuDNN fit this ONNX Runtime, or take --device cpu"
+                "check the NVIDIA driver and that CUDA and cuDNN fit this ONNX Runtime, or take `device='cpu'`"
             )
         self.spec = self.model_file.spec
         nodes = {} if provider == CPU_PROVIDER else nodes_by_provider(self._session)
@@ -56,7 +56,7 @@ class OnnxRuntimeBackend(Backend):
         if left:
             raise BackendUnavailableError(
                 f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} would run "
-                f"{', '.join(left)} on the CPU; update ONNX Runtime, or take --device cpu"
+                f"{', '.join(left)} on the CPU; update ONNX Runtime, or take `device='cpu'`"
             )
         self._nodes = summary(nodes)
         self._bound: BoundSession | None = None

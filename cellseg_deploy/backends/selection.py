@@ -1,4 +1,4 @@
-"""``--backend auto``: the fastest form that is installed and passed the gate, for this model on this kind of device, in
+"""``backend="auto"``: the fastest form that is installed and passed the gate, for this model on this kind of device, in
 the precision that was asked for, or else in the model's own or in fp32.
 
 Candidates are the model file itself in each engine that reads it, and every other file that its parity records name. A
@@ -172,7 +172,7 @@ def as_precise_as(precision: str, candidates: Sequence[Candidate]) -> tuple[Cand
         of_form = candidate.form.precision
         if not candidate.eligible or (of_form in ("fp32", precision) and of_form in PRECISIONS):
             return candidate
-        reason = f"{of_form}, the model is {precision}: taken with --precision {of_form}"
+        reason = f"{of_form}, the model is {precision}: taken with `precision={of_form!r}`"
         if of_form not in PRECISIONS:
             reason = f"unknown precision {of_form!r}: never taken"
         return replace(candidate, eligible=False, reason=reason)
@@ -198,12 +198,12 @@ def choose(candidates: Sequence[Candidate], here: Here) -> Selection:
     if not here.runs(plain.form.backend):
         raise BackendUnavailableError(
             f"no engine here passed the gate for {plain.form.file.name} on {here.device_class}; install one, or "
-            f"name one with --backend to run it unverified:{listing}"
+            f"name one as `backend` to run it unverified:{listing}"
         )
     if plain.failed:
         raise ParityError(
             f"no form of {plain.form.file.name} passed the gate on {here.device_class}; export the model again, or "
-            f"name one with --backend to run it unverified:{listing}"
+            f"name one as `backend` to run it unverified:{listing}"
         )
     return Selection(
         plain.form, False, f"no form passed the gate here; {plain.form.backend} {plain.reason}", all_of_them

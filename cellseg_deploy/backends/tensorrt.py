@@ -277,7 +277,7 @@ def import_tensorrt_rtx() -> Any:
         import tensorrt_rtx
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendUnavailableError(
-            f"TensorRT-RTX is not installed or broken ({error}), and --check-only builds with it; run: "
+            f"TensorRT-RTX is not installed or broken ({error}); `cellseg-export tensorrt --check-only` needs it; run: "
             "pip install 'cellseg-deploy[trt-check]'"
         ) from error
     return tensorrt_rtx
@@ -325,9 +325,9 @@ def cached_engine(
     facts = (here.gpu, here.compute_capability, here.tensorrt, msgspec.to_builtins(options))
     path = folder / engine_name(model.spec.name, model.identity, *facts)
     if not rebuild and (path.exists() or sidecar_path(path).exists()):
-        _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with --rebuild")
+        _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with `rebuild=True`")
         if sidecar.model_identity != model.identity:
-            raise ModelError(f"{path}: this engine is of another network; build it again with --rebuild")
+            raise ModelError(f"{path}: this engine is of another network; build it again with `rebuild=True`")
         return path, sidecar, data
     if model.precision == "fp32":
         _log.warning(
@@ -339,7 +339,7 @@ def cached_engine(
     _log.warning("building a TensorRT engine for %s, once; this takes a minute or more", here.gpu)
     build_to(trt, model, here, options, path, parity=UNVERIFIED)
     _log.warning("engine kept in %s; its counts have not been compared on this GPU", path)
-    _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with --rebuild")
+    _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with `rebuild=True`")
     return path, sidecar, data
 
 

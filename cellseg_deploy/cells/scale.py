@@ -158,7 +158,7 @@ def too_few_note(model_diameter_px: float, image_scale: float) -> Note:
     """What to say where the search found no scale."""
     return Note(
         f"fewer than {MIN_MEASURED} whole cells to estimate their size from; the model's own scale was kept (cells of "
-        f"{model_diameter_px / image_scale:.0f} px), give --cell-diameter if the magnification is another",
+        f"{model_diameter_px / image_scale:.0f} px), give `cell_diameter_px` if the magnification is another",
         "cell size",
     )
 
@@ -203,7 +203,7 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
     if len(whole) < MIN_CELLS:
         note = (
             f"only {len(whole)} whole cells to estimate their size from, {MIN_CELLS} are needed; the model's own scale "
-            "was kept, give --cell-diameter if the magnification is another"
+            "was kept, give `cell_diameter_px` if the magnification is another"
         )
         return ScaleChoice(first_scale, Note(note, "cell size"))
     diameter = math.sqrt(4 / math.pi * float(np.median(whole)))
@@ -224,7 +224,7 @@ def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: fl
         return ""
     return Note(
         f"the network takes {seen:.0%} of the image for cells, but the cells found cover {kept:.0%}: the rest is too "
-        "small or cut by the image border; look at the overlay, and give --cell-diameter for another magnification",
+        "small or cut by the image border; look at the overlay, and give `cell_diameter_px` for another magnification",
         "lost cells",
     )
 
@@ -236,7 +236,7 @@ def size_note(labels: Labels, model_diameter_px: float, scale: float) -> str:
         return ""
     found, expected = model_diameter_px / fitting, model_diameter_px / scale
     return Note(
-        f"cells are about {found:.0f} px wide, the model expects {expected:.0f}; --cell-diameter auto counts them at "
-        "their own size",
+        f"cells are about {found:.0f} px wide, the model expects {expected:.0f}; `cell_diameter_px='auto'` counts them "
+        "at their own size",
         "cell size",
     )

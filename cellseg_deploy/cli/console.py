@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +89,25 @@ def _stdout_is_lost(number: int) -> int:
 
 def print_error(message: str) -> None:
     """One error on stderr, in red where that is a terminal."""
-    say(click.style("error: ", fg="red", bold=True) + message)
+    say(click.style("error: ", fg="red", bold=True) + in_options(message))
+
+
+_ARGUMENTS = (
+    *("backend", "batch_size", "bit_depth", "border_cells", "cell_diameter_px", "count_rule", "cuda_graph", "device"),
+    *("field", "halo", "mask_foreground", "masks", "max_pixels", "model", "pixel_size_um", "precision", "rebuild"),
+    *("scale", "streams", "task", "threads"),
+)
+_MARKED = re.compile(rf"`({'|'.join(_ARGUMENTS)})(?:=('?)([^`']+)\2)?`")
+
+
+def in_options(text: str) -> str:
+    """``text`` of the library, which marks its arguments (`bit_depth=12`), with the options that stand for them."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1].removesuffix("_px").removesuffix("_um"), found[3]
+        return f"--{name.replace('_', '-')}" + ("" if value in (None, "True") else f" {value}")
+
+    return _MARKED.sub(option, text)
 
 
 def say(line: str) -> None:
@@ -97,19 +116,28 @@ def say(line: str) -> None:
         click.echo(line, err=True)
 
 
+class _InOptions(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, in the command's own words."""
+        return in_options(super().format(record))
+
+
 def set_up_logging(verbosity: int) -> None:
     """Log to stderr: warnings, with ``-v`` progress of single steps, with ``-vv`` everything of this package."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_InOptions("%(levelname)s: %(message)s"))
     _log.handlers[:] = [handler]
     _log.setLevel(level)
     _log.propagate = False
 
 
 def printable(text: str | Path) -> str:
-    """``text`` as one line that any terminal and encoding can show: no control characters, no broken Unicode."""
-    escaped = str(text).encode("utf-8", "backslashreplace").decode()
+    """``text`` as one line that any terminal and encoding can show: no control characters, no broken Unicode.
+
+    Arguments that the library marks become options.
+    """
+    escaped = in_options(str(text)).encode("utf-8", "backslashreplace").decode()
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in escaped)
 
 

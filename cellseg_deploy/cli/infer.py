@@ -306,7 +306,7 @@ def _explanation(model: Path | None, backend: str, device: str, precision: str |
     if backend != "auto":
         raise click.UsageError(f"--explain shows what --backend auto chooses; {backend} was named")
     selection, here = auto.select(model or default_model_path(), device=device, precision=precision)
-    return table(selection, here)
+    return console.in_options(table(selection, here))
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Any]:

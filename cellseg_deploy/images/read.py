@@ -208,17 +208,17 @@ def _check_polarity(path: Path, labels: npt.NDArray[np.int32], foreground: MaskF
         return
     seen = f"one object touches all four sides and covers {frame.share:.0%} of the image"
     if not frame.is_background:
-        _warn_once(f"{path}: {seen}; taken as a confluent layer. Is it the background? Give --mask-foreground dark")
+        _warn_once(f"{path}: {seen}; taken as a confluent layer. Is it the background? Give `mask_foreground='dark'`")
     elif foreground == "dark":
         raise DataError(
-            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: read as --mask-foreground dark says, the "
-            "background is a cell; leave the option out, and keep masks of both kinds in separate folders"
+            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: read as `mask_foreground='dark'` says, "
+            "the background is a cell; leave it out, and keep masks of both kinds in separate folders"
         )
     else:
         raise DataError(
             f"{path}: {seen} around {frame.pieces} pieces shaped like cells: is the mask saved as its negative? "
-            "Expected 0 for the background; save it so, or give cellseg-train and cellseg-evaluate --mask-foreground "
-            "dark if 0 marks the cells, --mask-foreground light if the object is meant"
+            "Expected 0 for the background; save it so, or give `mask_foreground='dark'` if 0 marks the cells, "
+            "`mask_foreground='light'` if the object is meant"
         )
 
 

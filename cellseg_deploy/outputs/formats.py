@@ -1,4 +1,4 @@
-"""The output formats by the name that ``--save`` knows them by.
+"""The output formats by the names that ``save`` of a run knows them by.
 
 A format writes one file an image, in a folder of its own, or one file a run when all images are done, or both. Encoders
 are imported when they are called, and what libraries they need beyond the base is asked for before the run begins.
@@ -25,7 +25,7 @@ CELLS_CSV, IMAGES_CSV = "cells.csv", "images.csv"
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file. ``name``: what ``--save`` calls it; several kinds may share a name. ``what``: said of it.
+    """One kind of file. ``name``: its name in ``save`` of a run; several kinds may share a name. ``what``: said of it.
 
     ``folder``, ``suffix``: an image's file is OUT/folder/NAMEsuffix; both empty where only ``run_file`` is written.
     ``encoder``: ``module:function`` in this package, a function from ``SegmentedImage`` to the file's bytes.

@@ -145,7 +145,7 @@ def _compare(
     if policy.needs_truth and truth is None:
         raise UsageError(
             f"policy {policy.name} judges by F1 against the truth, and there are no true labels; give the masks of the "
-            "images (--masks), or compare on sample smears, whose truth is known"
+            "images (`masks`), or compare on sample smears, whose truth is known"
         )
     _check_kinship(reference, candidate)
     compared: list[ImageComparison] = []

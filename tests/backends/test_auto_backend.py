@@ -127,7 +127,7 @@ def test_an_engine_that_is_not_installed_is_not_taken() -> None:
 
 def test_with_nothing_verified_nor_onnx_runtime_the_ways_out_are_named() -> None:
     here = Here("cpu", HERE.device_class, {"onnxruntime": None, "openvino": "2026.1", "tensorrt": None})
-    with pytest.raises(BackendUnavailableError, match=r"(?s)name one with --backend.*cellseg-deploy\[cpu\]"):
+    with pytest.raises(BackendUnavailableError, match=r"(?s)name one as `backend`.*cellseg-deploy\[cpu\]"):
         chosen(here=here)
     assert chosen(record(), here=here).form.backend == "openvino"
 
@@ -343,9 +343,9 @@ def test_open_takes_what_the_records_say(onnx_file: OnnxFile, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"backend": "onnxruntime", "precision": "bf16"}, "--precision belongs to --backend openvino"),
-        ({"backend": "onnxruntime", "streams": 2}, "--streams belongs to --backend openvino"),
-        ({"backend": "openvino", "rebuild": True}, "--rebuild belongs to --backend tensorrt"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "`precision` belongs to `backend='openvino'`"),
+        ({"backend": "onnxruntime", "streams": 2}, "`streams` belongs to `backend='openvino'`"),
+        ({"backend": "openvino", "rebuild": True}, "`rebuild` belongs to `backend='tensorrt'`"),
     ],
 )
 def test_a_setting_of_another_engine(onnx_file: OnnxFile, settings: dict[str, Any], words: str) -> None:
@@ -475,7 +475,7 @@ def test_a_form_in_fewer_bits_is_taken_only_if_asked_for(tmp_path: Path, onnx_fi
 
 
 def test_streams_are_not_dropped_unsaid(onnx_file: OnnxFile) -> None:
-    with pytest.raises(UsageError, match="--streams belongs to --backend openvino"):
+    with pytest.raises(UsageError, match="`streams` belongs to `backend='openvino'`"):
         open_backend(verified_model(onnx_file), EngineOptions(streams=2))
 
 

@@ -74,7 +74,7 @@ def test_missing_default_model_is_said_clearly() -> None:
     try:
         path = default_model_path()
     except ModelError as error:
-        assert "--model" in str(error)  # noqa: PT017  (either outcome is right, each has its own test)
+        assert "`model`" in str(error)  # noqa: PT017  (either outcome is right, each has its own test)
     else:
         assert path.is_file()
 

@@ -73,7 +73,7 @@ def test_cuda_graphs_are_tensorrt_s(engine: Path, onnx_file: OnnxFile) -> None:
     for graph in (False, True):
         with open_backend(engine, EngineOptions(cuda_graph=graph)) as backend:
             assert backend.describe()["cuda_graph"] is graph
-    with pytest.raises(UsageError, match="--cuda-graph belongs to --backend tensorrt, not to onnxruntime"):
+    with pytest.raises(UsageError, match="`cuda_graph` belongs to `backend='tensorrt'`, not to onnxruntime"):
         open_backend(onnx_file(), EngineOptions(backend="onnxruntime", cuda_graph=True))
 
 
@@ -314,10 +314,10 @@ def test_a_damaged_engine_in_the_cache_is_refused_until_rebuilt(cuda: FakeCuda, 
         with open_backend(path, EngineOptions(backend="tensorrt", rebuild=True)) as backend:
             assert backend.predict(tiles(1)).shape == (1, 1, 56, 56)
     write_sidecar(engine, msgspec.structs.replace(read_sidecar(engine), model_identity="0" * 64))
-    with pytest.raises(ModelError, match="of another network; build it again with --rebuild"):
+    with pytest.raises(ModelError, match="of another network; build it again with `rebuild=True`"):
         open_backend(path, EngineOptions(backend="tensorrt"))
     engine.write_bytes(b"x")
-    with pytest.raises(ModelError, match="--rebuild"):
+    with pytest.raises(ModelError, match="`rebuild=True`"):
         open_backend(path, EngineOptions(backend="tensorrt"))
 
 

@@ -87,7 +87,7 @@ def test_a_size_that_was_given_is_not_remarked_upon() -> None:
             notes.append(segmenter(smear.image_hwc).notes)
     assert notes[:2] == [(), ()]
     assert notes[2:] == [notes[2]] * 3
-    assert "--cell-diameter auto" in notes[2][0]
+    assert "`cell_diameter_px='auto'`" in notes[2][0]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_smear_at_another_magnification(diameter: int) -> None:
     assert found.scale == pytest.approx(model_diameter / diameter, rel=0.15)
     assert found.notes == ()
     assert without.notes == (size_note(without.labels, model_diameter, without.scale),)
-    assert "--cell-diameter auto" in without.notes[0]
+    assert "`cell_diameter_px='auto'`" in without.notes[0]
     assert score.n_predicted == pytest.approx(score.n_true, rel=0.12)
     # Not F1: at a wrong scale slivers at the image border are counted, which this truth holds for cells as well.
     assert score.merges + score.splits <= before.merges + before.splits

@@ -237,7 +237,7 @@ def test_notes_become_warnings(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in/dark.tif", np.full((60, 60), 4000, np.uint16))
     assert infer(tmp_path / "in", "-o", tmp_path / "out", "--model", model, "-q") == 0
-    assert "--bit-depth" in rows(tmp_path / "out/images.csv")[0]["warning"]
+    assert "`bit_depth" in rows(tmp_path / "out/images.csv")[0]["warning"]
     assert infer(tmp_path / "in", "-o", tmp_path / "out2", "--model", model, "-q", "--bit-depth", 12) == 0
     assert "give --bit-depth" not in rows(tmp_path / "out2/images.csv")[0]["warning"]
 

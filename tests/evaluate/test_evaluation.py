@@ -86,5 +86,5 @@ def test_leaving_early_ends_the_threads(pairs: list[Pair]) -> None:
 
 
 def test_photographs_that_are_too_large_are_refused(pairs: list[Pair]) -> None:
-    with pytest.raises(DataError, match="--max-pixels"):
+    with pytest.raises(DataError, match="`max_pixels`"):
         list(score_pairs(pairs, predictor(reading=ReadOptions(max_pixels=1000)), min_area_px=50))

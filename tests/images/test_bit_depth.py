@@ -100,7 +100,7 @@ def test_the_full_range_with_a_warning_where_the_file_does_not_say(tmp_path: Pat
     loaded = read_image(write(tmp_path / "a", SAY_NOTHING[case]()))
     assert np.array_equal(loaded.pixels_hwc[..., 0], (with_bar(65520) if "shifted" in case else with_bar()) // 257)
     (warning,) = (note for note in loaded.notes if kind_of(note) == "bit depth")
-    assert "give --bit-depth 12" in warning
+    assert "give `bit_depth=12`" in warning
     assert ("ImageJ" in warning) == (case == "how it is shown")
 
 

@@ -94,11 +94,11 @@ def test_what_no_microscope_has_is_not_believed_and_said(tmp_path: Path, case: s
     data, words = NOT_BELIEVED[case]
     image = loaded(tmp_path, data)
     assert image.pixel_size.um is None
-    (note,) = [note for note in image.notes if "--pixel-size" in note]
+    (note,) = [note for note in image.notes if "`pixel_size_um`" in note]
     assert words in note
     told = loaded(tmp_path, data, pixel_size_um=0.2)
     assert told.pixel_size.um == 0.2
-    assert not any("--pixel-size" in note for note in told.notes)  # nothing left to say
+    assert not any("`pixel_size_um`" in note for note in told.notes)  # nothing left to say
 
 
 def without_denominator(data: bytes) -> bytes:
