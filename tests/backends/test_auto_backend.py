@@ -471,7 +471,7 @@ def test_a_form_in_fewer_bits_is_taken_only_if_asked_for(tmp_path: Path, onnx_fi
     assert found.form.precision == "fp32"
     if engine_version("openvino") is not None:
         reasons = [c.reason for c in found.candidates if c.form.precision == precision and c.form.file == pair]
-        assert reasons == [f"{precision}, the model is fp32: taken with --precision {precision}"]
+        assert reasons == [f"{precision}, the model is fp32: taken with `precision={precision!r}`"]
 
 
 def test_streams_are_not_dropped_unsaid(onnx_file: OnnxFile) -> None:

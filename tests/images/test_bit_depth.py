@@ -34,7 +34,7 @@ def test_what_lies_above_the_given_depth_is_clipped_and_counted(tmp_path: Path) 
     assert np.array_equal(loaded.pixels_hwc[..., 0], np.minimum(with_bar(), 4095).astype(int) * 255 // 4095)
     note = next(note for note in loaded.notes if "clipped" in note)
     assert note.startswith(
-        "60 of 2400 samples (0.025 of all) are larger than 4095, the largest of 12 bits (--bit-depth)"
+        "60 of 2400 samples (0.025 of all) are larger than 4095, the largest of 12 bits (`bit_depth`)"
     )
     assert kind_of(note) == "bit depth"
     with pytest.raises(UsageError, match="9 to 16"):

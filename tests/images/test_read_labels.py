@@ -207,7 +207,7 @@ def test_a_negative_is_refused_and_read_where_it_is_said(tmp_path: Path, case: s
 
 def test_a_mask_that_is_no_negative_is_refused_as_one(tmp_path: Path) -> None:
     path = write(tmp_path / "m.tif", tiff(discs().astype(np.uint8)))
-    with pytest.raises(DataError, match="leave the option out"):
+    with pytest.raises(DataError, match="leave it out, and keep masks of both kinds"):
         read_labels(path, foreground="dark")
 
 
