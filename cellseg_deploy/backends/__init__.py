@@ -62,14 +62,14 @@ def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: 
             f"{path}: this form opens in {own} only, not in {engine.backend}; give the .onnx it was made from"
         )
     device = engine.device or default_device(path, engine.backend)
-    from cellseg_deploy.backends import auto
+    from cellseg_deploy.backends import selection
     from cellseg_deploy.backends.records import records_path
 
     chosen = None
     free = engine.backend == "auto" and path.suffix.lower() == ".onnx" and not engine.rebuild
     # With neither records nor a wish there is nothing to choose: a large model is then read once and not twice.
     if free and (engine.precision is not None or records_path(path).exists()):
-        chosen, _ = auto.select(path, device=device, precision=engine.precision)
+        chosen, _ = selection.select(path, device=device, precision=engine.precision)
         path, name = chosen.form.file, chosen.form.backend
         engine = replace(engine, precision=chosen.form.inference_precision or None)
     elif engine.backend == "auto":
@@ -80,7 +80,7 @@ def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: 
     opened.given, opened.path = given, path
     try:
         opened.verified, opened.choice = (
-            auto.verdict_on(opened, path) if chosen is None else (chosen.verified, chosen.why)
+            selection.verdict_on(opened, path) if chosen is None else (chosen.verified, chosen.why)
         )
     except BaseException:
         opened.close()

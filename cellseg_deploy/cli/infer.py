@@ -299,13 +299,12 @@ def _images(given: GivenPaths, *, follow_links: bool) -> list[FoundImage]:
 
 def _explanation(model: Path | None, backend: str, device: str, precision: str | None) -> str:
     """The candidates of ``--backend auto`` and the choice among them."""
-    from cellseg_deploy.backends import auto
-    from cellseg_deploy.backends.selection import table
+    from cellseg_deploy.backends.selection import select, table
     from cellseg_deploy.models import default_model_path
 
     if backend != "auto":
         raise click.UsageError(f"--explain shows what --backend auto chooses; {backend} was named")
-    selection, here = auto.select(model or default_model_path(), device=device, precision=precision)
+    selection, here = select(model or default_model_path(), device=device, precision=precision)
     return console.in_options(table(selection, here))
 
 

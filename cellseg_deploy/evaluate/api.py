@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
@@ -39,7 +40,7 @@ class Evaluation:
     """
 
     metrics: Mapping[str, float]
-    images: Mapping[str, ImageScore]
+    images: Mapping[str, ImageScore] = dataclass_field(repr=False)
     specks: SpeckLimit
 
     @property

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from conftest import draw_discs, make_spec
 
-from cellseg_deploy.backends import EngineOptions, auto, open_backend, selection
+from cellseg_deploy.backends import EngineOptions, open_backend, selection
 from cellseg_deploy.backends import device_class as device_module
 from cellseg_deploy.backends.device_class import device_class, engine_problem, engine_version
 from cellseg_deploy.backends.records import ParityRecord, Timing, add_record, form_sha256, read_records, records_path
@@ -435,8 +435,8 @@ def test_run_json_says_whether_the_form_was_verified(onnx_file: OnnxFile, tmp_pa
 def test_without_records_no_engine_but_onnx_runtime_is_touched(onnx_file: OnnxFile) -> None:
     path = verified_model(onnx_file)
     program = (
-        "import sys; from cellseg_deploy.backends import EngineOptions, auto, open_backend;"
-        f"from pathlib import Path; auto.select(Path({str(path)!r}));"
+        "import sys; from cellseg_deploy.backends import EngineOptions, open_backend, selection;"
+        f"from pathlib import Path; selection.select(Path({str(path)!r}));"
         f"b = open_backend({str(path)!r}, EngineOptions(threads=1));"
         "assert b.name == 'onnxruntime' and b.verified, b.choice;"
         "sys.exit('openvino' in sys.modules or 'nncf' in sys.modules)"
@@ -453,8 +453,8 @@ def test_a_precision_asked_for_is_that_of_the_whole_form(tmp_path: Path, onnx_fi
     int8 = {"file": pair.name, "file_sha256": form_sha256(pair), "precision": "int8", "timing": timed(1)}
     write_record(path, **int8)  # faster; computes what is not in 8 bits in fp32
     if engine_version("openvino") is not None:
-        assert auto.select(path, precision="int8")[0].form.precision == "int8"
-    assert auto.select(path, precision="fp32")[0].form.precision == "fp32"
+        assert selection.select(path, precision="int8")[0].form.precision == "int8"
+    assert selection.select(path, precision="fp32")[0].form.precision == "fp32"
 
 
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
@@ -467,7 +467,7 @@ def test_a_form_in_fewer_bits_is_taken_only_if_asked_for(tmp_path: Path, onnx_fi
     write_record(path)
     small = {"file": pair.name, "file_sha256": form_sha256(pair), "precision": precision, "timing": timed(1)}
     write_record(path, **small)
-    found, _ = auto.select(path)
+    found, _ = selection.select(path)
     assert found.form.precision == "fp32"
     if engine_version("openvino") is not None:
         reasons = [c.reason for c in found.candidates if c.form.precision == precision and c.form.file == pair]
@@ -481,4 +481,4 @@ def test_streams_are_not_dropped_unsaid(onnx_file: OnnxFile) -> None:
 
 def test_only_an_onnx_file_leaves_a_choice(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"only an .onnx file"):
-        auto.select(tmp_path / "m.xml")
+        selection.select(tmp_path / "m.xml")

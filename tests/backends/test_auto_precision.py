@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cellseg_deploy.backends import EngineOptions, auto, open_backend, selection
+from cellseg_deploy.backends import EngineOptions, open_backend, selection
 from cellseg_deploy.errors import UsageError
 
 
@@ -34,7 +34,7 @@ def test_an_unknown_precision_is_refused(onnx_file: Callable[..., Path]) -> None
     path = onnx_file()
     words = "unknown precision 'fp8'; expected one of fp32, mixed, fp16, bf16, int8"
     with pytest.raises(UsageError, match=words):
-        auto.select(path, precision="fp8")
+        selection.select(path, precision="fp8")
     for backend in ("auto", "openvino", "onnxruntime"):
         with pytest.raises(UsageError, match=words):
             open_backend(path, EngineOptions(backend=backend, precision="fp8"))

@@ -67,6 +67,27 @@ def test_a_model_is_scored_as_by_the_command(val: Path, model: Path, tmp_path: P
     assert score.specks.dropped == 1
 
 
+def test_the_scale_is_measured_once_for_images_of_one_size(model: Path, tmp_path: Path) -> None:
+    """Four cells of 26 px in each of two images: too few to measure in one, enough in both."""
+    centres = [(17, 17), (48, 17), (17, 48), (48, 48)]
+    image = draw_discs((66, 66), centres, radius=13)
+    labels = np.zeros((66, 66), np.int32)
+    for label, centre in enumerate(centres, start=1):
+        labels[draw_discs((66, 66), [centre], radius=13)[..., 0] < 200] = label
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for stem in ("a", "b"):
+        Image.fromarray(image).save(tmp_path / "images" / f"{stem}.png")
+        (tmp_path / "masks" / f"{stem}.tif").write_bytes(label_tiff.encode(labels))
+    with cs.Segmenter.load(model) as segmenter:
+        assert segmenter(tmp_path / "images" / "a.png").scale == 1.0
+        score = cs.evaluate(tmp_path / "images", tmp_path / "masks", segmenter)
+    with cs.Segmenter.load(model, scale=None) as segmenter:
+        assert score.dice < cs.evaluate(tmp_path / "images", tmp_path / "masks", segmenter).dice
+    options = ("--images", tmp_path / "images", "--masks", tmp_path / "masks", "--model", model)
+    expect_the_same(score, by_command(tmp_path / "out", *options))
+
+
 def test_label_images_are_scored_as_by_the_command(val: Path, tmp_path: Path) -> None:
     score = cs.evaluate(None, val / "masks", val / "masks", count_rule="all", min_area_px=3)
     options = ("--labels", val / "masks", "--masks", val / "masks", "--count-rule", "all", "--min-area", 3)

@@ -79,6 +79,7 @@ def test_a_pil_image_is_converted_as_its_file_is(kind: str) -> None:
     image, data = pillow_of(kind)
     found, expected = stub()(image), stub()(io.BytesIO(data))
     assert np.array_equal(found.pixels_hwc, expected.pixels_hwc)
+    assert found.labels.shape == (HW[::-1] if kind == "RGB" else HW)  # turned upright
     assert np.array_equal(found.labels, expected.labels)
     assert found.count > 0
 
