@@ -49,7 +49,7 @@ def test_batch_one_equals_batch_sixteen_and_any_number_of_threads(onnx_file: Onn
         assert np.array_equal(together, two.predict(tiles))
 
 
-def test_segmenter_from_file(onnx_file: OnnxFile) -> None:
+def test_segmenter_load(onnx_file: OnnxFile) -> None:
     with Segmenter.load(onnx_file(), engine=EngineOptions(threads=1), scale=None) as segmenter:
         assert segmenter(draw_discs((100, 100), [(30, 30), (70, 60)])).count == 2
 
