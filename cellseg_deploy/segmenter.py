@@ -36,7 +36,7 @@ from cellseg_deploy.cells.field_of_view import (
     without_surround,
 )
 from cellseg_deploy.cells.field_of_view import note as field_note
-from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities
+from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities, resize
 from cellseg_deploy.cells.instances import (
     VISIBLE_AREA_REL,
     BorderCells,
@@ -48,7 +48,7 @@ from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, fixed_scale, lost_note, size_note
 from cellseg_deploy.cells.stain import negative_note
-from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.errors import UsageError
 from cellseg_deploy.images import any_image
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import LoadedImage
@@ -62,10 +62,11 @@ if TYPE_CHECKING:
     from cellseg_deploy.images.any_image import ImageLike
     from cellseg_deploy.run.result import FolderResult
 
+__all__ = ["BATCH_SIZE", "Segmenter", "as_read", "resize"]
+
 T = TypeVar("T")
 BATCH_SIZE = 8
 _DEFAULT_ENGINE, _READ_DEFAULTS = EngineOptions(), ReadOptions()
-_MAX_MODEL_PIXELS = 400_000_000
 
 
 class Segmenter:
@@ -456,27 +457,6 @@ class Segmenter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
-    """``image_hwc`` (h, w, 3) at ``scale`` output px per input px, at least 1 x 1: by area down, bilinear up.
-
-    The same interpolation as in training. Raises ``DataError`` if the result would be too large.
-    """
-    import cv2
-
-    if scale == 1:
-        return image_hwc
-    height, width = (max(1, round(side * scale)) for side in image_hwc.shape[:2])
-    if height * width > _MAX_MODEL_PIXELS:
-        raise DataError(
-            f"at scale {scale:g} the image becomes {width} x {height} px, more than {_MAX_MODEL_PIXELS} pixels; "
-            "check `scale` or `cell_diameter_px`"
-        )
-    if (height, width) == image_hwc.shape[:2]:
-        return image_hwc
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image_hwc, (width, height), interpolation=method), np.uint8)
 
 
 def as_read(found: Segmentation, loaded: LoadedImage, *, name: str, count_rule: CountRule) -> Segmentation:
