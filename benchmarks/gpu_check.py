@@ -156,7 +156,6 @@ def steps_for(model: Path, out: Path) -> list[Step]:
         Step("ONNX Runtime CUDA, fp32", (*verify, str(model))),
         Step("ONNX Runtime CUDA, fp16", (*verify, half), needs=(half,)),
         Step("ONNX Runtime CUDA, mixed", (*verify, mixed), needs=(mixed,)),
-        Step("ONNX Runtime TensorRT provider, fp16", (*verify, half, "--ort-provider", "tensorrt"), needs=(half,)),
         Step("TensorRT engine, fp16", (*_EXPORT, "tensorrt", str(model), "-o", engine), engine),
         Step(
             "TensorRT engine, fp32",
@@ -182,7 +181,6 @@ def forms_to_time(model: Path, out: Path) -> list[Form]:
         form("onnx fp32", model, "onnxruntime"),
         form("onnx fp16", half, "onnxruntime"),
         form("onnx mixed", out / "mixed.onnx", "onnxruntime"),
-        form("onnx fp16, TensorRT provider", half, "onnxruntime", ort_provider="tensorrt"),
         form("engine fp32", out / "fp32.engine", "tensorrt"),
         form("engine fp16", engine, "tensorrt"),
         form("engine fp16, CUDA graph", engine, "tensorrt", cuda_graph=True),
@@ -252,9 +250,9 @@ def time_form(form: Form, run: Run) -> list[Latency]:
 def time_command(file: Path, settings: dict[str, Any]) -> None:
     """Time FILE, opened with SETTINGS, on a sample smear; one line of JSON."""
     from cellseg_benchmarks.harness.forms import sample_tiles
-    from cellseg_deploy.backends import open_backend
+    from cellseg_deploy.backends import EngineOptions, open_backend
 
-    with open_backend(file, **settings) as backend:  # answers when it is done: nothing to synchronise
+    with open_backend(file, EngineOptions(**settings)) as backend:  # answers when it is done: nothing to synchronise
         tiles = {n: sample_tiles(backend.spec, n) for n in BATCHES}
         entries = {str(n): turn_of(partial(backend.predict, batch)) for n, batch in tiles.items()}
         measured = interleave(entries, PLAN)

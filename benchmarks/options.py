@@ -54,7 +54,7 @@ def engine_options(function: F) -> F:
 def engine_settings(
     backend: str, device: str | None, precision: str | None, batch_size: int, streams: int | None
 ) -> dict[str, Any]:
-    """What ``engine_options`` say, as arguments of ``Segmenter.from_file``."""
+    """What ``engine_options`` say, as settings of a folder run; see ``folder.subject``."""
     return {
         "backend": backend,
         "device": device,

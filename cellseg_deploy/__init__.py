@@ -1,7 +1,10 @@
-"""Cell segmentation from a model file to counts, without PyTorch.
+"""Cell segmentation from a model file to counts, without PyTorch; see docs/api.md.
 
->>> from cellseg_deploy import Segmenter
->>> segmentation = Segmenter.from_file()("smear.png")  # doctest: +SKIP
+>>> import cellseg_deploy as cs
+>>> with cs.Segmenter.load() as model:
+...     cells = model("smear.png")
+>>> cells.count > 0
+True
 """
 
 from __future__ import annotations
@@ -10,23 +13,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellseg_deploy.backends import open_backend
+    from cellseg_deploy import parity as parity
+    from cellseg_deploy.backends import EngineOptions, open_backend
     from cellseg_deploy.errors import CellsegError
+    from cellseg_deploy.evaluate.api import Evaluation as Evaluation
+    from cellseg_deploy.evaluate.api import evaluate as evaluate
+    from cellseg_deploy.images.options import ReadOptions
     from cellseg_deploy.models.spec import ModelSpec
-    from cellseg_deploy.segmenter import Segmentation, Segmenter
+    from cellseg_deploy.outputs.segmentation import Segmentation
+    from cellseg_deploy.run.result import FolderResult as FolderResult
+    from cellseg_deploy.segmenter import Segmenter
 
     __version__: str
 
-__all__ = ["CellsegError", "ModelSpec", "Segmentation", "Segmenter", "__version__", "open_backend"]
+__all__ = [
+    "CellsegError",
+    "EngineOptions",
+    "Evaluation",
+    "FolderResult",
+    "ModelSpec",
+    "ReadOptions",
+    "Segmentation",
+    "Segmenter",
+    "__version__",
+    "evaluate",
+    "open_backend",
+    "parity",
+]
 
 # Loaded when first asked for, so that `cellseg-infer --help` and `import cellseg_deploy` cost nothing.
 _HOMES = {
     "CellsegError": "cellseg_deploy.errors",
+    "EngineOptions": "cellseg_deploy.backends",
+    "Evaluation": "cellseg_deploy.evaluate.api",
+    "FolderResult": "cellseg_deploy.run.result",
     "ModelSpec": "cellseg_deploy.models.spec",
-    "Segmentation": "cellseg_deploy.segmenter",
+    "ReadOptions": "cellseg_deploy.images.options",
+    "Segmentation": "cellseg_deploy.outputs.segmentation",
     "Segmenter": "cellseg_deploy.segmenter",
     "open_backend": "cellseg_deploy.backends",
 }
+_ROOMS = ("evaluate", "parity")  # the first is also a function
 
 
 def __getattr__(name: str) -> Any:
@@ -34,6 +61,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("cellseg-deploy")
+    if name in _ROOMS:
+        return import_module(f"cellseg_deploy.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")

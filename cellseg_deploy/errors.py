@@ -18,7 +18,14 @@ from __future__ import annotations
 
 
 class CellsegError(Exception):
-    """Root of the tree; ``exit_code`` is what a command ends with when this error stops it."""
+    """Root of the tree; ``exit_code`` is what a command ends with when this error stops it.
+
+    >>> try:
+    ...     model("missing.png")
+    ... except CellsegError as error:
+    ...     print(error)
+    missing.png: cannot be read: No such file or directory
+    """
 
     exit_code = 1
 

@@ -9,21 +9,23 @@ called, one that many images share in a folder run.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.backends import open_backend
+from cellseg_deploy import threads as thread_plans
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.batching import Job, Network, Overlapped, alone
 from cellseg_deploy.cells import scale as scales
-from cellseg_deploy.cells.classes import CellClasses, classify, counting_classes
-from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, counted
+from cellseg_deploy.cells.classes import classify, counting_classes
+from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule
 from cellseg_deploy.cells.field_of_view import (
     MAX_AREA,
     Field,
@@ -35,7 +37,7 @@ from cellseg_deploy.cells.field_of_view import (
     without_surround,
 )
 from cellseg_deploy.cells.field_of_view import note as field_note
-from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock
+from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities, resize
 from cellseg_deploy.cells.instances import (
     VISIBLE_AREA_REL,
     BorderCells,
@@ -43,77 +45,37 @@ from cellseg_deploy.cells.instances import (
     check_params,
     segment,
 )
-from cellseg_deploy.cells.measure import CellTable, measure
-from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, View, fixed_scale, lost_note, size_note
+from cellseg_deploy.cells.measure import measure
+from cellseg_deploy.cells.notes import Note
+from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, fixed_scale, lost_note, size_note
 from cellseg_deploy.cells.stain import negative_note
-from cellseg_deploy.errors import DataError, ModelError, UsageError
-from cellseg_deploy.images.read import read_image
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.images import any_image
+from cellseg_deploy.images.options import ReadOptions
+from cellseg_deploy.images.read import LoadedImage
+from cellseg_deploy.images.resolution import checked_by_cells
 from cellseg_deploy.models.spec import InstanceParams
+from cellseg_deploy.outputs import formats
+from cellseg_deploy.outputs.segmentation import Segmentation
 from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
+
+if TYPE_CHECKING:
+    from cellseg_deploy.images.any_image import ImageLike
+    from cellseg_deploy.run.result import FolderResult
+
+__all__ = ["BATCH_SIZE", "Segmenter", "as_read", "resize"]
 
 T = TypeVar("T")
 BATCH_SIZE = 8
-_MAX_MODEL_PIXELS = 400_000_000
-# A sigmoid in half precision may miss 0 and 1 by rounding; logits miss them by far more.
-_PROBABILITY_SLACK = 1e-2
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """What was found in one image.
-
-    ``labels``: int32 (h, w) of the image, 0 = background, 1..n in raster order. ``probabilities_khw``: float32
-    (K, h', w') in [0, 1] at model scale, channels as in the ModelSpec. ``table``: a row a cell, in image px.
-    ``scale``: model px per image px. ``seconds``: seconds of each stage. ``notes``: what the user should know.
-    ``field``: bool (h, w), the field of view, outside of which there is no cell; None if it is the whole image.
-    ``model_cell_px``: area of the model's typical cell in px of the image. ``classes``: of the cells, None where the
-    model tells none apart; with them ``table`` has the columns ``class`` and ``class_probability``.
-    """
-
-    labels: npt.NDArray[np.int32]
-    probabilities_khw: npt.NDArray[np.float32]
-    table: CellTable
-    scale: float
-    seconds: dict[str, float]
-    notes: tuple[str, ...] = ()
-    field: Mask | None = None
-    model_cell_px: float | None = None
-    classes: CellClasses | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of cells that were found, those that the border cuts among them; see ``counted``."""
-        return int(self.labels.max(initial=0))
-
-    def counted(self, rule: CountRule = DEFAULT_RULE) -> npt.NDArray[np.bool_]:
-        """Whether each cell counts, bool (n,) in the order of ``table``: under ``rule``, and by its class."""
-        by_rule = self.by_rule(rule)
-        return by_rule if self.classes is None else by_rule & self.classes.counts
-
-    def by_rule(self, rule: CountRule = DEFAULT_RULE) -> npt.NDArray[np.bool_]:
-        """Whether ``rule`` lets each cell in, whatever its class, bool (n,); see ``cells.count_rules``."""
-        return counted(
-            self.table.boxes,
-            (self.labels.shape[0], self.labels.shape[1]),
-            rule,
-            None if self.field is None else edges(self.labels, self.field, self.count),
-            areas_px=self.table.columns["area_px"],
-            model_cell_px=self.model_cell_px,
-            class_of=None if self.classes is None else self.classes.index,
-        )
-
-    @property
-    def confluence(self) -> float:
-        """Share of the field of view that is covered by cells, 0 to 1."""
-        size = self.labels.size if self.field is None else np.count_nonzero(self.field)
-        return float(np.count_nonzero(self.labels) / size)
+_DEFAULT_ENGINE, _READ_DEFAULTS = EngineOptions(), ReadOptions()
 
 
 class Segmenter:
     """A network with everything needed to turn an image into labelled cells.
 
-    >>> segmenter = Segmenter.from_file("model.onnx")  # doctest: +SKIP
-    >>> segmenter(image_hwc).count  # doctest: +SKIP
+    >>> with Segmenter.load("my.onnx") as segmenter:
+    ...     segmenter("smear.png").count > 0
+    True
     """
 
     def __init__(
@@ -127,6 +89,7 @@ class Segmenter:
         halo: int | None = None,
         border_cells: BorderCells = "visible",
         classes: Sequence[str] | None = None,
+        threads: int | None = None,
     ) -> None:
         """Settings for all images that follow; the backend stays the caller's to close.
 
@@ -136,7 +99,8 @@ class Segmenter:
         ``batch_size``: tiles a call of the network; results do not depend on it. ``halo``: context px on each side of
         a tile that are thrown away, None for the model's own. ``border_cells``: which cells cut by the border are
         labelled: ``visible``, or ``model``, those above the ``min_border_area_rel`` of its operating point, as in
-        earlier versions. ``classes``: which of the model's classes count as cells, None for all but platelets.
+        earlier versions. ``threads``: CPU threads of the engine, None for one per core: ``map`` and ``run`` add as
+        many. ``classes``: which of the model's classes count as cells, None for all but platelets.
 
         Raises ``UsageError`` for a setting outside its range, or a class that the model does not know.
         """
@@ -155,7 +119,7 @@ class Segmenter:
         self.measured_scales: dict[tuple[int, int], float] = {}
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, got {batch_size}")
-        self.batch_size = batch_size
+        self.batch_size, self.threads = batch_size, threads
         self.halo = spec.halo if halo is None else halo
         if not 0 <= 2 * self.halo < spec.tile_size:
             raise UsageError(
@@ -164,46 +128,37 @@ class Segmenter:
             )
 
     @classmethod
-    def from_file(
+    def load(
         cls,
-        path: str | Path | None = None,
+        model: str | Path | None = None,
         *,
-        backend: str = "auto",
-        device: str | None = None,
+        engine: EngineOptions = _DEFAULT_ENGINE,
+        given: str | Path | None = None,
         task: str = "counting",
-        scale: float | None = None,
+        scale: float | Literal["auto"] | None = "auto",
         cell_diameter_px: CellDiameter = None,
         batch_size: int = BATCH_SIZE,
         halo: int | None = None,
-        threads: int | None = None,
-        rebuild: bool = False,
-        cuda_graph: bool = False,
-        ort_provider: str | None = None,
-        precision: str | None = None,
-        streams: int | None = None,
-        given: str | Path | None = None,
         border_cells: BorderCells = "visible",
         classes: Sequence[str] | None = None,
     ) -> Segmenter:
-        """Open the model file ``path`` (None: the model that ships with the package); settings as ``__init__``, or as
-        ``open_backend``.
+        """Open the model file ``model``, or the model that ships with the package, in ``engine``.
+
+        ``scale``: model px per image px. ``auto``, the default as in ``cellseg-infer``, measures each image unless
+        ``cell_diameter_px`` is passed; None: the scale of the model's training images. ``given``: see
+        ``open_backend``. All other settings: see ``__init__``.
 
         Raises what ``open_backend`` raises, and ``UsageError``.
+
+        >>> with Segmenter.load(engine=EngineOptions(threads=1), cell_diameter_px=90) as segmenter:
+        ...     segmenter("smear.png").count > 0
+        True
         """
         from cellseg_deploy.models import default_model_path
 
-        opened = open_backend(
-            path or default_model_path(),
-            backend=backend,
-            device=device,
-            threads=threads,
-            rebuild=rebuild,
-            cuda_graph=cuda_graph,
-            ort_provider=ort_provider,
-            precision=precision,
-            streams=streams,
-            given=given,
-        )
+        if scale == "auto":
+            scale, cell_diameter_px = None, "auto" if cell_diameter_px is None else cell_diameter_px
+        opened = open_backend(model or default_model_path(), engine, given=given)
         try:
             return cls(
                 opened,
@@ -214,25 +169,117 @@ class Segmenter:
                 halo=halo,
                 border_cells=border_cells,
                 classes=classes,
+                threads=engine.threads,
             )
         except BaseException:
             opened.close()
             raise
 
-    def __call__(self, image: npt.NDArray[np.uint8] | str | Path | Any, *, field: Field = "auto") -> Segmentation:
-        """Cells of ``image``: uint8 RGB (h, w, 3) of any size from 1 x 1, the path of an image file, or a PIL image.
+    def __call__(
+        self,
+        image: ImageLike,
+        *,
+        read: ReadOptions = _READ_DEFAULTS,
+        field: Field = "auto",
+        count_rule: CountRule = DEFAULT_RULE,
+        scale: float | None = None,
+    ) -> Segmentation:
+        """Cells of ``image``: a path, uint8 RGB (h, w, 3) of any size from 1 x 1, a PIL image, or a file open for
+        reading bytes.
 
-        A file is read as ``cellseg-infer`` does (``images.read_image``), whose remarks are then among the ``notes``.
-        ``field``: as in ``segment``.
+        ``read``: how files are read. ``field``: ``full`` takes the whole image for the field of view, surround and all.
+        ``count_rule``: which cells at the border count (``Segmentation.counted``). ``scale``: model px per image px;
+        None for the segmenter's own, which where it is measured is measured in this image alone: the result is that of
+        ``cellseg-infer`` over a folder with this one image.
 
-        Raises ``UsageError`` if it is none of these, ``DataError`` if the file cannot be used or the network's answer
-        for it is unusable.
+        May be called from any number of threads. Raises ``UsageError`` for another kind of image, ``DataError`` if it
+        cannot be used or the network's answer for it is unusable.
+
+        >>> with open("smear.png", "rb") as file:
+        ...     model(file).count == model("smear.png").count
+        True
         """
-        if isinstance(image, (str, Path)):
-            loaded = read_image(Path(image))
-            found = self.segment(loaded.pixels_hwc, self._alone(), field=field)
-            return replace(found, notes=(*loaded.notes, *found.notes))
-        return self.segment(_as_array(image), self._alone(), field=field)
+        return self._one(image, self._alone(), read=read, field=field, count_rule=count_rule, scale=scale)
+
+    def map(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        read: ReadOptions = _READ_DEFAULTS,
+        field: Field = "auto",
+        count_rule: CountRule = DEFAULT_RULE,
+        scale: float | None = None,
+    ) -> Generator[Segmentation, None, None]:
+        """Call the segmenter on each of ``images``; results are the same and come in order, sooner.
+
+        Different images are read, run and measured at the same time, at most about 1 GB of them. An image that cannot
+        be used raises when its turn comes and ends the iteration; ``run`` goes on.
+
+        >>> [cells.name for cells in model.map(["smear.png", "other.png"])]
+        ['smear.png', 'other.png']
+        """
+        work = partial(self._one, read=read, field=field, count_rule=count_rule, scale=scale)
+        jobs = [Job(partial(work, image), partial(self._bytes_of, image, scale)) for image in images]
+        return self.results(jobs, thread_plans.plan_of_engine(self.threads))
+
+    def run(
+        self,
+        images: str | Path | Sequence[str | Path],
+        out: str | Path,
+        *,
+        save: Sequence[str] = formats.DEFAULT,
+        read: ReadOptions = _READ_DEFAULTS,
+        field: Field = "auto",
+        count_rule: CountRule = DEFAULT_RULE,
+        overwrite: bool = False,
+        on_image: Callable[[str], None] = lambda _: None,
+    ) -> FolderResult:
+        """Segment a folder of images into the folder ``out``, as ``cellseg-infer`` does.
+
+        A run that was stopped is resumed, and one bad image never stops it: it is among ``failed`` of the result.
+        ``save``: kinds of files to write, see ``outputs.formats``; tables are always written. ``overwrite``: replace an
+        earlier run in ``out``. ``on_image``: called with the name of each image worked on, in order. The scale, where
+        it is measured, is measured once for the images of one folder and size.
+
+        Raises ``NothingToDoError`` without an image, ``UsageError``, and ``OutputError`` for the folder.
+
+        >>> result = model.run("photographs", out="counts")
+        >>> [image.name for image in result.failed]
+        []
+        """
+        from cellseg_deploy.run.result import run
+
+        return run(
+            self,
+            [images] if isinstance(images, (str, Path)) else images,
+            Path(out),
+            threads=thread_plans.plan_of_engine(self.threads),
+            save=tuple(save),
+            read=read,
+            field=field,
+            count_rule=count_rule,
+            overwrite=overwrite,
+            on_image=on_image,
+        )
+
+    def _one(
+        self,
+        image: ImageLike,
+        network: Network,
+        *,
+        read: ReadOptions,
+        field: Field,
+        count_rule: CountRule,
+        scale: float | None,
+    ) -> Segmentation:
+        clock = StageClock()
+        with clock("read"):
+            loaded = any_image.load(image, read)
+        found = self.segment(loaded.pixels_hwc, network, clock, field=field, scale=scale)
+        return as_read(found, loaded, name=any_image.name_of(image), count_rule=count_rule)
+
+    def _bytes_of(self, image: ImageLike, scale: float | None) -> int:
+        return self.bytes_in_flight(any_image.pixels_of(image), scale)
 
     def segment(
         self,
@@ -249,9 +296,9 @@ class Segmenter:
         surround and all. ``scale``: model px per image px as ``find_scale`` gave it; None: the segmenter's, which with
         ``cell_diameter_px="auto"`` is searched for in this image alone.
         """
-        _check_image(image_hwc)
+        any_image.check_array(image_hwc)
         check_field(field)
-        clock = clock or StageClock()
+        pixels_hwc, clock = image_hwc, clock or StageClock()
         with clock("resize"):
             inside = find_field(image_hwc) if field == "auto" else None
             if inside is not None:
@@ -278,9 +325,21 @@ class Segmenter:
             table = measure(labels)
             if inside is not None:
                 table.columns["touches_border"] |= edges(labels, inside, len(table)).any(axis=1)
-            classes = classify(labels, probabilities, table, self.backend.spec.classes, self.counting_classes)
-        cell_px = self._model_cell_px(scale)
-        return Segmentation(labels, probabilities, table, scale, clock.seconds, tuple(notes), inside, cell_px, classes)
+        return Segmentation(
+            labels=labels,
+            probabilities_khw=probabilities,
+            measured=table,
+            scale=scale,
+            seconds=clock.seconds,
+            pixels_hwc=pixels_hwc,
+            channels=self.backend.spec.channels,
+            notes=tuple(notes),
+            field=inside,
+            model_cell_px=self._model_cell_px(scale),
+            model=self.backend.spec.name,
+            task=self.task,
+            classes=classify(labels, probabilities, table, self.backend.spec.classes, self.counting_classes),
+        )
 
     def _model_cell_px(self, scale: float) -> float:
         """Area of the model's typical cell in px of an image at ``scale``."""
@@ -304,46 +363,23 @@ class Segmenter:
         most = round(spec.tile_size * max(scales.SEARCH_DIAMETERS_PX) / spec.cell_diameter_px)
         parts = list[npt.NDArray[np.uint8]]()
         for image_hwc in islice(images, scales.SAMPLE_IMAGES):
-            _check_image(image_hwc)
+            any_image.check_array(image_hwc)
             with clock("resize"):
                 inside = find_field(image_hwc) if field == "auto" else None
                 whole = image_hwc if inside is None else without_surround(image_hwc, inside)
                 parts.append(whole[scales.crop_of((whole.shape[0], whole.shape[1]), most, 0)].copy())
-        views = []
-        for diameter in scales.SEARCH_DIAMETERS_PX:
-            view, seen = scales.empty_view(spec.cell_diameter_px / diameter), set[str]()
-            for index in range(scales.SEARCH_CROPS if parts else 0):
-                view = self._with_crop(view, parts, index, network, clock, seen)
-            views.append(view)
-        best = scales.surest(views, spec.cell_diameter_px)
-        if best is None:
-            note = scales.too_few_note(spec.cell_diameter_px, spec.image_scale)
-            return ScaleChoice(spec.image_scale, note, len(parts))
-        for index in range(scales.SEARCH_CROPS, len(parts)):
-            if len(best.areas_px) < scales.ENOUGH_CELLS:
-                best = self._with_crop(best, parts, index, network, clock, set())
-        found = best.scale * spec.cell_diameter_px / best.median_px
-        is_near = max(found / spec.image_scale, spec.image_scale / found) <= scales.TOLERANCE
-        return ScaleChoice(spec.image_scale if is_near else found, images=len(parts))
 
-    def _with_crop(
-        self,
-        view: View,
-        parts: Sequence[npt.NDArray[np.uint8]],
-        index: int,
-        network: Network,
-        clock: StageClock,
-        seen: set[str],
-    ) -> View:
-        """``view`` with crop ``index`` of ``parts``, which take turns, unless it is among those ``seen``."""
-        spec, turn = self.backend.spec, index % len(parts)
-        part = parts[turn]
-        crop = scales.crop_of((part.shape[0], part.shape[1]), int(spec.tile_size / view.scale), index)
-        if (name := f"{turn} {crop}") in seen:
-            return view
-        seen.add(name)
-        probabilities, labels = self._labels(part[crop], view.scale, network, clock, None, at_model_scale=True)
-        return view.with_crop(probabilities[list(spec.channels).index("foreground")], labels)
+        def look(crop_hwc: npt.NDArray[np.uint8], at: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+            probabilities, labels = self._labels(crop_hwc, at, network, clock, None, at_model_scale=True)
+            return probabilities[list(spec.channels).index("foreground")], labels
+
+        return scales.search(
+            parts,
+            look,
+            tile_size=spec.tile_size,
+            model_diameter_px=spec.cell_diameter_px,
+            image_scale=spec.image_scale,
+        )
 
     def overlapped(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Overlapped[T]:
         """Runs ``jobs``, which call ``segment`` with the network they are given, side by side; see ``batching``."""
@@ -412,11 +448,11 @@ class Segmenter:
         del scaled  # the tiles have it, as long as they last
         network(tiles)
         with clock("tile"):
-            return _checked_range(tiles.out_khw)
+            return checked_probabilities(tiles.out_khw)
 
     def probabilities(self, image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Probabilities (K, h', w') float32 of ``image_hwc`` at model scale, before any labelling."""
-        _check_image(image_hwc)
+        any_image.check_array(image_hwc)
         return self._probabilities(image_hwc, self.scale, self._alone(), StageClock())
 
     def close(self) -> None:
@@ -430,53 +466,17 @@ class Segmenter:
         self.close()
 
 
-def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
-    """``image_hwc`` (h, w, 3) at ``scale`` output px per input px, at least 1 x 1: by area down, bilinear up.
-
-    The same interpolation as in training. Raises ``DataError`` if the result would be too large.
-    """
-    import cv2
-
-    if scale == 1:
-        return image_hwc
-    height, width = (max(1, round(side * scale)) for side in image_hwc.shape[:2])
-    if height * width > _MAX_MODEL_PIXELS:
-        raise DataError(
-            f"at scale {scale:g} the image becomes {width} x {height} px, more than {_MAX_MODEL_PIXELS} pixels; "
-            "check --scale or --cell-diameter"
-        )
-    if (height, width) == image_hwc.shape[:2]:
-        return image_hwc
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image_hwc, (width, height), interpolation=method), np.uint8)
-
-
-def _as_array(image: Any) -> npt.NDArray[np.uint8]:
-    """A PIL image as RGB; an array as it is."""
-    if isinstance(image, np.ndarray):
-        return image
-    if type(image).__module__.partition(".")[0] == "PIL":
-        return np.asarray(image.convert("RGB"))
-    raise UsageError(
-        f"image must be a uint8 RGB array (h, w, 3), a path or a PIL image, got {type(image).__name__}; "
-        "call the segmenter once for each image, or run_folder for many"
+def as_read(found: Segmentation, loaded: LoadedImage, *, name: str, count_rule: CountRule) -> Segmentation:
+    """``found`` in the pixels of ``loaded``, the image ``name``, with the remarks on it and its pixel size, unless the
+    cells speak against that."""
+    size = checked_by_cells(loaded.pixel_size, found.measured.columns["equivalent_diameter_px"])
+    doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
+    return replace(
+        found,
+        pixels_hwc=loaded.pixels_hwc,
+        notes=(*loaded.notes, *found.notes, *doubts),
+        name=name,
+        count_rule=count_rule,
+        pixel_size_um=size.um,
+        pixel_size_source=size.source,
     )
-
-
-def _check_image(image_hwc: npt.NDArray[np.uint8]) -> None:
-    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or image_hwc.size == 0:
-        raise UsageError(
-            f"image must be uint8 RGB (h, w, 3), got {image_hwc.dtype} {image_hwc.shape}; "
-            "cellseg_deploy.images.read.read_image reads files to that"
-        )
-
-
-def _checked_range(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Clip rounding at 0 and 1 in place; raise ``ModelError`` where it is no rounding."""
-    low, high = float(probabilities.min()), float(probabilities.max())
-    if not (low >= -_PROBABILITY_SLACK and high <= 1 + _PROBABILITY_SLACK):
-        raise ModelError(
-            f"the network answered with values from {low:g} to {high:g} where probabilities were expected; "
-            "was the model exported without its sigmoid? Export it again with cellseg-export"
-        )
-    return np.clip(probabilities, 0, 1, out=probabilities)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,13 @@ def plan_for(n_cores: int, total: int | None, *, on_gpu: bool) -> ThreadPlan:
     return ThreadPlan(total - helpers, helpers)
 
 
+def plan_of_engine(threads: int | None) -> ThreadPlan:
+    """Threads for many images with an engine that was opened with ``threads``, None for one per core: as many helpers,
+    which wait for the engine most of the time. With one thread they take turns."""
+    usable = min(cores() if threads is None else threads, MAX_HELPERS)
+    return ThreadPlan(threads, usable, exclusive=threads == 1)
+
+
 def cores() -> int:
     """Processors that this process may use: those it may run on, and no more than a container's quota pays for."""
     is_linux = hasattr(os, "sched_getaffinity")  # where a batch system often leaves a job only some
@@ -103,14 +111,26 @@ def _text(file: Path) -> str:
         return ""
 
 
+_opencv = threading.Lock()
+_opencv_blocks: list[int] = []  # how many threads OpenCV had when each block that lasts began
+
+
 @contextmanager
 def single_threaded_libraries() -> Iterator[None]:
-    """Each call of OpenCV in one thread while the block lasts; a setting of the whole process."""
+    """Each call of OpenCV in one thread while the block lasts; a setting of the whole process.
+
+    Blocks of several threads may overlap: the last to end restores what was before the first.
+    """
     import cv2
 
-    former = cv2.getNumThreads()
-    cv2.setNumThreads(1)
+    with _opencv:
+        _opencv_blocks.append(cv2.getNumThreads())
+        cv2.setNumThreads(1)
     try:
         yield
     finally:
-        cv2.setNumThreads(former)
+        with _opencv:
+            former = _opencv_blocks[0]
+            _opencv_blocks.pop()
+            if not _opencv_blocks:
+                cv2.setNumThreads(former)

@@ -39,11 +39,6 @@ _DEPLOYABLE = (".onnx", ".engine", ".xml")
 )
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of CANDIDATE in OpenVINO.")
 @click.option(
-    "--ort-provider",
-    type=click.Choice(["cuda", "tensorrt"]),
-    help="What ONNX Runtime runs CANDIDATE with on a GPU.  [default: cuda]",
-)
-@click.option(
     "--record",
     is_flag=True,
     help="Time both, and keep the verdict beside CANDIDATE, where cellseg-infer --backend auto looks for it.",
@@ -63,7 +58,6 @@ def verify_command(
     reference_device: str | None,
     backend: str | None,
     precision: str | None,
-    ort_provider: str | None,
     record: bool,
     tile_batch: int,
     threads: int | None,
@@ -77,8 +71,6 @@ def verify_command(
     true labels (--masks, or on the sample smears) both are judged by these too, side by side; int8 forms must be.
     """
     console.set_up_logging(verbose)
-    if record and ort_provider == "tensorrt":
-        raise click.UsageError("--record keeps what --backend auto runs, and it never takes ONNX Runtime's TensorRT")
     if any(path.suffix.lower() not in _DEPLOYABLE for path in (reference, candidate)):
         console.require_packages("export", "torch", "timm", "safetensors")
 
@@ -101,7 +93,6 @@ def verify_command(
             threads=threads,
             backend=backend,
             precision=precision,
-            ort_provider=ort_provider,
         ) as second,
     ):
         seen = given or sample_images(first.spec)

@@ -101,8 +101,8 @@ def test_the_python_api_leaves_nothing(place: Place, engine: str) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "def main():\n"
-        "    from cellseg_deploy import Segmenter\n"
-        "    with Segmenter.from_file(backend=sys.argv[1], threads=1) as segmenter:\n"
+        "    from cellseg_deploy import EngineOptions, Segmenter\n"
+        "    with Segmenter.load(engine=EngineOptions(sys.argv[1], threads=1)) as segmenter:\n"
         "        assert [segmenter(path).count > 0 for path in Path('val/images').iterdir()] == [True, True]\n"
     )
     assert place.run("count", engine) == []

@@ -77,6 +77,31 @@ def test_opencv_has_one_thread_within_and_its_own_afterwards() -> None:
         cv2.setNumThreads(before)
 
 
+def test_blocks_that_overlap_restore_what_was_before_the_first() -> None:
+    """As two maps in two threads."""
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        first, second = threads.single_threaded_libraries(), threads.single_threaded_libraries()
+        with first:
+            second.__enter__()
+        assert cv2.getNumThreads() == 1
+        second.__exit__(None, None, None)
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_many_images_get_as_many_helpers_as_the_engine_has_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    assert threads.plan_of_engine(None) == ThreadPlan(None, 8)
+    assert threads.plan_of_engine(3) == ThreadPlan(3, 3)
+    assert threads.plan_of_engine(1) == ThreadPlan(1, 1, exclusive=True)
+    assert threads.plan_of_engine(64) == ThreadPlan(64, threads.MAX_HELPERS)
+
+
 @pytest.mark.parametrize(
     ("model", "backend", "device"),
     [

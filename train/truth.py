@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.annotations.objects import Boxes, Points
 from cellseg_deploy.annotations.read import read_annotations
+from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_deploy.cells.label_runs import largest_pieces, paint, row_runs
 from cellseg_deploy.errors import DataError, UsageError
@@ -171,7 +172,8 @@ def make_truth(
     ending = "" if number == 1 else f"-{number}"
     labels_folder, pictures = out / f"labels{ending}", out / f"pictures{ending}"
     diameter = settings.cell_diameter_px or _median_side(list(kept.values()))
-    with Segmenter.from_file(settings.teacher, cell_diameter_px=diameter, threads=settings.threads or None) as teacher:
+    engine = EngineOptions(threads=settings.threads or None)
+    with Segmenter.load(settings.teacher, engine=engine, scale=None, cell_diameter_px=diameter) as teacher:
         spec = teacher.backend.spec
         diameter = diameter or spec.cell_diameter_px / teacher.scale
         say(f"teacher {spec.name}: cells of {diameter:.0f} px, scale {teacher.scale:.3g}")

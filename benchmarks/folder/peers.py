@@ -107,7 +107,7 @@ def measure_peers(
     """Rows of our ``models`` and of ``peers`` (names of ``PEERS``) on ``images``, RGB uint8 (h, w, 3).
 
     ``labels``: true cells of the first image, for what Cellpose does after its network. ``folder_images``: in our
-    folder run, the images again and again. ``settings``: arguments of ``Segmenter.from_file`` for ours. ``work``: a
+    folder run, the images again and again. ``settings``: as for ``folder.subject`` for ours. ``work``: a
     folder to write in, which the caller throws away.
     """
     sources = [work / f"source-{k}.png" for k in range(len(images))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cellseg_benchmarks.harness.images import max_pixels_for
 from cellseg_benchmarks.harness.timer import stopwatch
 from cellseg_benchmarks.harness.worker import Subject
 from cellseg_deploy import threads as thread_plans
-from cellseg_deploy.backends import default_device
+from cellseg_deploy.backends import EngineOptions, default_device
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.run.folder import RunOptions, RunSummary, run_folder
@@ -27,7 +28,8 @@ def subject(
     timed: str | None = None,
     save: Sequence[str] | None = None,
 ) -> Subject:
-    """A ``Segmenter`` of ``settings`` (arguments of ``Segmenter.from_file``; ``path`` is the model).
+    """A ``Segmenter`` of ``settings``: fields of ``EngineOptions``, arguments of ``Segmenter.load``, and ``path``, the
+    model.
 
     ``threads``: in all, None for one a core. ``work``: folder for what runs write, which is thrown away. ``timed``:
     folder of images whose run is the call ``folder``, None for no call. ``save``: as in ``RunOptions``.
@@ -36,11 +38,13 @@ def subject(
     took. An image that fails fails the measurement: its time would be that of another, smaller job.
     """
     since = stopwatch()
-    given = dict(settings)
-    model = None if given.get("path") is None else Path(given["path"])
-    device = given.get("device") or default_device(model, given.get("backend", "auto"))
+    of_engine = {field.name for field in fields(EngineOptions)} & settings.keys()
+    engine = EngineOptions(**{name: settings[name] for name in of_engine})
+    others = {"scale": None} | {name: value for name, value in settings.items() if name not in of_engine}
+    path = others.pop("path", None)
+    device = engine.device or default_device(None if path is None else Path(path), engine.backend)
     plan = thread_plans.plan(threads, device=device)
-    segmenter = Segmenter.from_file(**given, threads=plan.engine)
+    segmenter = Segmenter.load(path, engine=replace(engine, threads=plan.engine), **others)
     opened = since()
     place = tempfile.TemporaryDirectory(dir=work, prefix="run-")
     out = Path(place.name) / "out"

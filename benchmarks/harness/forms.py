@@ -150,9 +150,9 @@ def open_engine(
         from cellseg_deploy.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend(file, device=device, threads=threads, static_batch=batch, use_cache=False, **settings)
-    from cellseg_deploy.backends import open_backend
+    from cellseg_deploy.backends import EngineOptions, open_backend
 
-    return open_backend(file, backend=engine, device=device, threads=threads, **settings)
+    return open_backend(file, EngineOptions(backend=engine, device=device, threads=threads, **settings))
 
 
 def gpu_bytes_in_use(device: str) -> int | None:

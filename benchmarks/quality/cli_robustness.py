@@ -38,6 +38,7 @@ def robustness_command(
 
     from cellseg_benchmarks.harness.report import with_remark
     from cellseg_benchmarks.quality import robustness
+    from cellseg_deploy.backends import EngineOptions
     from cellseg_deploy.errors import OutputError
     from cellseg_deploy.evaluate.plots import curves_png
     from cellseg_deploy.files.atomic import make_folder, write_bytes
@@ -54,10 +55,11 @@ def robustness_command(
         if not quiet:
             console.say(line)
 
+    engine = EngineOptions(threads=threads)
     with ExitStack() as stack:
         segmenters = {
-            robustness.FIXED: stack.enter_context(Segmenter.from_file(model, threads=threads)),
-            robustness.AUTO: stack.enter_context(Segmenter.from_file(model, cell_diameter_px="auto", threads=threads)),
+            robustness.FIXED: stack.enter_context(Segmenter.load(model, engine=engine, scale=None)),
+            robustness.AUTO: stack.enter_context(Segmenter.load(model, engine=engine)),
         }
         make_folder(output)
         progress = shared.progress(output, "robustness")

@@ -54,7 +54,7 @@ def savings_command(
     from cellseg_benchmarks.harness.report import new_folder
     from cellseg_benchmarks.quality import savings
     from cellseg_benchmarks.quality.halo_curve import halo_curve
-    from cellseg_deploy.backends import open_backend
+    from cellseg_deploy.backends import EngineOptions, open_backend
     from cellseg_deploy.cli import console
     from cellseg_deploy.models import default_model_path
 
@@ -63,11 +63,10 @@ def savings_command(
     plan = shared.plan_of(rounds, min_seconds, settle, budget)
     machine, before = shared.start()
     say = shared.teller(quiet)
-    settings = shared.engine_settings(backend, device, precision, batch_size, streams)
-    del settings["batch_size"]
+    engine = EngineOptions(backend, device, precision, threads, streams)
     with ExitStack() as stack:
-        opened = stack.enter_context(open_backend(model or default_model_path(), threads=threads, **settings))
-        also_opened = [stack.enter_context(open_backend(path, threads=threads, **settings)) for path in also]
+        opened = stack.enter_context(open_backend(model or default_model_path(), engine))
+        also_opened = [stack.enter_context(open_backend(path, engine)) for path in also]
         others = [
             (savings.usual_setting(other, f"model {path.stem}"), other)
             for path, other in zip(also, also_opened, strict=True)

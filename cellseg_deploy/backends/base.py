@@ -22,10 +22,10 @@ from cellseg_deploy.models.spec import ModelSpec
 class Backend(ABC):
     """One opened network on one device.
 
-    ``name``: engine name as in ``--backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
+    ``name``: engine name as in ``EngineOptions.backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
     ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``). ``batch_step``: tiles
     that cost as much as one, where the engine fills a call up to a multiple of them. ``given``: the file that was
-    asked for; ``path``: the one that was opened, which is another where ``--backend auto`` chose a form of the network.
+    asked for; ``path``: the one that was opened, which is another where ``auto`` chose a form of the network.
     ``verified``: whether it passed the parity gate here; ``choice``: why it was taken.
     """
 

@@ -179,7 +179,7 @@ def _open_gpu(rt: Any, index: int) -> Gpu:
         reason = _text_of(rt, code) if code != rt.cudaError_t.cudaSuccess else "CUDA lists no device"
         raise BackendUnavailableError(
             f"no NVIDIA GPU can be used here ({reason}); TensorRT engines are built and run on the machine with the "
-            "GPU (see nvidia-smi there), and --backend auto runs the .onnx without one"
+            "GPU (see nvidia-smi there), and `backend='auto'` runs the .onnx without one"
         )
     if index >= count:
         raise BackendUnavailableError(f"device cuda:{index} was asked for, but the last GPU here is cuda:{count - 1}")

@@ -59,7 +59,7 @@ def engine_version(backend: str) -> str | None:
 def engine_problem(backend: str, device: str) -> str:
     """Why ``backend`` cannot run on ``device`` (a sentence's end), "" if nothing speaks against it; nothing is loaded.
 
-    What shows only when the engine is loaded is found by ``auto.select``, for the one that was chosen.
+    What shows only when the engine is loaded is found by ``selection.select``, for the one that was chosen.
     """
     extra = "gpu" if backend == "onnxruntime" and device != "cpu" else INSTALL[backend]
     install = f"pip install 'cellseg-deploy[{extra}]'"

@@ -22,13 +22,11 @@ from cellseg_deploy.backends.onnxruntime_binding import (
     summary,
 )
 from cellseg_deploy.backends.telemetry import import_onnxruntime
-from cellseg_deploy.backends.tensorrt_buffers import BatchProfile, plan_calls
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
-from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME
 
-_CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
-_PROFILE = BatchProfile()
+_CUDA = "CUDAExecutionProvider"
 
 # Distributions that all install into the folder `onnxruntime`, so that two of them overwrite each other's files.
 _BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
@@ -39,27 +37,18 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
 
-    def __init__(
-        self, path: Path, *, device: str = "cpu", threads: int | None = None, provider: str | None = None
-    ) -> None:
-        """Check ``path`` and open it; errors as ``open_backend`` says.
-
-        ``provider``: what runs a GPU, ``cuda`` (the default) or ``tensorrt``. The latter builds its engine at each
-        start, from the precision of the file; nothing is cached, for an engine on disk is a program that ONNX Runtime
-        would load unchecked. ``--backend tensorrt`` builds once.
-        """
-        wanted = provider
-        provider, provider_options = _provider_for(device, wanted)
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        """Check ``path`` and open it; errors as ``open_backend`` says."""
+        provider, provider_options = _provider_for(device)
         runtime = _import_runtime(provider)
         self.model_file = read_model_file(path)
-        providers = _providers(provider, provider_options, self.model_file.spec)
-        self._session = _open_session(runtime, self.model_file, providers, threads)
+        self._session = _open_session(runtime, self.model_file, (provider, provider_options), threads)
         in_use = self._session.get_providers()
         if in_use[0] != provider:
             # ONNX Runtime falls back to the CPU with no more than a warning.
             raise BackendUnavailableError(
                 f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} could only open {in_use[0]}; "
-                "check the NVIDIA driver and that CUDA and cuDNN fit this ONNX Runtime, or take --device cpu"
+                "check the NVIDIA driver and that CUDA and cuDNN fit this ONNX Runtime, or take `device='cpu'`"
             )
         self.spec = self.model_file.spec
         nodes = {} if provider == CPU_PROVIDER else nodes_by_provider(self._session)
@@ -67,7 +56,7 @@ class OnnxRuntimeBackend(Backend):
         if left:
             raise BackendUnavailableError(
                 f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} would run "
-                f"{', '.join(left)} on the CPU; update ONNX Runtime, or take --device cpu"
+                f"{', '.join(left)} on the CPU; update ONNX Runtime, or take `device='cpu'`"
             )
         self._nodes = summary(nodes)
         self._bound: BoundSession | None = None
@@ -75,7 +64,6 @@ class OnnxRuntimeBackend(Backend):
             self._bound = BoundSession(
                 runtime, self._session, self.spec, device_type="cuda", device_id=provider_options["device_id"]
             )
-        self._profile = _PROFILE if provider == _TENSORRT else None
         self.precision = self.model_file.precision
         self.device = "cpu" if provider == CPU_PROVIDER else f"cuda:{provider_options['device_id']}"
         self._threads = threads
@@ -83,20 +71,14 @@ class OnnxRuntimeBackend(Backend):
 
     def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         try:
-            if self._profile is not None:
-                calls = plan_calls(len(tiles_nhwc), self._profile)
-                return np.concatenate([self._run(tiles_nhwc[call.rows]) for call in calls])
-            return self._run(tiles_nhwc)
+            if self._bound is not None:
+                return self._bound.run(tiles_nhwc)
+            (probabilities,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: tiles_nhwc})
+            return np.asarray(probabilities, np.float32)
         except Exception as error:  # ONNX Runtime's exceptions have no public common root
             if re.search(r"bad.?alloc|allocate memory|out of memory", str(error), re.IGNORECASE):
                 raise MemoryError(f"ONNX Runtime ran out of memory on {len(tiles_nhwc)} tiles") from error
             raise DataError(f"ONNX Runtime could not run {len(tiles_nhwc)} tiles: {_first_line(error)}") from error
-
-    def _run(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        if self._bound is not None:
-            return self._bound.run(tiles_nhwc)
-        (probabilities,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: tiles_nhwc})
-        return np.asarray(probabilities, np.float32)
 
     def _close(self) -> None:
         """Release the session and its memory."""
@@ -127,33 +109,14 @@ def installed_builds() -> list[str]:
     return found
 
 
-def _provider_for(device: str, wanted: str | None = None) -> tuple[str, dict[str, Any]]:
+def _provider_for(device: str) -> tuple[str, dict[str, Any]]:
     if device == "cpu":
-        if wanted is not None:
-            raise UsageError(f"execution provider {wanted!r} runs a GPU, but the device is cpu; add --device cuda")
         return CPU_PROVIDER, {}
     match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
     if match is None:
         raise UsageError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
-    if wanted not in (None, "cuda", "tensorrt"):
-        raise UsageError(f"unknown execution provider {wanted!r}; expected cuda or tensorrt")
-    if wanted == "tensorrt":
-        return _TENSORRT, {"device_id": int(match[1] or 0)}
     # TF32 would round fp32 weights to 10 bits without saying so; precision is a form of the model, not of the machine.
     return _CUDA, {"device_id": int(match[1] or 0), "use_tf32": 0}
-
-
-def _providers(provider: str, options: dict[str, Any], spec: ModelSpec) -> list[tuple[str, dict[str, Any]]]:
-    """Providers to open, the first is the one asked for. TensorRT gets its batch sizes, or it would build another
-    engine for the last partial batch, and CUDA behind it for nodes that it refuses."""
-    if provider != _TENSORRT:
-        return [(provider, options)]
-    shapes = ("x".join(map(str, shape)) for shape in _PROFILE.input_shapes(spec))
-    profile = {
-        f"trt_profile_{which}_shapes": f"{INPUT_NAME}:{shape}"
-        for which, shape in zip(("min", "opt", "max"), shapes, strict=True)
-    }
-    return [(_TENSORRT, options | profile), (_CUDA, options | {"use_tf32": 0})]
 
 
 def import_runtime(device: str) -> Any:
@@ -187,10 +150,8 @@ def _import_runtime(provider: str) -> Any:
     return onnxruntime
 
 
-def _open_session(
-    runtime: Any, model: ModelFile, providers: list[tuple[str, dict[str, Any]]], threads: int | None
-) -> Any:
-    on_gpu = providers[0][0] != CPU_PROVIDER
+def _open_session(runtime: Any, model: ModelFile, provider: tuple[str, dict[str, Any]], threads: int | None) -> Any:
+    on_gpu = provider[0] != CPU_PROVIDER
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
@@ -200,9 +161,9 @@ def _open_session(
         options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     options.log_severity_level = 4  # whatever goes wrong is raised; nothing is to be printed besides
     try:
-        return runtime.InferenceSession(model.data, sess_options=options, providers=providers)
+        return runtime.InferenceSession(model.data, sess_options=options, providers=[provider])
     except Exception as error:  # as in _predict
-        if on_gpu and re.search(r"cuda|cudnn|cublas|tensorrt|nvinfer", str(error), re.IGNORECASE):
+        if on_gpu and re.search(r"cuda|cudnn|cublas", str(error), re.IGNORECASE):
             raise BackendUnavailableError(f"ONNX Runtime could not open the GPU: {_first_line(error)}") from error
         raise ModelError(
             f"{model.path}: ONNX Runtime {runtime.__version__} refuses the model: {_first_line(error)}; "

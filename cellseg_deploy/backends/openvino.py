@@ -107,7 +107,7 @@ class OpenVinoBackend(Backend):
         if in_use != _HINTS[self.inference_precision]:
             raise BackendUnavailableError(
                 f"precision {self.inference_precision} was asked for, but OpenVINO {self._version} computes in "
-                f"{in_use} on this CPU; take --precision fp32, or another --backend"
+                f"{in_use} on this CPU; take `precision='fp32'`, or another `backend`"
             )
         return compiled
 
@@ -179,8 +179,8 @@ def read_ir(path: Path) -> openvino_ir.IrFile:
 def _check_settings(device: str, precision: str | None, streams: int, static_batch: int) -> None:
     if device != "cpu":
         raise BackendUnavailableError(
-            f"device {device!r} was asked for, but backend openvino runs on the CPU only here; take --device cpu, or "
-            "another --backend for a GPU"
+            f"device {device!r} was asked for, but backend openvino runs on the CPU only here; take `device='cpu'`, "
+            "or another `backend` for a GPU"
         )
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r} for OpenVINO; expected one of {', '.join(PRECISIONS)}")
@@ -217,7 +217,7 @@ def _check_native(core: Any, version: str, precision: str) -> None:
     if precision == "bf16" and "BF16" not in able:
         raise BackendUnavailableError(
             f"precision bf16 was asked for, but {core.get_property('CPU', 'FULL_DEVICE_NAME').strip()} has no bf16 "
-            f"instructions (OpenVINO {version} lists {', '.join(able)}); take --precision fp32"
+            f"instructions (OpenVINO {version} lists {', '.join(able)}); take `precision='fp32'`"
         )
 
 

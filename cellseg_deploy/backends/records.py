@@ -1,6 +1,6 @@
 """``MODEL.parity-records.json``: what the gate said of each form of a model, on which device, with which engine.
 
-The file lies beside the model and is added to by ``cellseg-export``; ``--backend auto`` chooses by it. A record speaks
+The file lies beside the model and is added to by ``cellseg-export``; ``backend="auto"`` chooses by it. A record speaks
 of one network (by its identity, which calibrating leaves alone), one file, one engine version and one kind of device.
 """
 

@@ -1,4 +1,4 @@
-"""``--backend auto``: the fastest form that is installed and passed the gate, for this model on this kind of device, in
+"""``backend="auto"``: the fastest form that is installed and passed the gate, for this model on this kind of device, in
 the precision that was asked for, or else in the model's own or in fp32.
 
 Candidates are the model file itself in each engine that reads it, and every other file that its parity records name. A
@@ -8,15 +8,20 @@ an engine, another kind of device, or another file of the same name.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cellseg_deploy.backends import PRECISIONS
-from cellseg_deploy.backends.device_class import INSTALL
-from cellseg_deploy.backends.records import ParityRecord, form_sha256, is_looser
-from cellseg_deploy.errors import BackendUnavailableError, ParityError
+from cellseg_deploy.backends.base import Backend
+from cellseg_deploy.backends.device_class import INSTALL, device_class, engine_problem, engine_version
+from cellseg_deploy.backends.options import PRECISIONS, check_precision
+from cellseg_deploy.backends.records import ParityRecord, form_sha256, is_looser, read_records, records_path
+from cellseg_deploy.errors import BackendUnavailableError, ParityError, UsageError
+from cellseg_deploy.models.onnx_file import read_model_file
+
+_log = logging.getLogger(__name__)
 
 REFERENCES = ("pytorch", "onnxruntime")
 """Engines that a record may have been made against; any other is itself a form that has to be compared."""
@@ -172,7 +177,7 @@ def as_precise_as(precision: str, candidates: Sequence[Candidate]) -> tuple[Cand
         of_form = candidate.form.precision
         if not candidate.eligible or (of_form in ("fp32", precision) and of_form in PRECISIONS):
             return candidate
-        reason = f"{of_form}, the model is {precision}: taken with --precision {of_form}"
+        reason = f"{of_form}, the model is {precision}: taken with `precision={of_form!r}`"
         if of_form not in PRECISIONS:
             reason = f"unknown precision {of_form!r}: never taken"
         return replace(candidate, eligible=False, reason=reason)
@@ -198,12 +203,12 @@ def choose(candidates: Sequence[Candidate], here: Here) -> Selection:
     if not here.runs(plain.form.backend):
         raise BackendUnavailableError(
             f"no engine here passed the gate for {plain.form.file.name} on {here.device_class}; install one, or "
-            f"name one with --backend to run it unverified:{listing}"
+            f"name one as `backend` to run it unverified:{listing}"
         )
     if plain.failed:
         raise ParityError(
             f"no form of {plain.form.file.name} passed the gate on {here.device_class}; export the model again, or "
-            f"name one with --backend to run it unverified:{listing}"
+            f"name one as `backend` to run it unverified:{listing}"
         )
     return Selection(
         plain.form, False, f"no form passed the gate here; {plain.form.backend} {plain.reason}", all_of_them
@@ -252,3 +257,80 @@ def _passed_at_export(item: Candidate, model: Path, parity: str, here: Here) -> 
     if item.eligible or item.failed or not here.runs("onnxruntime") or here.device != "cpu":
         return False
     return item.form.backend == "onnxruntime" and item.form.file == model and parity.startswith("verified")
+
+
+# ------------------------------------------------------------------------------- on this machine, for a model file
+
+
+def here(device: str) -> Here:
+    """This machine, for forms that run on ``device``."""
+    problems = {name: problem for name in INSTALL if (problem := engine_problem(name, device))}
+    return Here(device, device_class(device), {name: engine_version(name) for name in INSTALL}, problems)
+
+
+def select(model: Path, *, device: str = "cpu", precision: str | None = None) -> tuple[Selection, Here]:
+    """The form of the .onnx file ``model`` to run on ``device``, and what it was chosen by.
+
+    ``precision``: only forms that compute in it; None for those that compute in the model's own or in fp32.
+    Raises ``UsageError`` for an unknown precision, ``ModelError`` for a model or records that are damaged,
+    ``BackendUnavailableError`` or ``ParityError`` if there is nothing to choose (see ``selection.choose``).
+    """
+    if model.suffix.lower() != ".onnx":
+        raise UsageError(f"{model}: only an .onnx file leaves a choice of engines; this one opens its own")
+    check_precision(precision)
+    machine = here(device)
+    file = read_model_file(model)
+    records = read_records(records_path(model))
+    passed_over = ""
+    while True:  # ends: an engine that cannot be loaded is not chosen again
+        found = candidates_of(model, file.identity, file.precision, file.spec.parity, records, machine)
+        if precision is None:
+            found = as_precise_as(file.precision, found)
+        else:
+            found = tuple(c for c in found if c.form.precision == precision)
+            if not found:
+                raise BackendUnavailableError(
+                    f"precision {precision} was asked for, but no engine runs {model.name} in it on {device}"
+                )
+        selection = choose(found, machine)
+        try:
+            _load(selection.form.backend, device)
+        except BackendUnavailableError as error:
+            engine = selection.form.backend
+            _log.warning("%s was chosen but cannot run, the next form is taken: %s", selection.form, error)
+            machine = replace(machine, problems={**machine.problems, engine: f"cannot be loaded: {error}"})
+            passed_over += f"; {selection.form} was chosen before it, but cannot be loaded"
+            continue
+        return replace(selection, why=selection.why + passed_over), machine
+
+
+def _load(engine: str, device: str) -> None:
+    """Load ``engine`` as opening a form does; raises ``BackendUnavailableError`` if that fails."""
+    if engine == "openvino":
+        from cellseg_deploy.backends.openvino import import_openvino
+
+        import_openvino()
+    elif engine == "onnxruntime":
+        from cellseg_deploy.backends.onnxruntime import import_runtime
+
+        import_runtime(device)
+    else:
+        from cellseg_deploy.backends.tensorrt import import_tensorrt
+
+        import_tensorrt()
+
+
+def form_of(backend: Backend, file: Path) -> Form:
+    """The form that ``backend``, opened from ``file``, is."""
+    return Form(file, backend.name, backend.precision, str(backend.describe().get("inference_precision", "")))
+
+
+def verdict_on(backend: Backend, file: Path) -> tuple[bool, str]:
+    """Whether what was opened from ``file`` by its name passed the gate here, and by what that is known."""
+    if backend.name == "tensorrt":  # its sidecar was checked against this very GPU when it was opened
+        return backend.spec.parity.startswith("verified"), backend.spec.parity
+    if backend.name == "onnxruntime" and backend.device == "cpu" and backend.spec.parity.startswith("verified"):
+        return True, backend.spec.parity
+    identity = str(backend.describe()["model_identity"])
+    judged = judge_form(form_of(backend, file), identity, read_records(records_path(file)), here(backend.device))
+    return judged.eligible, judged.reason

@@ -280,7 +280,7 @@ def import_tensorrt_rtx() -> Any:
         import tensorrt_rtx
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendUnavailableError(
-            f"TensorRT-RTX is not installed or broken ({error}), and --check-only builds with it; run: "
+            f"TensorRT-RTX is not installed or broken ({error}); `cellseg-export tensorrt --check-only` needs it; run: "
             "pip install 'cellseg-deploy[trt-check]'"
         ) from error
     return tensorrt_rtx
@@ -355,9 +355,9 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _kept_engine(path: Path, model: ModelFile, here: Machine) -> tuple[Path, EngineSidecar, bytes]:
-    _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with --rebuild")
+    _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with `rebuild=True`")
     if sidecar.model_identity != model.identity:
-        raise ModelError(f"{path}: this engine is of another network; build it again with --rebuild")
+        raise ModelError(f"{path}: this engine is of another network; build it again with `rebuild=True`")
     return path, sidecar, data
 
 

@@ -129,7 +129,7 @@ def note(field: Mask) -> Note:
     """What the user should know of a picture of which ``field`` (h, w) is a part."""
     return Note(
         f"the field of view is {field.mean():.0%} of the picture; the rest (surround, frame or band) is left out of "
-        "cells, confluence and density: look at the overlay; --field full takes the whole picture",
+        "cells, confluence and density: look at the overlay; `field='full'` takes the whole picture",
         "field of view",
     )
 

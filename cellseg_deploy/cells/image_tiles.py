@@ -11,9 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells import tiling
+from cellseg_deploy.errors import DataError, ModelError
 
 Tiles = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
+# A sigmoid in half precision may miss 0 and 1 by rounding; logits miss them by far more.
+_SLACK = 1e-2
+_MAX_MODEL_PIXELS = 400_000_000
 
 
 class StageClock:
@@ -68,3 +72,35 @@ class ImageTiles:
         """Write the answers (n, K, S, S) for tiles ``start``, ``start + 1``, ... to their place in ``out_khw``."""
         with self.clock("tile"):
             tiling.stitch_into(self.out_khw, self._plan, start, probabilities_nkhw)
+
+
+def checked_probabilities(probabilities: Probabilities) -> Probabilities:
+    """``probabilities`` with rounding at 0 and 1 clipped in place. Raises ``ModelError`` where it is more than that."""
+    low, high = float(probabilities.min()), float(probabilities.max())
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise ModelError(
+            f"the network answered with values from {low:g} to {high:g} where probabilities were expected; "
+            "was the model exported without its sigmoid? Export it again with cellseg-export"
+        )
+    return np.clip(probabilities, 0, 1, out=probabilities)
+
+
+def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
+    """``image_hwc`` (h, w, 3) at ``scale`` output px per input px, at least 1 x 1: by area down, bilinear up.
+
+    The same interpolation as in training. Raises ``DataError`` if the result would be too large.
+    """
+    import cv2
+
+    if scale == 1:
+        return image_hwc
+    height, width = (max(1, round(side * scale)) for side in image_hwc.shape[:2])
+    if height * width > _MAX_MODEL_PIXELS:
+        raise DataError(
+            f"at scale {scale:g} the image becomes {width} x {height} px, more than {_MAX_MODEL_PIXELS} pixels; "
+            "check `scale` or `cell_diameter_px`"
+        )
+    if (height, width) == image_hwc.shape[:2]:
+        return image_hwc
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image_hwc, (width, height), interpolation=method), np.uint8)

@@ -9,7 +9,7 @@ the surest, and corrects it by what is left between that median and the model's 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +49,7 @@ MIN_SEEN = 0.01
 REMARKABLE = 1.3
 """Cells that many times larger or smaller than the model's are counted noticeably worse without a second pass."""
 
+Look = Callable[[npt.NDArray[np.uint8], float], tuple[npt.NDArray[np.float32], Labels]]
 CellDiameter = float | Literal["auto"] | None
 
 
@@ -112,11 +113,52 @@ def crop_of(image_hw: tuple[int, int], side_px: int, index: int) -> tuple[slice,
     return rows, columns
 
 
+def search(
+    parts: Sequence[npt.NDArray[np.uint8]],
+    look: Look,
+    *,
+    tile_size: int,
+    model_diameter_px: float,
+    image_scale: float,
+) -> ScaleChoice:
+    """The scale at which the cells of ``parts``, images or parts of them (h, w, 3), are as large as the model's.
+
+    ``look(crop, scale)``: probability of foreground in ``crop`` and the cells found there, both (h', w') at ``scale``.
+    ``tile_size``, ``model_diameter_px``, ``image_scale``: of the ModelSpec; the last is kept where cells are nearly as
+    large (``TOLERANCE``), and, with a note, where there are too few to tell.
+    """
+
+    def with_part(view: View, index: int, seen: set[tuple[int, str]]) -> View:
+        """``view`` with crop ``index`` of the parts, which take turns, unless it was ``seen``."""
+        part = parts[turn := index % len(parts)]
+        crop = crop_of((part.shape[0], part.shape[1]), int(tile_size / view.scale), index)
+        if (name := (turn, str(crop))) in seen:
+            return view
+        seen.add(name)
+        return view.with_crop(*look(part[crop], view.scale))
+
+    views = []
+    for diameter in SEARCH_DIAMETERS_PX:
+        view, seen = empty_view(model_diameter_px / diameter), set[tuple[int, str]]()
+        for index in range(SEARCH_CROPS if parts else 0):
+            view = with_part(view, index, seen)
+        views.append(view)
+    best = surest(views, model_diameter_px)
+    if best is None:
+        return ScaleChoice(image_scale, too_few_note(model_diameter_px, image_scale), len(parts))
+    for index in range(SEARCH_CROPS, len(parts)):
+        if len(best.areas_px) < ENOUGH_CELLS:
+            best = with_part(best, index, set())
+    found = best.scale * model_diameter_px / best.median_px
+    is_near = max(found / image_scale, image_scale / found) <= TOLERANCE
+    return ScaleChoice(image_scale if is_near else found, images=len(parts))
+
+
 def too_few_note(model_diameter_px: float, image_scale: float) -> Note:
     """What to say where the search found no scale."""
     return Note(
         f"fewer than {MIN_MEASURED} whole cells to estimate their size from; the model's own scale was kept (cells of "
-        f"{model_diameter_px / image_scale:.0f} px), give --cell-diameter if the magnification is another",
+        f"{model_diameter_px / image_scale:.0f} px), give `cell_diameter_px` if the magnification is another",
         "cell size",
     )
 
@@ -161,7 +203,7 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
     if len(whole) < MIN_CELLS:
         note = (
             f"only {len(whole)} whole cells to estimate their size from, {MIN_CELLS} are needed; the model's own scale "
-            "was kept, give --cell-diameter if the magnification is another"
+            "was kept, give `cell_diameter_px` if the magnification is another"
         )
         return ScaleChoice(first_scale, Note(note, "cell size"))
     diameter = math.sqrt(4 / math.pi * float(np.median(whole)))
@@ -182,7 +224,7 @@ def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: fl
         return ""
     return Note(
         f"the network takes {seen:.0%} of the image for cells, but the cells found cover {kept:.0%}: the rest is too "
-        "small or cut by the image border; look at the overlay, and give --cell-diameter for another magnification",
+        "small or cut by the image border; look at the overlay, and give `cell_diameter_px` for another magnification",
         "lost cells",
     )
 
@@ -194,7 +236,7 @@ def size_note(labels: Labels, model_diameter_px: float, scale: float) -> str:
         return ""
     found, expected = model_diameter_px / fitting, model_diameter_px / scale
     return Note(
-        f"cells are about {found:.0f} px wide, the model expects {expected:.0f}; --cell-diameter auto counts them at "
-        "their own size",
+        f"cells are about {found:.0f} px wide, the model expects {expected:.0f}; `cell_diameter_px='auto'` counts them "
+        "at their own size",
         "cell size",
     )

@@ -9,21 +9,24 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cellseg_deploy.backends import PRECISIONS
+from cellseg_deploy.backends import BACKENDS, PRECISIONS, EngineOptions
 from cellseg_deploy.errors import CellsegError
+from cellseg_deploy.images.options import MAX_PIXELS
 from cellseg_deploy.outputs import requirements
 
 if TYPE_CHECKING:
     from cellseg_deploy.cells.scale import CellDiameter
+    from cellseg_deploy.images.options import ReadOptions
     from cellseg_deploy.threads import ThreadPlan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -86,7 +89,25 @@ def _stdout_is_lost(number: int) -> int:
 
 def print_error(message: str) -> None:
     """One error on stderr, in red where that is a terminal."""
-    say(click.style("error: ", fg="red", bold=True) + message)
+    say(click.style("error: ", fg="red", bold=True) + in_options(message))
+
+
+_ARGUMENTS = (
+    *("backend", "batch_size", "bit_depth", "border_cells", "cell_diameter_px", "count_rule", "cuda_graph", "device"),
+    *("field", "halo", "mask_foreground", "masks", "max_pixels", "model", "pixel_size_um", "precision", "rebuild"),
+    *("scale", "streams", "task", "threads"),
+)
+_MARKED = re.compile(rf"`({'|'.join(_ARGUMENTS)})(?:=('?)([^`']+)\2)?`")
+
+
+def in_options(text: str) -> str:
+    """``text`` of the library, which marks its arguments (`bit_depth=12`), with the options that stand for them."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1].removesuffix("_px").removesuffix("_um"), found[3]
+        return f"--{name.replace('_', '-')}" + ("" if value in (None, "True") else f" {value}")
+
+    return _MARKED.sub(option, text)
 
 
 def say(line: str) -> None:
@@ -95,19 +116,28 @@ def say(line: str) -> None:
         click.echo(line, err=True)
 
 
+class _InOptions(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, in the command's own words."""
+        return in_options(super().format(record))
+
+
 def set_up_logging(verbosity: int) -> None:
     """Log to stderr: warnings, with ``-v`` progress of single steps, with ``-vv`` everything of this package."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_InOptions("%(levelname)s: %(message)s"))
     _log.handlers[:] = [handler]
     _log.setLevel(level)
     _log.propagate = False
 
 
 def printable(text: str | Path) -> str:
-    """``text`` as one line that any terminal and encoding can show: no control characters, no broken Unicode."""
-    escaped = str(text).encode("utf-8", "backslashreplace").decode()
+    """``text`` as one line that any terminal and encoding can show: no control characters, no broken Unicode.
+
+    Arguments that the library marks become options.
+    """
+    escaped = in_options(str(text)).encode("utf-8", "backslashreplace").decode()
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in escaped)
 
 
@@ -129,6 +159,19 @@ def cell_diameter_or_auto(scale: float | None, cell_diameter: CellDiameter) -> C
 def names_in(text: str | None) -> tuple[str, ...] | None:
     """Names in ``text`` with commas between, each once; None for None."""
     return None if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def engine_options(asked: Mapping[str, Any], threads: ThreadPlan) -> EngineOptions:
+    """What the options of ``model_options`` say of the engine; ``asked``: their values by name."""
+    names = ("backend", "device", "precision", "streams", "cuda_graph", "rebuild")
+    return EngineOptions(threads=threads.engine, **{name: asked[name] for name in names})
+
+
+def read_options(asked: Mapping[str, Any]) -> ReadOptions:
+    """What the options of ``reading_options``, and ``--pixel-size`` where there is one, say."""
+    from cellseg_deploy.images.options import ReadOptions
+
+    return ReadOptions(asked["max_pixels"], asked["bit_depth"], asked.get("pixel_size"))
 
 
 def plan_threads(total: int | None, *, device: str | None, model: Path | None, backend: str) -> ThreadPlan:
@@ -187,15 +230,10 @@ def model_options(function: F) -> F:
         ),
         click.option(
             "--backend",
-            type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
-            default="auto",
+            type=click.Choice(BACKENDS),
+            default=EngineOptions.backend,
             show_default=True,
             help="Inference engine; auto takes the fastest form that passed the parity gate for this model here.",
-        ),
-        click.option(
-            "--ort-provider",
-            type=click.Choice(["cuda", "tensorrt"]),
-            help="What ONNX Runtime runs a GPU with; tensorrt builds its engine at each start.  [default: cuda]",
         ),
         click.option("--rebuild", is_flag=True, help="Build the TensorRT engine of the model anew."),
         click.option(
@@ -225,7 +263,13 @@ def model_options(function: F) -> F:
 def reading_options(function: F) -> F:
     """Options of every command that reads images."""
     options = [
-        click.option("--max-pixels", type=int, metavar="N", help="Refuse larger images.  [default: 200 million]"),
+        click.option(
+            "--max-pixels",
+            type=int,
+            default=MAX_PIXELS,
+            metavar="N",
+            help="Refuse larger images.  [default: 200 million]",
+        ),
         click.option(
             "--bit-depth",
             type=int,

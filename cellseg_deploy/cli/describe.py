@@ -135,14 +135,9 @@ def _record(options: Options, folder: Path) -> int:
     return console.EXIT_OK
 
 
-def _reading(options: Options) -> dict[str, Any]:
-    limit = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
-    return {"bit_depth": options.bit_depth, **limit}
-
-
 def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) -> Generator[ImageFacts, None, None]:
     def work(image: FoundImage, network: Network) -> ImageFacts:
-        loaded = read_image(image.path, **_reading(options))
+        loaded = read_image(image.path, options.reading)
         found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
         return image_statistics.look_at(
             image.name,
@@ -173,7 +168,7 @@ def _speck_px(spec: ModelSpec, scale: float, given_px: int | None) -> int:
 def _of_masks(pairs: Sequence[Pair], options: Options, truths: Truths) -> Iterator[ImageFacts]:
     for pair in pairs:
         labels = without_ignored(truths.labels_of(pair))
-        loaded = read_image(pair.image, **_reading(options))
+        loaded = read_image(pair.image, options.reading)
         check_same_size(pair, loaded.pixels_hwc.shape[:2], (labels.shape[0], labels.shape[1]))
         yield image_statistics.look_at(
             pair.stem, loaded.pixels_hwc, labels, min_area_px=options.min_area_px, resolution=loaded.resolution

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cellseg_deploy.evaluate.truths import Truths
     from cellseg_deploy.images.find import Pair
     from cellseg_deploy.images.mask_foreground import MaskForeground
+    from cellseg_deploy.images.options import ReadOptions
     from cellseg_deploy.models.spec import ModelSpec
     from cellseg_deploy.segmenter import Segmenter
     from cellseg_deploy.threads import ThreadPlan
@@ -92,14 +93,13 @@ class Options:
     batch_size: int
     device: str | None
     backend: str
-    ort_provider: str | None
     rebuild: bool
     cuda_graph: bool
     precision: str | None
     threads: int | None
     streams: int | None
     halo: int | None
-    max_pixels: int | None
+    max_pixels: int
     bit_depth: int | None
     count_rule: CountRule
     border_cells: BorderCells
@@ -109,24 +109,17 @@ class Options:
     verbose: int
 
     def open_segmenter(self) -> Segmenter:
-        """The model, or the one that ships with the package. Raises as ``Segmenter.from_file`` does."""
+        """The model, or the one that ships with the package. Raises as ``Segmenter.load`` does."""
         from cellseg_deploy.segmenter import Segmenter
 
-        segmenter = Segmenter.from_file(
+        segmenter = Segmenter.load(
             self.model,
-            backend=self.backend,
-            device=self.device,
+            engine=console.engine_options(vars(self), self.thread_plan),
             task=self.task,
             scale=self.scale,
             cell_diameter_px=console.cell_diameter_or_auto(self.scale, self.cell_diameter),
             batch_size=self.batch_size,
             halo=self.halo,
-            threads=self.thread_plan.engine,
-            ort_provider=self.ort_provider,
-            rebuild=self.rebuild,
-            cuda_graph=self.cuda_graph,
-            precision=self.precision,
-            streams=self.streams,
             border_cells=self.border_cells,
             classes=None if self.boxes or self.points else console.names_in(self.classes),
         )
@@ -141,18 +134,21 @@ class Options:
     def _measure(self, segmenter: Segmenter, folder: Path) -> None:
         """Find the scale of the images of ``folder``, once for those of one size."""
         from cellseg_deploy.images.find import find_images
-        from cellseg_deploy.images.read import MAX_PIXELS
         from cellseg_deploy.run import scales
         from cellseg_deploy.run.record import RunOptions
 
-        most = MAX_PIXELS if self.max_pixels is None else self.max_pixels
-        options = RunOptions(bit_depth=self.bit_depth, max_pixels=most)
+        options = RunOptions(bit_depth=self.bit_depth, max_pixels=self.max_pixels)
         for group, images in scales.groups_of(find_images([folder])).items():
             sample = list(scales.sample(images, options))
             choice = segmenter.find_scale(sample)
             segmenter.measured_scales |= {image.shape[:2]: choice.scale for image in sample}
             if not self.quiet:
                 console.say(scales.said(group, choice, segmenter.backend.spec.cell_diameter_px))
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How images are read."""
+        return console.read_options(vars(self))
 
     @property
     def thread_plan(self) -> ThreadPlan:
@@ -163,15 +159,13 @@ class Options:
         """``segmenter`` with the settings for reading."""
         from cellseg_deploy.evaluate.score import Predictor
 
-        limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
         return Predictor(
             segmenter,
             self.thread_plan,
-            self.bit_depth,
+            self.reading,
             keep_probabilities=keep_probabilities,
             mask_foreground=self.mask_foreground,
             field=self.field,
-            **limit,
         )
 
     @property

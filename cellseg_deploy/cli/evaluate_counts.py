@@ -27,7 +27,7 @@ from cellseg_deploy.evaluate import agreement, plots, score
 from cellseg_deploy.evaluate.count_table import CountedImage, pair_with_counts
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
-from cellseg_deploy.images.read import MAX_PIXELS, declared_pixels, read_image, read_labels
+from cellseg_deploy.images.read import declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.run.output_folder import check_apart
 
@@ -82,10 +82,9 @@ def count_cells(labels: npt.NDArray[np.int32], rule: CountRule, min_area_px: int
 
 
 def _of_model(images: Sequence[CountedImage], segmenter: Segmenter, options: Options) -> Generator[int, None, None]:
-    max_pixels = MAX_PIXELS if options.max_pixels is None else options.max_pixels
 
     def work(image: CountedImage, network: Network) -> int:
-        loaded = read_image(image.path, bit_depth=options.bit_depth, max_pixels=max_pixels)
+        loaded = read_image(image.path, options.reading)
         found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
         large = found.table.columns["area_px"] >= (options.min_area or 0)
         return int((found.counted(options.count_rule) & large).sum())

@@ -54,9 +54,7 @@ class Anatomy:
         self._out = options.output
         self._min_area_px = options.min_area_px
         self._photographs = photographs
-        self._reading: dict[str, Any] = {"bit_depth": options.bit_depth}
-        if options.max_pixels is not None:
-            self._reading["max_pixels"] = options.max_pixels
+        self._reading = options.reading
         self._place = place
         self._sheets = contact_sheet.ContactSheets(place)
         self._rows: list[list[Any]] = [list(ANATOMY_COLUMNS)]
@@ -67,7 +65,7 @@ class Anatomy:
         findings = anatomy.find(*set_aside(image.true_labels, image.labels), min_area_px=self._min_area_px)
         self.by_image[image.name] = anatomy.summary(findings)
         if self._photographs:
-            photo = read_image(pair.image, **self._reading).pixels_hwc
+            photo = read_image(pair.image, self._reading).pixels_hwc
         else:
             photo = np.full((*image.labels.shape, 3), 90, np.uint8)
         for finding in findings:

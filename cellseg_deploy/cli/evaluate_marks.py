@@ -105,13 +105,8 @@ def _classes(
     return pairs, tuple(name for name in of_marks if name not in not_counted) if not_counted else ()
 
 
-def _reading(options: Options) -> dict[str, Any]:
-    limit = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
-    return {"bit_depth": options.bit_depth, **limit}
-
-
 def _size_hw(file: Path, options: Options) -> tuple[int, int]:
-    read = read_labels(file) if options.labels is not None else read_image(file, **_reading(options)).pixels_hwc
+    read = read_labels(file) if options.labels is not None else read_image(file, options.reading).pixels_hwc
     return read.shape[0], read.shape[1]
 
 
@@ -133,7 +128,7 @@ def _by_model(
     wanted: tuple[str, ...],
 ) -> Generator[MarkScore, None, None]:
     def work(name: str, file: Path, network: Network) -> MarkScore:
-        found = segmenter.segment(read_image(file, **_reading(options)).pixels_hwc, network, field=options.field)
+        found = segmenter.segment(read_image(file, options.reading).pixels_hwc, network, field=options.field)
         cells, least = counting_labels(found.labels, found.classes), options.min_area or 0
         score = score_marks(truth.by_image[name], cells, classes=wanted, min_area_px=least)
         if found.classes is None or not pairs:

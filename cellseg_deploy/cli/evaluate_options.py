@@ -16,7 +16,7 @@ EXTRAS = ("sweep", "anatomy", "save_labels")
 """What it can add to it."""
 _OF_THE_ENGINE = (
     *("scale", "cell_diameter", "batch_size", "device", "backend", "precision"),
-    *("ort_provider", "rebuild", "cuda_graph", "threads", "streams", "halo", "border_cells", "field"),
+    *("rebuild", "cuda_graph", "threads", "streams", "halo", "border_cells", "field"),
 )
 _OF_THE_MODEL = (*_OF_THE_ENGINE, "model", "task", "max_pixels", "bit_depth", "save_labels", "sweep", *MODES)
 _MODEL_FILES = (".onnx", ".safetensors")

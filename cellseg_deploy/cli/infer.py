@@ -109,7 +109,7 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
     """Count and outline the cells of images (PNG, JPEG, TIFF): files, patterns, or folders with all that is in them."""
     console.set_up_logging(asked["verbose"])
     if asked["explain"]:
-        unused = ("ort_provider", "rebuild", "cuda_graph", "streams", "like")
+        unused = ("rebuild", "cuda_graph", "streams", "like")
         console.refuse_options(context, unused, "and --explain exclude each other: it shows what is chosen without")
         click.echo(_explanation(asked["model"], asked["backend"], asked["device"] or "cpu", asked["precision"]))
         return console.EXIT_OK
@@ -143,7 +143,6 @@ def _run(
     given: GivenPaths, images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
 ) -> RunSummary | None:
     """Open the model and do what was asked for; None if that was only to be shown."""
-    from cellseg_deploy.images.read import MAX_PIXELS
     from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.run.folder import RunOptions, plan_folder, run_folder
     from cellseg_deploy.run.record import Inputs
@@ -155,7 +154,7 @@ def _run(
     options = RunOptions(
         save=parse_names(asked["save"]),
         overwrite=asked["overwrite"],
-        max_pixels=MAX_PIXELS if asked["max_pixels"] is None else asked["max_pixels"],
+        max_pixels=asked["max_pixels"],
         bit_depth=asked["bit_depth"],
         pixel_size_um=asked["pixel_size"],
         count_rule=asked["count_rule"],
@@ -163,20 +162,17 @@ def _run(
         scales={} if recorded is None else recorded.scales,
     )
     complete = CompleteFiles(asked["watch_settle"])
-    engine = _engine(output, asked, recorded)
-    threads = console.plan_threads(
-        asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
-    )
+    form = _form(output, asked, recorded)
+    threads = console.plan_threads(asked["threads"], device=form["device"], model=form["path"], backend=form["backend"])
     inputs = Inputs.of(given.paths, given.roots, follow_links=asked["follow_links"])
-    names = ("task", "scale", "batch_size", "halo", "border_cells", "rebuild", "cuda_graph", "streams")
-    settings = {
-        **{name: asked[name] for name in names},
-        "classes": console.names_in(asked["classes"]),
-        "cell_diameter_px": console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"]),
-        "threads": threads.engine,
-    }
+    names = ("task", "scale", "batch_size", "halo", "border_cells")
+    settings = {name: asked[name] for name in names} | {"classes": console.names_in(asked["classes"])}
+    diameter = console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"])
+    engine = console.engine_options(asked | form, threads)
     with (
-        Segmenter.from_file(**engine, **settings) as segmenter,
+        Segmenter.load(
+            form["path"], engine=engine, given=form.get("given"), cell_diameter_px=diameter, **settings
+        ) as segmenter,
         _progress(asked["quiet"]) as progress,
     ):
         opened = segmenter.backend
@@ -217,8 +213,8 @@ def _run(
         )
 
 
-def _engine(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> dict[str, Any]:
-    """Which engine to open the model with: the one of the run in ``output`` if it is gone on with, else as asked.
+def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> dict[str, Any]:
+    """Which file to open, and in which engine: the one of the run in ``output`` if it is gone on with, else as asked.
 
     Of a ``recorded`` run that is done again, the model's form that was opened then. Raises ``OutputError`` for a folder
     that cannot be used in any case, before a model is loaded for nothing.
@@ -230,7 +226,7 @@ def _engine(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -
     state = look_at(output)
     if state.kind == "foreign" or not asked["overwrite"]:
         check_usable(state, output)
-    names = ("backend", "device", "precision", "ort_provider")
+    names = ("backend", "device", "precision")
     as_asked = {"path": asked["model"], **{name: asked[name] for name in names}}
     if recorded is not None:
         as_asked = engine_to_go_on_with(recorded.identity, asked["model"] or default_model_path()) or as_asked
@@ -309,14 +305,13 @@ def _images(given: GivenPaths, *, follow_links: bool) -> list[FoundImage]:
 
 def _explanation(model: Path | None, backend: str, device: str, precision: str | None) -> str:
     """The candidates of ``--backend auto`` and the choice among them."""
-    from cellseg_deploy.backends import auto
-    from cellseg_deploy.backends.selection import table
+    from cellseg_deploy.backends.selection import select, table
     from cellseg_deploy.models import default_model_path
 
     if backend != "auto":
         raise click.UsageError(f"--explain shows what --backend auto chooses; {backend} was named")
-    selection, here = auto.select(model or default_model_path(), device=device, precision=precision)
-    return table(selection, here)
+    selection, here = select(model or default_model_path(), device=device, precision=precision)
+    return console.in_options(table(selection, here))
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Any]:

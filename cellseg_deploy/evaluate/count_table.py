@@ -96,7 +96,7 @@ def _check_header(table: Path, columns: list[str]) -> None:
     if others:
         raise DataError(
             f"{table}: column {others[0]}: expected image and count alone; give the count of all cells, or for each "
-            "class of the model a table of its own with --classes NAME, and remove the other columns"
+            "class of the model a table of its own with `classes=NAME`, and remove the other columns"
         )
 
 

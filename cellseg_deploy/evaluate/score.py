@@ -28,16 +28,19 @@ from cellseg_deploy.cells.count_rules import CountRule
 from cellseg_deploy.cells.field_of_view import Field, Mask
 from cellseg_deploy.files import atomic
 from cellseg_deploy.images.mask_foreground import MaskForeground
-from cellseg_deploy.images.read import MAX_PIXELS, Pair, check_same_size, declared_pixels, read_image, read_labels
+from cellseg_deploy.images.options import ReadOptions
+from cellseg_deploy.images.read import Pair, check_same_size, declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import label_tiff, tables
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, output_names
 from cellseg_deploy.threads import ThreadPlan
 
 if TYPE_CHECKING:
     from cellseg_deploy.evaluate.truths import Truths
-    from cellseg_deploy.segmenter import Segmentation, Segmenter
+    from cellseg_deploy.outputs.segmentation import Segmentation
+    from cellseg_deploy.segmenter import Segmenter
 
 T = TypeVar("T")
+_READ_DEFAULTS = ReadOptions()
 Labels = npt.NDArray[np.int32]
 METRICS_JSON, METRICS_CSV, LABELS_FOLDER = "metrics.json", "metrics.csv", "labels"
 PROGRAM = "cellseg-evaluate"
@@ -85,15 +88,14 @@ class Predictor:
 
     segmenter: Segmenter
     threads: ThreadPlan
-    bit_depth: int | None = None
-    max_pixels: int = MAX_PIXELS
+    reading: ReadOptions = _READ_DEFAULTS
     keep_probabilities: bool = False
     mask_foreground: MaskForeground = "auto"
     field: Field = "auto"
 
     def segment(self, pair: Pair, mask_hw: tuple[int, int], network: Network) -> Segmentation:
         """Cells of the photograph ``pair.image``; its size is checked before any work is done."""
-        image_hwc = read_image(pair.image, bit_depth=self.bit_depth, max_pixels=self.max_pixels).pixels_hwc
+        image_hwc = read_image(pair.image, self.reading).pixels_hwc
         check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
         return self.segmenter.segment(image_hwc, network, field=self.field)
 

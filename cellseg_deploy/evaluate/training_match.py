@@ -164,7 +164,7 @@ def _of_size(images: Sequence[ImageFacts], facts: DataFacts, spec: ModelSpec) ->
     if not _is_of_size(median, spec):
         found.append(
             f"cells are {median:.0f} px wide (median), {median / expected:.2f} times those of the training images "
-            f"({expected:.0f} px): give --cell-diameter {median:.0f}, or auto"
+            f"({expected:.0f} px): give `cell_diameter_px={median:.0f}`, or auto"
         )
     odd = [
         image.name

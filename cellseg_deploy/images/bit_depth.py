@@ -71,7 +71,7 @@ def bits_to_scale(
     """
     used, source = bits, ""
     if given is not None:
-        used, source = given, "--bit-depth"
+        used, source = given, "`bit_depth`"
     elif said is not None and not said.is_hint and said.bits < bits:
         is_scaled = said.may_be_scaled and _is_scaled(samples, said.bits, bits)
         used, source = (bits, "") if is_scaled else (said.bits, said.source)
@@ -91,9 +91,9 @@ def bits_to_scale(
     if likely <= used - 2:
         hint = f", as {said.source} has it" if said is not None and said.is_hint and said.bits == likely else ""
         advice = (
-            f"if the camera has {likely} bits{hint}, give --bit-depth {likely}"
+            f"if the camera has {likely} bits{hint}, give `bit_depth={likely}`"
             if likely > 8
-            else "save it as an 8-bit image, or give --bit-depth if the camera has 9 to 15 bits"
+            else "save it as an 8-bit image, or give `bit_depth` if the camera has 9 to 15 bits"
         )
         largest = int(np.flatnonzero(histogram)[-1])
         notes.append(

@@ -69,6 +69,12 @@ class Decoded:
 def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> Decoded:
     """Samples of ``path`` as they are in the file; every failure of a decoder becomes a ``DataError``."""
     data, mtime_ns = _read_regular_file(path)
+    decoded = decode_bytes(path, data, max_pixels)
+    return replace(decoded, source=of_bytes(data, mtime_ns)) if with_fingerprint else decoded
+
+
+def decode_bytes(path: Path, data: bytes, max_pixels: int) -> Decoded:
+    """``decode`` of ``data``, the content of a file; ``path``: its name, for messages."""
     reader = _reader_for(path, data)
     with collected() as messages:
         try:
@@ -81,8 +87,18 @@ def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> De
         raise DataError(f"{path}: damaged or incomplete file: {messages.errors[0]}")
     if decoded.samples.size == 0:
         raise DataError(f"{path}: image without a pixel ({decoded.samples.shape})")
-    source = of_bytes(data, mtime_ns) if with_fingerprint else None
-    return replace(decoded, notes=(*decoded.notes, *(Note(note, "damage") for note in messages.notes)), source=source)
+    return replace(decoded, notes=(*decoded.notes, *(Note(note, "damage") for note in messages.notes)))
+
+
+def decode_pillow(path: Path, image: Any) -> Decoded:
+    """Samples of ``image``, a ``PIL.Image.Image``, as it holds them; ``path``: what messages call it.
+
+    Raises ``DataError`` for a mode other than those of 1, 8 and 16 bit, and what Pillow raises where it decodes only
+    now.
+    """
+    if image.mode.startswith("I;16"):
+        return Decoded("PIL", "grey", np.asarray(image).astype(np.uint16), 16, orientation=_orientation_of(image))
+    return _from_pillow(path, "PIL image", image)
 
 
 def declared_pixels(path: Path) -> int:

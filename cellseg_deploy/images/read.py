@@ -45,13 +45,13 @@ from cellseg_deploy.images.decode import Decoded, declared_pixels, declared_size
 from cellseg_deploy.images.find import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
 from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS, MaskForeground
 from cellseg_deploy.images.mask_polarity import frame_of
+from cellseg_deploy.images.options import MAX_PIXELS, ReadOptions
 from cellseg_deploy.images.resolution import (
     GIVEN,
     UNKNOWN,
     PixelSize,
     Resolution,
     believed_pixel_size,
-    check_pixel_size,
 )
 
 __all__ = [
@@ -60,8 +60,8 @@ __all__ = [
     "FoundImage",
     "LoadedImage",
     "Pair",
+    "ReadOptions",
     "check_same_size",
-    "check_settings",
     "declared_pixels",
     "declared_size",
     "find_images",
@@ -70,9 +70,7 @@ __all__ = [
     "read_labels",
 ]
 
-MAX_PIXELS = 200_000_000
-"""Largest image that is decoded, in pixels; 200 MP need about 600 MB as RGB."""
-
+_DEFAULTS = ReadOptions()
 _log = logging.getLogger(__name__)
 
 _OBJECT_PX = 20
@@ -95,32 +93,25 @@ class LoadedImage:
     source: Fingerprint | None = None
 
 
-def read_image(
-    path: Path,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    bit_depth: int | None = None,
-    pixel_size_um: float | None = None,
-    with_fingerprint: bool = False,
-) -> LoadedImage:
+def read_image(path: Path, options: ReadOptions = _DEFAULTS, *, with_fingerprint: bool = False) -> LoadedImage:
     """The image in ``path`` as uint8 RGB, upright.
 
-    ``max_pixels``: larger images are refused before they are decoded. ``bit_depth`` (9..16): bits that the camera
-    really used in a file of 16 bit samples; without it what the file says of it, or its full range, is scaled to 8 bit.
-    ``pixel_size_um``: side of a pixel, whatever the file says; without it a TIFF's own, if a microscope can have it.
     ``with_fingerprint``: also say which bytes were read (``source``).
 
     Raises ``DataError`` on anything that is not a complete PNG, JPEG or TIFF with one plane of 1 to 16 bit samples.
     """
-    check_settings(max_pixels, bit_depth, pixel_size_um)
-    decoded = decode(path, max_pixels, with_fingerprint=with_fingerprint)
+    return as_rgb(path, decode(path, options.max_pixels, with_fingerprint=with_fingerprint), options)
+
+
+def as_rgb(path: Path, decoded: Decoded, options: ReadOptions = _DEFAULTS) -> LoadedImage:
+    """``decoded`` as uint8 RGB, upright; ``path``: for messages. Raises ``DataError`` for samples of another type."""
     if decoded.samples.dtype not in (np.uint8, np.uint16):
         raise DataError(
             f"{path}: samples of type {decoded.samples.dtype}, whose range is not defined; expected 8 or 16 bit; "
             "scale it yourself (in Fiji: Image > Type > 8-bit) and save it again"
         )
     notes = list(decoded.notes)
-    rgb, alpha = _to_rgb8(path, decoded, bit_depth, notes)
+    rgb, alpha = _to_rgb8(path, decoded, options.bit_depth, notes)
     if decoded.white_is_zero:
         rgb = 255 - rgb  # once scaled: before, the bits that are not used would become ones
         notes.append("white is zero in this TIFF; inverted")
@@ -129,18 +120,10 @@ def read_image(
     if decoded.orientation != 1:
         rgb = _upright(rgb, decoded.orientation)
         notes.append(f"turned upright as the file's orientation tag {decoded.orientation} says; outputs match that")
-    size = believed_pixel_size(decoded.resolution) if pixel_size_um is None else PixelSize(pixel_size_um, GIVEN)
+    given_um = options.pixel_size_um
+    size = believed_pixel_size(decoded.resolution) if given_um is None else PixelSize(given_um, GIVEN)
     notes += [Note(size.note, "pixel size")] if size.note else []
     return LoadedImage(np.ascontiguousarray(rgb), tuple(notes), decoded.resolution, size, decoded.source)
-
-
-def check_settings(max_pixels: int, bit_depth: int | None, pixel_size_um: float | None = None) -> None:
-    """Raise ``UsageError`` if these settings of ``read_image`` cannot be meant."""
-    if max_pixels < 1:
-        raise UsageError(f"max_pixels must be at least 1, got {max_pixels}")
-    if bit_depth is not None and not 9 <= bit_depth <= 16:
-        raise UsageError(f"bit depth must be 9 to 16, got {bit_depth}; 8-bit images need none")
-    check_pixel_size(pixel_size_um)
 
 
 def read_labels(
@@ -160,7 +143,7 @@ def read_labels(
     Raises ``DataError`` where it is not clear which of the two it is, it looks like a negative, or the file is
     damaged.
     """
-    check_settings(max_pixels, None)
+    ReadOptions(max_pixels)  # raises for one that is out of range
     if foreground not in MASK_FOREGROUNDS:
         raise UsageError(f"mask foreground must be one of {', '.join(MASK_FOREGROUNDS)}, got {foreground!r}")
     decoded = decode(path, max_pixels)
@@ -225,17 +208,17 @@ def _check_polarity(path: Path, labels: npt.NDArray[np.int32], foreground: MaskF
         return
     seen = f"one object touches all four sides and covers {frame.share:.0%} of the image"
     if not frame.is_background:
-        _warn_once(f"{path}: {seen}; taken as a confluent layer. Is it the background? Give --mask-foreground dark")
+        _warn_once(f"{path}: {seen}; taken as a confluent layer. Is it the background? Give `mask_foreground='dark'`")
     elif foreground == "dark":
         raise DataError(
-            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: read as --mask-foreground dark says, the "
-            "background is a cell; leave the option out, and keep masks of both kinds in separate folders"
+            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: read as `mask_foreground='dark'` says, "
+            "the background is a cell; leave it out, and keep masks of both kinds in separate folders"
         )
     else:
         raise DataError(
             f"{path}: {seen} around {frame.pieces} pieces shaped like cells: is the mask saved as its negative? "
-            "Expected 0 for the background; save it so, or give cellseg-train and cellseg-evaluate --mask-foreground "
-            "dark if 0 marks the cells, --mask-foreground light if the object is meant"
+            "Expected 0 for the background; save it so, or give `mask_foreground='dark'` if 0 marks the cells, "
+            "`mask_foreground='light'` if the object is meant"
         )
 
 

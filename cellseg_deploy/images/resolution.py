@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.errors import UsageError
-
 PRINT_UM = 5.0
 """A red cell is 6 to 8 micrometres wide: pixels of this size and more are those of a page or a screen."""
 GIVEN = "given"
@@ -91,12 +89,12 @@ def believed_pixel_size(said: Sequence[Resolution]) -> PixelSize:
     if not (low <= x <= high and low <= y <= high):
         return PixelSize(
             note=f"the file's resolution of {_UM_PER_INCH / x:.4g} dpi ({x:.4g} micrometres a pixel) is no "
-            "microscope's and was not used; give --pixel-size for micrometres"
+            "microscope's and was not used; give `pixel_size_um` for micrometres"
         )
     if abs(x - y) > _SQUARE * max(x, y):
         return PixelSize(
             note=f"the file's pixels are not square ({x:.4g} x {y:.4g} micrometres) and their size was not used; "
-            "give --pixel-size for micrometres"
+            "give `pixel_size_um` for micrometres"
         )
     return PixelSize(x, sizes[0].source)
 
@@ -119,18 +117,12 @@ def checked_by_cells(size: PixelSize, diameters_px: npt.NDArray[np.float64]) -> 
         return replace(
             size,
             note=f"{because} at the given pixel size of {size.um:.4g} micrometres, expected {low:g} to {high:g}; "
-            "--pixel-size takes micrometres (65 nm are 0.065)",
+            "`pixel_size_um` takes micrometres (65 nm are 0.065)",
         )
     return PixelSize(
         note=f"the file's pixel size of {size.um:.4g} micrometres ({size.source}) was not used: {because}, expected "
-        f"{low:g} to {high:g}; give --pixel-size for micrometres"
+        f"{low:g} to {high:g}; give `pixel_size_um` for micrometres"
     )
-
-
-def check_pixel_size(pixel_size_um: float | None) -> None:
-    """Raise ``UsageError`` if somebody cannot mean this size."""
-    if pixel_size_um is not None and not (math.isfinite(pixel_size_um) and 0 < pixel_size_um <= 1000):
-        raise UsageError(f"pixel size must be above 0 and at most 1000 micrometres, got {pixel_size_um}")
 
 
 def of_png(data: bytes) -> tuple[Resolution, ...]:

@@ -17,13 +17,13 @@ def default_model_path() -> Path:
     path = Path(__file__).with_name("default.onnx")
     if not path.is_file():
         raise ModelError(
-            f"no model ships with this installation ({path} does not exist); give one with --model, "
+            f"no model ships with this installation ({path} does not exist); give one as `model`, "
             "or make one with cellseg-train and cellseg-export"
         )
     if (found := _sha256(path)) != DEFAULT_SHA256:
         raise ModelError(
             f"{path}: not the model that this version ships with (SHA-256 {found}, expected {DEFAULT_SHA256}); "
-            "install cellseg-deploy again, or give the file with --model if it is meant"
+            "install cellseg-deploy again, or give the file as `model` if it is meant"
         )
     return path
 

@@ -138,6 +138,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     written, then ``MIN_OBJECT_REL`` stands for it. ``classes``: names of the kinds of cells that the network tells
     apart, the last of ``channels`` in the same order; their probabilities sum to 1 at each pixel and mean something
     inside the foreground only. Empty where it tells none apart.
+
+    >>> model.backend.spec.channels[0], model.backend.spec.operating_point("counting").foreground_threshold > 0
+    ('foreground', True)
     """
 
     spec_version: int = SPEC_VERSION

@@ -1,4 +1,4 @@
-"""The output formats by the name that ``--save`` knows them by.
+"""The output formats by the names that ``save`` of a run knows them by.
 
 A format writes one file an image, in a folder of its own, or one file a run when all images are done, or both. Encoders
 are imported when they are called, and what libraries they need beyond the base is asked for before the run begins.
@@ -25,7 +25,7 @@ CELLS_CSV, IMAGES_CSV = "cells.csv", "images.csv"
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file. ``name``: what ``--save`` calls it; several kinds may share a name. ``what``: said of it.
+    """One kind of file. ``name``: its name in ``save`` of a run; several kinds may share a name. ``what``: said of it.
 
     ``folder``, ``suffix``: an image's file is OUT/folder/NAMEsuffix; both empty where only ``run_file`` is written.
     ``encoder``: ``module:function`` in this package, a function from ``SegmentedImage`` to the file's bytes.
@@ -87,6 +87,7 @@ FORMATS: tuple[Format, ...] = (
 )
 NAMES: tuple[str, ...] = tuple(dict.fromkeys(format.name for format in FORMATS))
 DEFAULT = ("labels", "overlays")
+_SAME_ENDING = {".tiff": ".tif", ".jpeg": ".jpg"}
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -113,6 +114,20 @@ def chosen_formats(names: Sequence[str]) -> tuple[Format, ...]:
     formats = tuple(format for format in FORMATS if format.name in names)
     require_packages(EXTRA, *(package for format in formats for package in format.packages))
     return formats
+
+
+def format_for(suffix: str, kind: str | None = None) -> Format | None:
+    """The format of a single image's file with the ending ``suffix``: the first, or the one named ``kind``; None if
+    there is none.
+
+    Raises ``UsageError`` and ``BackendUnavailableError`` as ``chosen_formats``.
+    """
+    ending = _SAME_ENDING.get(suffix.lower(), suffix.lower())
+    formats = FORMATS if kind is None else chosen_formats([kind])
+    chosen = next((format for format in formats if format.encoder and format.suffix == ending), None)
+    if chosen is not None:
+        require_packages(EXTRA, *chosen.packages)
+    return chosen
 
 
 def _function(where: str) -> object:

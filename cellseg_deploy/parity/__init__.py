@@ -1,1 +1,7 @@
 """Two forms of one network, compared."""
+
+from __future__ import annotations
+
+from cellseg_deploy.parity.compare import ParityPolicy, ParityReport, compare, policy_for
+
+__all__ = ["ParityPolicy", "ParityReport", "compare", "policy_for"]

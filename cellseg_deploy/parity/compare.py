@@ -11,17 +11,22 @@ as in ``metrics``, with the reference in the place of the truth, and no object i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.records import POLICIES
 from cellseg_deploy.cells import tiling
 from cellseg_deploy.cells.instances import segment
 from cellseg_deploy.cells.metrics import overlap_table, score_image
-from cellseg_deploy.errors import CellsegError, NothingToDoError, ParityError, UsageError
+from cellseg_deploy.errors import CellsegError, DataError, NothingToDoError, ParityError, UsageError
+from cellseg_deploy.images.find import FoundImage, find_images, pair_by_stem
+from cellseg_deploy.images.read import read_image, read_labels
 from cellseg_deploy.models.spec import ModelSpec
 from cellseg_deploy.parity.policy import ParityPolicy, policy_for
 from cellseg_deploy.parity.report import ImageComparison, ParityReport, Side, TaskComparison, Verdict, WorstImage
@@ -55,11 +60,12 @@ _MATCH_IOU = 0.5
 
 
 def compare(
-    reference: Backend,
-    candidate: Backend,
-    images: Iterable[NamedImage],
+    reference: Backend | str | Path,
+    candidate: Backend | str | Path,
+    images: Iterable[NamedImage] | str | Path,
     policy: ParityPolicy | None = None,
     *,
+    masks: str | Path | None = None,
     truth: Callable[[str], Labels] | None = None,
     images_from: str = "given by the caller",
     batch_size: int = BATCH_SIZE,
@@ -67,19 +73,79 @@ def compare(
 ) -> ParityReport:
     """Run both forms on ``images`` and compare what they find, at every operating point of the candidate.
 
+    ``reference``, ``candidate``: model files, or engines that are open already. A file opens in its own engine on the
+    CPU, an ``.onnx`` in ONNX Runtime, whatever earlier comparisons say. ``images``: a folder, or names and pixels;
+    ``masks``: of a folder's images, paired by stem, their truth.
+
     The candidate is what will be run, so its operating points label both sides; it may have been calibrated since it
     was made. ``policy``: by default the one for the candidate's precision. ``truth(name)``: true labels (h, w) of an
     image; both forms are then scored against them too. ``images_from``: for the report. ``batch_size``: tiles a call.
     ``on_image``: called with the name of each image that is done.
 
     Raises ``ParityError`` if the two cannot be forms of one network or the candidate's answer is unusable,
-    ``UsageError`` if the policy needs true labels and has none, ``NothingToDoError`` without an image.
+    ``UsageError`` if the policy needs true labels and has none, ``NothingToDoError`` without an image, ``DataError``
+    for one of a folder that cannot be read, and for model files what ``open_backend`` raises.
+
+    >>> report = compare("my.onnx", "my-other.onnx", images="val/images")
+    >>> report.max_difference  # of a probability
+    0.0
+    >>> report.passed, report.reasons
+    (False, ('the reference found ... cells in 2 images, at least 200 are needed to judge; ...',))
     """
+    if masks is not None and truth is not None:
+        raise UsageError("masks and truth exclude each other: both give the true labels")
+    with ExitStack() as stack:
+        first, second = (
+            form if isinstance(form, Backend) else stack.enter_context(open_backend(form, _own_engine(Path(form))))
+            for form in (reference, candidate)
+        )
+        if isinstance(images, (str, Path)):
+            images_from = f"folder {Path(images).name}"
+            images, truth = _in_folder(Path(images), None if masks is None else Path(masks))
+        elif masks is not None:
+            raise UsageError("masks belong to a folder of images; pass truth for images that are in memory")
+        return _compare(first, second, images, policy, truth, images_from, batch_size, on_image)
+
+
+def _own_engine(file: Path) -> EngineOptions:
+    """Never the form that ``auto`` would choose: a comparison must not depend on an earlier one."""
+    return EngineOptions("onnxruntime" if file.suffix.lower() == ".onnx" else "auto")
+
+
+def _in_folder(folder: Path, masks: Path | None) -> tuple[Iterable[NamedImage], Callable[[str], Labels] | None]:
+    """Images of ``folder`` and, with ``masks``, their truth; each is read when its turn comes."""
+    if masks is None:
+        return ((image.name, _pixels(image)) for image in find_images([folder])), None
+    pairs = {pair.stem: pair for pair in pair_by_stem(folder, masks)}
+
+    def truth(stem: str) -> Labels:
+        return read_labels(pairs[stem].mask)
+
+    return ((stem, read_image(pair.image).pixels_hwc) for stem, pair in pairs.items()), truth
+
+
+def _pixels(image: FoundImage) -> npt.NDArray[np.uint8]:
+    """A gate that skips images proves less than it says."""
+    if image.problem:
+        raise DataError(f"{image.path}: {image.problem}")
+    return read_image(image.path).pixels_hwc
+
+
+def _compare(
+    reference: Backend,
+    candidate: Backend,
+    images: Iterable[NamedImage],
+    policy: ParityPolicy | None,
+    truth: Callable[[str], Labels] | None,
+    images_from: str,
+    batch_size: int,
+    on_image: Callable[[str], None],
+) -> ParityReport:
     policy = policy or policy_for(candidate.precision)
     if policy.needs_truth and truth is None:
         raise UsageError(
             f"policy {policy.name} judges by F1 against the truth, and there are no true labels; give the masks of the "
-            "images (--masks), or compare on sample smears, whose truth is known"
+            "images (`masks`), or compare on sample smears, whose truth is known"
         )
     _check_kinship(reference, candidate)
     compared: list[ImageComparison] = []

@@ -136,6 +136,11 @@ class ParityReport:
         return "failed" if any(self._complaints(task) for task in self.tasks) else "passed"
 
     @property
+    def passed(self) -> bool:
+        """Whether the candidate may take the place of the reference."""
+        return self.verdict == "passed"
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why the verdict is not ``passed``, the places to look first; empty if it is."""
         if self.verdict == "passed":

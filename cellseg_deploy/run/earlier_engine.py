@@ -10,11 +10,10 @@ from cellseg_deploy.backends import BACKENDS
 from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.run.identity import RunIdentity
 
-_ORT_TENSORRT = "TensorrtExecutionProvider"
-
 
 def engine_to_go_on_with(recorded: RunIdentity, model: Path) -> dict[str, Any] | None:
-    """Arguments of ``Segmenter.from_file`` that open ``model`` as the ``recorded`` run did, None if that cannot be.
+    """``path``, ``given`` and settings of ``EngineOptions`` that open ``model`` as the ``recorded`` run did, None if
+    that cannot be.
 
     So that a run goes on with its engine although ``--backend auto`` might choose another one by now. What is opened
     is the form beside ``model`` that was chosen then, and ``model`` stays the file that was given.
@@ -33,12 +32,10 @@ def engine_to_go_on_with(recorded: RunIdentity, model: Path) -> dict[str, Any] |
 
 
 def engine_arguments(recorded: RunIdentity) -> dict[str, Any]:
-    """Arguments of ``Segmenter.from_file`` besides the model's file, to have the engine of ``recorded`` again."""
+    """Settings of ``EngineOptions`` to have the engine of ``recorded`` again."""
     engine = recorded.backend
-    is_tensorrt = engine["device"] != "cpu" and _ORT_TENSORRT in engine.get("providers", ())
     return {
         "backend": engine["name"],
         "device": engine["device"],
         "precision": engine.get("inference_precision") or None,
-        "ort_provider": "tensorrt" if is_tensorrt else None,
     }

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 
 from cellseg_deploy.batching import Network
 from cellseg_deploy.cells.image_tiles import StageClock
-from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.images.read import declared_pixels, read_image
-from cellseg_deploy.images.resolution import checked_by_cells
 from cellseg_deploy.outputs.formats import Format
-from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.journal import ImageRecord, OutputFile
 from cellseg_deploy.run.record import RunOptions
-from cellseg_deploy.segmenter import Segmenter
+from cellseg_deploy.segmenter import Segmenter, as_read
 
 
 @dataclass(frozen=True)
@@ -47,44 +44,20 @@ class ImageWork:
         ``scale``, if not at the segmenter's."""
         if image.problem:
             raise DataError(image.problem)
-        segmenter, options, spec = self._segmenter, self._options, self._segmenter.backend.spec
+        segmenter, options = self._segmenter, self._options
         clock = StageClock()
         with clock("read"):
-            loaded = read_image(
-                image.path,
-                max_pixels=options.max_pixels,
-                bit_depth=options.bit_depth,
-                pixel_size_um=options.pixel_size_um,
-                with_fingerprint=True,
-            )
+            loaded = read_image(image.path, options.reading, with_fingerprint=True)
         found = segmenter.segment(loaded.pixels_hwc, network, clock, field=options.field_of_view, scale=scale)
-        size = checked_by_cells(loaded.pixel_size, found.table.columns["equivalent_diameter_px"])
-        doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
+        found = as_read(found, loaded, name=image.name, count_rule=options.count_rule)
         with clock("write"):
-            by_rule = found.by_rule(options.count_rule)
-            segmented = SegmentedImage(
-                name=image.name,
-                pixels_hwc=loaded.pixels_hwc,
-                labels=found.labels,
-                table=found.table,
-                counted=by_rule if found.classes is None else by_rule & found.classes.counts,
-                probabilities_khw=found.probabilities_khw,
-                channels=spec.channels,
-                scale=found.scale,
-                pixel_size_um=size.um,
-                model=spec.name,
-                task=segmenter.task,
-                pixel_size_source=size.source,
-                field=found.field,
-                classes=found.classes,
-                by_rule=None if found.classes is None else by_rule,
-            )
+            segmented = found.segmented
             files = {format.place(output_name): format.encode(segmented) for format in self._formats}
             record = tables.done(
                 segmented,
                 source=loaded.source,
                 output_name=output_name,
                 outputs=[OutputFile.of(path, content) for path, content in files.items()],
-                notes=(*loaded.notes, *found.notes, *doubts),
+                notes=found.notes,
             )
         return Finished(record, files, clock.seconds)

@@ -20,7 +20,7 @@ from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.find import absolute
-from cellseg_deploy.images.read import MAX_PIXELS, check_settings
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.run.identity import RunIdentity
@@ -51,9 +51,9 @@ class RunOptions:
 
     save: tuple[str, ...] = DEFAULT
     overwrite: bool = False
-    max_pixels: int = MAX_PIXELS
-    bit_depth: int | None = None
-    pixel_size_um: float | None = None
+    max_pixels: int = ReadOptions.max_pixels
+    bit_depth: int | None = ReadOptions.bit_depth
+    pixel_size_um: float | None = ReadOptions.pixel_size_um
     count_rule: CountRule = DEFAULT_RULE
     field_of_view: Field = "auto"
     scales: Mapping[str, float] = field(default_factory=dict)
@@ -62,7 +62,12 @@ class RunOptions:
         chosen_formats(self.save)
         check_rule(self.count_rule)
         check_field(self.field_of_view)
-        check_settings(self.max_pixels, self.bit_depth, self.pixel_size_um)
+        _ = self.reading  # raises for a value that is out of range
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How images are read."""
+        return ReadOptions(self.max_pixels, self.bit_depth, self.pixel_size_um)
 
 
 @dataclass(frozen=True)

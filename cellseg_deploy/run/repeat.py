@@ -48,7 +48,7 @@ class RecordedRun:
             "task": self.identity.task,
             "scale": None if is_auto else settings["scale"],
             "cell_diameter": "auto" if is_auto else None,
-            **{name: engine[name] for name in ("backend", "device", "precision", "ort_provider")},
+            **{name: engine[name] for name in ("backend", "device", "precision")},
             "halo": settings["halo"],
             "bit_depth": settings["bit_depth"],
             "pixel_size": settings["pixel_size_um"],

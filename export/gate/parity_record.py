@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.backends.auto import form_of
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.device_class import device_class, engine_version
 from cellseg_deploy.backends.records import ParityRecord, Timing, add_record, form_sha256, is_looser, records_path
-from cellseg_deploy.backends.selection import REFERENCES
+from cellseg_deploy.backends.selection import REFERENCES, form_of
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.parity.compare import ParityReport, middle_tile
 from cellseg_deploy.parity.policy import ParityPolicy

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellseg_deploy.backends import ENGINE_SUFFIX, OPENVINO_SUFFIX, open_backend
+from cellseg_deploy.backends import ENGINE_SUFFIX, OPENVINO_SUFFIX, EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cellseg_deploy.errors import BackendUnavailableError, DataError, NothingToDoError, ParityError, UsageError
@@ -123,35 +123,25 @@ def open_form(
     threads: int | None = None,
     backend: str | None = None,
     precision: str | None = None,
-    ort_provider: str | None = None,
 ) -> Backend:
     """Open any form of a network: a training run or its ``.safetensors`` in PyTorch, an ``.onnx`` in ONNX Runtime, an
     ``.xml`` in OpenVINO, an ``.engine`` in TensorRT on the GPU.
 
     ``backend``: another engine for an ``.onnx``; never ``auto``, for what a gate compares must not depend on what an
-    earlier one recorded. ``precision``: arithmetic of OpenVINO, ``fp32`` or ``bf16``. ``ort_provider``: what ONNX
-    Runtime runs a GPU with, ``cuda`` or ``tensorrt``.
+    earlier one recorded. ``precision``: arithmetic of OpenVINO, ``fp32`` or ``bf16``.
     """
     suffix = path.suffix.lower()
     if suffix == ENGINE_SUFFIX or (suffix == ".onnx" and backend == "tensorrt"):
         # The only device there is for an engine.
         gpu = "cuda" if device == "cpu" else device
-        return open_backend(path, backend="tensorrt", device=gpu, ort_provider=ort_provider)
+        return open_backend(path, EngineOptions("tensorrt", gpu))
     if suffix in (".onnx", OPENVINO_SUFFIX):
         own = "openvino" if suffix == OPENVINO_SUFFIX else "onnxruntime"
-        return open_backend(
-            path,
-            backend=backend or own,
-            device=device,
-            threads=threads,
-            precision=precision,
-            ort_provider=ort_provider,
-        )
+        return open_backend(path, EngineOptions(backend or own, device, precision, threads))
     if path.is_dir() or suffix == ".safetensors":
-        if (backend, precision, ort_provider) != (None, None, None):
+        if (backend, precision) != (None, None):
             raise UsageError(
-                f"{path}: PyTorch runs a training run, in fp32; --backend, --precision and --ort-provider are for an "
-                ".onnx"
+                f"{path}: PyTorch runs a training run, in fp32; --backend and --precision are for an .onnx"
             )
         from cellseg_export.gate.torch_backend import TorchBackend
         from cellseg_train.checkpoint import load_network

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from conftest import draw_discs, make_spec
 
-from cellseg_deploy.backends import auto, open_backend, selection
+from cellseg_deploy.backends import EngineOptions, open_backend, selection
 from cellseg_deploy.backends import device_class as device_module
 from cellseg_deploy.backends.device_class import device_class, engine_problem, engine_version
 from cellseg_deploy.backends.records import ParityRecord, Timing, add_record, form_sha256, read_records, records_path
@@ -127,7 +127,7 @@ def test_an_engine_that_is_not_installed_is_not_taken() -> None:
 
 def test_with_nothing_verified_nor_onnx_runtime_the_ways_out_are_named() -> None:
     here = Here("cpu", HERE.device_class, {"onnxruntime": None, "openvino": "2026.1", "tensorrt": None})
-    with pytest.raises(BackendUnavailableError, match=r"(?s)name one with --backend.*cellseg-deploy\[cpu\]"):
+    with pytest.raises(BackendUnavailableError, match=r"(?s)name one as `backend`.*cellseg-deploy\[cpu\]"):
         chosen(here=here)
     assert chosen(record(), here=here).form.backend == "openvino"
 
@@ -317,18 +317,18 @@ def test_open_takes_what_the_records_say(onnx_file: OnnxFile, monkeypatch: pytes
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = verified_model(onnx_file)
-    with open_backend(path, threads=1) as backend:
+    with open_backend(path, EngineOptions(threads=1)) as backend:
         assert (backend.name, backend.verified) == ("onnxruntime", True)
-    with open_backend(path, backend="openvino", threads=1) as backend:
+    with open_backend(path, EngineOptions(backend="openvino", threads=1)) as backend:
         assert (backend.name, backend.verified) == ("openvino", False)
         assert "never compared" in backend.choice
     write_record(path)
-    with open_backend(path, threads=1) as backend:
+    with open_backend(path, EngineOptions(threads=1)) as backend:
         assert (backend.name, backend.precision, backend.verified) == ("openvino", "fp32", True)
         assert "10 ms a tile" in backend.choice
-    with open_backend(path, backend="openvino", threads=1) as backend:
+    with open_backend(path, EngineOptions(backend="openvino", threads=1)) as backend:
         assert backend.verified
-    with open_backend(path, precision="fp32", threads=1) as backend:
+    with open_backend(path, EngineOptions(precision="fp32", threads=1)) as backend:
         assert backend.name == "openvino"
     write_record(path, model_identity="another net")
     msgspec.json.decode(records_path(path).read_bytes())
@@ -336,29 +336,28 @@ def test_open_takes_what_the_records_say(onnx_file: OnnxFile, monkeypatch: pytes
     from cellseg_deploy.models.onnx_file import write_spec
 
     write_spec(path, make_spec(parity=VERIFIED, name="calibrated"))
-    with open_backend(path, threads=1) as backend:
+    with open_backend(path, EngineOptions(threads=1)) as backend:
         assert (backend.name, backend.spec.name) == ("openvino", "calibrated")
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"backend": "onnxruntime", "precision": "bf16"}, "--precision belongs to --backend openvino"),
-        ({"backend": "onnxruntime", "streams": 2}, "--streams belongs to --backend openvino"),
-        ({"backend": "openvino", "rebuild": True}, "--rebuild belongs to --backend tensorrt"),
-        ({"backend": "openvino", "ort_provider": "cuda"}, "belongs to --backend onnxruntime"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "`precision` belongs to `backend='openvino'`"),
+        ({"backend": "onnxruntime", "streams": 2}, "`streams` belongs to `backend='openvino'`"),
+        ({"backend": "openvino", "rebuild": True}, "`rebuild` belongs to `backend='tensorrt'`"),
     ],
 )
 def test_a_setting_of_another_engine(onnx_file: OnnxFile, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        open_backend(onnx_file(), **settings)
+        open_backend(onnx_file(), EngineOptions(**settings))
 
 
 def test_forms_open_in_their_own_engine_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="opens in openvino only"):
-        open_backend(tmp_path / "m.xml", backend="onnxruntime")
+        open_backend(tmp_path / "m.xml", EngineOptions(backend="onnxruntime"))
     with pytest.raises(UsageError, match="opens in tensorrt only"):
-        open_backend(tmp_path / "m.engine", backend="openvino")
+        open_backend(tmp_path / "m.engine", EngineOptions(backend="openvino"))
 
 
 def call(*arguments: object) -> int:
@@ -380,7 +379,7 @@ def test_explain_shows_the_choice_and_ends(onnx_file: OnnxFile, capsys: Any) -> 
 
 @pytest.mark.parametrize(
     "option",
-    [["--ort-provider", "cuda"], ["--rebuild"], ["--streams", "2"], ["--cuda-graph"], ["--like", "run.json"]],
+    [["--rebuild"], ["--streams", "2"], ["--cuda-graph"], ["--like", "run.json"]],
 )
 def test_explain_takes_no_option_that_it_would_not_show(option: list[str], onnx_file: OnnxFile, capsys: Any) -> None:
     assert call("--explain", "--model", onnx_file(), *option) == 2
@@ -412,7 +411,7 @@ def test_a_broken_engine_gives_way_to_the_next_and_says_so(
     path = verified_model(onnx_file)
     write_record(path)
     monkeypatch.setattr(engine, "import_openvino", broken)
-    with caplog.at_level(logging.WARNING), open_backend(path, threads=1) as backend:
+    with caplog.at_level(logging.WARNING), open_backend(path, EngineOptions(threads=1)) as backend:
         assert (backend.name, backend.verified) == ("onnxruntime", True)
         assert "openvino fp32 (stub.onnx) was chosen before it, but cannot be loaded" in backend.choice
     assert "libtbb.so" in caplog.text
@@ -436,8 +435,9 @@ def test_run_json_says_whether_the_form_was_verified(onnx_file: OnnxFile, tmp_pa
 def test_without_records_no_engine_but_onnx_runtime_is_touched(onnx_file: OnnxFile) -> None:
     path = verified_model(onnx_file)
     program = (
-        "import sys; from cellseg_deploy.backends import auto, open_backend;"
-        f"from pathlib import Path; auto.select(Path({str(path)!r})); b = open_backend({str(path)!r}, threads=1);"
+        "import sys; from cellseg_deploy.backends import EngineOptions, open_backend, selection;"
+        f"from pathlib import Path; selection.select(Path({str(path)!r}));"
+        f"b = open_backend({str(path)!r}, EngineOptions(threads=1));"
         "assert b.name == 'onnxruntime' and b.verified, b.choice;"
         "sys.exit('openvino' in sys.modules or 'nncf' in sys.modules)"
     )
@@ -453,8 +453,8 @@ def test_a_precision_asked_for_is_that_of_the_whole_form(tmp_path: Path, onnx_fi
     int8 = {"file": pair.name, "file_sha256": form_sha256(pair), "precision": "int8", "timing": timed(1)}
     write_record(path, **int8)  # faster; computes what is not in 8 bits in fp32
     if engine_version("openvino") is not None:
-        assert auto.select(path, precision="int8")[0].form.precision == "int8"
-    assert auto.select(path, precision="fp32")[0].form.precision == "fp32"
+        assert selection.select(path, precision="int8")[0].form.precision == "int8"
+    assert selection.select(path, precision="fp32")[0].form.precision == "fp32"
 
 
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
@@ -467,18 +467,18 @@ def test_a_form_in_fewer_bits_is_taken_only_if_asked_for(tmp_path: Path, onnx_fi
     write_record(path)
     small = {"file": pair.name, "file_sha256": form_sha256(pair), "precision": precision, "timing": timed(1)}
     write_record(path, **small)
-    found, _ = auto.select(path)
+    found, _ = selection.select(path)
     assert found.form.precision == "fp32"
     if engine_version("openvino") is not None:
         reasons = [c.reason for c in found.candidates if c.form.precision == precision and c.form.file == pair]
-        assert reasons == [f"{precision}, the model is fp32: taken with --precision {precision}"]
+        assert reasons == [f"{precision}, the model is fp32: taken with `precision={precision!r}`"]
 
 
 def test_streams_are_not_dropped_unsaid(onnx_file: OnnxFile) -> None:
-    with pytest.raises(UsageError, match="--streams belongs to --backend openvino"):
-        open_backend(verified_model(onnx_file), streams=2)
+    with pytest.raises(UsageError, match="`streams` belongs to `backend='openvino'`"):
+        open_backend(verified_model(onnx_file), EngineOptions(streams=2))
 
 
 def test_only_an_onnx_file_leaves_a_choice(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"only an .onnx file"):
-        auto.select(tmp_path / "m.xml")
+        selection.select(tmp_path / "m.xml")

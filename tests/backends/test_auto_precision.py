@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cellseg_deploy.backends import auto, open_backend, selection
+from cellseg_deploy.backends import EngineOptions, open_backend, selection
 from cellseg_deploy.errors import UsageError
 
 
@@ -20,7 +20,7 @@ def test_only_the_models_own_precision_or_fp32_is_taken_unasked(model: str) -> N
     assert {c.form.precision for c in found if c.eligible} == {"fp32", model}
     reasons = {c.form.precision: c.reason for c in found if not c.eligible}
     assert reasons.pop("fp8") == "unknown precision 'fp8': never taken"
-    assert reasons == {name: f"{name}, the model is {model}: taken with --precision {name}" for name in reasons}
+    assert reasons == {name: f"{name}, the model is {model}: taken with `precision={name!r}`" for name in reasons}
     assert not any(c.eligible for c in selection.as_precise_as("fp8", [found[-1]]))
 
 
@@ -34,7 +34,7 @@ def test_an_unknown_precision_is_refused(onnx_file: Callable[..., Path]) -> None
     path = onnx_file()
     words = "unknown precision 'fp8'; expected one of fp32, mixed, fp16, bf16, int8"
     with pytest.raises(UsageError, match=words):
-        auto.select(path, precision="fp8")
+        selection.select(path, precision="fp8")
     for backend in ("auto", "openvino", "onnxruntime"):
         with pytest.raises(UsageError, match=words):
-            open_backend(path, backend=backend, precision="fp8")
+            open_backend(path, EngineOptions(backend=backend, precision="fp8"))

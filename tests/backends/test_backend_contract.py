@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import DarknessBackend
 
-from cellseg_deploy.backends import open_backend
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.errors import CellsegError, UsageError
 from cellseg_deploy.models import default_model_path
@@ -23,12 +23,12 @@ THREADS = 8
 
 def onnxruntime() -> Backend:
     pytest.importorskip("onnxruntime")
-    return open_backend(default_model_path(), backend="onnxruntime", threads=1)
+    return open_backend(default_model_path(), EngineOptions(backend="onnxruntime", threads=1))
 
 
 def openvino() -> Backend:
     pytest.importorskip("openvino")
-    return open_backend(default_model_path(), backend="openvino", threads=1)
+    return open_backend(default_model_path(), EngineOptions(backend="openvino", threads=1))
 
 
 def fake_tensorrt() -> Backend:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import DarknessBackend, draw_discs, make_onnx, make_spec
 
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends import onnxruntime as module
-from cellseg_deploy.backends import open_backend
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
 from cellseg_deploy.models import default_model_path
 from cellseg_deploy.models.onnx_file import model_identity, read_model_file, set_spec, write_spec
@@ -30,7 +30,7 @@ def random_tiles(n: int, size: int = 56) -> np.ndarray:
 
 
 def test_runs_the_network(onnx_file: OnnxFile) -> None:
-    with open_backend(onnx_file(), threads=1) as backend:
+    with open_backend(onnx_file(), EngineOptions(threads=1)) as backend:
         tiles = random_tiles(5)
         assert backend.predict(tiles) == pytest.approx(DarknessBackend().predict(tiles), abs=1e-5)
         assert (backend.name, backend.device, backend.precision) == ("onnxruntime", "cpu", "fp32")
@@ -41,7 +41,7 @@ def test_runs_the_network(onnx_file: OnnxFile) -> None:
 
 def test_batch_one_equals_batch_sixteen_and_any_number_of_threads(onnx_file: OnnxFile) -> None:
     path, tiles = onnx_file(make_spec(variant="boundary")), random_tiles(16)
-    with open_backend(path, threads=1) as one, open_backend(path, threads=2) as two:
+    with open_backend(path, EngineOptions(threads=1)) as one, open_backend(path, EngineOptions(threads=2)) as two:
         together = one.predict(tiles)
         assert together.shape == (16, 2, 56, 56)
         single = np.concatenate([one.predict(tiles[i : i + 1]) for i in range(16)])
@@ -49,8 +49,8 @@ def test_batch_one_equals_batch_sixteen_and_any_number_of_threads(onnx_file: Onn
         assert np.array_equal(together, two.predict(tiles))
 
 
-def test_segmenter_from_file(onnx_file: OnnxFile) -> None:
-    with Segmenter.from_file(onnx_file(), threads=1) as segmenter:
+def test_segmenter_load(onnx_file: OnnxFile) -> None:
+    with Segmenter.load(onnx_file(), engine=EngineOptions(threads=1), scale=None) as segmenter:
         assert segmenter(draw_discs((100, 100), [(30, 30), (70, 60)])).count == 2
 
 
@@ -63,7 +63,7 @@ def test_segmenter_from_file(onnx_file: OnnxFile) -> None:
     ],
 )
 def test_wrong_tiles(onnx_file: OnnxFile, tiles: Any, words: str) -> None:
-    with open_backend(onnx_file(), threads=1) as backend, pytest.raises(UsageError, match=words):
+    with open_backend(onnx_file(), EngineOptions(threads=1)) as backend, pytest.raises(UsageError, match=words):
         backend.predict(tiles)
 
 
@@ -74,7 +74,7 @@ def test_missing_default_model_is_said_clearly() -> None:
     try:
         path = default_model_path()
     except ModelError as error:
-        assert "--model" in str(error)  # noqa: PT017  (either outcome is right, each has its own test)
+        assert "`model`" in str(error)  # noqa: PT017  (either outcome is right, each has its own test)
     else:
         assert path.is_file()
 
@@ -131,7 +131,7 @@ def test_cuda_is_never_replaced_by_the_cpu(onnx_file: OnnxFile, monkeypatch: pyt
     path = onnx_file()
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BackendUnavailableError, match=r"cellseg-deploy\[gpu\]"):
-        open_backend(path, device="cuda")
+        open_backend(path, EngineOptions(device="cuda"))
     # As on a machine without a GPU: the provider is listed, and the session quietly runs on the CPU.
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     real = ort.InferenceSession
@@ -143,7 +143,7 @@ def test_cuda_is_never_replaced_by_the_cpu(onnx_file: OnnxFile, monkeypatch: pyt
     monkeypatch.setattr(ort, "InferenceSession", quiet_fallback)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
     with pytest.raises(BackendUnavailableError, match=r"'cuda:1' was asked.*CPUExecutionProvider"):
-        open_backend(path, device="cuda:1")
+        open_backend(path, EngineOptions(device="cuda:1"))
 
 
 def test_settings_that_cannot_be_meant(onnx_file: OnnxFile) -> None:
@@ -154,7 +154,7 @@ def test_settings_that_cannot_be_meant(onnx_file: OnnxFile) -> None:
         ({"threads": 0}, "threads"),
     ):
         with pytest.raises(UsageError, match=words):
-            open_backend(path, **settings)  # type: ignore[arg-type]
+            open_backend(path, EngineOptions(**settings))  # type: ignore[arg-type]
 
 
 def test_two_builds_of_onnx_runtime(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from conftest import DarknessBackend, make_spec
 
-from cellseg_deploy.backends import onnxruntime as module
-from cellseg_deploy.backends import open_backend
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.onnxruntime_binding import (
     RECORD_ASSIGNMENT,
     BoundSession,
@@ -21,7 +20,7 @@ from cellseg_deploy.backends.onnxruntime_binding import (
     nodes_by_provider,
     summary,
 )
-from cellseg_deploy.errors import BackendUnavailableError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError
 
 ort = pytest.importorskip("onnxruntime")
 OnnxFile = Callable[..., Path]
@@ -108,7 +107,7 @@ REAL_SESSION = ort.InferenceSession
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> type[GpuSession]:
     """ONNX Runtime on a machine with a GPU, as far as its answers go; device memory is host memory."""
-    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
     monkeypatch.setattr(ort, "InferenceSession", GpuSession)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
@@ -123,12 +122,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[GpuSession]:
     return GpuSession
 
 
-def open_on_gpu(path: Path, provider: str | None) -> Any:
-    return open_backend(path, backend="onnxruntime", device="cuda:1", ort_provider=provider)
+def open_on_gpu(path: Path) -> Any:
+    return open_backend(path, EngineOptions(backend="onnxruntime", device="cuda:1"))
 
 
 def test_cuda_runs_through_bound_memory(onnx_file: OnnxFile, gpu: type[GpuSession]) -> None:
-    with open_on_gpu(onnx_file(), None) as backend:
+    with open_on_gpu(onnx_file()) as backend:
         assert backend.predict(tiles(5)) == pytest.approx(DarknessBackend().predict(tiles(5)), abs=1e-5)
         assert backend._bound.batch_sizes == (5,)
         assert backend.device == "cuda:1"
@@ -138,46 +137,24 @@ def test_cuda_runs_through_bound_memory(onnx_file: OnnxFile, gpu: type[GpuSessio
     assert facts["nodes_by_provider"] == {"CUDAExecutionProvider": 2, "CPUExecutionProvider": 1}
 
 
-def test_the_tensorrt_provider_gets_its_batch_sizes_and_never_more(onnx_file: OnnxFile, gpu: type[GpuSession]) -> None:
-    with open_on_gpu(onnx_file(), "tensorrt") as backend:
-        assert backend.predict(tiles(19)) == pytest.approx(DarknessBackend().predict(tiles(19)), abs=1e-5)
-        assert backend._bound.batch_sizes == (8, 3)
-    (first, options), (second, _) = gpu.opened["providers"]
-    assert (first, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
-    assert options == {
-        "device_id": 1,
-        "trt_profile_min_shapes": "tiles:1x56x56x3",
-        "trt_profile_opt_shapes": "tiles:8x56x56x3",
-        "trt_profile_max_shapes": "tiles:8x56x56x3",
-    }
-
-
 def test_work_left_to_the_cpu_is_refused(onnx_file: OnnxFile, gpu: type[GpuSession]) -> None:
     gpu.cpu_nodes = ("Gather", "Softmax", "Conv", "Conv")
     with pytest.raises(BackendUnavailableError, match=r"'cuda:1' was asked.*would run 2 Conv, 1 Softmax on the CPU"):
-        open_on_gpu(onnx_file(), None)
+        open_on_gpu(onnx_file())
 
 
 def test_a_provider_that_gave_way_is_refused(
     onnx_file: OnnxFile, gpu: type[GpuSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GpuSession, "get_providers", lambda self: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    with pytest.raises(BackendUnavailableError, match="could only open CUDAExecutionProvider"):
-        open_on_gpu(onnx_file(), "tensorrt")
-
-
-def test_providers_that_cannot_be_meant(onnx_file: OnnxFile) -> None:
-    with pytest.raises(UsageError, match="add --device cuda"):
-        open_backend(onnx_file(), backend="onnxruntime", ort_provider="cuda")
-    with pytest.raises(UsageError, match="unknown execution provider 'dml'"):
-        module.OnnxRuntimeBackend(onnx_file(), device="cuda", provider="dml")
+    monkeypatch.setattr(GpuSession, "get_providers", lambda self: ["CPUExecutionProvider"])
+    with pytest.raises(BackendUnavailableError, match="could only open CPUExecutionProvider"):
+        open_on_gpu(onnx_file())
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("provider", [None, "tensorrt"])
-def test_gpu_answers_are_those_of_the_network(onnx_file: OnnxFile, provider: str | None) -> None:
+def test_gpu_answers_are_those_of_the_network(onnx_file: OnnxFile) -> None:
     try:
-        backend = open_backend(onnx_file(), backend="onnxruntime", device="cuda", ort_provider=provider)
+        backend = open_backend(onnx_file(), EngineOptions(backend="onnxruntime", device="cuda"))
     except BackendUnavailableError as error:
         pytest.skip(str(error))
     with backend:

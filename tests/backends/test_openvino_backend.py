@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import DarknessBackend, draw_discs, make_onnx, make_spec
 
-from cellseg_deploy.backends import open_backend, openvino_ir
+from cellseg_deploy.backends import EngineOptions, open_backend, openvino_ir
 from cellseg_deploy.backends import openvino as module
 from cellseg_deploy.backends.openvino import OpenVinoBackend
 from cellseg_deploy.backends.openvino_cache import CompiledCache
@@ -153,7 +153,10 @@ def test_what_fills_a_batch_does_not_matter(vit: Path, precision: str, monkeypat
 def test_agrees_with_onnx_runtime(vit: Path) -> None:
     pytest.importorskip("onnxruntime")
     tiles = random_tiles(3)
-    with open_backend(vit, backend="onnxruntime", threads=1) as reference, OpenVinoBackend(vit, threads=1) as backend:
+    with (
+        open_backend(vit, EngineOptions(backend="onnxruntime", threads=1)) as reference,
+        OpenVinoBackend(vit, threads=1) as backend,
+    ):
         expected = reference.predict(tiles)
         assert expected.std() > 0.01
         assert np.abs(backend.predict(tiles) - expected).max() < 1e-4
@@ -176,7 +179,7 @@ def test_bf16_on_a_cpu_without_it_is_refused(onnx_file: OnnxFile, monkeypatch: p
 
     core = module.shared_core()
     monkeypatch.setattr(module, "shared_core", OldCore)
-    with pytest.raises(BackendUnavailableError, match=r"has no bf16 instructions .* --precision fp32"):
+    with pytest.raises(BackendUnavailableError, match=r"has no bf16 instructions .* `precision='fp32'`"):
         OpenVinoBackend(onnx_file(), precision="bf16")
     assert not module.native_bf16()
 

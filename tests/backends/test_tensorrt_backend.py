@@ -18,7 +18,7 @@ from conftest import DarknessBackend, draw_discs, make_onnx, make_spec
 from fake_tensorrt import ErrorCode, FakeCuda, make_tensorrt
 from PIL import Image
 
-from cellseg_deploy.backends import cuda_runtime, open_backend
+from cellseg_deploy.backends import EngineOptions, cuda_runtime, open_backend
 from cellseg_deploy.backends import tensorrt as module
 from cellseg_deploy.backends.cuda_runtime import Cuda, PinnedBuffers, parse_device
 from cellseg_deploy.backends.tensorrt import TensorRTBackend, build_to, open_device
@@ -74,10 +74,10 @@ def engine(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> Path:
 
 def test_cuda_graphs_are_tensorrt_s(engine: Path, onnx_file: OnnxFile) -> None:
     for graph in (False, True):
-        with open_backend(engine, cuda_graph=graph) as backend:
+        with open_backend(engine, EngineOptions(cuda_graph=graph)) as backend:
             assert backend.describe()["cuda_graph"] is graph
-    with pytest.raises(UsageError, match="--cuda-graph belongs to --backend tensorrt, not to onnxruntime"):
-        open_backend(onnx_file(), backend="onnxruntime", cuda_graph=True)
+    with pytest.raises(UsageError, match="`cuda_graph` belongs to `backend='tensorrt'`, not to onnxruntime"):
+        open_backend(onnx_file(), EngineOptions(backend="onnxruntime", cuda_graph=True))
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -244,18 +244,18 @@ def test_without_gpu_bindings_or_tensorrt(monkeypatch: pytest.MonkeyPatch, onnx_
     path = onnx_file()
     for device, words in (("cpu", "expected cuda or cuda:N"), ("cuda:x", "expected cuda"), ("gpu", "expected cuda")):
         with pytest.raises(UsageError, match=words):
-            open_backend(path, backend="tensorrt", device=device)
+            open_backend(path, EngineOptions(backend="tensorrt", device=device))
     with pytest.raises(BackendUnavailableError, match="last GPU here is cuda:0"):
-        open_backend(path, backend="tensorrt", device="cuda:3")
+        open_backend(path, EngineOptions(backend="tensorrt", device="cuda:3"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendUnavailableError, match=r"cellseg-deploy\[tensorrt\]"):
-        open_backend(path, backend="tensorrt")
+        open_backend(path, EngineOptions(backend="tensorrt"))
     monkeypatch.setitem(sys.modules, "tensorrt", type(sys)("tensorrt"))
     with pytest.raises(BackendUnavailableError, match="without its libraries"):
-        open_backend(path, backend="tensorrt")
+        open_backend(path, EngineOptions(backend="tensorrt"))
     cuda.gpus = ()
     with pytest.raises(BackendUnavailableError, match=r"no NVIDIA GPU can be used here.*NoDevice"):
-        open_backend(path, backend="tensorrt")
+        open_backend(path, EngineOptions(backend="tensorrt"))
 
 
 def test_files_that_are_no_engines(cuda: FakeCuda, tmp_path: Path, engine: Path) -> None:
@@ -272,7 +272,7 @@ def test_files_that_are_no_engines(cuda: FakeCuda, tmp_path: Path, engine: Path)
 
 def test_an_onnx_model_is_built_once(cuda: FakeCuda, onnx_file: OnnxFile, caplog: pytest.LogCaptureFixture) -> None:
     path, trt = onnx_file(make_spec(parity="verified: the .onnx, not its engine")), fake_trt()
-    with open_backend(path, backend="tensorrt") as backend:
+    with open_backend(path, EngineOptions(backend="tensorrt")) as backend:
         assert backend.predict(tiles(3)) == pytest.approx(DarknessBackend().predict(tiles(3)), abs=1e-6)
         assert backend.spec.parity.startswith("unverified: built by cellseg-infer")
         assert not backend.verified
@@ -281,12 +281,12 @@ def test_an_onnx_model_is_built_once(cuda: FakeCuda, onnx_file: OnnxFile, caplog
     caplog.clear()
     # Calibrated: the same network.
     write_spec(path, make_spec(name="stub", cell_diameter_px=30.0, parity="verified: the .onnx"))
-    with open_backend(path, backend="tensorrt") as backend:
+    with open_backend(path, EngineOptions(backend="tensorrt")) as backend:
         assert backend.spec.cell_diameter_px == 30.0
         assert backend.spec.parity.startswith("unverified")
     assert len(trt.builds) == 1
     assert caplog.text == ""
-    with open_backend(path, backend="tensorrt", rebuild=True):
+    with open_backend(path, EngineOptions(backend="tensorrt", rebuild=True)):
         assert len(trt.builds) == 2
 
 
@@ -308,20 +308,20 @@ def test_another_network_gpu_or_tensorrt_is_another_engine(
 
 def test_a_damaged_engine_in_the_cache_is_refused_until_rebuilt(cuda: FakeCuda, onnx_file: OnnxFile) -> None:
     path = onnx_file()
-    with open_backend(path, backend="tensorrt") as backend:
+    with open_backend(path, EngineOptions(backend="tensorrt")) as backend:
         engine = backend.engine_path  # type: ignore[attr-defined]
     for damage in (lambda: engine.write_bytes(b"x"), lambda: sidecar_path(engine).write_text("{}"), engine.unlink):
         damage()
         with pytest.raises(ModelError):
-            open_backend(path, backend="tensorrt")
-        with open_backend(path, backend="tensorrt", rebuild=True) as backend:
+            open_backend(path, EngineOptions(backend="tensorrt"))
+        with open_backend(path, EngineOptions(backend="tensorrt", rebuild=True)) as backend:
             assert backend.predict(tiles(1)).shape == (1, 1, 56, 56)
     write_sidecar(engine, msgspec.structs.replace(read_sidecar(engine), model_identity="0" * 64))
-    with pytest.raises(ModelError, match="of another network; build it again with --rebuild"):
-        open_backend(path, backend="tensorrt")
+    with pytest.raises(ModelError, match="of another network; build it again with `rebuild=True`"):
+        open_backend(path, EngineOptions(backend="tensorrt"))
     engine.write_bytes(b"x")
-    with pytest.raises(ModelError, match="--rebuild"):
-        open_backend(path, backend="tensorrt")
+    with pytest.raises(ModelError, match="`rebuild=True`"):
+        open_backend(path, EngineOptions(backend="tensorrt"))
 
 
 @pytest.mark.reliability
@@ -367,11 +367,11 @@ def test_two_that_build_one_engine_do_not_collide(
 
 def test_a_build_that_was_cut_off_is_done_again(cuda: FakeCuda, onnx_file: OnnxFile) -> None:
     path = onnx_file()
-    with open_backend(path, backend="tensorrt") as backend:
+    with open_backend(path, EngineOptions(backend="tensorrt")) as backend:
         engine = backend.engine_path  # type: ignore[attr-defined]
     sidecar_path(engine).unlink()  # it is written last
     engine.write_bytes(b"half")
-    with open_backend(path, backend="tensorrt") as backend:
+    with open_backend(path, EngineOptions(backend="tensorrt")) as backend:
         assert backend.predict(tiles(1)).shape == (1, 1, 56, 56)
     assert len(fake_trt().builds) == 2
 

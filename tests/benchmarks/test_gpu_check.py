@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import subprocess
@@ -28,7 +27,7 @@ from cellseg_benchmarks.gpu_check import (
     steps_for,
     time_form,
 )
-from cellseg_deploy.backends import cuda_runtime, open_backend
+from cellseg_deploy.backends import EngineOptions, cuda_runtime
 from cellseg_deploy.cli import console
 from cellseg_deploy.errors import BackendUnavailableError
 
@@ -95,22 +94,21 @@ def test_every_form_is_tried(tmp_path: Path) -> None:
     commands = [" ".join(step.command) for step in steps]
     for words in (
         *("--precision fp16", "--precision mixed", " openvino ", "--precision bf16", " int8 ", "--check-only"),
-        *("--device cuda", "--ort-provider tensorrt", "fp16.engine", "-m gpu"),
+        *("--device cuda", "fp16.engine", "-m gpu"),
     ):
         assert any(words in command for command in commands), words
     forms = forms_to_time(tmp_path / "model.onnx", tmp_path)
     made = {step.makes for step in steps if step.makes} | {str(tmp_path / "model.onnx")}
     assert {str(form.file) for form in forms} == made
-    assert len({(form.name, *form.settings.values()) for form in forms}) == 11
+    assert len({(form.name, *form.settings.values()) for form in forms}) == 10
     assert any(form.settings.get("cuda_graph") for form in forms)
-    known = inspect.signature(open_backend).parameters
-    assert all(set(form.settings) <= set(known) for form in forms)
+    assert all(EngineOptions(**form.settings) for form in forms)  # raises for an unknown setting
 
 
 def test_a_form_on_the_gpu_is_compared_with_the_cpu(tmp_path: Path) -> None:
     """A GPU agrees with itself, whatever it computes."""
     steps = [step.command for step in steps_for(tmp_path / "model.onnx", tmp_path) if "verify" in step.command]
-    assert len(steps) == 4
+    assert len(steps) == 3
     for command in steps:
         assert command[command.index("--device") + 1] == "cuda"
         assert command[command.index("--reference-device") + 1] == "cpu"

@@ -14,7 +14,7 @@ from cellseg_benchmarks.harness.timer import Plan
 from cellseg_benchmarks.quality import savings
 from cellseg_benchmarks.quality.cli_savings import savings_command
 from cellseg_benchmarks.quality.halo_curve import cut_distance, halo_curve
-from cellseg_deploy.backends import open_backend
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.cells import tiling
 from cellseg_deploy.errors import UsageError
@@ -46,7 +46,7 @@ def dark_corner(hw):
 
 @pytest.fixture(scope="module")
 def backend():
-    with open_backend(default_model_path(), backend="onnxruntime", threads=1) as opened:
+    with open_backend(default_model_path(), EngineOptions(backend="onnxruntime", threads=1)) as opened:
         yield opened
 
 

@@ -83,11 +83,11 @@ def test_a_size_that_was_given_is_not_remarked_upon() -> None:
     spec = read_model_file(default_model_path()).spec
     own = {"scale": spec.image_scale}, {"cell_diameter_px": spec.cell_diameter_px / spec.image_scale}
     for given in ({"scale": 0.6}, {"cell_diameter_px": 80.0}, {}, *own):
-        with Segmenter.from_file(**given) as segmenter:  # type: ignore[arg-type]
+        with Segmenter.load(**{"scale": None, **given}) as segmenter:  # type: ignore[arg-type]
             notes.append(segmenter(smear.image_hwc).notes)
     assert notes[:2] == [(), ()]
     assert notes[2:] == [notes[2]] * 3
-    assert "--cell-diameter auto" in notes[2][0]
+    assert "`cell_diameter_px='auto'`" in notes[2][0]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_cells_that_the_network_sees_and_nobody_counts_are_remarked_upon(seen: f
 def test_a_smear_of_cells_too_small_for_the_model_says_so() -> None:
     smear = make_smear(SmearParams(size_hw=(600, 800), cell_diameter_px=90, n_cells=30), 3).image_hwc
     small = cv2.resize(smear, (80, 60), interpolation=cv2.INTER_AREA)
-    with Segmenter.from_file() as segmenter:
+    with Segmenter.load(scale=None) as segmenter:
         assert segmenter(smear).notes == ()
         result = segmenter(small)
     assert result.count < 10
@@ -130,14 +130,14 @@ def test_a_smear_at_another_magnification(diameter: int) -> None:
     zoom = diameter / 90
     params = SmearParams(size_hw=(round(900 * zoom), round(1200 * zoom)), cell_diameter_px=diameter, n_cells=50)
     smear = make_smear(params, 3)
-    with Segmenter.from_file(cell_diameter_px="auto") as auto, Segmenter.from_file() as plain:
+    with Segmenter.load() as auto, Segmenter.load(scale=None) as plain:
         found, without = auto(smear.image_hwc), plain(smear.image_hwc)
         model_diameter = auto.backend.spec.cell_diameter_px
     score, before = (score_image(smear.labels_hw, result.labels, min_area_px=0) for result in (found, without))
     assert found.scale == pytest.approx(model_diameter / diameter, rel=0.15)
     assert found.notes == ()
     assert without.notes == (size_note(without.labels, model_diameter, without.scale),)
-    assert "--cell-diameter auto" in without.notes[0]
+    assert "`cell_diameter_px='auto'`" in without.notes[0]
     assert score.n_predicted == pytest.approx(score.n_true, rel=0.12)
     # Not F1: at a wrong scale slivers at the image border are counted, which this truth holds for cells as well.
     assert score.merges + score.splits <= before.merges + before.splits
@@ -168,14 +168,14 @@ def test_cells_of_any_size_are_measured(diameter: int) -> None:
     zoom = diameter / 90
     smear = make_smear(SmearParams(size_hw=(900, 1200), cell_diameter_px=90, n_cells=70), 5).image_hwc
     image = cv2.resize(smear, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
-    with Segmenter.from_file(cell_diameter_px="auto") as segmenter:
+    with Segmenter.load() as segmenter:
         choice = segmenter.find_scale([image])
         assert segmenter.backend.spec.cell_diameter_px / choice.scale == pytest.approx(diameter, rel=0.2)
     assert (choice.note, choice.images) == ("", 1)
 
 
 def test_without_cells_the_scale_stays_and_a_note_says_so() -> None:
-    with Segmenter.from_file(cell_diameter_px="auto") as segmenter:
+    with Segmenter.load() as segmenter:
         result = segmenter(np.full((300, 300, 3), 230, np.uint8))
         assert result.scale == segmenter.backend.spec.image_scale
     assert any("whole cells to estimate their size from" in note for note in result.notes)

@@ -15,8 +15,11 @@ from conftest import ROOT, THREE, draw_discs, run_obeying_permissions
 from PIL import Image
 from running import files, infer, results, rows
 
+from cellseg_deploy.backends import EngineOptions
+from cellseg_deploy.cli import console
 from cellseg_deploy.cli.infer import command
 from cellseg_deploy.run.folder import RunOptions
+from cellseg_deploy.threads import ThreadPlan
 
 # --- the main job
 
@@ -234,7 +237,7 @@ def test_notes_become_warnings(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in/dark.tif", np.full((60, 60), 4000, np.uint16))
     assert infer(tmp_path / "in", "-o", tmp_path / "out", "--model", model, "-q") == 0
-    assert "--bit-depth" in rows(tmp_path / "out/images.csv")[0]["warning"]
+    assert "`bit_depth" in rows(tmp_path / "out/images.csv")[0]["warning"]
     assert infer(tmp_path / "in", "-o", tmp_path / "out2", "--model", model, "-q", "--bit-depth", 12) == 0
     assert "give --bit-depth" not in rows(tmp_path / "out2/images.csv")[0]["warning"]
 
@@ -339,9 +342,12 @@ def test_package_import_is_light() -> None:
 
 
 def test_options_default_to_those_of_the_library() -> None:
+    from cellseg_deploy.images.options import ReadOptions
     from cellseg_deploy.segmenter import BATCH_SIZE
 
     defaults = command.make_context("cellseg-infer", ["in", "-o", "out"]).params
+    assert console.engine_options(defaults, ThreadPlan(None, 1)) == EngineOptions()
+    assert console.read_options(defaults) == ReadOptions() == RunOptions().reading
     assert defaults["batch_size"] == BATCH_SIZE
     assert (defaults["overwrite"], defaults["save"]) == (RunOptions().overwrite, ",".join(RunOptions().save))
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from running import files, infer, results, rows
 
 from cellseg_deploy import models, segmenter
+from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.errors import ModelError
 from cellseg_deploy.run.repeat import read_run
 
@@ -75,8 +77,9 @@ def test_a_run_that_goes_on_keeps_its_engine(
     opened: list[Any] = []
     real = segmenter.open_backend
 
-    def now_openvino(path: Path, *, backend: str, **settings: Any) -> Any:
-        opened.append(real(path, backend="openvino" if backend == "auto" else backend, **settings))
+    def now_openvino(path: Path, engine: EngineOptions, **settings: Any) -> Any:
+        chosen = replace(engine, backend="openvino") if engine.backend == "auto" else engine
+        opened.append(real(path, chosen, **settings))
         return opened[-1]
 
     monkeypatch.setattr(segmenter, "open_backend", now_openvino)
@@ -244,7 +247,7 @@ def test_files_that_record_no_run(
     [
         *(("--task", "counting"), ("--scale", 1), ("--cell-diameter", "auto"), ("--backend", "openvino")),
         *(("--device", "cpu"), ("--precision", "fp32"), ("--halo", 3), ("--bit-depth", 10), ("--pixel-size", 1)),
-        *(("--count-rule", "all"), ("--ort-provider", "cuda"), ("--field", "full"), ("--border-cells", "model")),
+        *(("--count-rule", "all"), ("--field", "full"), ("--border-cells", "model")),
     ],
 )
 def test_what_results_depend_on_is_not_given_twice(

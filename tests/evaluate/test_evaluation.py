@@ -14,6 +14,7 @@ from PIL import Image
 
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.evaluate.score import Predictor, predicted_pairs, score_pairs
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import Pair, pair_by_stem
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
@@ -85,5 +86,5 @@ def test_leaving_early_ends_the_threads(pairs: list[Pair]) -> None:
 
 
 def test_photographs_that_are_too_large_are_refused(pairs: list[Pair]) -> None:
-    with pytest.raises(DataError, match="--max-pixels"):
-        list(score_pairs(pairs, predictor(max_pixels=1000), min_area_px=50))
+    with pytest.raises(DataError, match="`max_pixels`"):
+        list(score_pairs(pairs, predictor(reading=ReadOptions(max_pixels=1000)), min_area_px=50))

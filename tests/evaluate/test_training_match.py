@@ -148,7 +148,7 @@ def test_size_is_compared_with_the_model_s() -> None:
     large = [grid(14, step=18)]
     (told,) = said(large, spec)
     assert "1.40 times" in told
-    assert "--cell-diameter 16" in told
+    assert "`cell_diameter_px=16`" in told
     mixed = [*same, grid(10, "b", step=15), grid(20, "c", step=30)]
     (told,) = said(mixed, spec)
     assert "cells of c differ" in told

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import draw_discs, make_spec
 
-from cellseg_deploy.backends import open_backend
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.records import form_sha256, read_records, records_path
 from cellseg_deploy.cli import console
 from cellseg_deploy.errors import ModelError, OutputError, ParityError, UsageError
@@ -86,7 +86,7 @@ def test_a_pair_with_its_report_and_a_record_for_auto(onnx_file: OnnxFile, tmp_p
     assert record == exported.record
     assert (record.file, record.file_sha256) == ("stub.xml", form_sha256(path))
     assert (record.backend, record.precision, record.inference_precision) == ("openvino", "fp32", "fp32")
-    with open_backend(path, threads=1) as backend:
+    with open_backend(path, EngineOptions(threads=1)) as backend:
         assert (backend.name, backend.verified) == ("openvino", True)
 
 
@@ -97,7 +97,7 @@ def test_bf16_is_judged_and_recorded_as_bf16(onnx_file: OnnxFile, tmp_path: Path
     assert (exported.report.policy.name, exported.report.candidate.precision) == ("bf16", "bf16")
     (record,) = read_records(records_path(source))
     assert (record.precision, record.inference_precision) == ("bf16", "bf16")
-    with open_backend(path, threads=1) as backend:  # fp32, which nobody compared
+    with open_backend(path, EngineOptions(threads=1)) as backend:  # fp32, which nobody compared
         assert (backend.precision, backend.verified) == ("fp32", False)
 
 
@@ -110,7 +110,7 @@ def test_one_pair_passes_in_both_precisions(onnx_file: OnnxFile, tmp_path: Path,
     assert "under policy fp32" in read_ir(path).spec.parity  # in which it runs unless asked otherwise
     assert names(tmp_path) >= {"m.xml.parity.json", "m.xml.bf16.parity.json"}
     for precision in order:
-        with open_backend(path, precision=precision, threads=1) as backend:
+        with open_backend(path, EngineOptions(precision=precision, threads=1)) as backend:
             assert (backend.precision, backend.verified) == (precision, True)
 
 
@@ -127,7 +127,7 @@ def test_fp16_weights_are_rounded_and_said_so(onnx_file: OnnxFile, tmp_path: Pat
     assert (exported.facts.weights, exported.facts.precision) == ("fp16", "fp32")
     assert exported.report.policy.name == "fp16"
     assert "f16" in exported.path.read_text().lower()
-    with open_backend(exported.path, threads=1) as backend:
+    with open_backend(exported.path, EngineOptions(threads=1)) as backend:
         assert backend.verified  # by the policy of its weights
 
 
@@ -254,8 +254,8 @@ def test_what_no_record_is_kept_of(
 
 def pytorch_candidate(source: Path) -> tuple[Any, Any]:
     """A reference, and a candidate that says it is PyTorch."""
-    backend = open_backend(source, backend="onnxruntime", threads=1)
-    other = open_backend(source, backend="onnxruntime", threads=1)
+    backend = open_backend(source, EngineOptions(backend="onnxruntime", threads=1))
+    other = open_backend(source, EngineOptions(backend="onnxruntime", threads=1))
     other.name = "pytorch"
     return backend, other
 

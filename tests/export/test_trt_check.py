@@ -18,7 +18,7 @@ from conftest import draw_discs, make_onnx, make_spec
 from fake_tensorrt import FakeCuda, make_tensorrt
 from PIL import Image
 
-from cellseg_deploy.backends import cuda_runtime, device_class, open_backend
+from cellseg_deploy.backends import EngineOptions, cuda_runtime, device_class, open_backend
 from cellseg_deploy.backends import tensorrt as backend_module
 from cellseg_deploy.backends.records import read_records, records_path
 from cellseg_deploy.backends.tensorrt_sidecar import read_sidecar
@@ -233,7 +233,7 @@ def test_an_engine_that_counts_the_same_is_kept(cuda: FakeCuda, onnx_file: OnnxF
     assert sidecar.parity_report is not None
     assert sidecar.parity_report["verdict"] == "passed"
     assert sidecar.onnx_name == "stub.onnx"
-    with open_backend(path, backend="onnxruntime") as given:
+    with open_backend(path, EngineOptions(backend="onnxruntime")) as given:
         assert sidecar.model_identity == given.describe()["model_identity"]
         assert sidecar.onnx_sha256 == given.describe()["model_file_sha256"]
     facts = json.loads((tmp_path / "model.engine.parity.json").read_text())
@@ -293,12 +293,12 @@ def test_auto_finds_the_engine_by_its_record(cuda: FakeCuda, onnx_file: OnnxFile
     assert (record.device_class, record.verdict) == ("cuda-8.6", "passed")
     assert record.timing is not None
     assert record.timing.ms_per_tile > 0
-    with open_backend(path, device="cuda", precision="fp16") as backend:
+    with open_backend(path, EngineOptions(device="cuda", precision="fp16")) as backend:
         assert (backend.name, backend.precision, backend.verified) == ("tensorrt", "fp16", True)
         assert backend.describe()["engine_path"] == str(output)
     cuda.gpus = (("Other RTX", 8, 9),)
     with pytest.raises(BackendUnavailableError):  # never compared there: no GPU form to take, and no CPU instead
-        open_backend(path, device="cuda")
+        open_backend(path, EngineOptions(device="cuda"))
 
 
 def test_an_engine_is_verified_against_the_cpu(
@@ -323,13 +323,11 @@ def test_an_engine_is_verified_against_the_cpu(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["stub.onnx", "--ort-provider", "tensorrt"], "provider"),  # no GPU was named
-        (["model.engine", "--ort-provider", "tensorrt"], "belongs to --backend onnxruntime, not to tensorrt"),
-        (["stub.onnx", "--ort-provider", "tensorrt", "--device", "cuda", "--record"], "--record"),
-        ([".", "--ort-provider", "cuda"], "--ort-provider are for an .onnx"),
+        (["stub.onnx", "--precision", "bf16"], "--precision belongs to --backend openvino, not to onnxruntime"),
+        ([".", "--backend", "openvino"], "--backend and --precision are for an .onnx"),
     ],
 )
-def test_verify_hands_the_provider_on(
+def test_verify_hands_engine_settings_on(
     onnx_file: OnnxFile,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -14,6 +14,7 @@ from made_images import picture, tiff, write
 
 from cellseg_deploy.cells.notes import kind_of
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import read_image
 
 
@@ -22,22 +23,22 @@ def test_white_is_zero_is_inverted_within_the_bits_that_are_used(tmp_path: Path)
     stored = np.zeros((40, 50), np.uint16)
     stored[10:20, 10:20] = 4095
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
-    image = read_image(tmp_path / "a.tif", bit_depth=12)
+    image = read_image(tmp_path / "a.tif", ReadOptions(bit_depth=12))
     assert (image.pixels_hwc[10:20, 10:20] == 0).all()
     assert (image.pixels_hwc[:10] == 255).all()
     assert not any("clipped" in note for note in image.notes)
 
 
 def test_what_lies_above_the_given_depth_is_clipped_and_counted(tmp_path: Path) -> None:
-    loaded = read_image(write(tmp_path / "a.tif", tiff(with_bar())), bit_depth=12)
+    loaded = read_image(write(tmp_path / "a.tif", tiff(with_bar())), ReadOptions(bit_depth=12))
     assert np.array_equal(loaded.pixels_hwc[..., 0], np.minimum(with_bar(), 4095).astype(int) * 255 // 4095)
     note = next(note for note in loaded.notes if "clipped" in note)
     assert note.startswith(
-        "60 of 2400 samples (0.025 of all) are larger than 4095, the largest of 12 bits (--bit-depth)"
+        "60 of 2400 samples (0.025 of all) are larger than 4095, the largest of 12 bits (`bit_depth`)"
     )
     assert kind_of(note) == "bit depth"
     with pytest.raises(UsageError, match="9 to 16"):
-        read_image(tmp_path / "a.tif", bit_depth=8)
+        read_image(tmp_path / "a.tif", ReadOptions(bit_depth=8))
 
 
 def png_with_sbit(pixels: np.ndarray, content: bytes) -> bytes:
@@ -67,7 +68,7 @@ def test_a_file_that_says_its_bits_is_scaled_by_them(tmp_path: Path, source: str
     assert np.array_equal(loaded.pixels_hwc[..., 0], np.minimum(with_bar(), 4095).astype(int) * 255 // 4095)
     assert f"12-bit samples ({source}) scaled to 8 bit" in loaded.notes
     assert [note for note in loaded.notes if kind_of(note) == "bit depth" and "were clipped" not in note] == []
-    assert np.array_equal(read_image(path, bit_depth=16).pixels_hwc[..., 0], with_bar() // 257)
+    assert np.array_equal(read_image(path, ReadOptions(bit_depth=16)).pixels_hwc[..., 0], with_bar() // 257)
 
 
 @pytest.mark.parametrize("scaled", ["shifted", "multiplied", "repeated"])
@@ -99,7 +100,7 @@ def test_the_full_range_with_a_warning_where_the_file_does_not_say(tmp_path: Pat
     loaded = read_image(write(tmp_path / "a", SAY_NOTHING[case]()))
     assert np.array_equal(loaded.pixels_hwc[..., 0], (with_bar(65520) if "shifted" in case else with_bar()) // 257)
     (warning,) = (note for note in loaded.notes if kind_of(note) == "bit depth")
-    assert "give --bit-depth 12" in warning
+    assert "give `bit_depth=12`" in warning
     assert ("ImageJ" in warning) == (case == "how it is shown")
 
 

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.images.decode import decode
 from cellseg_deploy.images.header import has_header
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import MAX_PIXELS, declared_pixels, read_image, read_labels
 
 # --- valid
@@ -109,10 +110,10 @@ def test_16_bit_scale_does_not_depend_on_the_pixels(tmp_path: Path) -> None:
     dark = tiff(np.full((4, 4), 1000, np.uint16))
     loaded = read_image(write(tmp_path / "a.tif", dark))
     assert (loaded.pixels_hwc == 1000 // 257).all()
-    assert any("--bit-depth" in note for note in loaded.notes)
-    loaded = read_image(tmp_path / "a.tif", bit_depth=10)
+    assert any("`bit_depth" in note for note in loaded.notes)
+    loaded = read_image(tmp_path / "a.tif", ReadOptions(bit_depth=10))
     assert (loaded.pixels_hwc == 1000 * 255 // 1023).all()
-    assert not any("--bit-depth" in note for note in loaded.notes)
+    assert not any("`bit_depth" in note for note in loaded.notes)
 
 
 def test_16_bit_png_with_alpha(tmp_path: Path) -> None:
@@ -362,14 +363,14 @@ def test_damaged_and_ambiguous_files_are_refused(tmp_path: Path, case: str) -> N
 def test_pixel_limit_names_the_option(tmp_path: Path) -> None:
     assert MAX_PIXELS == 200_000_000
     path = write(tmp_path / "x.png", png(20_000, 20_000))
-    with pytest.raises(DataError, match=r"20000 x 20000.*--max-pixels"):
+    with pytest.raises(DataError, match=r"20000 x 20000.*`max_pixels`"):
         read_image(path)
     for data in (encoded(Image.fromarray(picture()), "JPEG"), tiff(picture(), photometric="rgb")):
-        with pytest.raises(DataError, match="--max-pixels"):
-            read_image(write(tmp_path / "y", data), max_pixels=H * W - 1)
-        assert read_image(tmp_path / "y", max_pixels=H * W).pixels_hwc.shape == (H, W, 3)
+        with pytest.raises(DataError, match="`max_pixels`"):
+            read_image(write(tmp_path / "y", data), ReadOptions(max_pixels=H * W - 1))
+        assert read_image(tmp_path / "y", ReadOptions(max_pixels=H * W)).pixels_hwc.shape == (H, W, 3)
     with pytest.raises(UsageError, match="max_pixels"):
-        read_image(path, max_pixels=0)
+        read_image(path, ReadOptions(max_pixels=0))
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

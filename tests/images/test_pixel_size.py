@@ -15,6 +15,7 @@ from PIL import Image
 
 from cellseg_deploy.cells.notes import kind_of
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import LoadedImage, read_image
 from cellseg_deploy.images.resolution import GIVEN, UNKNOWN, PixelSize, checked_by_cells
 
@@ -22,7 +23,7 @@ GREY = picture(1)
 
 
 def loaded(tmp_path: Path, data: bytes, **settings: Any) -> LoadedImage:
-    return read_image(write(tmp_path / "a.tif", data), **settings)
+    return read_image(write(tmp_path / "a.tif", data), ReadOptions(**settings))
 
 
 def ome(pixels: str) -> bytes:
@@ -93,11 +94,11 @@ def test_what_no_microscope_has_is_not_believed_and_said(tmp_path: Path, case: s
     data, words = NOT_BELIEVED[case]
     image = loaded(tmp_path, data)
     assert image.pixel_size.um is None
-    (note,) = [note for note in image.notes if "--pixel-size" in note]
+    (note,) = [note for note in image.notes if "`pixel_size_um`" in note]
     assert words in note
     told = loaded(tmp_path, data, pixel_size_um=0.2)
     assert told.pixel_size.um == 0.2
-    assert not any("--pixel-size" in note for note in told.notes)  # nothing left to say
+    assert not any("`pixel_size_um`" in note for note in told.notes)  # nothing left to say
 
 
 def without_denominator(data: bytes) -> bytes:
@@ -140,7 +141,7 @@ def test_a_density_for_printers_is_not_read(tmp_path: Path) -> None:
         path = save(tmp_path / name, Image.fromarray(picture()), dpi=(25_400 / 0.5, 25_400 / 0.5))
         assert read_image(path).pixel_size.um is None
         assert read_image(path).notes == ()
-        assert read_image(path, pixel_size_um=0.5).pixel_size.um == 0.5
+        assert read_image(path, ReadOptions(pixel_size_um=0.5)).pixel_size.um == 0.5
 
 
 @pytest.mark.parametrize("size", [0.0, -1.0, math.nan, math.inf, 1001.0])

@@ -198,7 +198,7 @@ def test_stored_numbers_count_however_they_are_shown(tmp_path: Path, case: str) 
 @pytest.mark.parametrize("case", STORED_WRONG)
 def test_a_negative_is_refused_and_read_where_it_is_said(tmp_path: Path, case: str) -> None:
     path = write(tmp_path / "m", STORED_WRONG[case]())
-    with pytest.raises(DataError, match=r"m: one object touches all four sides.*--mask-foreground dark"):
+    with pytest.raises(DataError, match=r"m: one object touches all four sides.*`mask_foreground='dark'`"):
         read_labels(path)
     labels = read_labels(path, foreground="dark")
     assert labels.max() == (4 if case == "few cells" else 81)
@@ -207,7 +207,7 @@ def test_a_negative_is_refused_and_read_where_it_is_said(tmp_path: Path, case: s
 
 def test_a_mask_that_is_no_negative_is_refused_as_one(tmp_path: Path) -> None:
     path = write(tmp_path / "m.tif", tiff(discs().astype(np.uint8)))
-    with pytest.raises(DataError, match="leave the option out"):
+    with pytest.raises(DataError, match="leave it out, and keep masks of both kinds"):
         read_labels(path, foreground="dark")
 
 
@@ -246,7 +246,7 @@ def test_true_masks_are_taken_and_their_negatives_are_not(real_data: Path, tmp_p
     for mask in masks:
         cells = read_labels(mask) > 0
         path = write(tmp_path / "negative.tif", tiff(~cells))
-        with pytest.raises(DataError, match="--mask-foreground dark"):
+        with pytest.raises(DataError, match="`mask_foreground='dark'`"):
             read_labels(path)
         assert np.array_equal(read_labels(path, foreground="dark") > 0, cells)
 

@@ -11,6 +11,7 @@ import pytest
 from cellseg_deploy import Segmenter
 from cellseg_deploy.annotations.read import read_annotations
 from cellseg_deploy.annotations.score import pool_marks, score_marks
+from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.cells.metrics import pool, score_image
 from cellseg_deploy.images.read import pair_by_stem, read_image, read_labels
 from cellseg_deploy.models import default_model_path
@@ -23,7 +24,7 @@ MAX_BYTES = 20_000_000
 @pytest.fixture(scope="module")
 def segmenter():
     pytest.importorskip("onnxruntime")
-    with Segmenter.from_file() as opened:
+    with Segmenter.load(scale=None) as opened:
         yield opened
 
 
@@ -93,8 +94,8 @@ def test_any_size_works_and_nothing_is_seen_in_an_empty_field(segmenter, hw):
 
 def test_batch_size_and_threads_change_nothing(segmenter, smears):
     expected = segmenter(smears[0].image_hwc).labels
-    for settings in ({"batch_size": 1}, {"batch_size": 16}, {"threads": 1}, {"threads": 2}):
-        with Segmenter.from_file(**settings) as other:
+    for settings in ({"batch_size": 1}, {"batch_size": 16}, *({"engine": EngineOptions(threads=n)} for n in (1, 2))):
+        with Segmenter.load(scale=None, **settings) as other:
             assert np.array_equal(other(smears[0].image_hwc).labels, expected)
 
 

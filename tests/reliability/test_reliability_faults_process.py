@@ -80,7 +80,7 @@ def test_a_huge_header_is_refused_in_bounded_memory(server: ForkServer, tmp_path
     assert ended.code == 3, ended.said
     rows = table(tmp_path / "out")
     assert [name for name, row in rows.items() if row["status"] == "failed"] == ["huge.png"]
-    assert "--max-pixels" in rows["huge.png"]["error"]
+    assert "`max_pixels`" in rows["huge.png"]["error"]
     assert ended.peak_bytes < usual.peak_bytes + 50 * MIB
 
 

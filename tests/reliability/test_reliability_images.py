@@ -30,7 +30,7 @@ from pathlib import Path
 import cv2, imagecodecs, numpy, scipy.sparse, tifffile
 import PIL.JpegImagePlugin, PIL.PngImagePlugin
 from cellseg_deploy.errors import DataError
-from cellseg_deploy.images.read import read_image
+from cellseg_deploy.images.read import ReadOptions, read_image
 cpu, memory, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 for path in sorted(folder.iterdir()):
     reader, writer = os.pipe()
@@ -98,7 +98,7 @@ def test_read_within_twenty_seconds_and_a_gigabyte(
 def test_the_limits_limit(tmp_path: Path) -> None:
     """What the test above would say of a reader that unpacks without looking."""
     (tmp_path / "a.png").write_bytes(next(case for case in CASES if case.name == "png 30k blank").make())
-    program = READER.replace("read_image(path)", "read_image(path, max_pixels=10**9)")
+    program = READER.replace("read_image(path)", "read_image(path, ReadOptions(10**9))")
     done = subprocess.run(
         [sys.executable, "-c", program, str(CPU_SECONDS), str(MEMORY_BYTES), str(tmp_path)],
         capture_output=True,

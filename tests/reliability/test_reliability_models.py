@@ -19,7 +19,7 @@ from conftest import ROOT, make_onnx
 from running import infer
 
 from cellseg_deploy import models
-from cellseg_deploy.backends import open_backend
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.errors import ModelError
 
 ort = pytest.importorskip("onnxruntime")
@@ -54,7 +54,7 @@ def test_no_engine_opens_it(case: BadModel, engine: str, tmp_path: Path, capfd: 
     pytest.importorskip(engine)
     path = made(case, tmp_path / "folder")
     with pytest.raises(ModelError, match=case.words) as caught:
-        open_backend(path, backend=engine, threads=1)
+        open_backend(path, EngineOptions(backend=engine, threads=1))
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -82,8 +82,9 @@ def test_weights_elsewhere_are_never_opened(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "weights.bin").unlink()
     os.mkfifo(tmp_path / "elsewhere" / "weights.bin")
     program = (
-        "import sys\nfrom cellseg_deploy.backends import open_backend\nfrom cellseg_deploy.errors import ModelError\n"
-        "try:\n    open_backend(sys.argv[1], backend=sys.argv[2])\nexcept ModelError:\n    print('refused')"
+        "import sys\nfrom cellseg_deploy import EngineOptions, open_backend\n"
+        "from cellseg_deploy.errors import ModelError\n"
+        "try:\n    open_backend(sys.argv[1], EngineOptions(sys.argv[2]))\nexcept ModelError:\n    print('refused')"
     )
     for engine in ENGINES:
         pytest.importorskip(engine)

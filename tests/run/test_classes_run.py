@@ -267,22 +267,22 @@ def test_an_image_that_was_changed_is_counted_once(fields: Path, tmp_path: Path,
 
 
 def test_python_knows_the_classes(model: Path) -> None:
-    with Segmenter.from_file(model, scale=1) as segmenter:
+    with Segmenter.load(model, scale=1) as segmenter:
         found = segmenter(field())
     assert found.classes is not None
     assert found.table.columns["class"].tolist() == list(FOUND)
     assert found.counted().tolist() == [not reason for reason in LEFT_OUT]
     assert found.counted("all").tolist() == [name != "platelet" for name in FOUND]
     assert found.by_rule("all").all()
-    with Segmenter.from_file(model, scale=1, classes=["platelet"]) as segmenter:
+    with Segmenter.load(model, scale=1, classes=["platelet"]) as segmenter:
         assert segmenter(field()).counted().tolist() == [name == "platelet" for name in FOUND]
     with pytest.raises(UsageError, match="knows no class 'green'"):
-        Segmenter.from_file(model, classes=["green"])
+        Segmenter.load(model, classes=["green"])
 
 
 def test_a_small_platelet_is_found_and_a_small_piece_of_red_is_not(model: Path) -> None:
     cells = (("red", 50, 50, 10), ("platelet", 90, 50, 2.5), ("red", 20, 20, 2.5))
-    with Segmenter.from_file(model, scale=1) as segmenter:
+    with Segmenter.load(model, scale=1) as segmenter:
         found = segmenter(field(cells))
     assert found.table.columns["class"].tolist() == ["red", "platelet"]
     assert found.table.columns["area_px"].tolist() == [317, 21]

@@ -18,6 +18,7 @@ from conftest import DarknessBackend, draw_discs, make_spec
 from PIL import Image
 from running import results, rows, save
 
+from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.batching import Overlapped
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, NothingToDoError, OutputError
 from cellseg_deploy.images.read import FoundImage, find_images, read_image
@@ -103,7 +104,9 @@ def test_the_shipped_model_gives_the_same_whatever_shares_its_batches(tmp_path: 
     (tmp_path / "in" / "damaged.png").write_bytes((tmp_path / "in" / "3.png").read_bytes()[:-30])
 
     def open_segmenter(batch_size: int) -> Segmenter:
-        return Segmenter.from_file(backend="onnxruntime", batch_size=batch_size, threads=1 + batch_size % 2)
+        return Segmenter.load(
+            engine=EngineOptions(backend="onnxruntime", threads=1 + batch_size % 2), scale=None, batch_size=batch_size
+        )
 
     settings = [(1, 1), (4, 2), (16, 4)]
     expect_same_results(open_segmenter, tmp_path / "in", tmp_path, settings)

@@ -307,12 +307,12 @@ def test_an_image_that_is_back_before_its_failure_is_told_has_another_turn(
     away, gone, told = tmp_path / "away", list[Path](), list[tuple[str, str]]()
     real = image_work.read_image
 
-    def read(path: Path, **settings: Any) -> Any:
+    def read(path: Path, *options: Any, **settings: Any) -> Any:
         if path.name != "b.png" or gone:
-            return real(path, **settings)
+            return real(path, *options, **settings)
         gone.append(path.rename(away))
         try:
-            return real(path, **settings)
+            return real(path, *options, **settings)
         finally:
             away.rename(path)
 

@@ -1,0 +1,48 @@
+"""Groups of like images: those of one folder, size in px and pixel size, from one camera at one magnification."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.cells.scale import SAMPLE_IMAGES
+from cellseg_deploy.errors import DataError
+from cellseg_deploy.images.find import FoundImage
+from cellseg_deploy.images.options import ReadOptions
+from cellseg_deploy.images.read import declared_size, read_image
+
+_log = logging.getLogger(__name__)
+
+
+def group_of(image: FoundImage) -> str:
+    """Folder, size and pixel size of ``image`` by its header, in words; "" for one that must not be read."""
+    if image.problem:
+        return ""
+    (height, width), um = declared_size(image.path)
+    of_pixel = "" if um is None else f", {um:.4g} um/px"
+    folder = str(PurePosixPath(image.name).parent).encode("utf-8", "backslashreplace").decode()
+    return f"{folder}: {width} x {height} px{of_pixel}"
+
+
+def groups_of(images: Iterable[FoundImage]) -> dict[str, list[FoundImage]]:
+    """``images`` by group, in the order of their names."""
+    groups: dict[str, list[FoundImage]] = {}
+    for image in sorted(images, key=lambda image: image.name):
+        if group := group_of(image):
+            groups.setdefault(group, []).append(image)
+    return groups
+
+
+def sample(images: Sequence[FoundImage], options: ReadOptions) -> Iterator[npt.NDArray[np.uint8]]:
+    """Pixels of at most ``SAMPLE_IMAGES`` of ``images``, spread evenly; those that cannot be read are left out, and
+    reported when their turn comes."""
+    step = max(1.0, len(images) / SAMPLE_IMAGES)
+    for index in range(min(len(images), SAMPLE_IMAGES)):
+        try:
+            yield read_image(images[int(index * step)].path, options).pixels_hwc
+        except (DataError, MemoryError) as error:
+            _log.debug("not measured: %s", error)
