@@ -93,7 +93,17 @@ def print_error(message: str) -> None:
 
 
 _ARGUMENTS = (
-    *("backend", "batch_size", "bit_depth", "border_cells", "cell_diameter_px", "count_rule", "cuda_graph", "device"),
+    *(
+        "backend",
+        "batch_size",
+        "bit_depth",
+        "border_cells",
+        "classes",
+        "cell_diameter_px",
+        "count_rule",
+        "cuda_graph",
+        "device",
+    ),
     *("field", "halo", "mask_foreground", "masks", "max_pixels", "model", "pixel_size_um", "precision", "rebuild"),
     *("scale", "streams", "task", "threads"),
 )
