@@ -12,24 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cellseg_deploy.cli import console, infer_say
+from cellseg_deploy.cli import console
 
 if TYPE_CHECKING:
     from cellseg_deploy.images.find import FoundImage
-    from cellseg_deploy.images.inputs import GivenPaths
+    from cellseg_deploy.run.plan import RunPlan
     from cellseg_deploy.run.record import RunSummary
     from cellseg_deploy.run.repeat import RecordedRun
+    from cellseg_deploy.segmenter import Segmenter
 
 _log = logging.getLogger(__name__)
+
+_ACTIONS = {"work": "to do", "skip": "done", "keep": "kept", "fail": "fails"}
 
 _EPILOG = """\b
 Examples:
   cellseg-infer smears/ -o counts/
   cellseg-infer a.png b.tif -o counts/ --task confluence
-  cellseg-infer 'slides/**/*.tif' -o counts/ --save labels,rois --pixel-size 0.065
+  cellseg-infer slides/*.tif -o counts/ --save labels,rois --pixel-size 0.065
   cellseg-infer smears/ -o counts/ --cell-diameter 60      cells are about 60 px wide
   cellseg-infer camera/ -o counts/ --watch                 follow a folder that a microscope fills
-  cellseg-infer --like counts/run.json -o again/           the same run once more
+  cellseg-infer more/ -o again/ --like counts/run.json     with the model and settings of an earlier run
   cellseg-infer --explain --model my.onnx                  which engine would run it, and why
 
 \b
@@ -73,7 +76,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "list_file",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Text file with a path a line, besides PATH...; - for stdin.",
+    help="Text file with one path per line, in addition to PATH...; - for stdin.",
 )
 @click.option(
     "--watch", is_flag=True, help="Follow the folder PATH and take files once they are complete; end: Ctrl-C."
@@ -91,7 +94,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "--like",
     type=click.Path(path_type=Path),
     metavar="RUN.JSON",
-    help="Model, engine and settings of an earlier run, and its images unless PATH is given.",
+    help="Use the model, engine and settings of an earlier run.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done with each image, and end.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: go on with it]")
@@ -101,7 +104,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
 @console.log_options
 @click.pass_context
 def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | None, **asked: Any) -> int:
-    """Count and outline the cells of images (PNG, JPEG, TIFF): files, patterns, or folders with all that is in them."""
+    """Count and outline the cells of images (PNG, JPEG, TIFF): files, or folders with everything in them."""
     console.set_up_logging(asked["verbose"])
     if asked["explain"]:
         unused = ("ort_provider", "rebuild", "cuda_graph", "streams", "like")
@@ -109,23 +112,24 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
         click.echo(_explanation(asked["model"], asked["backend"], asked["device"] or "cpu", asked["precision"]))
         return console.EXIT_OK
     recorded = None if asked["like"] is None else _take_from(asked["like"], context, asked)
-    if output is None or not (paths or asked["list_file"] or recorded):
+    if output is None or not (paths or asked["list_file"]):
         missing = next(p for p in context.command.params if p.name == ("paths" if output else "output"))
         raise click.MissingParameter(ctx=context, param=missing)
 
+    from cellseg_deploy.images.find import paths_in_list
     from cellseg_deploy.run.output_folder import check_apart
 
-    given = _given(paths, asked["list_file"], recorded, output)
-    check_apart(given.paths, output)
+    given = [*paths, *(paths_in_list(asked["list_file"]) if asked["list_file"] else ())]
+    check_apart(given, output)
     _check_watch(context, given)
     images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
     summary = _run(given, images, output, asked, recorded)
     if summary is None:
         return console.EXIT_OK
     if asked["as_json"]:
-        click.echo(json.dumps(infer_say.for_machines(summary)))
+        click.echo(json.dumps(_for_machines(summary)))
     elif not asked["quiet"]:
-        infer_say.print_table(summary)
+        _print_table(summary)
     return console.EXIT_SOME_FAILED if summary.failed else console.EXIT_OK
 
 
@@ -135,7 +139,7 @@ def main() -> None:
 
 
 def _run(
-    given: GivenPaths, images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
+    paths: list[Path], images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
 ) -> RunSummary | None:
     """Open the model and do what was asked for; None if that was only to be shown."""
     from cellseg_deploy.images.read import MAX_PIXELS
@@ -162,7 +166,7 @@ def _run(
     threads = console.plan_threads(
         asked["threads"], device=engine["device"], model=engine["path"], backend=engine["backend"]
     )
-    inputs = Inputs.of(given.paths, given.roots, follow_links=asked["follow_links"])
+    inputs = Inputs.of(paths, follow_links=asked["follow_links"])
     names = ("task", "scale", "batch_size", "halo", "border_cells", "rebuild", "cuda_graph", "streams")
     settings = {
         **{name: asked[name] for name in names},
@@ -176,18 +180,18 @@ def _run(
         opened = segmenter.backend
         _log.info("engine: %s %s on %s, %s", opened.name, opened.precision, opened.device, opened.choice)
         if not asked["quiet"]:
-            console.say(infer_say.heading(segmenter))
+            console.say(_heading(segmenter))
         tell_scale = None if asked["quiet"] else console.say
         if recorded is not None:
             recorded.check(identity_of(segmenter, options, inputs))
         if asked["dry_run"]:
             plan = plan_folder(segmenter, images, output, options=options, inputs=inputs)
-            click.echo(json.dumps(plan.to_json())) if asked["as_json"] else infer_say.print_plan(plan)
+            click.echo(json.dumps(plan.to_json())) if asked["as_json"] else _print_plan(plan)
             return None
         if asked["watch"]:
             return watch_folder(
                 segmenter,
-                given.paths[0],
+                paths[0],
                 output,
                 options=options,
                 threads=threads,
@@ -218,7 +222,7 @@ def _engine(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -
     that cannot be used in any case, before a model is loaded for nothing.
     """
     from cellseg_deploy.models import default_model_path
-    from cellseg_deploy.run.earlier_engine import engine_to_go_on_with
+    from cellseg_deploy.run.repeat import engine_to_resume
     from cellseg_deploy.run.resume import check_usable, look_at
 
     state = look_at(output)
@@ -227,7 +231,7 @@ def _engine(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -
     names = ("backend", "device", "precision", "ort_provider")
     as_asked = {"path": asked["model"], **{name: asked[name] for name in names}}
     if recorded is not None:
-        as_asked = engine_to_go_on_with(recorded.identity, asked["model"] or default_model_path()) or as_asked
+        as_asked = engine_to_resume(recorded.identity, asked["model"] or default_model_path()) or as_asked
     is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
     if state.journal is None or asked["overwrite"]:
         return as_asked
@@ -237,7 +241,7 @@ def _engine(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -
         )
     if not is_free:
         return as_asked
-    return engine_to_go_on_with(state.journal.identity, asked["model"] or default_model_path()) or as_asked
+    return engine_to_resume(state.journal.identity, asked["model"] or default_model_path()) or as_asked
 
 
 def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:
@@ -254,49 +258,23 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
     return recorded
 
 
-def _given(paths: tuple[Path, ...], list_file: Path | None, recorded: RecordedRun | None, output: Path) -> GivenPaths:
-    """What the command line names, or else what an earlier run was given. That in ``output`` knows former folders."""
-    from cellseg_deploy.images.find import input_roots
-    from cellseg_deploy.images.inputs import GivenPaths, expanded, listed
-    from cellseg_deploy.run.output_folder import RUN_JSON
-    from cellseg_deploy.run.record import inputs_in
-
-    if not paths and list_file is None and recorded is not None:
-        return recorded.given
-    given, written_down = expanded(paths), listed(list_file) if list_file else []
-    earlier = inputs_in(output / RUN_JSON, ())
-    were_folders = () if earlier is None else earlier.folders
-    return GivenPaths(
-        (*given.paths, *written_down),
-        tuple(sorted({*given.roots, *input_roots(written_down, were_folders)})),
-        may_be_missing=frozenset(written_down),
-    )
-
-
-def _check_watch(context: click.Context, given: GivenPaths) -> None:
-    from cellseg_deploy.images.find import input_roots
-
+def _check_watch(context: click.Context, paths: list[Path]) -> None:
     asked = context.params
     if not asked["watch"]:
         console.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
     elif asked["dry_run"]:
         raise click.UsageError("--dry-run and --watch exclude each other: what will come is not known")
-    elif len(given.paths) != 1 or not os.path.isdir(given.paths[0]):  # noqa: PTH112
-        raise click.UsageError(f"--watch follows one folder; got {', '.join(map(console.printable, given.paths))}")
-    elif list(given.roots) != input_roots(given.paths):
-        raise click.UsageError(
-            f"--watch calls images as they lie in the folder: give {console.printable(given.paths[0])}, no pattern"
-        )
+    elif len(paths) != 1 or not os.path.isdir(paths[0]):  # noqa: PTH112
+        raise click.UsageError(f"--watch follows one folder; got {', '.join(map(console.printable, paths))}")
 
 
-def _images(given: GivenPaths, *, follow_links: bool) -> list[FoundImage]:
-    """What there is in ``given``; one that may be missing, and is, costs one image."""
+def _images(paths: list[Path], *, follow_links: bool) -> list[FoundImage]:
     from cellseg_deploy.errors import NothingToDoError
     from cellseg_deploy.images.find import SUFFIXES, find_images
 
-    images = find_images(given.paths, follow_links=follow_links, may_be_missing=given.may_be_missing, roots=given.roots)
+    images = find_images(paths, follow_links=follow_links)
     if not images:
-        where = ", ".join(console.printable(path) for path in given.paths)
+        where = ", ".join(map(console.printable, paths))
         raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
     return images
 
@@ -317,3 +295,72 @@ def _progress(quiet: bool) -> AbstractContextManager[Any]:
     from cellseg_deploy.cli.progress import QuietProgress, RunProgress
 
     return nullcontext(QuietProgress()) if quiet else RunProgress()
+
+
+def _for_machines(summary: RunSummary) -> dict[str, Any]:
+    """Totals: ``found`` is the sum of ``done`` (now), ``skipped`` (done before) and ``failed``."""
+    return {
+        "found": summary.found,
+        "done": summary.done,
+        "skipped": summary.skipped,
+        "failed": summary.failed,
+        "others": summary.others,
+        "cells": summary.cells,
+        "counted": summary.counted,
+        "wall_seconds": round(summary.wall_seconds, 3),
+        "warnings": summary.warnings,
+        "edited": summary.edited_files,
+        "output": console.printable(summary.output),
+    }
+
+
+def _print_table(summary: RunSummary) -> None:
+    """Totals for people."""
+    seconds, done = summary.wall_seconds, summary.done + summary.skipped
+    worked = summary.done + summary.failed
+    rate = f", {worked / seconds:.2f} images/s" if seconds > 0 and worked else ""
+    images = f"{done} of {summary.found}" if summary.failed else str(done)
+    if summary.skipped:
+        images += f", {summary.skipped} of them before this run"
+    counted = f", {summary.counted} counted" if summary.counted != summary.cells else ""
+    rows = [
+        ("images", images),
+        ("cells", f"{summary.cells}{counted}"),
+        ("failed", f"{summary.failed} (named in images.csv)" if summary.failed else "0"),
+        ("time", f"{seconds:.1f} s{rate}"),
+        ("results", console.printable(summary.output)),
+    ]
+    if summary.others:
+        rows.insert(3, ("others", f"{summary.others} in the tables, of images not given or not readable now"))
+    if summary.edited:
+        files = f"{len(summary.edited)} file{'s' if len(summary.edited) > 1 else ''}"
+        rows.insert(-1, ("edited", f"{files}, kept (named in run.json)"))
+    for name, value in rows:
+        click.echo(f"{name:<8} {value}")
+    for kind, found in summary.warnings.items():
+        images = f"{found['images']} image{'s' if found['images'] > 1 else ''}"
+        first = found["first"]
+        click.echo(
+            f"warning  {kind}, {images}: {console.printable(first['image'])}: {console.printable(first['warning'])}"
+        )
+
+
+def _heading(segmenter: Segmenter) -> str:
+    """One line before the work: which model runs, on what, in which arithmetic, at which scale."""
+    backend, spec = segmenter.backend, segmenter.backend.spec
+    if segmenter.auto_scale:
+        scale = "scale measured"
+    else:
+        scale = f"scale {segmenter.scale:g} (cells about {spec.cell_diameter_px / segmenter.scale:.0f} px wide)"
+    return f"model {console.printable(spec.name)}, {backend.name} {backend.precision} on {backend.device}, {scale}"
+
+
+def _print_plan(plan: RunPlan) -> None:
+    """A line an image, and how many for each of what would be done."""
+    for item in plan.items:
+        reason = f" ({console.printable(item.reason)})" if item.reason else ""
+        click.echo(f"{_ACTIONS[item.action]:<6} {console.printable(item.image.name)}{reason}")
+    counts = plan.counts
+    kept = f"{counts['keep']} kept, " if counts["keep"] else ""
+    done = f"{counts['work']} to do, {counts['skip']} done"
+    click.echo(f"{len(plan.items)} images: {done}, {kept}{counts['fail']} would fail")

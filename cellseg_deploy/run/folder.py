@@ -48,7 +48,7 @@ def run_folder(
     A run that is in the folder already and was one of the same model, engine and settings is gone on with: images that
     are done are skipped, those that failed are retried. ``on_plan`` is told what is to be done before it is,
     ``on_scale`` in a line what was found where the scale is measured.
-    ``inputs``: what the user gave, for run.json; by default the folders of ``images``.
+    ``inputs``: the paths that were passed, for run.json; by default the folders of ``images``.
 
     An image that cannot be read, or fails in any way of its own, is recorded and the run goes on. Interrupted
     (KeyboardInterrupt), or stopped by an error that concerns the whole run or by one of ``on_result``, the tables of
@@ -102,5 +102,5 @@ def plan_folder(
 
 def inputs_of(images: Sequence[FoundImage]) -> Inputs:
     """The folders of ``images``, where nothing else is known of how they were found."""
-    roots = sorted({image.root for image in images})
-    return Inputs.of(roots, roots)
+    roots = tuple(sorted({str(image.root) for image in images}))
+    return Inputs(roots, roots)

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cellseg_deploy.cells.field_of_view import Field, check_field
 from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.files.json_record import content_of
-from cellseg_deploy.images.find import absolute
+from cellseg_deploy.images.find import absolute, input_roots
 from cellseg_deploy.images.read import MAX_PIXELS, check_settings
 from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
 from cellseg_deploy.outputs.tables import utf8
@@ -67,45 +67,18 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Inputs:
-    """``paths``: files and folders that were given, absolute. ``roots``: the folders that names are relative to.
-
-    ``folders``: which of ``paths`` were folders.
-    """
+    """``paths``: files and folders that were passed, absolute. ``roots``: the folders that names are relative to."""
 
     paths: tuple[str, ...]
     roots: tuple[str, ...]
     follow_links: bool = False
-    folders: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, paths: Iterable[Path], roots: Iterable[Path], *, follow_links: bool = False) -> Inputs:
-        """Those that ``find_images`` was asked for."""
-        given = tuple(str(absolute(path)) for path in paths)
-        folders = tuple(path for path in given if os.path.isdir(path))  # noqa: PTH112  (never raises)
-        return cls(given, tuple(sorted({str(root) for root in roots})), follow_links, folders)
-
-    @classmethod
-    def from_json(cls, content: Any, roots: Iterable[str]) -> Inputs:
-        """What ``to_json`` gave, in a run whose names are relative to ``roots``; of earlier versions that did not keep
-        folders those among ``roots``. Raises ``KeyError`` or ``TypeError`` if it is none."""
-        of_names, paths = tuple(roots), content["paths"]
-        folders = content.get("folders", [path for path in paths if path in of_names])
-        if not (_is_texts(paths) and _is_texts(folders)):
-            raise TypeError("inputs must be lists of text")
-        return cls(tuple(paths), of_names, bool(content["follow_links"]), tuple(folders))
-
-    def to_json(self) -> dict[str, Any]:
-        """For run.json; ``roots`` are known from elsewhere."""
-        return {"paths": list(self.paths), "folders": list(self.folders), "follow_links": self.follow_links}
-
-    def after(self, earlier: Inputs) -> Inputs:
-        """All that two calls of one run were given; what ``earlier`` says of a path holds."""
-        return replace(
-            self,
-            paths=tuple(dict.fromkeys((*earlier.paths, *self.paths))),
-            folders=tuple(dict.fromkeys((*earlier.folders, *self.folders))),
-            follow_links=self.follow_links or earlier.follow_links,
-        )
+    def of(cls, paths: Iterable[Path], *, follow_links: bool = False) -> Inputs:
+        """Those that ``find_images`` was called with. Raises ``UsageError`` as it does."""
+        paths = list(paths)
+        roots = input_roots(paths)
+        return cls(tuple(str(absolute(path)) for path in paths), tuple(str(root) for root in roots), follow_links)
 
 
 @dataclass(frozen=True)
@@ -255,7 +228,7 @@ def run_json(
             **msgspec.to_builtins(options),
             "scales": dict(scales),
         },
-        "inputs": inputs.to_json(),
+        "inputs": {"paths": list(inputs.paths), "follow_links": inputs.follow_links},
         "identity": identity.to_json(),
         "versions": {"python": platform.python_version(), **identity.versions},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
@@ -291,17 +264,3 @@ def scales_in(record: Path) -> dict[str, float]:
         return {str(group): check_scale(float(scale)) for group, scale in said.items()}
     except (KeyError, TypeError, ValueError, AttributeError, UsageError):
         return {}
-
-
-def inputs_in(record: Path, roots: Iterable[str]) -> Inputs | None:
-    """What ``record``, the run.json of a run whose names are relative to ``roots``, says that it was given; None if it
-    is missing or something else."""
-    content = content_of(record)
-    try:
-        return Inputs.from_json(content["inputs"], roots) if content["program"] == PROGRAM else None
-    except (KeyError, TypeError):
-        return None
-
-
-def _is_texts(content: Any) -> bool:
-    return isinstance(content, list) and all(isinstance(part, str) for part in content)

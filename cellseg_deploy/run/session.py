@@ -24,7 +24,7 @@ from cellseg_deploy.cells.scale import too_few_note
 from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
 from cellseg_deploy.files.atomic import remove, set_aside, write_bytes
 from cellseg_deploy.files.signals import deferred_signals
-from cellseg_deploy.images.find import FoundImage, path_of
+from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import Format, chosen_formats
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run import scales as run_scales
@@ -39,7 +39,6 @@ from cellseg_deploy.run.record import (
     Inputs,
     RunOptions,
     RunSummary,
-    inputs_in,
     run_json,
     scales_in,
     with_edited_files,
@@ -227,15 +226,8 @@ class RunSession:
         return {} if self._state.journal is None else self._state.journal.entries
 
     def _sweep(self, todo: RunPlan) -> None:
-        """Remove what belongs to no result. Results of images that are not given now stay: somebody counted them.
-
-        And so does the failure of one that is still there.
-        """
-        others = {
-            name: entry
-            for name, entry in self._recorded().items()
-            if name not in self._names and (entry.record.status == "done" or self._is_there(name))
-        }
+        """Remove what belongs to no result. Results of images that are not given now stay: somebody counted them."""
+        others = {name: entry for name, entry in self._recorded().items() if name not in self._names}
         unchecked = others.keys() - self._valid - self._expected
         self._others = set(others)
         self._valid |= self._others
@@ -294,10 +286,6 @@ class RunSession:
             must_have = set[str]() if is_running(self.out / RUN_JSON) else done
             for name in run_tables.edited(self.out, content, must_have):
                 self._set_aside(name, "is not what the journal gives, as after an edit")
-
-    def _is_there(self, name: str) -> bool:
-        path = path_of(name, [Path(root) for root in self.inputs.roots])
-        return path is not None and os.path.lexists(path)
 
     def _open_journal(self) -> Journal:
         content = self._state.journal
@@ -364,15 +352,13 @@ class RunSession:
 
     def _write_run_json(self, status: str) -> None:
         self.summary.wall_seconds = time.perf_counter() - self._clock
-        # What earlier sessions were given belongs to the run as well: --like repeats all of it.
-        earlier = None if self._state.journal is None else inputs_in(self.out / RUN_JSON, self.inputs.roots)
         record = run_json(
             self.segmenter,
             self.options,
             self.threads,
             self.summary,
             identity=self.identity,
-            inputs=self.inputs if earlier is None else self.inputs.after(earlier),
+            inputs=self.inputs,
             status=status,
             started=self._started,
             scales=self._scales,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import NothingToDoError, UsageError
-from cellseg_deploy.images.find import FoundImage, find_images, input_roots
+from cellseg_deploy.images.find import FoundImage, find_images
 from cellseg_deploy.run.output_folder import check_apart, held_folder
 from cellseg_deploy.run.plan import RunPlan
 from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSummary
@@ -55,7 +55,7 @@ def watch_folder(
         raise UsageError(f"the folder must be idle for more than 0 seconds, got {idle_seconds}")
     check_apart([folder], out)
     complete = complete or CompleteFiles()
-    inputs = Inputs.of([folder], input_roots([folder]), follow_links=follow_links)
+    inputs = Inputs.of([folder], follow_links=follow_links)
 
     paths = dict[str, Path]()  # of one group
 

@@ -386,7 +386,8 @@ def test_a_folder_whose_name_is_no_unicode(tmp_path: Path) -> None:
 
 def test_inputs_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert Inputs.of([Path("a")], [Path("/b"), Path("/b")]) == Inputs((str(tmp_path / "a"),), ("/b",))
+    save(tmp_path / "a.png", draw_discs((40, 40), [(20, 20)]))
+    assert Inputs.of([Path("a.png")]) == Inputs((str(tmp_path / "a.png"),), (str(tmp_path),))
 
 
 def test_the_pixel_size_of_each_image_and_who_says_so(tmp_path: Path) -> None:
@@ -469,27 +470,6 @@ def test_a_journal_cannot_make_a_run_write_outside_of_its_folder(folder: Path, t
     run(folder, out)
     assert not list(tmp_path.rglob("*escaped*"))
     assert (out / "labels/a.png.tif").exists()
-
-
-def test_run_json_tells_of_all_that_was_given(folder: Path, tmp_path: Path) -> None:
-    """A call with a part of the images does not make it forget the others."""
-    out = tmp_path / "out"
-    (folder / "bad.png").unlink()
-
-    def given(*paths: Path) -> list[str]:
-        inputs = Inputs.of(paths, [folder])
-        run_folder(Segmenter(DarknessBackend()), find_images(paths), out, inputs=inputs)
-        return list(json.loads((out / "run.json").read_text())["inputs"]["paths"])
-
-    whole, one = [str(folder)], str(folder / "a.png")
-    assert given(folder) == whole
-    before = (out / "run.json").read_bytes()
-    assert given(folder / "a.png") == whole
-    assert (out / "run.json").read_bytes() == before  # nothing was worked on
-    (out / "labels/a.png.tif").unlink()
-    assert given(folder / "a.png") == [*whole, one]
-    (out / "labels/a.png.tif").unlink()
-    assert given(folder / "a.png") == [*whole, one]
 
 
 def test_a_run_with_nothing_to_do_takes_time_too(folder: Path, tmp_path: Path) -> None:
