@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_ACTIONS = {"work": "to do", "skip": "done", "keep": "kept", "fail": "fails"}
+_ACTIONS = {"work": "to do", "skip": "done", "fail": "fails"}
 
 _EPILOG = """\b
 Examples:
@@ -42,7 +42,7 @@ Results:
   OUT/cells.csv           a row a cell          OUT/images.csv   a row an image
   OUT/run.json            what ran, with what, how long by stage, and how busy the network was
   OUT/journal.jsonl       what is done: a line an image, as it is finished
-A run that ended early goes on when it is started again; what is done is not done twice. Different images are read, run
+A run that ended early is resumed by the same command; what is done is not done twice. Different images are read, run
 and written at the same time; no result depends on it, on --threads, --batch-size or the order of the images.
 
 \b
@@ -97,7 +97,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     help="Use the model, engine and settings of an earlier run.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done with each image, and end.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: go on with it]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: resume it]")
 @click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
 @click.option("--explain", is_flag=True, help="Show which engine would be taken and why, and end; needs no PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for machines to stdout instead of the table.")
@@ -145,10 +145,8 @@ def _run(
     from cellseg_deploy.images.read import MAX_PIXELS
     from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.run.folder import RunOptions, plan_folder, run_folder
-    from cellseg_deploy.run.record import Inputs
-    from cellseg_deploy.run.run_identity import identity_of
-    from cellseg_deploy.run.watch import watch_folder
-    from cellseg_deploy.run.watching import CompleteFiles
+    from cellseg_deploy.run.record import Inputs, identity_of
+    from cellseg_deploy.run.watch import CompleteFiles, watch_folder
     from cellseg_deploy.segmenter import Segmenter
 
     options = RunOptions(
@@ -216,9 +214,9 @@ def _run(
 
 
 def _engine(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> dict[str, Any]:
-    """Which engine to open the model with: the one of the run in ``output`` if it is gone on with, else as asked.
+    """Choose the engine to open the model with: that of the run in ``output`` if it is resumed, else as asked.
 
-    Of a ``recorded`` run that is done again, the model's form that was opened then. Raises ``OutputError`` for a folder
+    With a ``recorded`` run, the model's form that was opened then. Raises ``OutputError`` for a folder
     that cannot be used in any case, before a model is loaded for nothing.
     """
     from cellseg_deploy.models import default_model_path
@@ -331,7 +329,7 @@ def _print_table(summary: RunSummary) -> None:
         ("results", console.printable(summary.output)),
     ]
     if summary.others:
-        rows.insert(3, ("others", f"{summary.others} in the tables, of images not given or not readable now"))
+        rows.insert(3, ("kept", f"{summary.others} rows of earlier images (not part of this run)"))
     if summary.edited:
         files = f"{len(summary.edited)} file{'s' if len(summary.edited) > 1 else ''}"
         rows.insert(-1, ("edited", f"{files}, kept (named in run.json)"))
@@ -358,9 +356,8 @@ def _heading(segmenter: Segmenter) -> str:
 def _print_plan(plan: RunPlan) -> None:
     """A line an image, and how many for each of what would be done."""
     for item in plan.items:
-        reason = f" ({console.printable(item.reason)})" if item.reason else ""
+        reason = f" ({console.printable(item.explanation)})" if item.explanation else ""
         click.echo(f"{_ACTIONS[item.action]:<6} {console.printable(item.image.name)}{reason}")
     counts = plan.counts
-    kept = f"{counts['keep']} kept, " if counts["keep"] else ""
     done = f"{counts['work']} to do, {counts['skip']} done"
-    click.echo(f"{len(plan.items)} images: {done}, {kept}{counts['fail']} would fail")
+    click.echo(f"{len(plan.items)} images: {done}, {counts['fail']} would fail")

@@ -158,8 +158,8 @@ def _roots(paths: Sequence[Path]) -> dict[Path, bool]:
         if reals.isdisjoint((real, *real.parents)):  # else the same folder, or one inside
             reals.add(real)
             roots[folder] = True
-    for path in paths:
-        if not os.path.isdir(path) and roots.keys().isdisjoint((file := absolute(path)).parents):
+    for file in (absolute(path) for path in paths if not os.path.isdir(path)):
+        if not any(roots.get(parent) for parent in file.parents):
             roots[file.parent] = False
     names: dict[str, Path] = {}
     for root in sorted(roots):

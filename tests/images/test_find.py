@@ -161,6 +161,8 @@ def test_names_of_several_folders_begin_with_the_folders(tmp_path: Path, monkeyp
     assert input_roots(paths) == [tmp_path / "one", tmp_path / "two"]
     assert {image.root for image in find_images(paths)} == set(input_roots(paths))
     assert names(Path("two/c.png")) == ["c.png"]
+    files = [Path("one/a.png"), Path("one/sub/b.png"), Path("two/d.png")]
+    assert names(*files) == names(*files[::-1]) == ["one/a.png", "sub/b.png", "two/d.png"]
 
 
 def test_names_do_not_depend_on_whether_a_folder_has_images_yet(tmp_path: Path) -> None:
