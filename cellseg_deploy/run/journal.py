@@ -41,7 +41,7 @@ _CHECK_DIGITS = 16
 _CHECK_BYTES = len(',"check":""}') + _CHECK_DIGITS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OutputFile:
     """A file of an image: ``path`` relative to the output folder (posix), ``size`` in bytes, ``sha256``."""
 
@@ -76,7 +76,7 @@ class ImageRecord:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """An image's last line, from byte ``at`` of the file, ``size`` bytes.
 
