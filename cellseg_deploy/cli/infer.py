@@ -12,24 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cellseg_deploy.cli import console, infer_say
+from cellseg_deploy.cli import console
 
 if TYPE_CHECKING:
     from cellseg_deploy.images.find import FoundImage
-    from cellseg_deploy.images.inputs import GivenPaths
+    from cellseg_deploy.run.plan import RunPlan
     from cellseg_deploy.run.record import RunSummary
     from cellseg_deploy.run.repeat import RecordedRun
+    from cellseg_deploy.segmenter import Segmenter
 
 _log = logging.getLogger(__name__)
+
+_ACTIONS = {"work": "to do", "skip": "done", "fail": "fails"}
 
 _EPILOG = """\b
 Examples:
   cellseg-infer smears/ -o counts/
   cellseg-infer a.png b.tif -o counts/ --task confluence
-  cellseg-infer 'slides/**/*.tif' -o counts/ --save labels,rois --pixel-size 0.065
+  cellseg-infer slides/*.tif -o counts/ --save labels,rois --pixel-size 0.065
   cellseg-infer smears/ -o counts/ --cell-diameter 60      cells are about 60 px wide
   cellseg-infer camera/ -o counts/ --watch                 follow a folder that a microscope fills
-  cellseg-infer --like counts/run.json -o again/           the same run once more
+  cellseg-infer more/ -o again/ --like counts/run.json     with the model and settings of an earlier run
   cellseg-infer --explain --model my.onnx                  which engine would run it, and why
 
 \b
@@ -39,7 +42,7 @@ Results:
   OUT/cells.csv           a row a cell          OUT/images.csv   a row an image
   OUT/run.json            what ran, with what, how long by stage, and how busy the network was
   OUT/journal.jsonl       what is done: a line an image, as it is finished
-A run that ended early goes on when it is started again; what is done is not done twice. Different images are read, run
+A run that ended early is resumed by the same command; what is done is not done twice. Different images are read, run
 and written at the same time; no result depends on it, on --threads, --batch-size or the order of the images.
 
 \b
@@ -78,7 +81,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "list_file",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Text file with a path a line, besides PATH...; - for stdin.",
+    help="Text file with one path per line, in addition to PATH...; - for stdin.",
 )
 @click.option(
     "--watch", is_flag=True, help="Follow the folder PATH and take files once they are complete; end: Ctrl-C."
@@ -96,17 +99,17 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "--like",
     type=click.Path(path_type=Path),
     metavar="RUN.JSON",
-    help="Model, engine and settings of an earlier run, and its images unless PATH is given.",
+    help="Use the model, engine and settings of an earlier run.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done with each image, and end.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: go on with it]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: resume it]")
 @click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
 @click.option("--explain", is_flag=True, help="Show which engine would be taken and why, and end; needs no PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for machines to stdout instead of the table.")
 @console.log_options
 @click.pass_context
 def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | None, **asked: Any) -> int:
-    """Count and outline the cells of images (PNG, JPEG, TIFF): files, patterns, or folders with all that is in them."""
+    """Count and outline the cells of images (PNG, JPEG, TIFF): files, or folders with everything in them."""
     console.set_up_logging(asked["verbose"])
     if asked["explain"]:
         unused = ("rebuild", "cuda_graph", "streams", "like")
@@ -114,23 +117,24 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
         click.echo(_explanation(asked["model"], asked["backend"], asked["device"] or "cpu", asked["precision"]))
         return console.EXIT_OK
     recorded = None if asked["like"] is None else _take_from(asked["like"], context, asked)
-    if output is None or not (paths or asked["list_file"] or recorded):
+    if output is None or not (paths or asked["list_file"]):
         missing = next(p for p in context.command.params if p.name == ("paths" if output else "output"))
         raise click.MissingParameter(ctx=context, param=missing)
 
+    from cellseg_deploy.images.find import paths_in_list
     from cellseg_deploy.run.output_folder import check_apart
 
-    given = _given(paths, asked["list_file"], recorded, output)
-    check_apart(given.paths, output)
+    given = [*paths, *(paths_in_list(asked["list_file"]) if asked["list_file"] else ())]
+    check_apart(given, output)
     _check_watch(context, given)
     images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
     summary = _run(given, images, output, asked, recorded)
     if summary is None:
         return console.EXIT_OK
     if asked["as_json"]:
-        click.echo(json.dumps(infer_say.for_machines(summary)))
+        click.echo(json.dumps(_for_machines(summary)))
     elif not asked["quiet"]:
-        infer_say.print_table(summary)
+        _print_table(summary)
     return console.EXIT_SOME_FAILED if summary.failed else console.EXIT_OK
 
 
@@ -140,15 +144,13 @@ def main() -> None:
 
 
 def _run(
-    given: GivenPaths, images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
+    paths: list[Path], images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
 ) -> RunSummary | None:
     """Open the model and do what was asked for; None if that was only to be shown."""
     from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.run.folder import RunOptions, plan_folder, run_folder
-    from cellseg_deploy.run.record import Inputs
-    from cellseg_deploy.run.run_identity import identity_of
-    from cellseg_deploy.run.watch import watch_folder
-    from cellseg_deploy.run.watching import CompleteFiles
+    from cellseg_deploy.run.record import Inputs, identity_of
+    from cellseg_deploy.run.watch import CompleteFiles, watch_folder
     from cellseg_deploy.segmenter import Segmenter
 
     options = RunOptions(
@@ -164,7 +166,7 @@ def _run(
     complete = CompleteFiles(asked["watch_settle"])
     form = _form(output, asked, recorded)
     threads = console.plan_threads(asked["threads"], device=form["device"], model=form["path"], backend=form["backend"])
-    inputs = Inputs.of(given.paths, given.roots, follow_links=asked["follow_links"])
+    inputs = Inputs.of(paths, follow_links=asked["follow_links"])
     names = ("task", "scale", "batch_size", "halo", "border_cells")
     settings = {name: asked[name] for name in names} | {"classes": console.names_in(asked["classes"])}
     diameter = console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"])
@@ -178,18 +180,18 @@ def _run(
         opened = segmenter.backend
         _log.info("engine: %s %s on %s, %s", opened.name, opened.precision, opened.device, opened.choice)
         if not asked["quiet"]:
-            console.say(infer_say.heading(segmenter))
+            console.say(_heading(segmenter))
         tell_scale = None if asked["quiet"] else console.say
         if recorded is not None:
             recorded.check(identity_of(segmenter, options, inputs))
         if asked["dry_run"]:
             plan = plan_folder(segmenter, images, output, options=options, inputs=inputs)
-            click.echo(json.dumps(plan.to_json())) if asked["as_json"] else infer_say.print_plan(plan)
+            click.echo(json.dumps(plan.to_json())) if asked["as_json"] else _print_plan(plan)
             return None
         if asked["watch"]:
             return watch_folder(
                 segmenter,
-                given.paths[0],
+                paths[0],
                 output,
                 options=options,
                 threads=threads,
@@ -214,13 +216,13 @@ def _run(
 
 
 def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> dict[str, Any]:
-    """Which file to open, and in which engine: the one of the run in ``output`` if it is gone on with, else as asked.
+    """Choose the file to open and its engine: those of the run in ``output`` if it is resumed, else as asked.
 
-    Of a ``recorded`` run that is done again, the model's form that was opened then. Raises ``OutputError`` for a folder
+    With a ``recorded`` run, the model's form that was opened then. Raises ``OutputError`` for a folder
     that cannot be used in any case, before a model is loaded for nothing.
     """
     from cellseg_deploy.models import default_model_path
-    from cellseg_deploy.run.earlier_engine import engine_to_go_on_with
+    from cellseg_deploy.run.repeat import engine_to_resume
     from cellseg_deploy.run.resume import check_usable, look_at
 
     state = look_at(output)
@@ -229,7 +231,7 @@ def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> 
     names = ("backend", "device", "precision")
     as_asked = {"path": asked["model"], **{name: asked[name] for name in names}}
     if recorded is not None:
-        as_asked = engine_to_go_on_with(recorded.identity, asked["model"] or default_model_path()) or as_asked
+        as_asked = engine_to_resume(recorded.identity, asked["model"] or default_model_path()) or as_asked
     is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
     if state.journal is None or asked["overwrite"]:
         return as_asked
@@ -239,7 +241,7 @@ def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> 
         )
     if not is_free:
         return as_asked
-    return engine_to_go_on_with(state.journal.identity, asked["model"] or default_model_path()) or as_asked
+    return engine_to_resume(state.journal.identity, asked["model"] or default_model_path()) or as_asked
 
 
 def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:
@@ -256,49 +258,23 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
     return recorded
 
 
-def _given(paths: tuple[Path, ...], list_file: Path | None, recorded: RecordedRun | None, output: Path) -> GivenPaths:
-    """What the command line names, or else what an earlier run was given. That in ``output`` knows former folders."""
-    from cellseg_deploy.images.find import input_roots
-    from cellseg_deploy.images.inputs import GivenPaths, expanded, listed
-    from cellseg_deploy.run.output_folder import RUN_JSON
-    from cellseg_deploy.run.record import inputs_in
-
-    if not paths and list_file is None and recorded is not None:
-        return recorded.given
-    given, written_down = expanded(paths), listed(list_file) if list_file else []
-    earlier = inputs_in(output / RUN_JSON, ())
-    were_folders = () if earlier is None else earlier.folders
-    return GivenPaths(
-        (*given.paths, *written_down),
-        tuple(sorted({*given.roots, *input_roots(written_down, were_folders)})),
-        may_be_missing=frozenset(written_down),
-    )
-
-
-def _check_watch(context: click.Context, given: GivenPaths) -> None:
-    from cellseg_deploy.images.find import input_roots
-
+def _check_watch(context: click.Context, paths: list[Path]) -> None:
     asked = context.params
     if not asked["watch"]:
         console.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
     elif asked["dry_run"]:
         raise click.UsageError("--dry-run and --watch exclude each other: what will come is not known")
-    elif len(given.paths) != 1 or not os.path.isdir(given.paths[0]):  # noqa: PTH112
-        raise click.UsageError(f"--watch follows one folder; got {', '.join(map(console.printable, given.paths))}")
-    elif list(given.roots) != input_roots(given.paths):
-        raise click.UsageError(
-            f"--watch calls images as they lie in the folder: give {console.printable(given.paths[0])}, no pattern"
-        )
+    elif len(paths) != 1 or not os.path.isdir(paths[0]):  # noqa: PTH112
+        raise click.UsageError(f"--watch follows one folder; got {', '.join(map(console.printable, paths))}")
 
 
-def _images(given: GivenPaths, *, follow_links: bool) -> list[FoundImage]:
-    """What there is in ``given``; one that may be missing, and is, costs one image."""
+def _images(paths: list[Path], *, follow_links: bool) -> list[FoundImage]:
     from cellseg_deploy.errors import NothingToDoError
     from cellseg_deploy.images.find import SUFFIXES, find_images
 
-    images = find_images(given.paths, follow_links=follow_links, may_be_missing=given.may_be_missing, roots=given.roots)
+    images = find_images(paths, follow_links=follow_links)
     if not images:
-        where = ", ".join(console.printable(path) for path in given.paths)
+        where = ", ".join(map(console.printable, paths))
         raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
     return images
 
@@ -318,3 +294,80 @@ def _progress(quiet: bool) -> AbstractContextManager[Any]:
     from cellseg_deploy.cli.progress import QuietProgress, RunProgress
 
     return nullcontext(QuietProgress()) if quiet else RunProgress()
+
+
+def _for_machines(summary: RunSummary) -> dict[str, Any]:
+    """Totals: ``found`` is the sum of ``done`` (now), ``skipped`` (done before) and ``failed``."""
+    return {
+        "found": summary.found,
+        "done": summary.done,
+        "skipped": summary.skipped,
+        "failed": summary.failed,
+        "others": summary.others,
+        "cells": summary.cells,
+        "counted": summary.counted,
+        **({"by_class": summary.by_class} if summary.classes else {}),
+        "wall_seconds": round(summary.wall_seconds, 3),
+        "warnings": summary.warnings,
+        "edited": summary.edited_files,
+        "output": console.printable(summary.output),
+    }
+
+
+def _print_table(summary: RunSummary) -> None:
+    """Totals for people."""
+    seconds, done = summary.wall_seconds, summary.done + summary.skipped
+    worked = summary.done + summary.failed
+    rate = f", {worked / seconds:.2f} images/s" if seconds > 0 and worked else ""
+    images = f"{done} of {summary.found}" if summary.failed else str(done)
+    if summary.skipped:
+        images += f", {summary.skipped} of them before this run"
+    counted = f", {summary.counted} counted" if summary.counted != summary.cells else ""
+    rows = [
+        ("images", images),
+        ("cells", f"{summary.cells}{counted}"),
+        ("failed", f"{summary.failed} (named in images.csv)" if summary.failed else "0"),
+        ("time", f"{seconds:.1f} s{rate}"),
+        ("results", console.printable(summary.output)),
+    ]
+    if summary.classes:
+        kinds = [
+            f"{console.printable(name)} {number}" + ("" if name in summary.counting else ", not counted")
+            for name, number in summary.by_class.items()
+        ]
+        rows.insert(2, ("classes", "; ".join(kinds)))
+    if summary.others:
+        rows.insert(-2, ("kept", f"{summary.others} rows of earlier images (not part of this run)"))
+    if summary.edited:
+        files = f"{len(summary.edited)} file{'s' if len(summary.edited) > 1 else ''}"
+        rows.insert(-1, ("edited", f"{files}, kept (named in run.json)"))
+    for name, value in rows:
+        click.echo(f"{name:<8} {value}")
+    for kind, found in summary.warnings.items():
+        images = f"{found['images']} image{'s' if found['images'] > 1 else ''}"
+        first = found["first"]
+        click.echo(
+            f"warning  {kind}, {images}: {console.printable(first['image'])}: {console.printable(first['warning'])}"
+        )
+
+
+def _heading(segmenter: Segmenter) -> str:
+    """One line before the work: which model runs, on what, in which arithmetic, at which scale."""
+    backend, spec = segmenter.backend, segmenter.backend.spec
+    if segmenter.auto_scale:
+        scale = "scale measured"
+    else:
+        scale = f"scale {segmenter.scale:g} (cells about {spec.cell_diameter_px / segmenter.scale:.0f} px wide)"
+    classes = f", counts {' and '.join(map(console.printable, segmenter.counting_classes))}" if spec.classes else ""
+    name = console.printable(spec.name)
+    return f"model {name}, {backend.name} {backend.precision} on {backend.device}, {scale}{classes}"
+
+
+def _print_plan(plan: RunPlan) -> None:
+    """A line an image, and how many for each of what would be done."""
+    for item in plan.items:
+        reason = f" ({console.printable(item.explanation)})" if item.explanation else ""
+        click.echo(f"{_ACTIONS[item.action]:<6} {console.printable(item.image.name)}{reason}")
+    counts = plan.counts
+    done = f"{counts['work']} to do, {counts['skip']} done"
+    click.echo(f"{len(plan.items)} images: {done}, {counts['fail']} would fail")

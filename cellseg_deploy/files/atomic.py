@@ -28,7 +28,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     cannot be made, finished or renamed; what the block itself raises goes on as it is (see ``writing``).
     """
     # A short name of its own: the final one may already have the 255 bytes a file system allows.
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_in(path.parent)
     with writing(path):
         # 0o666 and not mkstemp's 0o600, so that the user's umask decides who may read results.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -73,6 +73,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be removed ({error.strerror or error}); check permissions") from error
+
+
+def temporary_in(folder: Path) -> Path:
+    """Return a new path in ``folder`` with a name that is recognised as unfinished."""
+    return folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+
+
+def rename(finished: Path, path: Path) -> None:
+    """Give the file ``finished``, which is fsynced, the name ``path`` in the same folder. Raises ``OutputError``."""
+    with writing(path):
+        finished.replace(path)
+        _sync_folder(path.parent)
 
 
 def set_aside(path: Path) -> Path:

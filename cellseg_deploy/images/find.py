@@ -8,13 +8,14 @@ name that is too long and for a server that does not answer: that is one image's
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
@@ -27,10 +28,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image file and the name it goes by in every output: its posix path relative to the folder that was given.
+    """An image file and its name in every output: its posix path relative to the folder passed, ``root``.
 
-    ``problem``: why it must not be read, empty if it may; a run reports it as failed with this reason. ``root``: the
-    folder that ``name`` is relative to, where names of several folders begin with the folder's own.
+    ``problem``: why it must not be read, empty if it may; a run reports it as failed with this reason.
     """
 
     path: Path
@@ -48,81 +48,68 @@ class Pair:
     mask: Path
 
 
-def find_images(
-    paths: Sequence[Path],
-    *,
-    follow_links: bool = False,
-    is_silent: bool = False,
-    may_be_missing: Collection[Path] = (),
-    roots: Collection[Path] | None = None,
-) -> list[FoundImage]:
-    """Image files under ``paths`` (files and folders, folders recursively), sorted by name.
+def find_images(paths: Iterable[Path], *, follow_links: bool = False, is_silent: bool = False) -> list[FoundImage]:
+    """Return the image files under ``paths`` (files and folders, folders recursively), sorted by name.
 
     In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; all others are left out
-    with one warning that counts them by ending. A file that is named itself is taken as it is. Names are relative
-    to the nearest of ``roots``, by default the folders given (for a file: its folder; see ``input_roots``). Where these
-    are several, each name starts with its folder's name, numbered if two folders have the same one, so no two images
-    share a name. A name depends on the file and on ``roots``, and on nothing else: not on the order of ``paths``, nor
-    on what else is there. A file that is reached twice by the same path counts once.
+    with one warning that counts them by ending. A file that is named itself is taken whatever its ending. Names are
+    relative to the folder passed; where there are several, each name starts with its folder's (see ``input_roots``).
 
-    Links out of a given folder are followed only with ``follow_links`` (a folder only once, by where it lies if that is
-    given too, so loops end); without it a linked file has a ``problem`` and a linked folder is left out with a warning.
-    ``is_silent``: without warnings, as when they were said before. Raises ``UsageError`` for a path that does not
-    exist, unless it is among ``may_be_missing``: those are images that cannot be read; and for a file that lies in none
-    of ``roots``.
+    Links out of a passed folder are followed only with ``follow_links`` (a linked folder once, and not where it leads
+    into a passed folder); without it a linked file has a ``problem`` and a linked folder is left out with a warning.
+    ``is_silent``: without warnings, as for a second look. Raises ``UsageError`` for a path that does not exist, a
+    folder that cannot be listed, and two folders of one name.
     """
+    paths = list(paths)
     for path in paths:
-        if not os.path.lexists(path) and path not in may_be_missing:
-            raise UsageError(f"{path}: no such file or folder; check the path")
-    folders = {absolute(path) for path in paths if os.path.isdir(path)}
-    named = {absolute(path) for path in paths} - folders
-    others: set[Path] = set()
-    files = set(named)
-    entered: set[str] = set()
-    waiting = sorted(folders, key=lambda folder: (os.path.realpath(folder) != str(folder), folder))
-    while waiting:  # linked folders last: an image is called by where it lies, whatever else leads there
-        links: list[Path] = []
-        for folder in waiting:
-            files.update(_walk(folder, entered, links, others, follow_links=follow_links, is_silent=is_silent))
-        waiting = links
+        if not os.path.lexists(path):
+            hint = "; a pattern in quotes is not expanded: leave out the quotes" if "*" in str(path) else ""
+            raise UsageError(f"{path}: no such file or folder; check the path{hint}")
+    roots = _roots(paths)
+    folders = [root for root, is_folder in roots.items() if is_folder]
+    files = {absolute(path) for path in paths if not os.path.isdir(path)}
+    named, others = frozenset(files), set[Path]()
+    entered, reals = set[str](), [Path(os.path.realpath(folder)) for folder in folders]
+    for folder in folders:
+        files.update(_walk(folder, reals, entered, others, follow_links=follow_links, is_silent=is_silent))
     if not is_silent:
         _warn_of_others(others - files)
-    prefixes = _prefixes(input_roots(paths) if roots is None else sorted(roots))
-
-    @cache  # a folder's files have it in common
-    def root_above(folder: Path) -> Path | None:
-        return next((place for place in (folder, *folder.parents) if place in prefixes), None)
-
     found = []
     for file in files:
-        root = file if file in prefixes else root_above(file.parent)
-        if root is None:
-            raise UsageError(
-                f"{file}: lies in none of the folders that names begin in ({', '.join(map(str, prefixes))})"
-            )
-        problem = "" if follow_links or file in named else _leads_out(file, folders)
-        found.append(FoundImage(file, _name(file, root, prefixes[root]), problem, root))
+        root = _root_of(file, roots)
+        problem = "" if follow_links or file in named else _leads_out(file, root)
+        prefix = f"{_folder_name(root)}/" if len(roots) > 1 else ""
+        found.append(FoundImage(file, prefix + file.relative_to(root).as_posix(), problem, root))
     return sorted(found, key=lambda image: image.name)
 
 
-def input_roots(paths: Iterable[Path], were_folders: Collection[str] = ()) -> list[Path]:
-    """The absolute folders that names of ``find_images(paths)`` are relative to, sorted, each once.
+def input_roots(paths: Iterable[Path]) -> list[Path]:
+    """Return the absolute folders that names of ``find_images(paths)`` are relative to, sorted.
 
-    A folder itself, a file's folder. What is not there was a file if it has an ending, as far as one can tell, and is
-    not among ``were_folders`` (absolute).
+    A folder itself, a file's folder; what lies in a passed folder is part of it. Raises ``UsageError`` if two of them
+    have one name (also but for case): images of the same name could not be told apart.
     """
-    return sorted({absolute(path if _is_folder(path, were_folders) else path.parent) for path in paths})
+    return sorted(_roots(list(paths)))
 
 
-def path_of(name: str, roots: Sequence[Path]) -> Path | None:
-    """The file that ``find_images`` calls ``name`` where names are relative to ``roots``; see ``input_roots``.
+def paths_in_list(file: Path) -> list[Path]:
+    """Return the paths in the text file ``file``, one per line, or NUL-terminated as ``find -print0`` writes them.
 
-    None if no file can have that name. Whether it is there is another question.
+    ``-`` is stdin. Empty lines are passed over; names that are not UTF-8 are kept. Raises ``UsageError`` if the file
+    cannot be read, is in UTF-16 or names nothing.
     """
-    for root, prefix in _prefixes(sorted(roots)).items():
-        if name.startswith(prefix):
-            return root / name.removeprefix(prefix)
-    return None
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: the list cannot be read ({error.strerror or error})") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"{file}: the list is in UTF-16; save it as UTF-8 (PowerShell: Out-File -Encoding utf8)")
+    data = data.removeprefix(codecs.BOM_UTF8)  # as Notepad and Excel write it
+    lines = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
+    paths = [Path(os.fsdecode(line)) for line in lines if line.strip()]
+    if not paths:
+        raise UsageError(f"{file}: the list names no path; expected one per line")
+    return paths
 
 
 def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
@@ -162,39 +149,57 @@ def absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
-def _is_folder(path: Path, were_folders: Collection[str]) -> bool:
-    if os.path.exists(path):
-        return os.path.isdir(path)
-    no_ending = not path.suffix[1:2].isalpha()  # the day of a folder 2024.11.23 is none
-    return no_ending or str(absolute(path)) in were_folders
+def _roots(paths: Sequence[Path]) -> dict[Path, bool]:
+    """The folders that names are relative to, and whether they were passed themselves; see ``input_roots``."""
+    roots: dict[Path, bool] = {}
+    reals = set[Path]()
+    folders = {absolute(path): Path(os.path.realpath(path)) for path in paths if os.path.isdir(path)}
+    for folder, real in sorted(folders.items(), key=lambda item: (len(item[1].parts), item[0])):
+        if reals.isdisjoint((real, *real.parents)):  # else the same folder, or one inside
+            reals.add(real)
+            roots[folder] = True
+    for file in (absolute(path) for path in paths if not os.path.isdir(path)):
+        if not any(roots.get(parent) for parent in file.parents):
+            roots[file.parent] = False
+    names: dict[str, Path] = {}
+    for root in sorted(roots):
+        if (other := names.setdefault(unicodedata.normalize("NFC", _folder_name(root)).casefold(), root)) != root:
+            raise UsageError(f"{other} and {root} have the same name; pass their common parent, or one at a time")
+    return roots
 
 
-def _name(file: Path, root: Path, prefix: str) -> str:
-    if file == root:  # a folder that is gone
-        return prefix.removesuffix("/") or root.name
-    return prefix + file.relative_to(root).as_posix()
+def _root_of(file: Path, roots: Mapping[Path, bool]) -> Path:
+    """The passed folder around ``file``, or else its own folder."""
+    return next((place for place in file.parents if roots.get(place)), file.parent)
+
+
+def _folder_name(folder: Path) -> str:
+    return folder.name or "root"
 
 
 def _walk(
-    root: Path, entered: set[str], links: list[Path], others: set[Path], *, follow_links: bool, is_silent: bool
+    root: Path, reals: Collection[Path], entered: set[str], others: set[Path], *, follow_links: bool, is_silent: bool
 ) -> Iterator[Path]:
-    """Image files under ``root``; all other files are added to ``others``, with ``follow_links`` linked folders
-    to ``links``. Folders whose real path is among ``entered`` are passed over, the others added to it."""
-    for folder, folders, files in os.walk(root, onerror=_raise_unlistable):
-        real = os.path.realpath(folder)
-        if real in entered:
+    """Image files under ``root``; all other files are added to ``others``.
+
+    Folders whose real path is among ``entered`` are passed over, the others added to it; so are links into one of
+    ``reals``, the real paths of all passed folders: an image there is named by where it lies.
+    """
+    for folder, folders, files in os.walk(root, onerror=_raise_unlistable, followlinks=follow_links):
+        if (here := os.path.realpath(folder)) in entered:
             folders.clear()
             continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        links += (Path(folder, name) for name in folders if follow_links and os.path.islink(Path(folder, name)))
-        for name in folders:
-            if is_silent:
-                continue
-            if not follow_links and os.path.islink(Path(folder, name)):
-                _log.warning("%s: linked folder not followed", Path(folder, name))
-            elif name.lower().endswith(SUFFIXES):
-                _log.info("%s: a folder, not an image", Path(folder, name))
+        entered.add(here)
+        for name in sorted(folders):
+            path = Path(folder, name)
+            is_link = os.path.islink(path)
+            if name.startswith(".") or (is_link and follow_links and _is_inside(path, reals)):
+                folders.remove(name)
+            elif is_link and not follow_links:
+                _log.log(logging.DEBUG if is_silent else logging.WARNING, "%s: linked folder not followed", path)
+            elif name.lower().endswith(SUFFIXES) and not is_silent:
+                _log.info("%s: a folder, not an image", path)
+        folders.sort(key=lambda name: (os.path.islink(Path(folder, name)), name))  # links last
         for name in sorted(files):
             if name.startswith("."):
                 continue
@@ -202,6 +207,11 @@ def _walk(
                 yield Path(folder, name)
             else:
                 others.add(Path(folder, name))
+
+
+def _is_inside(path: Path, reals: Collection[Path]) -> bool:
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(folder) for folder in reals)
 
 
 def _warn_of_others(files: set[Path]) -> None:
@@ -223,38 +233,17 @@ def _most_first(ending_and_count: tuple[str, int]) -> tuple[int, str]:
     return -count, ending
 
 
-def _leads_out(file: Path, folders: Collection[Path]) -> str:
-    """Why ``file`` must not be read if it is a link that leads out of the outermost of ``folders`` around it."""
+def _leads_out(file: Path, root: Path) -> str:
+    """Why ``file`` must not be read if it is a link that leads out of the passed folder ``root``."""
     if not os.path.islink(file) or not os.path.exists(file):
         return ""  # a link to nothing, or to where nobody may look, is reported when it is read
-    root = next(place for place in reversed(file.parents) if place in folders)
-    if Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
+    if _is_inside(file, [Path(os.path.realpath(root))]):
         return ""
     return f"{file}: a link out of the folder {root}; if that is meant, give --follow-links"
 
 
 def _raise_unlistable(error: OSError) -> None:
     raise UsageError(f"{error.filename}: the folder cannot be listed ({error.strerror}); check its permissions")
-
-
-def _prefixes(roots: list[Path]) -> dict[Path, str]:
-    """What the names of images in each of the sorted ``roots`` begin with."""
-    return _unique_folder_names(roots) if len(roots) > 1 else dict.fromkeys(roots, "")
-
-
-def _unique_folder_names(folders: list[Path]) -> dict[Path, str]:
-    """A prefix ending in / for each folder: its name, with a number where two are alike (also but for case)."""
-    taken: set[str] = set()
-    prefixes = {}
-    for folder in folders:
-        base = folder.name or "root"
-        name, number = base, 1
-        while unicodedata.normalize("NFC", name).casefold() in taken:
-            number += 1
-            name = f"{base}-{number}"
-        taken.add(unicodedata.normalize("NFC", name).casefold())
-        prefixes[folder] = name + "/"
-    return prefixes
 
 
 def stem_of(name: str) -> str:

@@ -52,10 +52,10 @@ class Format:
         function = cast("Callable[[SegmentedImage], bytes]", _function(self.encoder))
         return function(image)
 
-    def finish(self, out: Path, files: Sequence[Path]) -> None:
-        """Write ``run_file``, whole or not at all. ``files``: this format's file of each done image, in input order."""
+    def finish(self, out: Path, files: Sequence[Path], path: Path) -> None:
+        """Write the content of ``run_file`` to ``path``. ``files``: this format's file of each done image, in order."""
         function = cast("Callable[[Path, Sequence[Path], Path], None]", _function(self.finisher))
-        function(out, files, out / self.run_file)
+        function(out, files, path)
 
 
 FORMATS: tuple[Format, ...] = (

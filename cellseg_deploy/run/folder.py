@@ -3,7 +3,7 @@
 OUT/labels/NAME.tif      label image                  OUT/cells.csv      a row a cell
 OUT/overlays/NAME.jpg    outlines and count           OUT/images.csv     a row an image, failed ones too
 OUT/KIND/NAME...         see ``outputs.formats``      OUT/run.json       what ran, with what, how long
-                                                      OUT/journal.jsonl  what is done: a run that ended early goes on
+                                                      OUT/journal.jsonl  what is done: a run that ended early is resumed
 
 Images overlap (see ``batching``): helper threads read, label and encode, the network takes tiles of several images at a
 time. What is written is written by the caller's thread, image by image in the order of the images, so that what lies in
@@ -19,12 +19,12 @@ from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import chosen_formats
-from cellseg_deploy.run.output_folder import check_apart, check_no_links, held_folder
+from cellseg_deploy.run.output_folder import check_apart, check_no_links
 from cellseg_deploy.run.plan import RunPlan, plan
-from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSummary
-from cellseg_deploy.run.resume import FolderState, check_usable, classify
-from cellseg_deploy.run.run_identity import identity_of
-from cellseg_deploy.run.session import RunSession
+from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSummary, identity_of
+from cellseg_deploy.run.resume import FolderKind, check_usable, classify
+from cellseg_deploy.run.session import RunSetup, run
+from cellseg_deploy.run.state import RunState
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -43,12 +43,12 @@ def run_folder(
     on_scale: Callable[[str], None] | None = None,
     inputs: Inputs | None = None,
 ) -> RunSummary:
-    """Segment ``images`` into the folder ``out``; ``on_result`` is told of each image worked on, in order.
+    """Segment ``images`` into the folder ``out``; ``on_result`` is called with each image worked on, in order.
 
-    A run that is in the folder already and was one of the same model, engine and settings is gone on with: images that
-    are done are skipped, those that failed are retried. ``on_plan`` is told what is to be done before it is,
-    ``on_scale`` in a line what was found where the scale is measured.
-    ``inputs``: what the user gave, for run.json; by default the folders of ``images``.
+    If the folder holds a run with the same model, engine and settings, it is resumed: images that are done are skipped,
+    those that failed are retried. ``on_plan`` is called with what is to be done before it is, ``on_scale`` with a line
+    for each scale that was measured.
+    ``inputs``: the paths that were passed, for run.json; by default the folders of ``images``.
 
     An image that cannot be read, or fails in any way of its own, is recorded and the run goes on. Interrupted
     (KeyboardInterrupt), or stopped by an error that concerns the whole run or by one of ``on_result``, the tables of
@@ -63,20 +63,17 @@ def run_folder(
     options = options or RunOptions()
     threads = threads or thread_plans.plan(device=segmenter.backend.device)
     check_apart([image.path for image in images], out)
-    session = RunSession(
+    setup = RunSetup(
         segmenter,
         out,
         options,
         threads,
-        inputs=inputs or inputs_of(images),
+        inputs or inputs_of(images),
         on_result=on_result,
+        on_plan=on_plan,
         on_scale=on_scale,
     )
-    with held_folder(out), session.running(images) as todo:
-        if on_plan is not None:
-            on_plan(todo)
-        session.work(todo)
-    return session.summary
+    return run(setup, [images])
 
 
 def plan_folder(
@@ -95,12 +92,12 @@ def plan_folder(
         check_usable(state, out)
     if state.kind != "fresh":
         check_no_links(out)
-    if options.overwrite:
-        state = FolderState("fresh")
-    return plan(images, out, state, chosen_formats(options.save))
+    folder: FolderKind = "fresh" if options.overwrite else state.kind
+    known = RunState.of(state.journal if folder == "resume" else None)
+    return plan(images, out, folder, known, chosen_formats(options.save))
 
 
 def inputs_of(images: Sequence[FoundImage]) -> Inputs:
     """The folders of ``images``, where nothing else is known of how they were found."""
-    roots = sorted({image.root for image in images})
-    return Inputs.of(roots, roots)
+    roots = tuple(sorted({str(image.root) for image in images}))
+    return Inputs(roots, roots)

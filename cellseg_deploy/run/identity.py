@@ -29,6 +29,7 @@ _OPTIONS = {  # of cellseg-infer: what to give to have the recorded value again
     "saved": "--save",
     "model.sha256": "--model",
     "model.given_sha256": "--model",
+    "inputs": "folders that names of images begin in",
 }
 _BEFORE_THERE_WERE = {"border_cells": "model", "field_of_view": "full"}
 """Settings that earlier versions did not record, with what they did."""

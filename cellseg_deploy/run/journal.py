@@ -8,6 +8,9 @@ are written from it, in the order of the input, so they do not depend on when or
     {"kind":"scale","group":". : 1600 x 1200 px","scale":0.58,"check":...
     {"kind":"image","image":"a.png","status":"done","input":{...},"outputs":[...],"result":{...},"cells":"1,812,...
     {"kind":"image","image":"b.png","status":"failed",...
+    {"kind":"file","path":"cells.csv","sha256":"..."}
+
+A ``file`` line precedes a file that tells of all images, so that one that somebody edited is recognised.
 
 Crash safety at every instant: the first line appears with its file or not at all; a line without its line end is one
 that was being written and counts as never written; ``check`` (of the bytes before it in its line) tells a damaged line,
@@ -38,7 +41,7 @@ _CHECK_DIGITS = 16
 _CHECK_BYTES = len(',"check":""}') + _CHECK_DIGITS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OutputFile:
     """A file of an image: ``path`` relative to the output folder (posix), ``size`` in bytes, ``sha256``."""
 
@@ -73,13 +76,21 @@ class ImageRecord:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """An image's last line. ``record`` is without its ``cells``, which stay in the file from byte ``at``, ``size``."""
+    """An image's last line, from byte ``at`` of the file, ``size`` bytes.
+
+    ``record`` is without its ``cells`` and ``seconds``, which stay in the file: thousands of images fit in memory.
+    """
 
     record: ImageRecord
     at: int
     size: int
+
+    @classmethod
+    def of(cls, record: ImageRecord, at: int, size: int) -> Entry:
+        """Return the entry of a whole ``record``."""
+        return cls(replace(record, cells="", cells_um=None, seconds={}), at, size)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,8 @@ class JournalContent:
     """``entries``: by image name, in the order of their last lines. ``whole_bytes``: up to the last whole line.
 
     ``damaged``: numbers of the lines that cannot be trusted; what they said is as if never written. ``scales``: model
-    px per image px that were measured, by group of images.
+    px per image px that were measured, by group of images. ``files``: SHA-256 of what was written to each file that
+    tells of all images, by its name.
     """
 
     path: Path
@@ -97,6 +109,7 @@ class JournalContent:
     damaged: tuple[int, ...]
     whole_bytes: int
     scales: dict[str, float] = field(default_factory=dict)
+    files: dict[str, set[str]] = field(default_factory=dict)
 
 
 class UnreadableJournalError(OutputError):
@@ -133,16 +146,22 @@ class Journal:
             os.truncate(content.path, content.whole_bytes)
         return cls(content.path)
 
-    def append(self, record: ImageRecord) -> None:
+    def append(self, record: ImageRecord) -> Entry:
         """Add an image; on return it survives the process and, as far as the disk keeps its word, a power cut.
 
         The files it names must be written and fsynced before. Raises ``OutputError``; the journal is then as before.
         """
-        self._append(_line({"kind": "image", **asdict(record)}))
+        at, line = self._bytes, _line({"kind": "image", **asdict(record)})
+        self._append(line)
+        return Entry.of(record, at, len(line))
 
     def append_scale(self, group: str, scale: float) -> None:
         """Keep the ``scale`` measured for a ``group`` of images; as ``append``."""
         self._append(_line({"kind": "scale", "group": group, "scale": scale}))
+
+    def append_file(self, path: str, sha256: str) -> None:
+        """Note that a file ``path`` (relative to the output folder) is about to get the content ``sha256``."""
+        self._append(_line({"kind": "file", "path": path, "sha256": sha256}))
 
     def _append(self, line: bytes) -> None:
         try:
@@ -188,6 +207,7 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
     entries: dict[str, Entry] = {}
     damaged: list[int] = []
     scales: dict[str, float] = {}
+    files: dict[str, set[str]] = {}
     head: tuple[RunIdentity, str] | None = None
     at = 0
     for number, line in enumerate(lines, start=1):
@@ -198,15 +218,17 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
             head = _head(path, content)
         elif (measured := _scale(content)) is not None:
             scales |= measured
+        elif content is not None and content.get("kind") == "file":
+            files.setdefault(str(content.get("path")), set()).add(str(content.get("sha256")))
         elif (record := _record(content)) is None:
             damaged.append(number)
         else:
             entries.pop(record.image, None)  # the last line decides about the order too
-            entries[record.image] = Entry(replace(record, cells="", cells_um=None), at, len(line))
+            entries[record.image] = Entry.of(record, at, len(line))
         at += len(line)
     if head is None:
         raise UnreadableJournalError(f"{path}: has no whole line")
-    return JournalContent(path, *head, entries, tuple(damaged), at, scales)
+    return JournalContent(path, *head, entries, tuple(damaged), at, scales, files)
 
 
 def whole_records(journal: Path, entries: Iterable[Entry]) -> Iterator[ImageRecord]:

@@ -1,4 +1,4 @@
-"""What a folder run was asked for, what became of each image, and run.json: what ran, with what, how long."""
+"""Options and totals of a folder run, its identity, and run.json: what ran, with what, how long."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule
 from cellseg_deploy.cells.field_of_view import Field, check_field
 from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.json_record import content_of
-from cellseg_deploy.images.find import absolute
+from cellseg_deploy.images.find import absolute, input_roots
 from cellseg_deploy.images.options import ReadOptions
-from cellseg_deploy.outputs.formats import DEFAULT, chosen_formats
+from cellseg_deploy.outputs.formats import DEFAULT, NAMES, chosen_formats
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord
@@ -38,13 +41,22 @@ MEASURED = "measured"
 SKIPPED = "skipped"
 """Status of an image that was done before."""
 
+_LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillow", "tifffile", "imagecodecs")
+# Facts of an engine that change no result: where its file lies, how much it does at a time.
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("threads", "streams", "static_batch", "batch_profile", "cuda_graph"),
+        *("engine_path", "nodes_by_provider"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class RunOptions:
     """What to write and how to read, with the defaults of ``cellseg-infer``; ``UsageError`` if it cannot be meant.
 
     ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: an earlier run in the folder
-    is replaced, else gone on with. ``pixel_size_um``: side of a pixel in the specimen in micrometres, whatever files
+    is replaced, else resumed. ``pixel_size_um``: side of a pixel in the specimen in micrometres, whatever files
     say. ``field_of_view``: ``full`` takes whole pictures for it, surround and all.
     ``scales``: by group of images, as an earlier run measured them (see ``run.scales``): not measured again.
     """
@@ -72,45 +84,18 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Inputs:
-    """``paths``: files and folders that were given, absolute. ``roots``: the folders that names are relative to.
-
-    ``folders``: which of ``paths`` were folders.
-    """
+    """``paths``: files and folders that were passed, absolute. ``roots``: the folders that names are relative to."""
 
     paths: tuple[str, ...]
     roots: tuple[str, ...]
     follow_links: bool = False
-    folders: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, paths: Iterable[Path], roots: Iterable[Path], *, follow_links: bool = False) -> Inputs:
-        """Those that ``find_images`` was asked for."""
-        given = tuple(str(absolute(path)) for path in paths)
-        folders = tuple(path for path in given if os.path.isdir(path))  # noqa: PTH112  (never raises)
-        return cls(given, tuple(sorted({str(root) for root in roots})), follow_links, folders)
-
-    @classmethod
-    def from_json(cls, content: Any, roots: Iterable[str]) -> Inputs:
-        """What ``to_json`` gave, in a run whose names are relative to ``roots``; of earlier versions that did not keep
-        folders those among ``roots``. Raises ``KeyError`` or ``TypeError`` if it is none."""
-        of_names, paths = tuple(roots), content["paths"]
-        folders = content.get("folders", [path for path in paths if path in of_names])
-        if not (_is_texts(paths) and _is_texts(folders)):
-            raise TypeError("inputs must be lists of text")
-        return cls(tuple(paths), of_names, bool(content["follow_links"]), tuple(folders))
-
-    def to_json(self) -> dict[str, Any]:
-        """For run.json; ``roots`` are known from elsewhere."""
-        return {"paths": list(self.paths), "folders": list(self.folders), "follow_links": self.follow_links}
-
-    def after(self, earlier: Inputs) -> Inputs:
-        """All that two calls of one run were given; what ``earlier`` says of a path holds."""
-        return replace(
-            self,
-            paths=tuple(dict.fromkeys((*earlier.paths, *self.paths))),
-            folders=tuple(dict.fromkeys((*earlier.folders, *self.folders))),
-            follow_links=self.follow_links or earlier.follow_links,
-        )
+    def of(cls, paths: Iterable[Path], *, follow_links: bool = False) -> Inputs:
+        """Those that ``find_images`` was called with. Raises ``UsageError`` as it does."""
+        paths = list(paths)
+        roots = input_roots(paths)
+        return cls(tuple(str(absolute(path)) for path in paths), tuple(str(root) for root in roots), follow_links)
 
 
 @dataclass(frozen=True)
@@ -118,8 +103,8 @@ class ImageResult:
     """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers.
 
     ``cells``: all that were found; ``counted``: those that the count rule lets in. ``seconds``: by stage; of a call of
-    the network with tiles of several images, each has its share. ``was_gone``: it failed because there was no file.
-    ``by_class``: cells of each class that the count rule lets in, where the model tells classes apart.
+    the network with tiles of several images, each has its share. ``by_class``: cells of each class that the count rule
+    lets in, where the model tells classes apart.
     """
 
     image: str
@@ -133,7 +118,6 @@ class ImageResult:
     warning: str = ""
     error: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
-    was_gone: bool = False
     by_class: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -148,36 +132,66 @@ class ImageResult:
 class RunSummary:
     """Totals of a run; ``remaining`` is 0 unless it was stopped.
 
-    ``found``: images that were given. ``skipped``: done before, in a run that this one went on with; ``done`` and
-    ``failed``: now. ``cells``, ``counted``: of both. ``others``: rows of the tables of images that were not given now,
-    or were and cannot be read any more.
-    ``warnings``: of all rows of the tables as they were last written, see ``tables.warned``.
-    ``by_class``: as ``cells``, of each class that the model tells apart; ``counting``: those that count as cells.
+    ``images``: status (``done``, ``failed``, ``skipped``, "" while to be done), cells, counted cells and cells of each
+    class of each image that was passed. ``others``: rows of the tables of other images. ``warnings``: of all rows of
+    the tables as they were last written, see ``tables.warned``. ``classes``: those that the model tells apart;
+    ``counting``: those that count as cells.
     ``edited``: files of images, relative to ``output``, that somebody edited since they were written: kept.
     ``stage_seconds``: sums over images, which overlap, so together more than ``wall_seconds``. ``engine_seconds``: how
     long some call of the network was under way.
     """
 
-    found: int
     output: Path
-    done: int = 0
-    failed: int = 0
-    skipped: int = 0
+    images: dict[str, tuple[str, int, int, dict[str, int]]] = field(default_factory=dict)
     others: int = 0
-    cells: int = 0
-    counted: int = 0
     wall_seconds: float = 0.0
     engine_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, dict[str, Any]] = field(default_factory=dict)
     edited: set[str] = field(default_factory=set)
-    by_class: dict[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     counting: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> int:
+        """Images that were passed."""
+        return len(self.images)
+
+    @property
+    def done(self) -> int:
+        """Images that were done by this run."""
+        return self._with("done")
+
+    @property
+    def failed(self) -> int:
+        """Images that failed now."""
+        return self._with("failed")
+
+    @property
+    def skipped(self) -> int:
+        """Images that an earlier run, which this one resumed, had done."""
+        return self._with(SKIPPED)
 
     @property
     def remaining(self) -> int:
         """Images that are neither done nor failed."""
-        return self.found - self.done - self.skipped - self.failed
+        return self._with("")
+
+    @property
+    def cells(self) -> int:
+        """Cells of all images that are done or skipped."""
+        return sum(cells for _, cells, _, _ in self.images.values())
+
+    @property
+    def counted(self) -> int:
+        """The same, of those that the count rule lets in."""
+        return sum(counted for _, _, counted, _ in self.images.values())
+
+    @property
+    def by_class(self) -> dict[str, int]:
+        """As ``counted``, for each class that the model tells apart, those that do not count as cells included."""
+        of_images = [by_class for *_, by_class in self.images.values()]
+        return {name: sum(by_class.get(name, 0) for by_class in of_images) for name in self.classes}
 
     @property
     def edited_files(self) -> list[str]:
@@ -194,7 +208,7 @@ class RunSummary:
             "remaining": self.remaining,
             "cells": self.cells,
             "counted": self.counted,
-            **({"by_class": self.by_class} if self.by_class else {}),
+            **({"by_class": self.by_class} if self.classes else {}),
         }
 
     @property
@@ -202,24 +216,14 @@ class RunSummary:
         """Share of the wall time during which the network ran, 0 to 1."""
         return self.engine_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
-    def add(self, result: ImageResult) -> None:
-        """Count one more image; ``status`` may be ``skipped`` too."""
-        self._count(result, 1)
-        for stage, seconds in result.seconds.items():
+    def add(self, result: ImageResult, status: str | None = None) -> None:
+        """Count an image, as ``status`` if that is another one than the result's. The last call of an image holds."""
+        self.images[result.image] = (status or result.status, result.cells or 0, result.counted or 0, result.by_class)
+        for stage, seconds in result.seconds.items() if status is None else ():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
 
-    def forget(self, result: ImageResult) -> None:
-        """Take back what ``add`` counted, but for its time."""
-        self._count(result, -1)
-
-    def _count(self, result: ImageResult, sign: int) -> None:
-        self.done += sign * (result.status == "done")
-        self.failed += sign * (result.status == "failed")
-        self.skipped += sign * (result.status == SKIPPED)
-        self.cells += sign * (result.cells or 0)
-        self.counted += sign * (result.counted or 0)
-        for name, number in result.by_class.items():
-            self.by_class[name] = self.by_class.get(name, 0) + sign * number
+    def _with(self, status: str) -> int:
+        return sum(of_image == status for of_image, *_ in self.images.values())
 
 
 def run_json(
@@ -269,7 +273,7 @@ def run_json(
             **({"classes": list(segmenter.counting_classes)} if spec.classes else {}),
             "scales": dict(scales),
         },
-        "inputs": inputs.to_json(),
+        "inputs": {"paths": list(inputs.paths), "follow_links": inputs.follow_links},
         "identity": identity.to_json(),
         "versions": {"python": platform.python_version(), **identity.versions},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
@@ -289,11 +293,12 @@ def run_json(
 def with_edited_files(record: Path, summary: RunSummary) -> bytes | None:
     """Content of ``record``, a run.json that tells of earlier work, with the edited files of now; None if it has them.
 
-    Without a word on them it tells of none.
+    Those of images that were not passed now stay named.
     """
     content = content_of(record)
-    edited = summary.edited_files
-    if content.get(EDITED, []) == edited:
+    before = content.get(EDITED, [])
+    edited = sorted({*before, *summary.edited_files}) if summary.others else summary.edited_files
+    if before == edited:
         return None
     return json.dumps({**content, EDITED: edited}, indent=2, allow_nan=False).encode("ascii") + b"\n"
 
@@ -307,15 +312,66 @@ def scales_in(record: Path) -> dict[str, float]:
         return {}
 
 
-def inputs_in(record: Path, roots: Iterable[str]) -> Inputs | None:
-    """What ``record``, the run.json of a run whose names are relative to ``roots``, says that it was given; None if it
-    is missing or something else."""
-    content = content_of(record)
-    try:
-        return Inputs.from_json(content["inputs"], roots) if content["program"] == PROGRAM else None
-    except (KeyError, TypeError):
+@cache
+def library_versions() -> Mapping[str, str]:
+    """Versions of the libraries that compute or encode."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def program() -> str:
+    """Name and version of what writes results."""
+    return f"{PROGRAM} {version('cellseg-deploy')}"
+
+
+def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> RunIdentity:
+    """The identity of a run of ``segmenter`` over ``inputs``."""
+    backend, spec = segmenter.backend, segmenter.backend.spec
+    facts = backend.describe()
+    engine = {
+        name: value for name, value in facts.items() if name not in _WITHOUT_EFFECT and not name.startswith("model_")
+    }
+    return RunIdentity(
+        program=program(),
+        model={
+            "name": spec.name,
+            "sha256": facts.get("model_file_sha256"),
+            "given_sha256": _given_sha256(backend),
+            "identity": facts.get("model_identity"),
+        },
+        backend={
+            "name": backend.name,
+            "device": backend.device,
+            "precision": backend.precision,
+            "form": backend.path.name if backend.path else "",
+            **engine,
+        },
+        task=segmenter.task,
+        operating_point=msgspec.to_builtins(segmenter.params),
+        settings=result_settings(segmenter, options),
+        saved=tuple(name for name in NAMES if name in options.save),
+        versions=library_versions(),
+        inputs=inputs.roots,
+    )
+
+
+def _given_sha256(backend: Backend) -> str | None:
+    """SHA-256 of the model file that was passed, which may differ from the file that is run."""
+    if backend.given is None:
         return None
+    known = backend.describe().get("model_file_sha256") if backend.given == backend.path else None
+    return known if known and backend.given.suffix.lower() == ".onnx" else sha256_of(backend.given)
 
 
-def _is_texts(content: Any) -> bool:
-    return isinstance(content, list) and all(isinstance(part, str) for part in content)
+def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]:
+    """Settings that results depend on, by the names of the options. Models without classes have no choice of them."""
+    classes = {"classes": list(segmenter.counting_classes)} if segmenter.backend.spec.classes else {}
+    return {
+        "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
+        "halo": segmenter.halo,
+        "bit_depth": options.bit_depth,
+        "pixel_size_um": options.pixel_size_um,
+        "count_rule": options.count_rule,
+        "border_cells": segmenter.border_cells,
+        "field_of_view": options.field_of_view,
+        **classes,
+    }

@@ -1,4 +1,4 @@
-"""Doing a run again from its run.json: the same model, engine and settings, and so the same labels."""
+"""The model, engine and settings of an earlier run, from its run.json or its journal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cellseg_deploy.backends import BACKENDS
 from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import ModelError, UsageError
-from cellseg_deploy.images.inputs import GivenPaths
+from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.models import DEFAULT_SHA256
-from cellseg_deploy.run.earlier_engine import engine_arguments
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.output_folder import PROGRAM
-from cellseg_deploy.run.record import MEASURED, Inputs
+from cellseg_deploy.run.record import MEASURED
 
 _log = logging.getLogger(__name__)
 
@@ -30,15 +30,8 @@ class RecordedRun:
     identity: RunIdentity
     model: Path
     form: Path
-    inputs: Inputs
     max_pixels: int
     scales: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def given(self) -> GivenPaths:
-        """Its input again: images are called as they were, and one of them may be gone, but no folder."""
-        paths, folders = (tuple(map(Path, named)) for named in (self.inputs.paths, self.inputs.folders))
-        return GivenPaths(paths, tuple(map(Path, self.inputs.roots)), frozenset(paths).difference(folders))
 
     def result_options(self) -> dict[str, Any]:
         """Options of ``cellseg-infer`` that results depend on, by their parameters' names."""
@@ -63,7 +56,6 @@ class RecordedRun:
         return {
             "save": ",".join(self.identity.saved) or "none",
             "max_pixels": self.max_pixels,
-            "follow_links": self.inputs.follow_links,
         }
 
     def model_file(self, given: Path | None) -> Path | None:
@@ -106,7 +98,6 @@ def read_run(file: Path) -> RecordedRun:
             identity=identity,
             model=Path(model["given" if "given" in model else "path"]),
             form=Path(model["path"]),
-            inputs=Inputs.from_json(content["inputs"], identity.inputs),
             max_pixels=int(content["settings"]["max_pixels"]),
             scales={str(k): check_scale(float(v)) for k, v in content["settings"].get("scales", {}).items()},
         )
@@ -117,3 +108,33 @@ def read_run(file: Path) -> RecordedRun:
         said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UsageError(f"{file}: no run.json of this version of {PROGRAM} ({said})") from error
     return recorded
+
+
+def engine_to_resume(recorded: RunIdentity, model: Path) -> dict[str, Any] | None:
+    """Return what opens ``model`` as the ``recorded`` run did, None if impossible: ``path``, ``given``, and settings of
+    ``EngineOptions``.
+
+    So that a run is resumed with its engine although ``backend="auto"`` might choose another one now. What is opened
+    is the form next to ``model`` that was chosen then; ``model`` stays the file that was passed.
+    """
+    engine = engine_arguments(recorded)
+    form = model.with_name(str(recorded.backend.get("form") or model.name))
+    if form.suffix == model.suffix and recorded.model["sha256"] == recorded.model["given_sha256"]:
+        form = model  # it was opened itself, and may be called otherwise by now
+    if engine["backend"] not in BACKENDS or not os.path.isfile(form):  # noqa: PTH113
+        return None
+    try:
+        is_given = sha256_of(model) == recorded.model.get("given_sha256")
+    except OSError:  # opening it will say so
+        return None
+    return {"path": form, "given": model, **engine} if is_given else None
+
+
+def engine_arguments(recorded: RunIdentity) -> dict[str, Any]:
+    """Return the settings of ``EngineOptions`` for the engine of ``recorded``."""
+    engine = recorded.backend
+    return {
+        "backend": engine["name"],
+        "device": engine["device"],
+        "precision": engine.get("inference_precision") or None,
+    }

@@ -1,4 +1,4 @@
-"""Going on with a run: what an output folder holds, which images are done, and what must go before it is written to.
+"""Resuming a run: what an output folder holds, which images are done, and what must go before it is written to.
 
 Everything here looks; only ``sweep`` removes. The caller holds the folder's lock for as long as the answers matter.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.journal import JOURNAL, Entry, ImageRecord, JournalContent, OutputFile, UnreadableJournalError
 from cellseg_deploy.run.output_folder import PROGRAM, RUN_JSON, foreign_names, remove_earlier_run, remove_ours
+from cellseg_deploy.run.state import RunState
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class FolderState:
     """What lies in an output folder.
 
     ``fresh``: nothing, or only what a killed start left (our lock, temporary files). ``resume``: a run of ours that can
-    be gone on with; ``journal`` is there. ``different``: a run of ours, but with other settings or without a journal
+    be resumed; ``journal`` is there. ``different``: a run of ours, but with other settings or without a journal
     that can be read; ``reasons`` says what. ``foreign``: other things, some of which are in ``reasons``.
     """
 
@@ -82,7 +83,7 @@ def classify(out: Path, asked: RunIdentity) -> FolderState:
 
 
 def check_usable(state: FolderState, out: Path) -> None:
-    """Raise ``OutputError`` unless a run may begin or go on in ``out``."""
+    """Raise ``OutputError`` unless a run may begin or be resumed in ``out``."""
     if state.kind == "foreign":
         raise OutputError(
             f"{out}: the folder is not empty (it holds {some(state.reasons)}) and no earlier run of {PROGRAM} made it; "
@@ -95,8 +96,8 @@ def check_usable(state: FolderState, out: Path) -> None:
 def different_run(out: Path, reasons: Sequence[str]) -> OutputError:
     """What to raise if the run in ``out`` is another one than was asked for."""
     return OutputError(
-        f"{out}: holds another run, which cannot be gone on with: {'; '.join(reasons)}. "
-        "Give the same settings, choose another folder, or replace it with --overwrite"
+        f"{out}: contains a different run and cannot be resumed: {'; '.join(reasons)}. "
+        "Use the same settings, choose another folder, or start over with --overwrite"
     )
 
 
@@ -113,7 +114,8 @@ def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
         return state
     saved, names = tuple[str, ...](), set[str]()
     if state.journal is not None:
-        saved, names = state.journal.identity.saved, set(kept_names(state.journal.entries).values())
+        saved = state.journal.identity.saved
+        names = set(RunState.of(state.journal).output_names.values())
     elif state.kind == "different":
         _log.warning("%s: %s, so files of its images stay in their folders", out, "; ".join(state.reasons))
     remove_earlier_run(out, [format for format in FORMATS if format.name in saved], names)
@@ -124,17 +126,15 @@ def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
 class Decision:
     """``skip``: an image is done; ``work``: it is to be done, for ``reason``.
 
-    ``keep``: it was done and its files are there, but the image itself is gone or cannot be read, for ``reason``: what
-    was counted then still holds.
-
-    ``edited``: its files that somebody edited since (see ``check_files``), which stay as they are. ``outdated``: the
-    same of an image that was changed, whose new files need their places.
+    An image that is done and cannot be read now is skipped, with the ``reason``: what was counted then still holds.
+    ``edited``: its files that somebody edited since (see ``check_files``). They stay as they are, but where the image
+    itself ``is_changed``: its new files need their places.
     """
 
-    action: Literal["work", "skip", "keep"]
+    action: Literal["work", "skip"]
     reason: str = ""
     edited: tuple[str, ...] = ()
-    outdated: tuple[str, ...] = ()
+    is_changed: bool = False
 
 
 def decide(image: FoundImage, entry: Entry | None, out: Path) -> Decision:
@@ -156,12 +156,8 @@ def decide(image: FoundImage, entry: Entry | None, out: Path) -> Decision:
         unreadable = f"cannot be read now ({error.strerror or error})"
     problem, edited = check_files(record, out)
     if is_changed:
-        return Decision("work", "the image was changed", outdated=edited)
-    if problem:
-        return Decision("work", problem, edited)
-    if unreadable:
-        return Decision("keep", unreadable, edited)
-    return Decision("skip", f"{some(edited)} edited since the run, kept" if edited else "", edited)
+        return Decision("work", "the image was changed", edited, is_changed=True)
+    return Decision("work" if problem else "skip", problem or unreadable, edited)
 
 
 def check_files(record: ImageRecord, out: Path) -> tuple[str, tuple[str, ...]]:
@@ -188,16 +184,6 @@ def sweep(out: Path, keep: Collection[str], ours: Collection[str] = ()) -> list[
     link: what it leads to is not ours.
     """
     return remove_ours(out, set(ours) - set(keep))
-
-
-def kept_files(entries: Mapping[str, Entry]) -> set[str]:
-    """Paths of all files that the records of ``entries`` name."""
-    return {file.path for entry in entries.values() for file in entry.record.outputs}
-
-
-def kept_names(entries: Mapping[str, Entry]) -> dict[str, str]:
-    """What the outputs of the images in ``entries`` are called, without endings; see ``names.output_names``."""
-    return {name: entry.record.output_name for name, entry in entries.items() if entry.record.output_name}
 
 
 def some(names: Collection[str]) -> str:

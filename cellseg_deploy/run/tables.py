@@ -6,22 +6,21 @@ classes are there if an image is done and the model tells classes apart.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from cellseg_deploy.cells.classes import CLASS_COLUMNS
 from cellseg_deploy.cells.measure import COLUMNS, UM_COLUMNS
 from cellseg_deploy.cells.notes import kind_of
-from cellseg_deploy.errors import OutputError
 from cellseg_deploy.files.atomic import atomic_file, writing
 from cellseg_deploy.files.fingerprint import Fingerprint
 from cellseg_deploy.outputs import tables
-from cellseg_deploy.outputs.formats import CELLS_CSV, IMAGES_CSV
+from cellseg_deploy.outputs.formats import CELLS_CSV
 from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY, SegmentedImage
-from cellseg_deploy.run.journal import Entry, ImageRecord, JournalContent, OutputFile, whole_records
+from cellseg_deploy.run.journal import Entry, ImageRecord, OutputFile, whole_records
 
 CELL_COLUMNS = (*COLUMNS, COUNTED)
 _CELL_COLUMNS_WITH_CLASSES = (*COLUMNS, *CLASS_COLUMNS, COUNTED, LEFT_OUT_BY)
@@ -102,54 +101,17 @@ def failed(name: str, error: str) -> ImageRecord:
     return ImageRecord(name, "failed", {"warning": "", "error": _one_line(error)})
 
 
-def write(out: Path, journal: Path, entries: Sequence[Entry]) -> None:
-    """Write both tables of the images ``entries``, in this order, to ``out``, each whole or not at all.
+def write(path: Path, table: str, journal: Path, entries: Sequence[Entry]) -> None:
+    """Write ``table`` (cells.csv or images.csv) of the images ``entries``, in this order, to ``path``.
 
-    One image's rows are in memory at a time. Raises ``OutputError``.
+    Whole or not at all; one image's rows are in memory at a time. Raises ``OutputError``.
     """
     with_um = any("pixel_size_um" in entry.record.result for entry in entries)
     classes = _classes_of(entries)
-    for name in (CELLS_CSV, IMAGES_CSV):
-        with atomic_file(out / name) as file, writing(out / name):
-            file.write(_header(name, with_um, classes))
-            for _, rows in _rows(name, journal, entries, with_um, classes):
-                file.write(rows)
-
-
-def edited(out: Path, content: JournalContent, must_have: Collection[str]) -> list[str]:
-    """Which tables in ``out`` are not what the journal ``content`` gives: somebody edited them.
-
-    A table may leave images out, but for those of ``must_have``. Empty files, and links, are not edited tables. One
-    image's rows are in memory at a time. Raises ``OutputError`` if a table cannot be read.
-    """
-    entries = [content.entries[name] for name in sorted(content.entries)]
-    found = list[str]()
-    for name in (CELLS_CSV, IMAGES_CSV):
-        path = out / name
-        try:
-            if not path.is_symlink() and path.is_file() and path.stat().st_size:
-                with path.open("rb") as file:
-                    if not _is_given(file, name, content.path, entries, must_have):
-                        found.append(name)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be read ({error.strerror or error}); check permissions") from error
-    return found
-
-
-def _is_given(file: BinaryIO, name: str, journal: Path, entries: Sequence[Entry], must_have: Collection[str]) -> bool:
-    """Whether ``file`` holds rows of ``entries``, those of ``must_have`` among them, and nothing else."""
-    header, known = file.readline(), _classes_of(entries)
-    kinds = [(with_um, classes) for classes in dict.fromkeys((known, ())) for with_um in (True, False)]
-    kind = next((kind for kind in kinds if header == _header(name, *kind)), None)
-    if kind is None:
-        return False
-    for image, rows in _rows(name, journal, entries, *kind):
-        at = file.tell()
-        if file.read(len(rows)) != rows:
-            if image in must_have:
-                return False
-            file.seek(at)
-    return not file.read(1)
+    with atomic_file(path) as file, writing(path):
+        file.write(_header(table, with_um, classes))
+        for rows in _rows(table, journal, entries, with_um, classes):
+            file.write(rows)
 
 
 def _classes_of(entries: Iterable[Entry]) -> tuple[str, ...]:
@@ -165,16 +127,16 @@ def _header(name: str, with_um: bool, classes: tuple[str, ...]) -> bytes:
 
 
 def _rows(
-    name: str, journal: Path, entries: Iterable[Entry], with_um: bool, classes: tuple[str, ...]
-) -> Iterator[tuple[str, bytes]]:
-    """The rows of each of ``entries`` that has some, with the name of the image."""
-    if name == CELLS_CSV:
+    table: str, journal: Path, entries: Iterable[Entry], with_um: bool, classes: tuple[str, ...]
+) -> Iterator[bytes]:
+    """The rows of each of ``entries`` that has some."""
+    if table == CELLS_CSV:
         for record in whole_records(journal, (entry for entry in entries if entry.record.result.get("cells"))):
-            yield record.image, _cell_rows(record, with_um)
+            yield _cell_rows(record, with_um)
         return
     columns = _image_columns(with_um, classes)
     for entry in entries:
-        yield entry.record.image, tables.csv_rows([[_value(entry.record, column) for column in columns]])
+        yield tables.csv_rows([[_value(entry.record, column) for column in columns]])
 
 
 def _image_columns(with_um: bool, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -405,7 +405,7 @@ def test_a_run_of_an_earlier_version_gives_its_numbers_again(
     for setting in ("border_cells", "field_of_view"):
         del record["identity"]["settings"][setting]
     (before / "run.json").write_text(json.dumps(record))
-    assert infer("--like", before / "run.json", "-o", again, "-q") == 0
+    assert infer(smears, "--like", before / "run.json", "-o", again, "-q") == 0
     assert results(again) == results(before)
     assert capsys.readouterr().err == ""
     assert infer(smears, "-o", now, "--model", model, "--scale", "1", "-q") == 0

@@ -153,7 +153,7 @@ def test_a_run_json_is_enough_to_do_it_again(
     settings = ["--task", "confluence", "--scale", 0.7, "--halo", 6, "--bit-depth", 12, "--pixel-size", 0.3]
     settings += ["--count-rule", "frame", "--save", "labels,confluence"]
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q", *settings) == 0
-    assert infer("--like", tmp_path / "out/run.json", "-o", tmp_path / "again", "-q", "--batch-size", 1) == 0
+    assert infer(smears, "--like", tmp_path / "out/run.json", "-o", tmp_path / "again", "-q", "--batch-size", 1) == 0
     assert results(tmp_path / "again") == results(tmp_path / "out")
     assert capsys.readouterr().err == ""
     one = tmp_path / "one"
@@ -163,37 +163,25 @@ def test_a_run_json_is_enough_to_do_it_again(
     assert not (one / "confluence").exists()
 
 
-def test_images_of_a_pattern_again(
-    model: Path, smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With their names; a file may be gone by now, a folder may not."""
-    out, again = tmp_path / "out", tmp_path / "again"
-    extra = tmp_path / "extra"
-    shutil.copytree(smears / "sub", extra)
-    assert infer(smears / "*/*.tif", extra, smears / "a.png", "-o", out, "--model", model, "-q") == 0
-    assert infer("--like", out / "run.json", "-o", again, "-q") == 0
-    assert results(again) == results(out)
-    (smears / "sub/small.tif").unlink()
-    assert infer("--like", out / "run.json", "-o", tmp_path / "less", "-q") == 3
-    assert [row["image"] for row in rows(tmp_path / "less/images.csv") if row["status"] == "failed"] == [
-        "smears/sub/small.tif"
-    ]
-    shutil.rmtree(extra)
-    capsys.readouterr()
-    assert infer("--like", out / "run.json", "-o", tmp_path / "none", "-q") == 2
-    assert f"{extra}: no such file or folder" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
-
-
 def test_auto_scale_again(model: Path, smears: Path, tmp_path: Path) -> None:
     assert infer(smears, "-o", tmp_path / "out", "--model", model, "-q", "--cell-diameter", "auto") == 0
-    assert infer("--like", tmp_path / "out/run.json", "-o", tmp_path / "again", "-q") == 0
+    assert infer(smears, "--like", tmp_path / "out/run.json", "-o", tmp_path / "again", "-q") == 0
     assert json.loads((tmp_path / "again/run.json").read_text())["settings"]["scale"] == "measured"
     assert results(tmp_path / "again") == results(tmp_path / "out")
 
 
+def test_images_are_passed_as_always(
+    smears: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer("--like", out / "run.json", "-o", tmp_path / "again", "-q") == 2
+    assert "PATH" in capsys.readouterr().err
+    recorded = json.loads((out / "run.json").read_text())["inputs"]
+    assert recorded == {"paths": [str(smears)], "follow_links": False}
+
+
 def test_the_model_is_checked(
     model: Path,
+    smears: Path,
     out: Path,
     tmp_path: Path,
     onnx_file: Callable[..., Path],
@@ -202,23 +190,23 @@ def test_the_model_is_checked(
     record = out / "run.json"
     original = model.read_bytes()
     onnx_file(model=make_onnx(contrast=9.0), name=model.name)
-    assert infer("--like", record, "-o", tmp_path / "again", "-q") == 5
+    assert infer(smears, "--like", record, "-o", tmp_path / "again", "-q") == 5
     assert "SHA-256" in capsys.readouterr().err
     model.unlink()
-    assert infer("--like", record, "-o", tmp_path / "again", "-q") == 5
+    assert infer(smears, "--like", record, "-o", tmp_path / "again", "-q") == 5
     assert "give it with --model" in capsys.readouterr().err
     (tmp_path / "moved.onnx").write_bytes(original)
     assert not (tmp_path / "again").exists()
-    assert infer("--like", record, "-o", tmp_path / "again", "-q", "--model", tmp_path / "moved.onnx") == 0
+    assert infer(smears, "--like", record, "-o", tmp_path / "again", "-q", "--model", tmp_path / "moved.onnx") == 0
     assert capsys.readouterr().err == ""  # its name does not matter
     assert results(tmp_path / "again") == results(out)
 
 
-def test_other_versions_are_said(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_versions_are_said(smears: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads((out / "run.json").read_text())
     record["identity"]["versions"]["numpy"] = "1.0"
     (out / "run.json").write_text(json.dumps(record))
-    assert infer("--like", out / "run.json", "-o", tmp_path / "again", "-q") == 0
+    assert infer(smears, "--like", out / "run.json", "-o", tmp_path / "again", "-q") == 0
     assert "labels may differ" in (said := capsys.readouterr().err)
     assert "versions numpy: 1.0 there" in said
 
@@ -251,9 +239,9 @@ def test_files_that_record_no_run(
     ],
 )
 def test_what_results_depend_on_is_not_given_twice(
-    out: Path, tmp_path: Path, option: tuple[str, Any], capsys: pytest.CaptureFixture[str]
+    smears: Path, out: Path, tmp_path: Path, option: tuple[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert infer("--like", out / "run.json", "-o", tmp_path / "again", *option) == 2
+    assert infer(smears, "--like", out / "run.json", "-o", tmp_path / "again", *option) == 2
     assert f"{option[0]} and --like exclude each other" in capsys.readouterr().err
 
 
@@ -313,39 +301,6 @@ def test_a_dry_run_writes_nothing(
 # --- lists and folders that fill
 
 
-def test_lists_and_patterns(
-    model: Path,
-    smears: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "list.txt").write_text(f"{smears / 'a.png'}\n{smears / 'sub'}\n")
-    assert infer("--list", tmp_path / "list.txt", "-o", tmp_path / "one", "--model", model, "-q") == 0
-    names = [row["image"] for row in rows(tmp_path / "one/images.csv")]
-    assert names == ["smears/a.png", "sub/small.tif"]
-    assert infer(smears / "a.*", "-o", tmp_path / "two", "--model", model, "-q") == 0
-    assert [row["image"] for row in rows(tmp_path / "two/images.csv")] == ["a.jpg", "a.png"]
-    (tmp_path / "list.txt").write_text(f"{smears / 'a.png'}\n{smears / 'gone.png'}\n")
-    assert infer("--list", tmp_path / "list.txt", "-o", tmp_path / "four", "--model", model, "-q") == 3
-    assert [(row["image"], row["status"]) for row in rows(tmp_path / "four/images.csv")] == [
-        ("a.png", "done"),
-        ("gone.png", "failed"),
-    ]
-    assert infer(smears / "*.bmp", "-o", tmp_path / "three", "--model", model, "-q") == 2
-    assert "matches" in capsys.readouterr().err
-
-
-def test_a_run_of_a_pattern_goes_on_with_a_folder_that_is_new(model: Path, smears: Path, tmp_path: Path) -> None:
-    pattern, out = smears / "*/*.tif", tmp_path / "out"
-    assert infer(pattern, "-o", out, "--model", model, "-q") == 0
-    shutil.copytree(smears / "sub", smears / "next day")
-    assert infer(pattern, "-o", out, "--model", model, "-q") == 0
-    assert [row["image"] for row in rows(out / "images.csv")] == ["next day/small.tif", "sub/small.tif"]
-    recorded = json.loads((out / "run.json").read_text())
-    assert recorded["totals"]["found"] == 2
-    assert recorded["identity"]["inputs"] == [str(smears)]
-
-
 def test_a_folder_is_followed(model: Path, smears: Path, tmp_path: Path) -> None:
     """An image comes half a second after the start; the run ends when the folder is idle."""
     late = threading.Timer(0.5, Image.fromarray(draw_discs((40, 40), [(20, 20)])).save, [smears / "z.png"])
@@ -401,13 +356,12 @@ def test_progress_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys
     from cellseg_deploy.images.find import FoundImage
     from cellseg_deploy.run.folder import ImageResult
     from cellseg_deploy.run.plan import Planned, RunPlan
-    from cellseg_deploy.run.resume import FolderState
 
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     items = tuple(Planned(FoundImage(Path(f"{i}"), f"{i}"), "work", "", "", ()) for i in range(400))
     with _progress.RunProgress() as progress:
-        progress.planned(RunPlan(FolderState("fresh"), items))
+        progress.planned(RunPlan("fresh", items))
         for number in range(2):
             now[0] += 20
             progress.result(ImageResult(str(number), "failed" if number else "done", cells=7, error="no"))
@@ -415,7 +369,7 @@ def test_progress_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys
     assert said[0] == "1/400 images, 0.05 images/s, 7 cells, 2 h 13 min left"
     now[0] += 3600  # a watched folder in which nothing came
     progress.total = progress.seen
-    progress.planned(RunPlan(FolderState("fresh"), items[:2]))
+    progress.planned(RunPlan("fresh", items[:2]))
     now[0] += 20
     progress.result(ImageResult("3", "done", cells=1))
     assert "0.05 images/s" in capsys.readouterr().err
@@ -455,8 +409,7 @@ def test_a_damaged_line_is_said(
     journal.write_bytes(b"".join(lines))
     assert infer(smears, "-o", out, "--model", model, "-q") == 0
     assert "journal.jsonl: damaged in line 5; the images of these are done again" in capsys.readouterr().err
-    asides = {f"{name}.edited-1.csv": expected[f"{name}.csv"] for name in ("cells", "images")}  # the journal lacks rows
-    assert results(out) == expected | asides
+    assert results(out) == expected
     assert len(journal.read_bytes().splitlines()) == len(lines) + 1
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from conftest import DarknessBackend, draw_discs
 from PIL import Image
-from running import infer, results
+from running import infer, results, rows
 
+from cellseg_deploy.errors import OutputError
 from cellseg_deploy.images.find import find_images
-from cellseg_deploy.run.folder import run_folder
+from cellseg_deploy.run import commit
+from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.segmenter import Segmenter
 
 
@@ -53,9 +55,9 @@ def test_an_edited_file_is_kept_and_named(
     assert results(out) == expected | {label: edited}
     assert infer(smears / "sub", "-o", out, "--model", model, "-q") == 6  # names would begin elsewhere
     capsys.readouterr()
-    assert infer(smears / "a.jpg", "-o", out, "--model", model, "-q") == 0  # a.png is not given: its row stays
-    assert label in capsys.readouterr().err
+    assert infer(smears / "a.jpg", "-o", out, "--model", model, "-q") == 0  # a.png is not passed: its row stays
     assert results(out) == expected | {label: edited}
+    assert json.loads((out / "run.json").read_text())["edited"] == [label]
     assert infer(smears, "-o", out, "--model", model, "-q", "--overwrite") == 0
     assert results(out) == expected
     assert json.loads((out / "run.json").read_text())["edited"] == []
@@ -129,3 +131,72 @@ def test_a_table_without_content_is_no_edited_one(
     make(out / "cells.csv")
     assert infer(smears, "-o", out, "--model", model, "-q") == 0
     assert results(out) == expected
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("has_work", [False, True])
+def test_edited_files_of_the_whole_run_are_kept_under_another_name(
+    smears: Path, tmp_path: Path, has_work: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in ("pycocotools", "pyarrow"):
+        pytest.importorskip(module)
+    images, out, options = find_images([smears]), tmp_path / "out", RunOptions(save=("labels", "coco", "parquet"))
+    run_folder(Segmenter(DarknessBackend()), images, out, options=options)
+    expected, edited = results(out), {}
+    for name in ("coco.json", "cells.parquet", "images.csv"):
+        edited[name] = expected[name] + b"\n"
+        (out / name).write_bytes(edited[name])
+    if has_work:
+        (out / "labels/a.png.tif").unlink()
+    asides = {name.replace(".", ".edited-1."): content for name, content in edited.items()}
+    for _ in range(2):
+        run_folder(Segmenter(DarknessBackend()), images, out, options=options)
+        assert results(out) == expected | asides
+    for name in edited:
+        assert caplog.text.count(f"{name}: was edited since the run") == 1
+
+
+def test_a_run_without_lines_of_files_is_resumed(smears: Path, tmp_path: Path) -> None:
+    """A journal as earlier versions wrote it; tables that are what the journal gives are not taken for edited."""
+    images, out = find_images([smears]), tmp_path / "out"
+    run_folder(Segmenter(DarknessBackend()), images, out)
+    expected, journal = results(out), out / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if b'"kind":"file"' not in line))
+    assert run_folder(Segmenter(DarknessBackend()), images, out).skipped == len(images)
+    assert results(out) == expected
+    assert journal.read_bytes().splitlines(keepends=True) == lines
+
+
+def test_the_row_of_a_changed_image_is_the_one_before_until_its_new_result_is_there(
+    smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so are its files; where writing breaks off in the middle, no line vouches for what is left."""
+    images, out = find_images([smears]), tmp_path / "out"
+    run_folder(Segmenter(DarknessBackend()), images, out)
+    before = results(out)
+    Image.fromarray(draw_discs((40, 40), [(20, 20)])).save(smears / "a.png")
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_folder(Segmenter(DarknessBackend()), images, out, on_plan=stop)
+    assert results(out) == before
+    real = commit.write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "a.png.jpg":
+            raise OutputError("disk full")
+        real(path, content)
+
+    monkeypatch.setattr(commit, "write_bytes", full)
+    with pytest.raises(OutputError, match="disk full"):
+        run_folder(Segmenter(DarknessBackend()), images, out)
+    row = next(row for row in rows(out / "images.csv") if row["image"] == "a.png")
+    assert (row["status"], row["error"]) == ("failed", "changed, and not done again when the run ended")
+    assert not (out / "labels/a.png.tif").exists()
+    monkeypatch.undo()
+    assert run_folder(Segmenter(DarknessBackend()), images, out).done == 1
+    run_folder(Segmenter(DarknessBackend()), images, tmp_path / "whole")
+    assert results(out) == results(tmp_path / "whole")

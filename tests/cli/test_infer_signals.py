@@ -24,7 +24,6 @@ from cellseg_deploy.cli import progress as _progress
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.run.folder import ImageResult
 from cellseg_deploy.run.plan import Planned, RunPlan
-from cellseg_deploy.run.resume import FolderState
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -109,7 +108,7 @@ def test_a_terminal_that_goes_away_stops_nothing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "stderr", Terminal())
     images = [FoundImage(Path(name), name) for name in "ab"]
     with _progress.RunProgress() as progress:
-        progress.planned(RunPlan(FolderState("fresh"), tuple(Planned(image, "work", "", "", ()) for image in images)))
+        progress.planned(RunPlan("fresh", tuple(Planned(image, "work", "", "", ()) for image in images)))
         for name in ("a", "b"):
             progress.result(ImageResult(name, "done", cells=1))
     said = sys.stderr.getvalue()  # type: ignore[attr-defined]

@@ -199,7 +199,7 @@ def _preload() -> None:
         *("cellseg_deploy.outputs.label_tiff", "cellseg_deploy.outputs.overlay", "cellseg_deploy.run.tables"),
     ):
         importlib.import_module(name)
-    from cellseg_deploy.run.run_identity import library_versions
+    from cellseg_deploy.run.record import library_versions
 
     library_versions()
 

@@ -18,7 +18,8 @@ from cellseg_deploy.run import tables
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord, Journal, OutputFile
 from cellseg_deploy.run.output_folder import make_place
-from cellseg_deploy.run.resume import check_usable, classify, decide, kept_files, sweep
+from cellseg_deploy.run.resume import check_usable, classify, decide, sweep
+from cellseg_deploy.run.state import RunState
 
 NAMES = ("a.png", 'q"uo,te\n.png', "z.png")
 BAD = "bad.png"
@@ -87,7 +88,7 @@ def run(images: Sequence[FoundImage], out: Path, step: Callable[[str], None] = l
     step("looked")
     entries = {} if state.journal is None else state.journal.entries
     done = {image.name for image in images if decide(image, entries.get(image.name), out).action == "skip"}
-    sweep(out, kept_files({name: entries[name] for name in done}))
+    sweep(out, RunState({name: entries[name] for name in done}).image_files)
     step("swept")
     worked = []
     with Journal.create(out, identity()) if state.journal is None else Journal.resume(state.journal) as journal:
@@ -98,7 +99,8 @@ def run(images: Sequence[FoundImage], out: Path, step: Callable[[str], None] = l
                 worked.append(image.name)
                 step("recorded")
     content = journals.read(out / journals.JOURNAL)
-    tables.write(out, content.path, [content.entries[image.name] for image in images])
+    for name in ("cells.csv", "images.csv"):
+        tables.write(out / name, name, content.path, [content.entries[image.name] for image in images])
     step("tables written")
     return worked
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
-from cellseg_deploy.images.find import input_roots, path_of
+from cellseg_deploy.images.find import input_roots, paths_in_list
 from cellseg_deploy.images.read import check_same_size, find_images, pair_by_stem, read_image, read_labels
-from cellseg_deploy.run.output_folder import check_apart
 
 
 def touch(path: Path) -> Path:
@@ -34,7 +35,7 @@ def test_folder_is_searched_recursively_in_order(tmp_path: Path) -> None:
 def test_files_that_are_not_read_are_counted_by_ending(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a.png", "b.bmp", "sub/c.BMP", "sub/d.heic", "notes.txt", "README", ".hidden.bmp"):
         touch(tmp_path / "in" / name)
-    assert names(tmp_path / "in", tmp_path / "in" / "sub") == ["in/a.png"]
+    assert names(tmp_path / "in", tmp_path / "in" / "sub") == ["a.png"]
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith("not read: 2 .bmp, 1 without ending, 1 .heic, 1 .txt; expected files ending in .png, .jpg")
     caplog.clear()
@@ -59,74 +60,11 @@ def test_every_ending_of_a_jpeg_is_taken(tmp_path: Path, caplog: pytest.LogCaptu
     assert not caplog.records
 
 
-def test_names_never_collide(tmp_path: Path) -> None:
-    for name in ("one/images/a.png", "two/images/a.png", "three/a.png"):
-        touch(tmp_path / name)
-    assert names(tmp_path / "one/images", tmp_path / "two/images", tmp_path / "three/a.png") == [
-        "images-2/a.png",
-        "images/a.png",
-        "three/a.png",
-    ]
-    same = [tmp_path / "one/images", tmp_path / "one/images/a.png", tmp_path / "one" / "." / "images"]
-    assert names(*same) == ["a.png"]
-
-
 def test_a_named_file_needs_no_suffix_but_must_exist(tmp_path: Path) -> None:
     assert names(touch(tmp_path / "image.dat")) == ["image.dat"]
     with pytest.raises(UsageError, match=r"missing\.png"):
         find_images([tmp_path / "missing.png"])
     assert find_images([tmp_path]) == []
-
-
-def test_roots_are_what_names_are_relative_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("one/a.png", "one/b.png", "two/c.png"):
-        touch(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    assert input_roots([Path("two/c.png"), Path("one"), tmp_path / "one" / "b.png"]) == [
-        tmp_path / "one",
-        tmp_path / "two",
-    ]
-
-
-@pytest.mark.parametrize("given", [["one"], ["one", "two/one"], ["one/sub/a.png"], ["two", "one", "one/sub"]])
-def test_a_name_leads_back_to_its_file(tmp_path: Path, given: list[str]) -> None:
-    for name in ("one/b.png", "one/sub/a.png", "two/one/b.png", "two/x.png"):
-        touch(tmp_path / name)
-    paths = [tmp_path / path for path in given]
-    for image in find_images(paths):
-        assert path_of(image.name, input_roots(paths)) == image.path
-    if len(input_roots(paths)) > 1:
-        assert path_of("three/b.png", input_roots(paths)) is None
-
-
-def test_names_do_not_depend_on_whether_a_folder_is_there(tmp_path: Path) -> None:
-    """One that may be missing, and is, fails alone."""
-    for name in ("mon/a.png", "tue/b.png"):
-        touch(tmp_path / name)
-    given = [tmp_path / "mon", tmp_path / "tue"]
-    (tmp_path / "tue").rename(tmp_path / "away")
-    assert names(*given, may_be_missing=given) == ["mon/a.png", "tue"]
-    assert input_roots(given) == given
-    assert names(given[1], may_be_missing=given) == ["tue"]
-    (tmp_path / "away").rename(tmp_path / "tue")
-    assert names(*given) == ["mon/a.png", "tue/b.png"]
-    assert input_roots(given) == given
-    gone = given[0] / "gone.PNG"  # by its ending an image
-    assert names(gone, touch(tmp_path / "mon/file"), may_be_missing=[gone]) == ["file", "gone.PNG"]
-
-
-def long_path(folder: Path) -> Path:
-    return folder / ("x" * 300 + ".png")
-
-
-def test_a_path_that_cannot_be_looked_at_is_one_image(tmp_path: Path) -> None:
-    """Of a name that no file can have."""
-    touch(tmp_path / "a.png")
-    given = [tmp_path / "a.png", long_path(tmp_path), long_path(tmp_path).with_suffix("") / "b.png"]
-    assert {image.path for image in find_images(given, may_be_missing=given)} == set(given)
-    check_apart(given, tmp_path / "out")
-    with pytest.raises(UsageError, match="no such file or folder"):
-        find_images(given)
 
 
 def test_a_link_to_where_nobody_may_look_is_reported_when_it_is_read(
@@ -211,14 +149,106 @@ def test_photographs(real_data: Path) -> None:
     assert 0 < labels.max() < 400
 
 
-def test_an_image_is_called_by_where_it_lies_whatever_links_lead_there(tmp_path: Path) -> None:
+# --- several folders
+
+
+def test_names_of_several_folders_begin_with_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one/a.png", "one/sub/b.png", "two/c.png", "two/d.png"):
+        touch(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    paths = [Path("two/c.png"), Path("one")]
+    assert names(*paths) == names(*paths[::-1]) == ["one/a.png", "one/sub/b.png", "two/c.png"]
+    assert input_roots(paths) == [tmp_path / "one", tmp_path / "two"]
+    assert {image.root for image in find_images(paths)} == set(input_roots(paths))
+    assert names(Path("two/c.png")) == ["c.png"]
+    files = [Path("one/a.png"), Path("one/sub/b.png"), Path("two/d.png")]
+    assert names(*files) == names(*files[::-1]) == ["one/a.png", "sub/b.png", "two/d.png"]
+
+
+def test_names_do_not_depend_on_whether_a_folder_has_images_yet(tmp_path: Path) -> None:
+    touch(tmp_path / "one/a.png")
+    (tmp_path / "two").mkdir()
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert names(*folders) == ["one/a.png"]
+    touch(tmp_path / "two/b.png")
+    assert names(*folders) == ["one/a.png", "two/b.png"]
+
+
+@pytest.mark.parametrize("second", ["two/smears", "two/SMEARS", "two/smears/a.png"])
+def test_folders_of_one_name_are_refused(tmp_path: Path, second: str) -> None:
+    for name in ("one/smears/a.png", "two/smears/a.png", "two/SMEARS/a.png"):
+        touch(tmp_path / name)
+    with pytest.raises(UsageError, match=r"one.smears and .* have the same name; pass their common parent"):
+        find_images([tmp_path / second, tmp_path / "one/smears"])
+    assert names(tmp_path / "one", tmp_path / "two/SMEARS") == ["SMEARS/a.png", "one/smears/a.png"]
+
+
+def test_what_lies_in_a_passed_folder_is_part_of_it(tmp_path: Path) -> None:
+    """However it was passed, and in whatever order: no image twice."""
+    for name in ("F/a.png", "F/s/b.png", "F/s/t/c.png"):
+        touch(tmp_path / name)
+    (tmp_path / "link").symlink_to("F/s")
+    paths = [tmp_path / name for name in ("F/s/t/c.png", "F/s", "F", "link", "F/./s/..", "F/a.png")]
+    assert names(*paths) == names(*paths[::-1]) == ["a.png", "s/b.png", "s/t/c.png"]
+    assert input_roots(paths) == [tmp_path / "F"]
+
+
+def test_an_image_is_named_by_where_it_lies_whatever_links_lead_there(tmp_path: Path) -> None:
     touch(tmp_path / "F/z/p.png")
     before = names(tmp_path / "F", follow_links=True)
     (tmp_path / "F/a").symlink_to("z")
-    (tmp_path / "link").symlink_to("F")
-    assert names(tmp_path / "F", follow_links=True) == before == ["z/p.png"]
-    assert names(tmp_path / "F", tmp_path / "F/z", follow_links=True) == ["z/p.png"]
-    assert [image.path for image in find_images([tmp_path / "link", tmp_path / "F"])] == [tmp_path / "F/z/p.png"]
-    touch(tmp_path / "other/q.png")
-    (tmp_path / "F/b").symlink_to(tmp_path / "other")
-    assert names(tmp_path / "F", follow_links=True) == ["b/q.png", "z/p.png"]
+    (tmp_path / "F/up").symlink_to("..")
+    touch(tmp_path / "G/q.png")
+    (tmp_path / "G/f").symlink_to(tmp_path / "F")
+    assert names(tmp_path / "F", follow_links=True) == ["up/G/q.png", *before] == ["up/G/q.png", "z/p.png"]
+    (tmp_path / "F/up").unlink()
+    assert names(tmp_path / "F", follow_links=True) == before
+    assert names(tmp_path / "F", tmp_path / "G", follow_links=True) == ["F/z/p.png", "G/q.png"]
+    assert names(tmp_path / "G", follow_links=True) == ["f/z/p.png", "q.png"]
+
+
+@pytest.mark.parametrize("path", ["x" * 300 + ".png", "x" * 300 + "/b.png", "loop/c.png", "*.png"])
+def test_a_path_that_does_not_lead_to_a_file_is_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    touch(tmp_path / "a.png")
+    words = "leave out the quotes" if "*" in path else "check the path$"
+    with pytest.raises(UsageError, match=f"no such file or folder.*{words}"):
+        find_images([tmp_path / "a.png", tmp_path / path])
+
+
+# --- lists
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
+def test_lists(tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / "b.png", tmp_path / "sub", tmp_path / os.fsdecode(b"\xff.png")]
+    data = b"".join(os.fsencode(path) + end.encode() for path in paths)
+    (tmp_path / "list.txt").write_bytes(data + (b"" if end == "\0" else end.encode()))
+    assert paths_in_list(tmp_path / "list.txt") == paths
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    assert paths_in_list(Path("-")) == paths
+
+
+def test_a_list_of_an_editor_that_marks_its_encoding(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\r\n")
+    assert paths_in_list(tmp_path / "list.txt") == [Path("a.png"), Path("b.png")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_list_in_utf16_is_refused(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "list.txt").write_bytes("\ufeffa.png\r\n".encode(encoding))
+    with pytest.raises(UsageError, match=r"list\.txt: the list is in UTF-16; save it as UTF-8"):
+        paths_in_list(tmp_path / "list.txt")
+
+
+def test_a_name_with_a_line_end_needs_nul(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(os.fsencode(tmp_path / "two\nlines.png") + b"\0")
+    assert paths_in_list(tmp_path / "list") == [tmp_path / "two\nlines.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", None])
+def test_lists_that_name_nothing(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "list").write_bytes(content)
+    with pytest.raises(UsageError, match="list"):
+        paths_in_list(tmp_path / "list")

@@ -125,3 +125,24 @@ def test_a_kill_while_an_earlier_run_is_replaced(
         assert results(out) == expected, f"killed at {calls[at - 1]}"
         assert left_overs(out) == []
     say(capsys, f"SIGKILL at each of {len(calls)} calls of a run that replaces another, all repeated: same files")
+
+
+def test_a_kill_while_a_changed_image_is_done_again(
+    server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files, the former and the new ones, are never taken for edited ones."""
+    images, first = make_images(tmp_path / "in", 2), tmp_path / "first"
+    assert server.run(images, first).code == 0
+    names = sorted(path.name for path in images.iterdir() if path.is_file())
+    shutil.copy(images / names[1], images / names[0])
+    calls = server.trace(images, Path(shutil.copytree(first, tmp_path / "whole")))
+    expected = results(tmp_path / "whole")
+    for at in range(1, len(calls) + 1):
+        out = Path(shutil.copytree(first, tmp_path / f"out{at}"))
+        ended = server.run(images, out, fault={"action": "kill", "at": at})
+        assert ended.code == -signal.SIGKILL, ended.said
+        ended = server.run(images, out)
+        assert ended.code == 0, f"killed at {calls[at - 1]}: {ended.said}"
+        assert results(out) == expected, f"killed at {calls[at - 1]}"
+        assert left_overs(out) == []
+    say(capsys, f"SIGKILL at each of {len(calls)} calls while a changed image is done again, all resumed: same files")

@@ -223,9 +223,9 @@ def test_the_same_run_again_has_its_classes(
     fields: Path, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run(fields, tmp_path / "out", model, "--classes", "platelet,red")
-    assert infer("--like", out / "run.json", "-o", tmp_path / "again", "-q") == 3
+    assert infer(fields, "--like", out / "run.json", "-o", tmp_path / "again", "-q") == 3
     assert results(tmp_path / "again") == results(out)
-    assert infer("--like", out / "run.json", "-o", tmp_path / "other", "-q", "--classes", "red") == 2
+    assert infer(fields, "--like", out / "run.json", "-o", tmp_path / "other", "-q", "--classes", "red") == 2
     assert "--classes and --like exclude each other" in capsys.readouterr().err
 
 

@@ -24,7 +24,7 @@ from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError
 from cellseg_deploy.images.read import FoundImage, find_images, read_image
 from cellseg_deploy.outputs import encoders, formats
 from cellseg_deploy.outputs.segmented import SegmentedImage
-from cellseg_deploy.run import session
+from cellseg_deploy.run import commit, session
 from cellseg_deploy.run.folder import ImageResult, RunOptions, RunSummary, run_folder
 from cellseg_deploy.run.image_work import ImageWork
 from cellseg_deploy.samples.params import SmearParams
@@ -235,14 +235,14 @@ def test_failed_overlay_leaves_no_label_file(four: Path, tmp_path: Path, monkeyp
 def test_a_file_that_cannot_be_written_takes_those_before_it_along(
     four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = session.write_bytes
+    original = commit.write_bytes
 
     def write(path: Path, content: bytes) -> None:
         if path.name == "b.png.jpg":
             raise OutputError("disk full")
         original(path, content)
 
-    monkeypatch.setattr(session, "write_bytes", write)
+    monkeypatch.setattr(commit, "write_bytes", write)
     with pytest.raises(OutputError, match="disk full"):
         run_folder(Segmenter(DarknessBackend()), find_images([four]), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out/labels").iterdir()] == ["a.png.tif"]
@@ -283,14 +283,14 @@ def test_tables_are_written_before_threads_are_waited_for(
 def test_a_signal_while_an_image_is_written_waits_for_its_record(
     four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = session.write_bytes
+    original = commit.write_bytes
 
     def write(path: Path, content: bytes) -> None:
         original(path, content)
         if path.name == "b.png.tif":
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(session, "write_bytes", write)
+    monkeypatch.setattr(commit, "write_bytes", write)
     with pytest.raises(KeyboardInterrupt):
         run_folder(Segmenter(DarknessBackend()), find_images([four]), tmp_path / "out")
     check_stopped_after_two(tmp_path / "out")
@@ -347,8 +347,8 @@ def test_another_output_needs_one_entry(four: Path, tmp_path: Path, monkeypatch:
 
 
 def test_share_of_time_that_the_engine_was_busy() -> None:
-    assert RunSummary(found=1, output=Path(), wall_seconds=4.0, engine_seconds=3.0).engine_busy == 0.75
-    assert RunSummary(found=1, output=Path()).engine_busy == 0.0
+    assert RunSummary(output=Path(), wall_seconds=4.0, engine_seconds=3.0).engine_busy == 0.75
+    assert RunSummary(output=Path()).engine_busy == 0.0
 
 
 def test_a_pixel_size_that_no_cell_has_gives_no_micrometres(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_differences_are_said_in_words() -> None:
         "pixel size um (--pixel-size): none there, nothing now",
         "saved (--save): labels, overlays there, labels now",
         "versions numpy: 2.4.0 there, 2.5.0 now",
-        "inputs: /smears there, none now",
+        "inputs (folders that names of images begin in): /smears there, none now",
         "new: nothing there, True now",
     ]
 
@@ -295,7 +295,8 @@ def test_tables_are_those_of_a_run_that_writes_them_directly(tmp_path: Path) -> 
         for image in reversed(several):
             journal.append(run_tables.done(image, source=None, output_name="x", outputs=()))
     content = journals.read(tmp_path / JOURNAL)
-    run_tables.write(tmp_path, content.path, [content.entries[name] for name in names])
+    for name in ("cells.csv", "images.csv"):
+        run_tables.write(tmp_path / name, name, content.path, [content.entries[image.name] for image in several])
     direct = tables.csv_rows([["image", *several[0].columns]])
     for image in several:
         cells = zip(*(column.tolist() for column in image.columns.values()), strict=True)
@@ -346,7 +347,7 @@ def test_a_pixel_size_keeps_its_digits(tmp_path: Path, size_um: float) -> None:
             run_tables.done(segmented(odd_labels(), pixel_size_um=size_um), source=None, output_name="x", outputs=())
         )
     content = journals.read(tmp_path / JOURNAL)
-    run_tables.write(tmp_path, content.path, list(content.entries.values()))
+    run_tables.write(tmp_path / "images.csv", "images.csv", content.path, list(content.entries.values()))
     text = running.rows(tmp_path / "images.csv")[0]["pixel_size_um"]
     assert float(text) == pytest.approx(size_um, rel=1e-5)
     assert io.StringIO(text).read() == f"{size_um:.6g}"
@@ -425,3 +426,14 @@ def test_measured_scales_are_kept_and_a_damaged_one_is_none(tmp_path: Path, reco
     path.write_bytes(path.read_bytes().replace(b'"scale":1.25', b'"scale":1.75'))
     content = journals.read(path)
     assert (content.scales, content.damaged) == ({"a: 40 x 30 px": 0.58}, (4,))
+
+
+def test_what_was_written_to_other_files_is_kept(tmp_path: Path) -> None:
+    with Journal.create(tmp_path, identity()) as journal:
+        journal.append_file("cells.csv", "ab")
+        entry = journal.append(run_tables.failed("a.png", "no"))
+        journal.append_file("cells.csv", "cd")
+    content = journals.read(tmp_path / JOURNAL)
+    assert content.files == {"cells.csv": {"ab", "cd"}}
+    assert content.entries == {"a.png": entry}
+    assert content.damaged == ()

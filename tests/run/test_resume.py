@@ -22,7 +22,8 @@ from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.journal import JOURNAL, Journal
 from cellseg_deploy.run.output_folder import make_place, places
-from cellseg_deploy.run.resume import Decision, begin, check_usable, classify, decide, kept_files, look_at, sweep
+from cellseg_deploy.run.resume import Decision, begin, check_usable, classify, decide, look_at, sweep
+from cellseg_deploy.run.state import RunState
 
 
 @pytest.fixture
@@ -168,11 +169,11 @@ def test_an_image_is_done_if_it_and_its_files_are_as_they_were(images: list[Foun
     assert images[0].name == "a.png"
     change(images[0].path, out)
     decision = decide(images[0], entry, out)
-    assert decision.action == ("keep" if case == "image gone" else "work" if words else "skip")
+    assert decision.action == ("work" if words and case != "image gone" else "skip")
     assert words in decision.reason
     edited = (TIFF if "format" in case else "overlays/a.png.jpg",) if case.startswith("output edited") else ()
     assert decision.edited == (() if words else edited)
-    assert bool(decision.reason) == bool(words or decision.edited)
+    assert bool(decision.reason) == bool(words)
 
 
 def test_images_without_a_good_record(images: list[FoundImage], out: Path) -> None:
@@ -183,14 +184,14 @@ def test_images_without_a_good_record(images: list[FoundImage], out: Path) -> No
     known = replace(entries[BAD], record=replace(entries[BAD].record, input=entries["a.png"].record.input))
     assert decide(images[0], known, out).reason == "failed before"
     linked = FoundImage(images[0].path, "a.png", problem="a link out of the folder")
-    assert decide(linked, entries["a.png"], out) == Decision("keep", "a link out of the folder")
+    assert decide(linked, entries["a.png"], out) == Decision("skip", "a link out of the folder")
     (out / "labels/a.png.tif").unlink()
     Image.new("RGB", (3, 3)).save(out / "overlays/a.png.jpg")
     decision = decide(linked, entries["a.png"], out)
-    assert (decision.action, decision.edited, decision.outdated) == ("work", ("overlays/a.png.jpg",), ())
+    assert (decision.action, decision.edited, decision.is_changed) == ("work", ("overlays/a.png.jpg",), False)
     images[0].path.write_bytes(b"another content")
     decision = decide(images[0], entries["a.png"], out)
-    assert (decision.action, decision.edited, decision.outdated) == ("work", (), ("overlays/a.png.jpg",))
+    assert (decision.action, decision.edited, decision.is_changed) == ("work", ("overlays/a.png.jpg",), True)
 
 
 def test_a_changed_output_is_made_again_and_nothing_else(images: list[FoundImage], out: Path) -> None:
@@ -209,7 +210,7 @@ def test_sweeping_removes_what_it_is_told_is_ours_and_temporaries(out: Path, cap
     for name in (*theirs, *ours):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).touch()
-    kept = kept_files(journals.read(out / JOURNAL).entries)
+    kept = RunState.of(journals.read(out / JOURNAL)).image_files
     assert len(kept) == 6
     before = all_files(out)
     with caplog.at_level(logging.INFO):

@@ -15,11 +15,9 @@ from running import results, rows, save
 
 from cellseg_deploy.errors import NothingToDoError, OutputError, UsageError
 from cellseg_deploy.images.find import find_images
-from cellseg_deploy.run import image_work, resume
 from cellseg_deploy.run import watch as watch_run
 from cellseg_deploy.run.folder import ImageResult, RunOptions, RunSummary, run_folder
-from cellseg_deploy.run.watch import watch_folder
-from cellseg_deploy.run.watching import CompleteFiles
+from cellseg_deploy.run.watch import CompleteFiles, watch_folder
 from cellseg_deploy.segmenter import Segmenter
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left", "quick_disk")
@@ -107,35 +105,6 @@ def test_what_is_done_already_is_skipped_and_a_run_may_go_on_either_way(
     assert (again.skipped, again.done) == (5, 0)
 
 
-def test_what_is_done_already_is_compared_once(
-    four: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """At the image's turn; until then it counts, and an image that is done again was not "not given"."""
-    out, hashed = tmp_path / "out", list[str]()
-    run_folder(Segmenter(DarknessBackend()), find_images([four]), out)
-    expected = results(out)
-    (out / "labels/b.png.tif").unlink()
-    real = resume.sha256_of
-    monkeypatch.setattr(resume, "sha256_of", lambda path: (hashed.append(path.name), real(path))[1])
-
-    def stop(_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        watch(four, out, Microscope(monkeypatch, lambda: stop(None)))
-    assert len(rows(out / "images.csv")) == 4
-    assert not hashed
-    _, seen = watch(four, out, Microscope(monkeypatch))
-    assert [result.image for result in seen] == ["b.png"]
-    assert sorted(hashed) == sorted({*hashed})
-    assert len(hashed) == 7  # all but the one that is missing: each may have been edited
-    assert not caplog.records
-    assert results(out) == expected
-
-
 def test_a_name_that_needs_the_name_of_a_folder_comes_later(
     four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,25 +175,6 @@ def test_what_cannot_be_watched(four: Path, tmp_path: Path, monkeypatch: pytest.
         watch(four, tmp_path / "theirs", microscope)
 
 
-def test_a_result_of_an_image_that_was_changed_is_none_until_it_is_done_again(
-    four: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    out = tmp_path / "out"
-    run_folder(Segmenter(DarknessBackend()), find_images([four]), out)
-    save(four / "b.png", draw_discs((40, 40), [(20, 20)]))
-
-    def stop(_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        watch(four, out, Microscope(monkeypatch), on_plan=stop)
-    assert [row["image"] for row in rows(out / "images.csv")] == ["a.png", "c.png", "d.png"]
-    watch(four, out, Microscope(monkeypatch))
-    assert [row["cells"] for row in rows(out / "images.csv")] == ["3", "1", "0", "1"]
-
-
 def test_a_folder_in_which_something_is_being_written_is_not_idle(
     four: Path,
     tmp_path: Path,
@@ -265,90 +215,11 @@ def test_a_folder_that_is_away_for_a_while_is_waited_for(
     assert all(str(four) in warning and "waiting" in warning for warning in warnings)
 
 
-def test_images_that_were_gone_at_their_turn_have_another_one(
-    four: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The folder goes while its images are worked on and is back before it is looked at again; one is damaged."""
-    moved, out = tmp_path / "moved", tmp_path / "out"
-    (four / "b.png").write_bytes((four / "b.png").read_bytes()[:-12])
-    microscope, seen = Microscope(monkeypatch), list[ImageResult]()
-
-    def result(result: ImageResult) -> None:
-        seen.append(result)
-        if len(seen) == 4:
-            moved.rename(four)
-
-    segmenter, complete = Segmenter(DarknessBackend()), CompleteFiles(2.0, clock=lambda: microscope.now)
-    summary = watch_folder(
-        segmenter,
-        four,
-        out,
-        complete=complete,
-        on_plan=lambda plan: seen or four.rename(moved),
-        on_result=result,
-        idle_seconds=10.0,
-    )
-    assert {(result.image, result.status) for result in seen[:4]} == {(f"{name}.png", "failed") for name in "abcd"}
-    assert len(seen) == 8
-    assert [(row["image"], row["status"]) for row in rows(out / "images.csv")] == [
-        *(("a.png", "done"), ("b.png", "failed"), ("c.png", "done"), ("d.png", "done"))
-    ]
-    assert (summary.found, summary.done, summary.failed) == (4, 3, 1)
-
-
-def test_an_image_that_is_back_before_its_failure_is_told_has_another_turn(
-    four: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Images are read ahead, and told of in order: minutes may lie between."""
-    away, gone, told = tmp_path / "away", list[Path](), list[tuple[str, str]]()
-    real = image_work.read_image
-
-    def read(path: Path, *options: Any, **settings: Any) -> Any:
-        if path.name != "b.png" or gone:
-            return real(path, *options, **settings)
-        gone.append(path.rename(away))
-        try:
-            return real(path, *options, **settings)
-        finally:
-            away.rename(path)
-
-    monkeypatch.setattr(image_work, "read_image", read)
-    microscope = Microscope(monkeypatch)
-    summary = watch_folder(
-        Segmenter(DarknessBackend()),
-        four,
-        tmp_path / "out",
-        complete=CompleteFiles(2.0, clock=lambda: microscope.now),
-        on_result=lambda result: told.append((result.image, result.status)),
-        idle_seconds=10.0,
-    )
-    assert told.count(("b.png", "failed")) == 1
-    assert (summary.done, summary.failed) == (4, 0)
-
-
 def test_a_link_to_nothing_is_tried_once(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (four / "link.png").symlink_to(tmp_path / "nothing.png")
     summary, seen = watch(four, tmp_path / "out", Microscope(monkeypatch), idle_seconds=30.0)
     assert [result.image for result in seen].count("link.png") == 1
     assert (summary.done, summary.failed) == (4, 1)
-
-
-def test_an_image_that_was_done_and_lost_a_file_before_it_is_moved_away(
-    four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It was there at the first look, and never came to its turn: half of a result is none."""
-    out, options = tmp_path / "out", RunOptions(save=("labels", "coco"))
-    pytest.importorskip("pycocotools")
-    run_folder(Segmenter(DarknessBackend()), find_images([four]), out, options=options)
-    (out / "coco/a.png.json").unlink()
-    summary, _ = watch(four, out, Microscope(monkeypatch, (four / "a.png").unlink), options=options)
-    assert [row["image"] for row in rows(out / "images.csv")] == ["b.png", "c.png", "d.png"]
-    assert "a.png" in caplog.text
-    assert (summary.skipped, summary.others) == (3, 0)
 
 
 def test_a_folder_inside_that_goes_between_listing_and_entering_is_waited_for(
@@ -442,6 +313,25 @@ def test_tables_are_written_during_a_long_group(
     )
     assert lengths == [0, 0, 2, 2]
     assert len(rows(out / "images.csv")) == 4
+
+
+@pytest.mark.reliability
+def test_a_table_that_is_edited_while_the_run_goes_on_is_kept(
+    four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, aside = tmp_path / "out", tmp_path / "out/cells.edited-1.csv"
+
+    def edit() -> None:
+        (out / "cells.csv").write_text("mine\n")
+        save(four / "e.png", draw_discs((40, 40), [(20, 20)]))
+
+    microscope = Microscope(monkeypatch, *[nothing] * 40, edit, *[nothing] * 40)
+    watch(four, out, microscope, idle_seconds=60.0)
+    assert aside.read_text() == "mine\n"
+    assert len(rows(out / "images.csv")) == 5
+    assert {row["image"] for row in rows(out / "cells.csv")} == {"a.png", "b.png", "d.png", "e.png"}
+    assert caplog.text.count("cells.csv: was edited since the run; kept as cells.edited-1.csv") == 1
+    assert not list(out.glob("images.edited*"))
 
 
 # --- images that come again

@@ -13,7 +13,7 @@ from made_images import write
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.images.find import FoundImage, find_images
 from cellseg_deploy.images.header import has_header
-from cellseg_deploy.run.watching import PATIENCE, CompleteFiles
+from cellseg_deploy.run.watch import PATIENCE, CompleteFiles
 
 
 @dataclass

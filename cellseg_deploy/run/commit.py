@@ -1,0 +1,169 @@
+"""Where results are written: an image's files and its line in the journal, or neither; tables from the journal."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from cellseg_deploy.errors import DataError, OutputError
+from cellseg_deploy.files.atomic import remove, rename, set_aside, temporary_in, write_bytes
+from cellseg_deploy.files.fingerprint import sha256_of
+from cellseg_deploy.files.signals import deferred_signals
+from cellseg_deploy.outputs.formats import Format
+from cellseg_deploy.run import tables as run_tables
+from cellseg_deploy.run.identity import RunIdentity
+from cellseg_deploy.run.image_work import Finished
+from cellseg_deploy.run.journal import ImageRecord, Journal, JournalContent
+from cellseg_deploy.run.output_folder import TABLES, make_place
+from cellseg_deploy.run.plan import Planned
+from cellseg_deploy.run.record import ImageResult
+from cellseg_deploy.run.resume import some
+from cellseg_deploy.run.state import RunState
+
+_log = logging.getLogger(__name__)
+
+_OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EEXIST, errno.EISDIR, errno.ENOTDIR})
+"""Errors of one file's name, not of the disk: they concern one image and not the run."""
+
+
+class Committer:
+    """Writes to the output folder ``out``, which the caller holds, and to its journal; ``state`` follows.
+
+    Signals are held back during a commit, so that files, journal and ``state`` are of the same images.
+    """
+
+    def __init__(self, out: Path, state: RunState, journal: Journal, formats: Sequence[Format]) -> None:
+        self.out = out
+        self.state = state
+        self._journal = journal
+        self._run_formats = [format for format in formats if format.run_file]
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, out: Path, content: JournalContent | None, identity: RunIdentity, formats: Sequence[Format]
+    ) -> Iterator[Committer]:
+        """Resume the run whose journal has ``content``, or begin one for None. Raises ``OutputError``."""
+        if content is not None and content.damaged:
+            lines = some([str(number) for number in content.damaged])
+            _log.warning("%s: damaged in line %s; the images of these are done again", content.path, lines)
+        with Journal.create(out, identity) if content is None else Journal.resume(content) as journal:
+            yield cls(out, RunState.of(content), journal, formats)
+
+    # ---------------------------------------------------------------------------------------------------- one image
+
+    def commit(self, item: Planned, finished: Finished) -> ImageResult:
+        """Write the files of an image and its line, or neither.
+
+        Edited files stay as they are, and the line names what belongs there; those of an image that was changed are
+        renamed. Raises ``DataError`` for a file that cannot have its name, ``OutputError``.
+        """
+        with deferred_signals():
+            start = time.perf_counter()
+            if item.is_changed:  # from here on no line vouches for what lies there, should the process end
+                self._set_aside(item.edited)
+                self._append(run_tables.failed(item.image.name, "changed, and not done again when the run ended"))
+            written = list[Path]()
+            try:
+                for place, content in finished.files.items():
+                    if place in item.edited and not item.is_changed:
+                        continue
+                    written.append(make_place(self.out, place))
+                    write_bytes(written[-1], content)
+                seconds = dict(finished.seconds)
+                seconds["write"] += time.perf_counter() - start
+                return self._append(replace(finished.record, seconds=seconds))
+            except BaseException as error:
+                for path in written:
+                    with suppress(OSError):  # the first error is the one to say; the next run sweeps what stays
+                        path.unlink(missing_ok=True)
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_NAME:
+                    raise DataError(f"its results cannot have its name: {error}") from error
+                raise
+
+    def commit_failure(self, item: Planned, reason: str) -> ImageResult:
+        """Add the line of an image that failed; of an earlier result nothing is left that looks like one."""
+        with deferred_signals():
+            self._set_aside([place for place in item.edited if os.path.lexists(self.out / place)])
+            self.remove_files(item)
+            return self._append(run_tables.failed(item.image.name, reason))
+
+    def remove_files(self, item: Planned) -> None:
+        """Remove the files of an image that no line vouches for."""
+        for place in item.files:
+            path = self.out / place
+            # And not a folder. Path's methods raise for a name that is impossible itself.
+            if os.path.islink(path) or os.path.isfile(path):  # noqa: PTH113, PTH114
+                remove(path)
+
+    def append_scale(self, group: str, scale: float) -> None:
+        """Keep the ``scale`` that was measured for a ``group`` of images."""
+        self._journal.append_scale(group, scale)
+        self.state.scales[group] = scale
+
+    def _append(self, record: ImageRecord) -> ImageResult:
+        self.state.add(self._journal.append(record))
+        return ImageResult.of(record)
+
+    # ---------------------------------------------------------------------------------- files that tell of all images
+
+    def write_tables(self) -> None:
+        """Write cells.csv and images.csv of ``state``. Raises ``OutputError``."""
+        entries = self.state.in_order
+        for name in TABLES:
+            self._publish(name, partial(run_tables.write, table=name, journal=self._journal.path, entries=entries))
+
+    def writers(self) -> list[Callable[[], None]]:
+        """What writes each file that tells of all images, tables first: others are made of these."""
+        return [self.write_tables, *(partial(self._write_run_file, format) for format in self._run_formats)]
+
+    def clear(self) -> None:
+        """Remove the files that tell of all images, of results that are about to change; edited ones are renamed."""
+        for name in (*TABLES, *(format.run_file for format in self._run_formats)):
+            if self._is_edited(name):
+                self._set_aside([name])
+            remove(self.out / name)
+
+    def _write_run_file(self, format: Format) -> None:
+        done = [entry.record.output_name for entry in self.state.in_order if entry.record.status == "done"]
+        files = [self.out / format.place(name) for name in done] if format.folder else []
+        self._publish(format.run_file, lambda path: format.finish(self.out, files, path))
+
+    def _publish(self, name: str, make: Callable[[Path], None]) -> None:
+        """Give what ``make`` writes to a path the name ``name``; an edited file of that name is renamed first."""
+        temporary = temporary_in(self.out)
+        try:
+            make(temporary)
+            sha256 = sha256_of(temporary)
+            if self._is_edited(name, sha256):
+                self._set_aside([name])
+            if sha256 not in self.state.files.setdefault(name, set()):
+                self._journal.append_file(name, sha256)
+                self.state.files[name].add(sha256)
+            rename(temporary, self.out / name)
+        except BaseException:
+            with suppress(OSError):  # it is a temporary file by its name: the next start removes it
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def _is_edited(self, name: str, new_sha256: str = "") -> bool:
+        """Whether a file that tells of all images is not what any run here wrote. Empty files and links are not."""
+        path = self.out / name
+        try:
+            if path.is_symlink() or not path.is_file() or not path.stat().st_size:
+                return False
+            return sha256_of(path) not in {new_sha256, *self.state.files.get(name, ())}
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be read ({error.strerror or error}); check permissions") from error
+
+    def _set_aside(self, places: Sequence[str]) -> None:
+        for place in places:
+            aside = set_aside(self.out / place)
+            _log.warning("%s: was edited since the run; kept as %s", self.out / place, aside.name)
