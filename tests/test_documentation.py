@@ -99,6 +99,18 @@ def test_the_readme_is_short_and_its_python_compiles() -> None:
         ast.parse(block)
 
 
+def test_contributing_names_modules_and_functions_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:Where|Who) .+?\? \| (.+?) \| (.*?) ?\|$", text, flags=re.MULTILINE)
+    assert len(rows) >= 8
+    for modules, functions in rows:
+        source = "".join((ROOT / module).read_text(encoding="utf-8") for module in re.findall(r"`(.+?)`", modules))
+        for name in re.findall(r"`(.+?)`", functions):
+            assert re.search(rf"^ *(?:def|class) {name}\b", source, flags=re.MULTILINE), f"{modules}: {name}"
+    for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", text):
+        assert (ROOT / path).is_file(), path
+
+
 @pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
 def test_commands_are_in_the_readme(command: str) -> None:
     assert command in README.read_text(encoding="utf-8")
