@@ -37,6 +37,16 @@ _GIVE_UP_ROOTS_RIGHTS = (
 )
 
 
+SLOW_ROOMS = {"benchmarks", "export", "reliability"}
+"""Folders here whose tests are all ``slow``: they run commands, export networks, kill processes."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests of ``SLOW_ROOMS``."""
+    if item.path.relative_to(ROOT / "tests").parts[0] in SLOW_ROOMS:
+        item.add_marker(pytest.mark.slow)
+
+
 def pytest_configure() -> None:
     """Tests send these signals to themselves and to what they start, which inherit it if they are ignored: ``nohup``
     ignores SIGHUP, and a script SIGINT for what it runs in the background."""

@@ -389,6 +389,32 @@ def test_a_strict_editable_installation_shows_type_checkers_all_packages(source:
         assert (folder / package / "py.typed").is_file()
 
 
+@pytest.mark.slow
+def test_the_wheel_counts_cells_without_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    wheel.extractall(tmp_path / "site")
+    code = (
+        "import sys, cellseg_deploy\n"
+        "assert cellseg_deploy.__file__.startswith(sys.argv.pop(1)), cellseg_deploy.__file__\n"
+        "from cellseg_deploy.samples import write_samples\n"
+        "from cellseg_deploy.cli.infer import main\n"
+        "from pathlib import Path\n"
+        "write_samples(Path(sys.argv[1]).parent, 1, 0, (300, 400))\n"
+        "main()"
+    )
+    site, samples, out = (str(tmp_path / name) for name in ("site", "samples", "out"))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, site, f"{samples}/images", "-o", out, "--cell-diameter", "90"],
+        env=os.environ | {"PYTHONPATH": site, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "done" in (tmp_path / "out" / "images.csv").read_text(encoding="utf-8")
+
+
 COMMANDS = [path for path in SOURCES if path.parent.name == "cli" or path.name.startswith("cli")]
 
 
