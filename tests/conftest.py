@@ -37,13 +37,29 @@ _GIVE_UP_ROOTS_RIGHTS = (
 )
 
 
-SLOW_ROOMS = {"benchmarks", "export", "reliability"}
-"""Folders here whose tests are all ``slow``: they run commands, export networks, kill processes."""
+SLOW = (
+    "backends/test_backend_contract.py",
+    "benchmarks",
+    "cells/test_scale.py",
+    "cli/test_evaluate_modes.py",
+    "cli/test_infer_again.py",
+    "cli/test_infer_edited.py",
+    "cli/test_infer_given.py",
+    "cli/test_infer_signals.py",
+    "export",
+    "models/test_shipped_model.py",
+    "reliability",
+    "run/test_folder_run.py",
+    "run/test_going_on.py",
+    "test_nothing_leaves.py",
+    "train/test_train.py",
+)
+"""Rooms and modules whose tests are ``slow``: scripts/check leaves them out. Each takes ten seconds or more."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests of ``SLOW_ROOMS``."""
-    if item.path.relative_to(ROOT / "tests").parts[0] in SLOW_ROOMS:
+    path = item.path.relative_to(ROOT / "tests").as_posix()
+    if path.startswith(SLOW):
         item.add_marker(pytest.mark.slow)
 
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, SLOW
 
-ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("scripts/check", "scripts/demo", "scripts/night", "scripts/test", "scripts/types", ".ci/run")
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the scripts are for bash")
@@ -96,6 +96,10 @@ def test_check_runs_every_tool_and_hands_arguments_to_pytest(checkout: Path) -> 
 def test_the_last_choice_of_tests_holds(checkout: Path, script: str, choice: str) -> None:
     assert run(checkout, script).returncode == 0
     assert calls(checkout)[-1] == f"pytest <-m><not slow and not night>{choice}"
+
+
+def test_slow_rooms_and_modules_exist() -> None:
+    assert [name for name in SLOW if not (ROOT / "tests" / name).exists()] == []
 
 
 def test_pytest_obeys_the_last_choice(tmp_path: Path) -> None:
