@@ -41,6 +41,7 @@ SLOW = (
     "backends/test_backend_contract.py",
     "benchmarks",
     "cells/test_scale.py",
+    "cli/test_describe.py",
     "cli/test_evaluate_modes.py",
     "cli/test_infer_again.py",
     "cli/test_infer_edited.py",
@@ -54,7 +55,8 @@ SLOW = (
     "test_nothing_leaves.py",
     "train/test_train.py",
 )
-"""Rooms and modules whose tests are ``slow``: scripts/check leaves them out. Each takes ten seconds or more."""
+"""Rooms and modules whose tests are ``slow``: scripts/check leaves them out. Each takes ten seconds or more of
+CPU time. cli/test_infer.py does too, and stays in: it is the command that people use."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
