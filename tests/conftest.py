@@ -39,6 +39,34 @@ _GIVE_UP_ROOTS_RIGHTS = (
 )
 
 
+SLOW = (
+    "backends/test_backend_contract.py",
+    "benchmarks",
+    "cells/test_scale.py",
+    "cli/test_describe.py",
+    "cli/test_evaluate_modes.py",
+    "cli/test_infer_again.py",
+    "cli/test_infer_edited.py",
+    "cli/test_infer_given.py",
+    "cli/test_infer_signals.py",
+    "export",
+    "models/test_shipped_model.py",
+    "reliability",
+    "run/test_folder_run.py",
+    "run/test_going_on.py",
+    "test_nothing_leaves.py",
+    "train/test_train.py",
+)
+"""Rooms and modules whose tests are ``slow``: scripts/check leaves them out. Each takes ten seconds or more of
+CPU time. cli/test_infer.py does too, and stays in: it is the command that people use."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    path = item.path.relative_to(ROOT / "tests").as_posix()
+    if path.startswith(SLOW):
+        item.add_marker(pytest.mark.slow)
+
+
 def pytest_configure() -> None:
     """Tests send these signals to themselves and to what they start, which inherit it if they are ignored: ``nohup``
     ignores SIGHUP, and a script SIGINT for what it runs in the background."""

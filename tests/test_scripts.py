@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, SLOW
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = ("scripts/check", "scripts/demo", "scripts/test", "scripts/types", ".ci/run")
+PROGRAMS = ("scripts/check", "scripts/demo", "scripts/night", "scripts/test", "scripts/types", ".ci/run")
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the scripts are for bash")
 
@@ -77,7 +77,41 @@ def test_scripts_are_executable_and_stop_at_the_first_error(name: str) -> None:
 def test_check_runs_every_tool_and_hands_arguments_to_pytest(checkout: Path) -> None:
     result = run(checkout, "scripts/check", "-k", "two words")
     assert result.returncode == 0, result.stderr
-    assert calls(checkout) == ["ruff <check><.>", "ruff <format><--check><.>", "mypy <>", "pytest <-k><two words>"]
+    assert calls(checkout) == [
+        "ruff <check><.>",
+        "ruff <format><--check><.>",
+        "mypy <>",
+        "pytest <-m><not slow and not night><-k><two words>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "choice"),
+    [
+        ("scripts/test", "<-m><not night><--durations=25>"),
+        (".ci/run", "<-m><not night><--durations=25>"),
+        ("scripts/night", "<-m><not night><--durations=25><-m><night>"),
+    ],
+)
+def test_the_last_choice_of_tests_holds(checkout: Path, script: str, choice: str) -> None:
+    assert run(checkout, script).returncode == 0
+    assert calls(checkout)[-1] == f"pytest <-m><not slow and not night>{choice}"
+
+
+def test_slow_rooms_and_modules_exist() -> None:
+    assert [name for name in SLOW if not (ROOT / "tests" / name).exists()] == []
+
+
+def test_pytest_obeys_the_last_choice(tmp_path: Path) -> None:
+    """What the scripts rely on."""
+    words = ("-m", "not slow and not night", "-m", "not night", "-m", "night")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.mark.night\ndef test_night(): ...\ndef test_day(): ...\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", tmp_path, "-v", *words, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "::test_night PASSED" in result.stdout
+    assert "1 passed, 1 deselected" in result.stdout
 
 
 @pytest.mark.parametrize(("tool", "calls_made"), [("ruff", 1), ("mypy", 3), ("pytest", 4)])
@@ -114,7 +148,7 @@ def test_test_installs_once_and_again_when_the_project_changes(checkout: Path, s
     assert run(checkout, script).returncode == 0
     second = calls(checkout)
     assert pip not in second
-    assert "pytest <>" in second
+    assert any(line.startswith("pytest ") for line in second)
     with (checkout / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
     assert run(checkout, script).returncode == 0

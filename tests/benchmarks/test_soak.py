@@ -75,6 +75,15 @@ def test_a_run_that_leaks_nothing(tmp_path: Path) -> None:
 
 @linux
 @pytest.mark.reliability
+@pytest.mark.night
+def test_the_run_of_ten_thousand_files(tmp_path: Path) -> None:
+    _, record = soaked(tmp_path / "soak", "--files", 10_000)
+    assert broken(record) - {OVERHEAD} == set(), record["criteria"]
+    assert record["soak"]["n_files"] == 10_000
+
+
+@linux
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("leak", "criterion"),
     [

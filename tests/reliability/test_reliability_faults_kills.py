@@ -26,8 +26,10 @@ from faults import (
 from cellseg_deploy.run.journal import JOURNAL
 
 pytestmark = [pytest.mark.reliability, linux]
-KILLS = 100
+KILLS, KILLS_BY_DAY = 100, 12
 IMAGES = 8
+EACH_BY_DAY = 9
+"""By day every ninth call that changes the folder is killed, at night each."""
 SEED = 20_261_123
 
 
@@ -38,8 +40,17 @@ def check_after_a_kill(out: Path, whole: dict[str, bytes], before: dict[str, tup
     assert before.items() <= finished_files(out).items()
 
 
+def test_a_few_random_kills(server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_kills(server, tmp_path, capsys, KILLS_BY_DAY)
+
+
+@pytest.mark.night
 def test_a_hundred_random_kills(server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs that are killed and gone on with, each until it was left in peace to its end.
+    random_kills(server, tmp_path, capsys, KILLS)
+
+
+def random_kills(server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], most: int) -> None:
+    """Kill and resume runs, each until it was left in peace to its end, until ``most`` were killed.
 
     Half of the kills come from outside at a moment of time, half at a call that changes the folder, on a slow machine
     as on a fast one.
@@ -52,15 +63,15 @@ def test_a_hundred_random_kills(server: ForkServer, tmp_path: Path, capsys: pyte
     whole, expected = files(tmp_path / "whole"), results(tmp_path / "whole")
     dice = random.Random(SEED)
     kills, runs, at_work = 0, 0, 0
-    while kills < KILLS:
+    while kills < most:
         out = tmp_path / f"out{runs}"
         runs += 1
         code = -signal.SIGKILL
         while code == -signal.SIGKILL:
             before = finished_files(out)
-            at = dice.randint(1, n_calls) if kills % 2 and kills < KILLS else 0
+            at = dice.randint(1, n_calls) if kills % 2 and kills < most else 0
             run = server.start(images, out, fault={"action": "kill", "at": at})
-            if kills % 2 == 0 and kills < KILLS and not run.ended_within(dice.uniform(0, seconds)):
+            if kills % 2 == 0 and kills < most and not run.ended_within(dice.uniform(0, seconds)):
                 run.signal(signal.SIGKILL)
             ended = run.wait()
             code = ended.code
@@ -72,15 +83,16 @@ def test_a_hundred_random_kills(server: ForkServer, tmp_path: Path, capsys: pyte
         assert set(done_lines(out).values()) == {1}
         assert len(done_lines(out)) == IMAGES
         assert left_overs(out) == []
-    assert at_work >= KILLS / 5  # else the moments were badly chosen, and little is proved
+    assert at_work >= most / 5  # else the moments were badly chosen, and little is proved
     say(
         capsys,
         f"{kills} random SIGKILLs ({at_work} with some images done) of {runs} runs, all resumed: same files",
     )
 
 
+@pytest.mark.parametrize("step", [EACH_BY_DAY, pytest.param(1, marks=pytest.mark.night)])
 def test_a_kill_at_each_call_that_changes_the_folder(
-    server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     """Also in the middle of each write. A failed image is tried again, and fails again."""
     images = make_images(tmp_path / "in", 3, bad=True)
@@ -88,7 +100,8 @@ def test_a_kill_at_each_call_that_changes_the_folder(
     assert {call for call, _ in calls} >= {"open", "write", "fsync", "rename", "mkdir", "remove"}
     assert not [path for call, path in calls if call == "unwatched open"]
     whole, expected = files(tmp_path / "whole"), results(tmp_path / "whole")
-    for at in range(1, len(calls) + 1):
+    moments = range(1, len(calls) + 1, step)
+    for at in moments:
         out = tmp_path / f"out{at}"
         ended = server.run(images, out, fault={"action": "kill", "at": at})
         assert ended.code == -signal.SIGKILL, ended.said
@@ -100,11 +113,12 @@ def test_a_kill_at_each_call_that_changes_the_folder(
         assert results(out) == expected, f"killed at {calls[at - 1]}"
         assert BAD not in done_lines(out)
         assert left_overs(out) == []
-    say(capsys, f"SIGKILL at each of {len(calls)} calls that change the folder, all resumed: same files")
+    say(capsys, f"SIGKILL at {len(moments)} of {len(calls)} calls that change the folder, all resumed: same files")
 
 
+@pytest.mark.parametrize("step", [EACH_BY_DAY, pytest.param(1, marks=pytest.mark.night)])
 def test_a_kill_while_an_earlier_run_is_replaced(
-    server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     """``--overwrite``, killed at each call: what is left is never taken for the new run before its journal is there."""
     images = make_images(tmp_path / "in", 1)
@@ -113,7 +127,8 @@ def test_a_kill_while_an_earlier_run_is_replaced(
     calls = server.trace(images, Path(shutil.copytree(first, tmp_path / "whole")), "--overwrite")
     whole, expected = files(tmp_path / "whole"), results(tmp_path / "whole")
     new_journal = calls.index(("rename", JOURNAL)) + 1
-    for at in range(1, len(calls) + 1):
+    moments = sorted({*range(1, len(calls) + 1, step), new_journal, new_journal + 1})
+    for at in moments:
         out = Path(shutil.copytree(first, tmp_path / f"out{at}"))
         ended = server.run(images, out, "--overwrite", fault={"action": "kill", "at": at})
         assert ended.code == -signal.SIGKILL, ended.said
@@ -124,11 +139,15 @@ def test_a_kill_while_an_earlier_run_is_replaced(
         assert ended.code == 0, f"killed at {calls[at - 1]}: {ended.said}"
         assert results(out) == expected, f"killed at {calls[at - 1]}"
         assert left_overs(out) == []
-    say(capsys, f"SIGKILL at each of {len(calls)} calls of a run that replaces another, all repeated: same files")
+    say(
+        capsys,
+        f"SIGKILL at {len(moments)} of {len(calls)} calls of a run that replaces another, all repeated: same files",
+    )
 
 
+@pytest.mark.parametrize("step", [EACH_BY_DAY, pytest.param(1, marks=pytest.mark.night)])
 def test_a_kill_while_a_changed_image_is_done_again(
-    server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     """Its files, the former and the new ones, are never taken for edited ones."""
     images, first = make_images(tmp_path / "in", 2), tmp_path / "first"
@@ -137,7 +156,8 @@ def test_a_kill_while_a_changed_image_is_done_again(
     shutil.copy(images / names[1], images / names[0])
     calls = server.trace(images, Path(shutil.copytree(first, tmp_path / "whole")))
     expected = results(tmp_path / "whole")
-    for at in range(1, len(calls) + 1):
+    moments = range(1, len(calls) + 1, step)
+    for at in moments:
         out = Path(shutil.copytree(first, tmp_path / f"out{at}"))
         ended = server.run(images, out, fault={"action": "kill", "at": at})
         assert ended.code == -signal.SIGKILL, ended.said
@@ -145,4 +165,5 @@ def test_a_kill_while_a_changed_image_is_done_again(
         assert ended.code == 0, f"killed at {calls[at - 1]}: {ended.said}"
         assert results(out) == expected, f"killed at {calls[at - 1]}"
         assert left_overs(out) == []
-    say(capsys, f"SIGKILL at each of {len(calls)} calls while a changed image is done again, all resumed: same files")
+    kills = f"{len(moments)} of {len(calls)} calls"
+    say(capsys, f"SIGKILL at {kills} while a changed image is done again, all resumed: same files")
