@@ -19,6 +19,7 @@ from cellseg_deploy.annotations.read import read_annotations
 from cellseg_deploy.annotations.score import HIT_IOU, MarkScore, pool_marks, score_marks
 from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.cli import console
+from cellseg_deploy.cli.evaluate_remarks import Remarks
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.evaluate import score as evaluation
 from cellseg_deploy.evaluate.report_folder import report_folder
@@ -58,19 +59,22 @@ def run(options: Options, judged: Path) -> int:
     about: dict[str, Any] = {"data": {"images" if options.labels is None else "labels": str(judged), kind: str(path)}}
     about |= {"classes": list(options.wanted_classes), "read": str(truth), "remarks": list(truth.remarks)}
     files = {name: found[name] for name in truth.by_image}
+    remarks = Remarks()
     with ExitStack() as stack:
         names = [evaluation.METRICS_JSON, evaluation.METRICS_CSV, *SWEEP_FILES, *ANATOMY_FILES]
         stack.enter_context(report_folder(options.output, evaluation.PROGRAM, names))
         if options.labels is None:
             segmenter = stack.enter_context(options.open_segmenter())
             about["model"] = evaluation.describe_model(segmenter)
-            scored = stack.enter_context(closing(_by_model(files, truth, options, segmenter)))
+            scored = stack.enter_context(closing(_by_model(files, truth, options, segmenter, remarks)))
         else:
             scored = stack.enter_context(closing(_by_labels(files, truth, options)))
         scores = list(with_progress(scored, len(files), options.quiet))
         pooled = pool_marks(scores)
+        about["warnings"] = remarks.by_kind()
         remove_stale(options.output, sweep=False, anatomy=False)
         _write(options, list(files), scores, pooled, about)
+    remarks.say()
     if not options.quiet:
         _print_table(pooled, options.output, kind)
     return console.EXIT_OK
@@ -96,10 +100,12 @@ def _by_labels(files: dict[str, Path], truth: Annotations, options: Options) -> 
 
 
 def _by_model(
-    files: dict[str, Path], truth: Annotations, options: Options, segmenter: Any
+    files: dict[str, Path], truth: Annotations, options: Options, segmenter: Any, remarks: Remarks
 ) -> Generator[MarkScore, None, None]:
     def work(name: str, file: Path, network: Network) -> MarkScore:
-        found = segmenter.segment(read_image(file, **_reading(options)).pixels_hwc, network, field=options.field)
+        loaded = read_image(file, **_reading(options))
+        found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
+        remarks.add(name, (*loaded.notes, *found.notes))
         return _score(name, found.labels, truth, options)
 
     def nbytes(file: Path) -> int:
