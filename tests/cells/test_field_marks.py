@@ -65,6 +65,7 @@ NO_POINTER: dict[str, Callable[[], np.ndarray]] = {
     "chain of cells": chain,
     "scale bar": barred,
     "rim of a turned photograph": lambda: surrounded("turned photograph, black")[0],
+    "dark last rows": lambda: np.pad(smear()[5:], ((0, 5), (0, 0), (0, 0))),
     "fluorescence": fluorescence,
     "tiny": lambda: np.zeros((3, 4, 3), np.uint8),
 }

@@ -160,7 +160,7 @@ def test_masks_pair_with_images(tmp_path: Path) -> None:
         list(folder_images(photographs, masks).load())
     assert cv2.imwrite(str(masks / "image-1.png"), np.zeros((5, 5), np.uint8))
     with pytest.raises(DataError, match="must be of one size"):
-        list(folder_images(photographs, masks).load())
+        list(folder_images(photographs, masks, "dark").load())
     (masks / "image-1.png").unlink()
     with pytest.raises(DataError, match="no mask of the same name"):
         folder_images(photographs, masks)
