@@ -22,6 +22,7 @@ _PIXELS = 200_000  # looked at in an image, in a regular grid: medians need no m
 _FEW_PIXELS = 20_000  # for a yes or no
 _DARK = 30.0  # L* of a background; the darkest of 279 fields of five laboratories has 42
 _BLACK = 15.0  # L* of most of an image, darker than any stain leaves it
+_TAIL, _TAIL_RATIO = 20.0, 3.0  # of L* above the median and below it; the ratio is at most 1.1 in 118 smears
 _BRIGHTER = 10.0  # L* of cells above their background: stain takes light away, fluorescence and dark field add it
 
 
@@ -64,6 +65,9 @@ def negative_note(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bo
     whole = float(np.median(lightness))
     if whole < _BLACK:  # the background, whatever of it was taken for cells
         background, cells = min(background, whole), max(cells, whole)
+    low, high = (float(value) for value in np.quantile(lightness, (0.01, 0.99)))
+    if cell.mean() < 0.5 and high - whole > max(_TAIL, _TAIL_RATIO * (whole - low)):  # most of it is background
+        background, cells = min(background, whole), max(cells, high)
     if background >= _DARK and cells <= background + _BRIGHTER:
         return ""
     seen = "cells are brighter than the background" if cells > background + _BRIGHTER else "the background is dark"

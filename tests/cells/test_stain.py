@@ -121,6 +121,7 @@ def test_negatives_of_a_smear_are_seen_whatever_is_found_in_them(
     image = 255 - smear.image_hwc if kind is None else kind(smear.image_hwc, np.random.default_rng(0))
     cells = smear.labels_hw > 0
     assert negative_note(smear.image_hwc, cells) == ""
-    is_black = kind in (fluorescence, dark_field)  # then it is seen even where the background was taken for cells
-    for inside in (cells, ~cells, np.zeros_like(cells)) if is_black else (cells,):
+    nothing = np.zeros_like(cells)
+    is_black = kind in (fluorescence, dark_field)  # seen even where the background was taken for cells
+    for inside in (cells, nothing, ~cells) if is_black else (cells,) if kind is None else (cells, nothing):
         assert kind_of(negative_note(image, inside)) == "negative"
