@@ -39,6 +39,7 @@ def command() -> None:
 )
 @click.option("--images", metavar="DIR", type=_FOLDER, help="Images to compare on.  [default: sample smears]")
 @click.option("--masks", metavar="DIR", type=_FOLDER, help="Their true masks.")
+@_common.mask_options
 @click.option("--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
 @click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
@@ -48,6 +49,7 @@ def parity_command(
     forms: str | None,
     images: Path | None,
     masks: Path | None,
+    mask_foreground: str,
     tile_batch: int,
     threads: int | None,
     quiet: bool,
@@ -83,7 +85,7 @@ def parity_command(
     if threads is not None:
         gate += ["--threads", str(threads)]
     if images is not None and masks is not None:
-        gate += ["--images", str(images), "--masks", str(masks)]
+        gate += ["--images", str(images), "--masks", str(masks), "--mask-foreground", mask_foreground]
     table = parity_table(
         network,
         output,

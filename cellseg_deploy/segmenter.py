@@ -26,6 +26,7 @@ from cellseg_deploy.batching import Job, Network, Overlapped, alone
 from cellseg_deploy.cells import scale as scales
 from cellseg_deploy.cells.classes import classify, counting_classes
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule
+from cellseg_deploy.cells.field_marks import drawn_note, find_pointer, pointer_note, without_drawn, without_pointer
 from cellseg_deploy.cells.field_of_view import (
     MAX_AREA,
     Field,
@@ -37,7 +38,7 @@ from cellseg_deploy.cells.field_of_view import (
     without_surround,
 )
 from cellseg_deploy.cells.field_of_view import note as field_note
-from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities, resize
+from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities, resize, resize_mask
 from cellseg_deploy.cells.instances import (
     VISIBLE_AREA_REL,
     BorderCells,
@@ -301,9 +302,13 @@ class Segmenter:
         pixels_hwc, clock = image_hwc, clock or StageClock()
         with clock("resize"):
             inside = find_field(image_hwc) if field == "auto" else None
+            pointer = find_pointer(image_hwc, inside) if field == "auto" else None
+            if pointer is not None:
+                image_hwc = without_pointer(image_hwc, pointer)
             if inside is not None:
                 image_hwc = without_surround(image_hwc, inside)
         notes = list[str]() if inside is None else [field_note(inside)]
+        notes += [] if pointer is None else [pointer_note()]
         is_found = scale is not None or self.auto_scale
         if self.auto_scale and scale is None:
             scale = self.measured_scales.get((image_hwc.shape[0], image_hwc.shape[1]))
@@ -313,11 +318,19 @@ class Segmenter:
             notes += [choice.note] if choice.note else []
         scale = self.scale if scale is None else scale
         probabilities, labels = self._labels(image_hwc, scale, network, clock, inside)
+        if field == "auto":
+            with clock("label"):
+                labels, n_drawn = without_drawn(image_hwc, labels)
+            notes += [drawn_note(n_drawn)] if n_drawn else []
         if not is_found and scale == self.backend.spec.image_scale:  # not recorded if typed: a run again says the same
             note = size_note(labels, self.backend.spec.cell_diameter_px, scale)
             notes += [note] if note else []
         foreground = probabilities[list(self.backend.spec.channels).index("foreground")]
-        note = lost_note(foreground, labels, self.params.foreground_threshold)
+        if inside is None:
+            note = lost_note(foreground, labels, self.params.foreground_threshold)
+        else:  # what lies around the field is its mirror image
+            seen = foreground[resize_mask(inside, (foreground.shape[0], foreground.shape[1]))]
+            note = lost_note(seen, labels[inside], self.params.foreground_threshold)
         notes += [note] if note else []
         note = negative_note(image_hwc, labels > 0)
         notes += [note] if note else []

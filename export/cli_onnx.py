@@ -11,6 +11,7 @@ from cellseg_deploy.cli import console
 from cellseg_export import cli_options as shared
 
 if TYPE_CHECKING:
+    from cellseg_deploy.images.mask_foreground import MaskForeground
     from cellseg_export.forms.onnx import Precision
     from cellseg_train.checkpoint import LoadedNetwork
 
@@ -45,6 +46,7 @@ def onnx_command(
     precision: Precision,
     images: Path | None,
     masks: Path | None,
+    mask_foreground: MaskForeground,
     unverified: bool,
     tile_size: int | None,
     halo: int | None,
@@ -74,7 +76,7 @@ def onnx_command(
         _source(source, tile_size, halo, opset),
         output,
         precision=precision,
-        images=shared.gate_images(images, masks),
+        images=shared.gate_images(images, masks, mask_foreground),
         unverified=unverified,
         opset=OPSET if opset is None else opset,
         tile_batch=tile_batch,

@@ -11,6 +11,7 @@ from cellseg_deploy.cli import console
 from cellseg_export import cli_options as shared
 
 if TYPE_CHECKING:
+    from cellseg_deploy.images.mask_foreground import MaskForeground
     from cellseg_export.forms.openvino import ExportedIr, Precision, Weights
 
 _output_option = click.option(
@@ -48,6 +49,7 @@ def openvino_command(
     weights: Weights,
     images: Path | None,
     masks: Path | None,
+    mask_foreground: MaskForeground,
     unverified: bool,
     tile_batch: int,
     threads: int | None,
@@ -66,7 +68,7 @@ def openvino_command(
 
     from cellseg_export.forms.openvino import export_openvino
 
-    given = shared.gate_images(images, masks)
+    given = shared.gate_images(images, masks, mask_foreground)
     shared.set_threads(threads)
     exported = export_openvino(
         source,
@@ -111,6 +113,7 @@ def int8_command(
     output: Path,
     images: Path | None,
     masks: Path | None,
+    mask_foreground: MaskForeground,
     calibration: Path | None,
     tiles: int,
     max_drop: float,
@@ -135,7 +138,7 @@ def int8_command(
     from cellseg_export.forms.int8 import Int8Options, export_int8
     from cellseg_export.gate.verify import folder_images
 
-    given = shared.gate_images(images, masks)
+    given = shared.gate_images(images, masks, mask_foreground)
     exported = export_int8(
         source,
         output,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cellseg_deploy.cli import console
 from cellseg_deploy.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
+    from cellseg_deploy.images.mask_foreground import MaskForeground
     from cellseg_export.gate.verify import GateImages
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 PATH = click.Path(path_type=Path)
@@ -27,12 +32,6 @@ images_option = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Images to compare on; at least 200 cells in all.  [default: sample smears made by the package]",
 )
-masks_option = click.option(
-    "--masks",
-    metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Masks or label images of --images, paired by name: both forms are judged by them too.",
-)
 unverified_option = click.option(
     "--unverified",
     is_flag=True,
@@ -44,15 +43,32 @@ batch_option = click.option(
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
 
 
-def gate_images(folder: Path | None, masks: Path | None = None) -> GateImages | None:
-    """Images of the gate from ``--images`` and ``--masks``, None for the sample smears. Raises click's usage error."""
+def masks_option(function: F) -> F:
+    """``--masks``, and which of their numbers are cells."""
+    options = [
+        click.option(
+            "--masks",
+            metavar="DIR",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            help="Masks or label images of --images, paired by name: both forms are judged by them too.",
+        ),
+        console.mask_options,
+    ]
+    return console.with_options(function, options)
+
+
+def gate_images(
+    folder: Path | None, masks: Path | None = None, foreground: MaskForeground = "auto"
+) -> GateImages | None:
+    """Images of the gate from ``--images``, ``--masks`` and ``--mask-foreground``, None for the sample smears. Raises
+    click's usage error."""
     if folder is None:
         if masks is not None:
             raise click.UsageError("--masks belong to --images; the truth of the sample smears is known")
         return None
     from cellseg_export.gate.verify import folder_images
 
-    return folder_images(folder, masks)
+    return folder_images(folder, masks, foreground)
 
 
 def set_threads(threads: int | None) -> None:

@@ -12,6 +12,7 @@ from cellseg_export.cli_options import PATH, SETTINGS, gate_images, images_optio
 
 if TYPE_CHECKING:
     from cellseg_deploy.backends.tensorrt_sidecar import HardwareCompatibility
+    from cellseg_deploy.images.mask_foreground import MaskForeground
     from cellseg_export.forms.tensorrt import Precision
 
 _EPILOG = """\b
@@ -19,7 +20,7 @@ Exit codes: 0 done, 2 usage, 3 an image cannot be read, 4 no image found, 5 mode
 does not count the same (or too few cells were seen to tell), 6 file cannot be written, 8 no GPU, TensorRT or driver.
 """
 
-_NOT_CHECKED = ("device", "images", "masks", "reference", "unverified", "timing_cache", "threads")
+_NOT_CHECKED = ("device", "images", "masks", "mask_foreground", "reference", "unverified", "timing_cache", "threads")
 
 
 @click.command("tensorrt", context_settings=SETTINGS, epilog=_EPILOG)
@@ -90,6 +91,7 @@ def tensorrt_command(
     device: str,
     images: Path | None,
     masks: Path | None,
+    mask_foreground: MaskForeground,
     reference: Path | None,
     unverified: bool,
     check_only: bool,
@@ -135,7 +137,7 @@ def tensorrt_command(
         precision=precision,
         device=device,
         reference=reference,
-        images=gate_images(images, masks),
+        images=gate_images(images, masks, mask_foreground),
         unverified=unverified,
         timing_cache=timing_cache,
         threads=threads,

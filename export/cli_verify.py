@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cellseg_deploy.cli import console
 from cellseg_export import cli_options as shared
+
+if TYPE_CHECKING:
+    from cellseg_deploy.images.mask_foreground import MaskForeground
 
 # Forms that are opened without PyTorch.
 _DEPLOYABLE = (".onnx", ".engine", ".xml")
@@ -51,6 +55,7 @@ def verify_command(
     candidate: Path,
     images: Path | None,
     masks: Path | None,
+    mask_foreground: MaskForeground,
     policy: str | None,
     report: Path | None,
     picture: Path | None,
@@ -83,7 +88,7 @@ def verify_command(
 
     if picture is not None:
         parity_picture.check_suffix(picture)
-    given = shared.gate_images(images, masks)
+    given = shared.gate_images(images, masks, mask_foreground)
     shared.set_threads(threads)
     with (
         open_form(reference, device=reference_device or device, threads=threads) as first,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 from cellseg_deploy.files.atomic import make_folder, write_bytes
 from cellseg_deploy.images.find import find_images
+from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import MAX_PIXELS, check_same_size, pair_by_stem, read_image, read_labels
 from cellseg_deploy.samples import Smear, SmearParams, make_smear
 from cellseg_deploy.samples.write import sample_params
@@ -43,13 +44,16 @@ def smear_with_truth(hw: tuple[int, int] = (1200, 1600), index: int = 0, *, seed
     return make_smear(params, image_seed)
 
 
-def judged_pairs(images: Path, masks: Path, most: int | None = None) -> Iterator[tuple[Image, Labels]]:
+def judged_pairs(
+    images: Path, masks: Path, most: int | None = None, foreground: MaskForeground = "auto"
+) -> Iterator[tuple[Image, Labels]]:
     """Images uint8 RGB (h, w, 3) with their true labels (h, w): of two folders, ``most`` at most.
+    ``foreground``: which numbers of the masks are cells, as in ``read_labels``.
 
     Raises ``DataError`` for a file without its partner, that cannot be read or is of another size than its partner.
     """
     for pair in pair_by_stem(images, masks)[:most]:
-        image, labels = read_image(pair.image).pixels_hwc, read_labels(pair.mask)
+        image, labels = read_image(pair.image).pixels_hwc, read_labels(pair.mask, foreground=foreground)
         check_same_size(pair, (image.shape[0], image.shape[1]), (labels.shape[0], labels.shape[1]))
         yield image, labels
 

@@ -14,6 +14,7 @@ from cellseg_deploy.cli import console
 
 if TYPE_CHECKING:
     from cellseg_benchmarks.quality.robustness import Row
+    from cellseg_deploy.images.mask_foreground import MaskForeground
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -23,10 +24,17 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--model", type=click.Path(path_type=Path), help="Model file.  [default: the one that ships]")
 @click.option("--images", metavar="DIR", type=_FOLDER, help="Images to change.  [default: sample smears]")
 @click.option("--masks", metavar="DIR", type=_FOLDER, help="Their masks.")
+@console.mask_options
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
 @click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
 def robustness_command(
-    output: Path, model: Path | None, images: Path | None, masks: Path | None, threads: int | None, quiet: bool
+    output: Path,
+    model: Path | None,
+    images: Path | None,
+    masks: Path | None,
+    mask_foreground: MaskForeground,
+    threads: int | None,
+    quiet: bool,
 ) -> None:
     """How counts change with cell size, stain, brightness and colour, and with crowding at known truth.
 
@@ -63,7 +71,9 @@ def robustness_command(
         }
         make_folder(output)
         progress = shared.progress(output, "robustness")
-        shifted = robustness.conditions(segmenters, lambda: _pairs(images, masks), say=say, progress=progress)
+        shifted = robustness.conditions(
+            segmenters, lambda: _pairs(images, masks, mask_foreground), say=say, progress=progress
+        )
         crowded = robustness.crowding(segmenters, say=say, progress=progress)
     rows = [*shifted, *crowded]
     table = [row.flat() for row in rows]
@@ -79,12 +89,12 @@ def robustness_command(
     progress.finish()
 
 
-def _pairs(images: Path | None, masks: Path | None) -> Iterator[tuple[Any, Any]]:
+def _pairs(images: Path | None, masks: Path | None, foreground: MaskForeground) -> Iterator[tuple[Any, Any]]:
     from cellseg_benchmarks.harness.images import judged_pairs
     from cellseg_deploy.samples import SmearParams, make_smear
 
     if images is not None and masks is not None:
-        yield from judged_pairs(images, masks)
+        yield from judged_pairs(images, masks, foreground=foreground)
         return
     for seed in range(4):
         smear = make_smear(SmearParams(), seed)

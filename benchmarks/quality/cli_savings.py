@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cellseg_benchmarks import options as shared
+from cellseg_deploy.cli import console
+
+if TYPE_CHECKING:
+    from cellseg_deploy.images.mask_foreground import MaskForeground
 
 
 @click.command("savings", context_settings=shared.SETTINGS)
@@ -23,6 +27,7 @@ from cellseg_benchmarks import options as shared
 )
 @click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images.  [default: six sample smears]")
 @click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their masks.")
+@console.mask_options
 @click.option("--most", type=click.IntRange(1), default=10, show_default=True, help="Images, held in memory.")
 @shared.engine_options
 @shared.rounds_options(3)
@@ -32,6 +37,7 @@ def savings_command(
     also: tuple[Path, ...],
     images: Path | None,
     masks: Path | None,
+    mask_foreground: MaskForeground,
     most: int,
     backend: str,
     device: str | None,
@@ -55,7 +61,6 @@ def savings_command(
     from cellseg_benchmarks.quality import savings
     from cellseg_benchmarks.quality.halo_curve import halo_curve
     from cellseg_deploy.backends import EngineOptions, open_backend
-    from cellseg_deploy.cli import console
     from cellseg_deploy.models import default_model_path
 
     if (images is None) != (masks is None):
@@ -73,7 +78,7 @@ def savings_command(
         ]
         new_folder(output)
         progress = shared.progress(output, "savings")
-        pairs = list(_pairs(images, masks, most))
+        pairs = list(_pairs(images, masks, most, mask_foreground))
         scale = opened.spec.image_scale
         curve = halo_curve(opened, (image for image, _ in pairs), scale=scale, batch_size=batch_size, say=say)
         empty = savings.empty_tiles(opened, (image for image, _ in pairs), batch_size=batch_size)
@@ -101,11 +106,11 @@ def savings_command(
     return console.EXIT_OK
 
 
-def _pairs(images: Path | None, masks: Path | None, most: int) -> Iterator[tuple[Any, Any]]:
+def _pairs(images: Path | None, masks: Path | None, most: int, foreground: MaskForeground) -> Iterator[tuple[Any, Any]]:
     from cellseg_benchmarks.harness.images import judged_pairs, smear_with_truth
 
     if images is not None and masks is not None:
-        yield from judged_pairs(images, masks, most)
+        yield from judged_pairs(images, masks, most, foreground)
         return
     for index in range(min(most, 6)):
         smear = smear_with_truth(index=index, seed=0)

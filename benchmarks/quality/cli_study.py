@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cellseg_deploy.cli import console
+
+if TYPE_CHECKING:
+    from cellseg_deploy.images.mask_foreground import MaskForeground
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -20,6 +24,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--masks", required=True, type=_FOLDER, help="Their masks.")
 @click.option("--val-images", required=True, type=_FOLDER, help="Images that every figure is measured on.")
 @click.option("--val-masks", required=True, type=_FOLDER, help="Their masks.")
+@console.mask_options
 @click.option("-o", "--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Study folder.")
 @click.option(
     "--runs",
@@ -47,6 +52,7 @@ def study_command(
     masks: Path,
     val_images: Path,
     val_masks: Path,
+    mask_foreground: MaskForeground,
     output: Path,
     runs: str | None,
     seeds: int,
@@ -86,7 +92,7 @@ def study_command(
     chosen = arms_named(DEFAULT_ARMS if runs is None else [name.strip() for name in runs.split(",")])
     base = TrainConfig(
         model=ModelConfig(encoder=encoder, tile_size=tile_size, tiny_width=tiny_width, tiny_depth=tiny_depth),
-        data=DataConfig(image_scale=image_scale, patches_per_image=patches_per_image),
+        data=DataConfig(image_scale=image_scale, patches_per_image=patches_per_image, mask_foreground=mask_foreground),
         optim=OptimConfig(epochs=epochs, batch_size=batch_size, lr=lr, ema_decay=ema_decay, layer_decay=layer_decay),
         weights=absolute_source(weights),
         device=device,

@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.label_runs import bands
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import UsageError
 
 Field = Literal["auto", "full"]
 FIELDS: tuple[Field, ...] = ("auto", "full")
 Mask = npt.NDArray[np.bool_]
+Points = npt.NDArray[np.float64]
 
 MAX_AREA = 25.0
 """Cells' areas of the model's own cell from which an object in a picture with surround is no cell."""
@@ -28,6 +30,7 @@ _FLAT = 12  # grey levels that pixels of one colour differ by: JPEG rings beside
 _MIN_PART, _MIN_OUTSIDE, _MIN_FIELD = 0.004, 0.03, 0.15  # of the picture; a dark last row is no surround
 _MAX_IN_HULL, _MAX_IN_HULL_STRAIGHT = 0.15, 0.04  # of an area left out; a round body in a corner has 0.36
 _MAX_CORNERS, _STRAIGHT = 8, 0.99
+_RIM = 1.5  # small pixels inside the outermost that is not left out: they show both
 _REACH_PX = 3  # from the field's edge within which a cell touches it
 
 
@@ -62,20 +65,46 @@ def find_field(image_hwc: npt.NDArray[np.uint8]) -> Mask | None:
     inside = np.asarray(cv2.erode(_drawn(hull, small.shape[:2]), np.ones((3, 3), np.uint8))) > 0
     if not _MIN_FIELD <= inside.mean() <= 1 - _MIN_OUTSIDE or float(np.median(brightness[inside])) < _DARKEST_FIELD:
         return None
-    corners = _hull(inside).astype(np.float64)
-    # Outer edges of the small pixels, in pixels of the image.
-    low = np.ceil(corners * (width / size[0], height / size[1]))
-    high = np.floor((corners + 1) * (width / size[0], height / size[1])) - 1
-    every = np.concatenate([low, high, np.stack([low[:, 0], high[:, 1]], 1), np.stack([high[:, 0], low[:, 1]], 1)])
-    return _drawn(cv2.convexHull(every.astype(np.int32)).reshape(-1, 2), (height, width)) > 0
+    # Outer edges of the small pixels at the picture's own border, centres elsewhere, in pixels of the image.
+    small_last, last = np.array(size) - 1, np.array([width, height]) - 1
+    corners = cv2.approxPolyDP(hull.reshape(-1, 1, 2), 0.5, closed=True).reshape(-1, 2)
+    full = np.where(corners == 0, 0, np.where(corners == small_last, last, (corners + 0.5) * (last + 1) / size))
+    polygon = np.array([(0, 0), (last[0], 0), last, (0, last[1])], np.float64)
+    rim = _RIM * width / size[0]
+    for start, end, normal, offset in zip(full, np.roll(full, -1, axis=0), *_sides(full), strict=True):
+        if not ((start == end) & ((start == 0) | (start == last))).any():  # the picture's border has no rim
+            polygon = _cut(polygon, normal, offset - rim)
+    return _drawn(np.rint(polygon).astype(np.int32), (height, width)) > 0
 
 
 def without_surround(image_hwc: npt.NDArray[np.uint8], field: Mask) -> npt.NDArray[np.uint8]:
-    """``image_hwc`` (h, w, 3) with the colour of an empty field outside ``field`` (h, w)."""
+    """``image_hwc`` (h, w, 3) with the mirror image of ``field`` (h, w), a convex area, around it: its edge then cuts
+    cells as a picture's border does. Where the mirror shows nothing, with the colour of an empty field."""
+    import cv2
+
+    height, width = field.shape
     step = max(1, *(side // _LOOKED_AT_PX for side in field.shape))
-    seen = image_hwc[::step, ::step][field[::step, ::step]]
+    colour = np.quantile(image_hwc[::step, ::step][field[::step, ::step]], 0.8, axis=0).astype(np.uint8)
+    corners = cv2.approxPolyDP(_hull(field).reshape(-1, 1, 2), 1.0, closed=True).reshape(-1, 2).astype(np.float64)
+    normals, offsets = _sides(corners)
+    # The side that is nearest is looked for in a coarse grid, how far it is in every pixel.
+    grid_y, grid_x = np.mgrid[step // 2 : height + step : step, step // 2 : width + step : step]
+    nearest, farthest = np.zeros(grid_y.shape, np.int64), np.full(grid_y.shape, -np.inf)
+    for side, (normal, offset) in enumerate(zip(normals, offsets, strict=True)):
+        distance = normal[0] * grid_x + normal[1] * grid_y - offset
+        nearest[distance > farthest] = side
+        np.maximum(farthest, distance, out=farthest)
     filled = image_hwc.copy()
-    filled[~field] = np.quantile(seen, 0.8, axis=0).astype(np.uint8)
+    for rows in bands((height, width), at_least=1):
+        y, x = np.nonzero(~field[rows])
+        filled[rows][y, x] = colour
+        side = nearest[(y + rows.start) // step, x // step]
+        twice = 2 * (normals[side, 0] * x + normals[side, 1] * (y + rows.start) - offsets[side])
+        from_x = np.rint(x - twice * normals[side, 0]).astype(np.int64)
+        from_y = np.rint(y + rows.start - twice * normals[side, 1]).astype(np.int64)
+        within = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+        within[within] = field[from_y[within], from_x[within]]
+        filled[rows][y[within], x[within]] = image_hwc[from_y[within], from_x[within]]
     return filled
 
 
@@ -84,12 +113,12 @@ def inside_field(
 ) -> npt.NDArray[np.int32]:
     """``labels`` (h, w), int32, with what lies in ``field`` (h, w) alone, numbered 1..n as before.
 
-    A cell goes if most of it lies outside, if the edge leaves less than ``min_edge_area_rel`` of the median area, or if
-    it is larger than ``max_area_px``: that is no cell.
+    A cell goes if the edge leaves less than ``min_edge_area_rel`` of the median area, or if it is larger than
+    ``max_area_px``: that is no cell.
     """
     kept_px = np.where(field, labels, 0)
-    before, after = (np.bincount(pixels.reshape(-1), minlength=labels.max() + 1) for pixels in (labels, kept_px))
-    kept = (after * 2 > before) & (after <= max_area_px)
+    after = np.bincount(kept_px.reshape(-1), minlength=labels.max() + 1)
+    kept = (after > 0) & (after <= max_area_px)
     kept[0] = False
     at_edge = np.zeros_like(kept)
     at_edge[1:] = edges(kept_px, field, int(labels.max())).any(axis=1)
@@ -178,6 +207,27 @@ def _hull(mask: Mask) -> npt.NDArray[np.int32]:
 
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return np.asarray(cv2.convexHull(np.concatenate(contours)).reshape(-1, 2), np.int32)
+
+
+def _sides(corners: Points) -> tuple[Points, npt.NDArray[np.float64]]:
+    """Outward normals (n, 2) of the sides of a convex polygon, each from a corner (n, 2) to the next, and how far from
+    the origin each lies along its normal (n,)."""
+    along = np.roll(corners, -1, axis=0) - corners
+    normals = np.stack([along[:, 1], -along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True)
+    normals *= np.sign(np.sum(normals * (corners - corners.mean(axis=0)), axis=1, keepdims=True))
+    return normals, np.sum(normals * corners, axis=1)
+
+
+def _cut(polygon: Points, normal: npt.NDArray[np.float64], offset: float) -> Points:
+    """The part of a convex ``polygon`` (n, 2) below ``offset`` along ``normal`` (Sutherland and Hodgman)."""
+    height = polygon @ normal - offset
+    kept = list[npt.NDArray[np.float64]]()
+    for start, end, low, high in zip(polygon, np.roll(polygon, -1, axis=0), height, np.roll(height, -1), strict=True):
+        if low <= 0:
+            kept.append(start)
+        if low * high < 0:
+            kept.append(start + (end - start) * low / (low - high))
+    return np.array(kept).reshape(-1, 2)
 
 
 def _drawn(polygon: npt.NDArray[np.int32], hw: tuple[int, ...]) -> npt.NDArray[np.uint8]:

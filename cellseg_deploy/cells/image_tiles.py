@@ -104,3 +104,10 @@ def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uin
         return image_hwc
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image_hwc, (width, height), interpolation=method), np.uint8)
+
+
+def resize_mask(mask: npt.NDArray[np.bool_], hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """``mask`` (h, w) at the size ``hw``."""
+    import cv2
+
+    return np.asarray(cv2.resize(mask.astype(np.uint8), hw[::-1], interpolation=cv2.INTER_NEAREST)) > 0

@@ -216,7 +216,8 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
 def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: float) -> str:
     """What to say where most of what the network takes for cells became none: 0 cells look like an empty field.
 
-    ``foreground`` (h', w'): its probability; cells are from ``threshold`` on. ``labels`` (h, w). Empty if nothing.
+    ``foreground`` (h', w'): its probability; cells are from ``threshold`` on. ``labels`` (h, w). Of both, the pixels of
+    the field of view may be given alone. Empty if nothing.
     """
     seen = float(np.count_nonzero(foreground >= threshold) / foreground.size)
     kept = float(np.count_nonzero(labels) / labels.size)

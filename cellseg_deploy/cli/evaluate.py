@@ -300,6 +300,7 @@ def command(context: click.Context, /, **given: Any) -> int:
 def _evaluate(options: Options, judged: Path) -> int:
     """Score every pair, with the extras that were asked for, and write the report."""
     from cellseg_deploy.cli.evaluate_extras import ANATOMY_FILES, SWEEP_FILES, Anatomy, Sweep, remove_stale
+    from cellseg_deploy.cli.evaluate_remarks import Remarks
     from cellseg_deploy.evaluate import score
     from cellseg_deploy.evaluate.report_folder import report_folder
     from cellseg_deploy.files.workspace import workspace
@@ -331,7 +332,7 @@ def _evaluate(options: Options, judged: Path) -> int:
             place = stack.enter_context(workspace(output))
             anatomy = Anatomy(options, place, photographs=options.labels is None)
         write_labels = score.LabelWriter(output, [pair.stem for pair in pairs])
-        scores = []
+        scores, remarks = [], Remarks()
         scored = score.score_pairs(
             pairs,
             predictor,
@@ -349,12 +350,15 @@ def _evaluate(options: Options, judged: Path) -> int:
             if sweep is not None:
                 sweep.take(image)
             scores.append((image.name, image.score))
+            remarks.add(image.name, image.notes)
+        about["warnings"] = remarks.by_kind()
         if anatomy is not None:
             about |= anatomy.finish()
         if sweep is not None:
             about |= sweep.finish(output, quiet=options.quiet)
         remove_stale(output, sweep=options.sweep, anatomy=options.anatomy)
         pooled = score.write_report(output, scores, min_area_px=options.min_area_px, about=about)
+    remarks.say()
     if not options.quiet:
         click.echo(limit.words)
         _print_table(pooled, about, output)

@@ -23,6 +23,7 @@ from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.cells.count_rules import CountRule, counted
 from cellseg_deploy.cells.measure import boxes
 from cellseg_deploy.cli import console
+from cellseg_deploy.cli.evaluate_remarks import Remarks
 from cellseg_deploy.evaluate import agreement, plots, score
 from cellseg_deploy.evaluate.count_table import CountedImage, pair_with_counts
 from cellseg_deploy.evaluate.report_folder import report_folder
@@ -49,12 +50,13 @@ def run(options: Options, folder: Path) -> int:
     check_apart([folder, options.counts], options.output)
     images = pair_with_counts(folder, options.counts)
     kind = "images" if options.labels is None else "labels"
+    remarks = Remarks()
     about: dict[str, Any] = {"data": {kind: str(folder), "counts": str(options.counts)}}
     with ExitStack() as stack:
         if options.labels is None:
             segmenter = stack.enter_context(options.open_segmenter())
             about["model"] = score.describe_model(segmenter)
-            counts = stack.enter_context(closing(_of_model(images, segmenter, options)))
+            counts = stack.enter_context(closing(_of_model(images, segmenter, options, remarks)))
         else:
             counts = stack.enter_context(closing(_of_labels(images, options)))
         stack.enter_context(report_folder(options.output, score.PROGRAM, FILES))
@@ -64,8 +66,10 @@ def run(options: Options, folder: Path) -> int:
             "count_rule": options.count_rule,
             "field_of_view": options.field,
             "min_area_px": options.min_area or 0,
+            "warnings": remarks.by_kind(),
         }
         _write(options.output, images, found, result, about)
+    remarks.say()
     if not options.quiet:
         _print(result, options.output)
     return console.EXIT_OK
@@ -81,11 +85,14 @@ def count_cells(labels: npt.NDArray[np.int32], rule: CountRule, min_area_px: int
     return int(counted(boxes(kept, numbers), hw, rule, areas_px=area[numbers]).sum())
 
 
-def _of_model(images: Sequence[CountedImage], segmenter: Segmenter, options: Options) -> Generator[int, None, None]:
+def _of_model(
+    images: Sequence[CountedImage], segmenter: Segmenter, options: Options, remarks: Remarks
+) -> Generator[int, None, None]:
 
     def work(image: CountedImage, network: Network) -> int:
         loaded = read_image(image.path, options.reading)
         found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
+        remarks.add(image.stem, (*loaded.notes, *found.notes))
         large = found.table.columns["area_px"] >= (options.min_area or 0)
         return int((found.counted(options.count_rule) & large).sum())
 

@@ -22,6 +22,7 @@ from cellseg_deploy.annotations.score import HIT_IOU, MarkScore, pool_marks, sco
 from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.cells.classes import counting_labels
 from cellseg_deploy.cli import console
+from cellseg_deploy.cli.evaluate_remarks import Remarks
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.evaluate import score as evaluation
 from cellseg_deploy.evaluate.report_folder import report_folder
@@ -65,6 +66,7 @@ def run(options: Options, judged: Path) -> int:
     about: dict[str, Any] = {"data": {"images" if options.labels is None else "labels": str(judged), kind: str(path)}}
     about |= {"classes": list(names_in_file(asked)), "read": str(truth), "remarks": list(truth.remarks)}
     files = {name: found[name] for name in truth.by_image}
+    remarks = Remarks()
     with ExitStack() as stack:
         names = [evaluation.METRICS_JSON, evaluation.METRICS_CSV, *SWEEP_FILES, *ANATOMY_FILES]
         stack.enter_context(report_folder(options.output, evaluation.PROGRAM, names))
@@ -73,7 +75,7 @@ def run(options: Options, judged: Path) -> int:
             pairs, wanted = _classes(segmenter, truth, asked)
             about["model"] = evaluation.describe_model(segmenter)
             about["classes"] = list(wanted)
-            scored = stack.enter_context(closing(_by_model(files, truth, options, segmenter, pairs, wanted)))
+            scored = stack.enter_context(closing(_by_model(files, truth, options, segmenter, pairs, wanted, remarks)))
         else:
             pairs = {}
             scored = stack.enter_context(closing(_by_labels(files, truth, options)))
@@ -81,8 +83,10 @@ def run(options: Options, judged: Path) -> int:
         pooled = pool_marks(scores)
         if pairs:
             pooled["of_model"] = pool_classes([score.of_model for score in scores], pairs)
+        about["warnings"] = remarks.by_kind()
         remove_stale(options.output, sweep=False, anatomy=False)
         _write(options, list(files), scores, pooled, about)
+    remarks.say()
     if not options.quiet:
         _print_table(pooled, options.output, kind)
     return console.EXIT_OK
@@ -126,9 +130,12 @@ def _by_model(
     segmenter: Segmenter,
     pairs: dict[str, tuple[str, ...]],
     wanted: tuple[str, ...],
+    remarks: Remarks,
 ) -> Generator[MarkScore, None, None]:
     def work(name: str, file: Path, network: Network) -> MarkScore:
-        found = segmenter.segment(read_image(file, options.reading).pixels_hwc, network, field=options.field)
+        loaded = read_image(file, options.reading)
+        found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
+        remarks.add(name, (*loaded.notes, *found.notes))
         cells, least = counting_labels(found.labels, found.classes), options.min_area or 0
         score = score_marks(truth.by_image[name], cells, classes=wanted, min_area_px=least)
         if found.classes is None or not pairs:

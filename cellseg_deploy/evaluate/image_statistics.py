@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.field_of_view import find_field, without_surround
 from cellseg_deploy.cells.measure import boxes
-from cellseg_deploy.cells.stain import colours
+from cellseg_deploy.cells.stain import colours, negative_note
 from cellseg_deploy.images.resolution import Resolution
 
 NEIGHBOUR_PX = 10
@@ -33,6 +34,7 @@ class ImageFacts:
 
     ``crowded``: cells of which another is within ``NEIGHBOUR_PX``; ``n_cells``: all. ``scale_bar``: left, top, width,
     height in px, None if none is seen. ``colours``: of ``stain.colours``. ``resolution``: what its file says.
+    ``negative``: what ``stain.negative_note`` says of it.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ImageFacts:
     scale_bar: tuple[int, int, int, int] | None
     colours: dict[str, float] = field(default_factory=dict)
     resolution: tuple[Resolution, ...] = ()
+    negative: str = ""
 
     @property
     def diameters_px(self) -> npt.NDArray[np.float64]:
@@ -74,6 +77,8 @@ def look_at(
     left, top, width, height = cell_boxes.T
     whole = (left > 0) & (top > 0) & (left + width < labels.shape[1]) & (top + height < labels.shape[0])
     inside = kept > 0
+    field = find_field(image_hwc)
+    shown = image_hwc if field is None else without_surround(image_hwc, field)
     return ImageFacts(
         name=name,
         width_px=labels.shape[1],
@@ -83,8 +88,9 @@ def look_at(
         areas_px=area[numbers[whole]].astype(np.float64),
         covered=float(inside.mean()),
         scale_bar=find_scale_bar(image_hwc),
-        colours=colours(image_hwc, inside),
+        colours=colours(shown, inside),
         resolution=resolution,
+        negative=negative_note(shown, inside),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,7 +69,7 @@ class ScoredImage:
     """``name``: the pair's stem. ``labels``: what was judged, ``true_labels``: by what; int32 (h, w).
 
     ``probabilities_khw``: what the network said, float32 (K, h', w') at the model's scale, if the ``Predictor`` keeps
-    it.
+    it. ``notes``: what the user should know of the image (``cells.notes``).
     """
 
     name: str
@@ -77,6 +77,7 @@ class ScoredImage:
     labels: Labels
     true_labels: Labels
     probabilities_khw: npt.NDArray[np.float32] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,11 @@ class Predictor:
 
     def segment(self, pair: Pair, mask_hw: tuple[int, int], network: Network) -> Segmentation:
         """Cells of the photograph ``pair.image``; its size is checked before any work is done."""
-        image_hwc = read_image(pair.image, self.reading).pixels_hwc
+        loaded = read_image(pair.image, self.reading)
+        image_hwc = loaded.pixels_hwc
         check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
-        return self.segmenter.segment(image_hwc, network, field=self.field)
+        found = self.segmenter.segment(image_hwc, network, field=self.field)
+        return replace(found, notes=(*loaded.notes, *found.notes))
 
 
 def predicted_pairs(
@@ -148,9 +151,10 @@ def score_pairs(
         labels: Labels,
         probabilities_khw: npt.NDArray[np.float32] | None = None,
         field: Mask | None = None,
+        notes: tuple[str, ...] = (),
     ) -> ScoredImage:
         score = metrics.score_image(true, labels, min_area_px=min_area_px, count_rule=count_rule, field=field)
-        return ScoredImage(pair.stem, score, labels, true, probabilities_khw)
+        return ScoredImage(pair.stem, score, labels, true, probabilities_khw, notes)
 
     if predictor is None:
         for pair in pairs:
@@ -168,6 +172,7 @@ def score_pairs(
                 counting_labels(found.labels, found.classes),
                 found.probabilities_khw if keep else None,
                 found.field,
+                found.notes,
             ),
             truths,
         )

@@ -145,6 +145,10 @@ def warnings(
         if names:
             what = ", ".join(one.quantity.label for one in here if one.odd_images)
             found.append(f"{len(names)} of {facts.n_images} images unlike the training images ({what}): {_some(names)}")
+    negatives = [image for image in images if image.negative]
+    if negatives:
+        listed = _some([image.name for image in negatives])
+        found.append(f"{len(negatives)} of {facts.n_images} images ({listed}): {negatives[0].negative}")
     if facts.scale_bars:
         found.append(
             f"a scale bar seems to be drawn into {facts.scale_bars} of {facts.n_images} images: it may be counted as a "

@@ -9,12 +9,15 @@ are slits, or lie between round cells and curve inwards (three discs that touch 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells.label_runs import pieces, row_runs
 
+MARGIN = 0.01
+"""Share of a side."""
 MIN_PIECE_PX = 20
 """Smaller pieces have no shape to speak of."""
 CELL_SOLIDITY = 0.6
@@ -34,7 +37,11 @@ class Frame:
 
 
 def frame_of(labels: npt.NDArray[np.int32]) -> Frame | None:
-    """The label of ``labels`` (h, w) that touches all four sides, in one piece; None if none does."""
+    """The label of ``labels`` (h, w) that touches all four sides, in one piece; None if none does.
+
+    Empty rows and columns at the sides, up to ``MARGIN`` of them, are no part of it: some programs draw a frame.
+    """
+    labels = labels[within_margin(labels)]
     sides = [np.unique(side) for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1])]
     common = [int(label) for label in sides[0] if label and all(label in side for side in sides[1:])]
     for label in common:
@@ -43,6 +50,17 @@ def frame_of(labels: npt.NDArray[np.int32]) -> Frame | None:
             n_pieces, solidity = _shape(~piece_labels)
             return Frame(float(piece_labels.mean()), n_pieces, n_pieces > 0 and solidity >= CELL_SOLIDITY)
     return None
+
+
+def within_margin(values: npt.NDArray[Any]) -> tuple[slice, slice]:
+    """Rows and columns of ``values`` (h, w) without those at the sides that hold nothing but 0, if these are few."""
+    inner = []
+    for length, used in ((values.shape[0], values.any(axis=1)), (values.shape[1], values.any(axis=0))):
+        most = max(1, round(MARGIN * length))
+        at = np.flatnonzero(used)
+        first, last = (int(at[0]), int(at[-1])) if len(at) else (0, length - 1)
+        inner.append(slice(first if first <= most else 0, last + 1 if length - 1 - last <= most else length))
+    return inner[0], inner[1]
 
 
 def _one_piece_touches_all_sides(mask: npt.NDArray[np.bool_]) -> bool:

@@ -44,7 +44,7 @@ from cellseg_deploy.images.bit_depth import bits_to_scale, scale_to_8
 from cellseg_deploy.images.decode import Decoded, declared_pixels, declared_size, decode
 from cellseg_deploy.images.find import SUFFIXES, FoundImage, Pair, check_same_size, find_images, pair_by_stem
 from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS, MaskForeground
-from cellseg_deploy.images.mask_polarity import frame_of
+from cellseg_deploy.images.mask_polarity import frame_of, within_margin
 from cellseg_deploy.images.options import MAX_PIXELS, ReadOptions
 from cellseg_deploy.images.resolution import (
     GIVEN,
@@ -176,10 +176,14 @@ def _ignored(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
 
 
 def _negative(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """``values`` counted from their largest one down; of a single value, 0 becomes 1 and all others 0."""
+    """``values`` counted from their largest one down; of a single value, 0 becomes 1 and all others 0. A black frame
+    of a few pixels stays 0."""
     if values.min() == values.max():
         return np.asarray(values == 0).astype(values.dtype)
-    return np.asarray(values.max() - values)
+    inner = within_margin(values)
+    result = np.zeros_like(values)
+    result[inner] = values.max() - values[inner]
+    return result
 
 
 def _labels_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
@@ -194,7 +198,8 @@ def _labels_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     if values.dtype == np.uint8 and _is_smoothed_mask(values):
         raise DataError(
             f"{path}: looks like a mask with softened edges ({len(present)} grey values, most of it 255), not like a "
-            "label image; save it with hard edges (0 and 255)"
+            "label image; save it with hard edges (0 and 255), or give --mask-foreground dark for "
+            "labels counted down from 255"
         )
     labels = renumber(values)
     _check_a_value_a_cell(path, labels, len(present))

@@ -22,7 +22,7 @@ _NOT_COUNTED_RGB = (255, 160, 0)  # a thin grey line is lost on a grey field and
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
 _LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
 _PLATE_RGB = (16, 16, 16)
-_FIELD_RGB, _HATCH_RGB = (255, 255, 255), (90, 90, 90)
+_FIELD_RGB, _HATCH_LIGHTER = (255, 255, 255), 70  # grey levels: seen on black and on white surround
 _DASH_THICKNESSES = 4
 _ROWS_PER_MARGIN = 8  # of a band, whose margins above and below it are computed twice
 
@@ -119,7 +119,7 @@ def dimmed(image_hwc: npt.NDArray[np.uint8], field: npt.NDArray[np.bool_]) -> np
     y, x = np.ogrid[: field.shape[0], : field.shape[1]]
     hatch = (y + x) % (12 * thickness) < thickness
     picture[~field] //= 3
-    picture[~field & hatch] = _HATCH_RGB
+    picture[~field & hatch] += _HATCH_LIGHTER
     picture[outlines(field.astype(np.int32), thickness=thickness)] = _FIELD_RGB
     return picture
 

@@ -14,6 +14,7 @@ from cellseg_deploy.backends import ENGINE_SUFFIX, OPENVINO_SUFFIX, EngineOption
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cellseg_deploy.errors import BackendUnavailableError, DataError, NothingToDoError, ParityError, UsageError
+from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import check_same_size, find_images, pair_by_stem, read_image, read_labels
 from cellseg_deploy.models.spec import ModelSpec
 from cellseg_deploy.parity.compare import (
@@ -80,14 +81,15 @@ def sample_images(spec: ModelSpec, n: int = N_SAMPLES) -> GateImages:
     return GateImages(source, load, true.__getitem__)
 
 
-def folder_images(folder: Path, masks: Path | None = None) -> GateImages:
+def folder_images(folder: Path, masks: Path | None = None, foreground: MaskForeground = "auto") -> GateImages:
     """The images in ``folder``, with the masks or label images in ``masks``, paired by stem, as their truth.
+    ``foreground``: which numbers of the masks are cells, as in ``read_labels``.
 
     Raises ``NothingToDoError`` if there is no image, ``DataError`` if one has no partner. One that cannot be read is an
     error when its turn comes, for a gate that skips images proves less than it says.
     """
     if masks is not None:
-        return _pairs(folder, masks)
+        return _pairs(folder, masks, foreground)
     found = find_images([folder])
     if not found:
         raise NothingToDoError(f"{folder}: no image found to compare the two forms on")
@@ -101,13 +103,13 @@ def folder_images(folder: Path, masks: Path | None = None) -> GateImages:
     return GateImages(f"folder {folder.name}", load)
 
 
-def _pairs(folder: Path, masks: Path) -> GateImages:
+def _pairs(folder: Path, masks: Path, foreground: MaskForeground) -> GateImages:
     pairs = pair_by_stem(folder, masks)
     true: dict[str, Labels] = {}
 
     def load() -> Iterator[NamedImage]:
         for pair in pairs:
-            image, labels = read_image(pair.image).pixels_hwc, read_labels(pair.mask)
+            image, labels = read_image(pair.image).pixels_hwc, read_labels(pair.mask, foreground=foreground)
             check_same_size(pair, (image.shape[0], image.shape[1]), (labels.shape[0], labels.shape[1]))
             true.clear()  # one at a time: a folder may hold thousands
             true[pair.stem] = labels

@@ -156,7 +156,8 @@ def test_the_edge_of_a_round_field_is_border() -> None:
     picture = draw_discs((600, 800), centres)
     picture[~field] = 0
     found = Segmenter(DarknessBackend())(picture)
-    inside = sum(bool(field[y, x]) for x, y in centres)
+    assert found.field is not None
+    inside = sum(bool(found.field[y, x]) for x, y in centres)
     border = found.table.columns["touches_border"]
     assert int(found.counted().sum()) == pytest.approx(inside, rel=0.03)
     assert 0 < int((found.counted() & border).sum()) < int(border.sum())

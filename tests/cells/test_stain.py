@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from cellseg_deploy.cells.notes import kind_of
 from cellseg_deploy.cells.stain import CELL, FIELD, colours, negative_note, optical_density
+from cellseg_deploy.samples import SmearParams, make_smear
 
 INSIDE = np.zeros((60, 80), np.bool_)
 INSIDE[20:40, 20:50] = True
@@ -83,4 +86,42 @@ def test_an_image_without_cells_or_full_of_them_is_judged_as_well() -> None:
     nothing = np.zeros_like(INSIDE)
     assert negative_note(smear((240, 240, 240), (240, 240, 240)), nothing) == ""
     assert "the background is dark" in negative_note(smear((3, 3, 3), (3, 3, 3)), nothing)
-    assert negative_note(smear((3, 3, 3), (3, 3, 3)), ~nothing) == ""
+    assert "the background is dark" in negative_note(smear((3, 3, 3), (3, 3, 3)), ~nothing)
+    assert negative_note(smear((240, 240, 240), (90, 60, 120)), ~nothing) == ""
+
+
+def fluorescence(smear: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As a dye in the cells would show them: light where the smear is dense, photons counted, on a black offset."""
+    photons = rng.poisson(optical_density(smear).mean(axis=2) / 0.5 * 60)
+    green = (photons * 3 + rng.normal(6, 2, photons.shape)).clip(0, 255)
+    return np.stack([green * 0.1, green, green * 0.15], axis=2).astype(np.uint8)
+
+
+def dark_field(smear: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As light that edges scatter: bright rims, faint bodies, black between."""
+    density = optical_density(smear).mean(axis=2)
+    rims = np.hypot(*np.gradient(density)) * 900
+    light = rng.poisson((rims + density * 40).clip(0, 250)) + rng.normal(8, 2, density.shape)
+    return light.clip(0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+
+
+def exposed_long(smear: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Fluorescence at automatic contrast: the background is lifted to a middle grey."""
+    return (fluorescence(smear, rng).max(axis=2) * 0.6 + 90).astype(np.uint8)[..., None].repeat(3, axis=2)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize(
+    "kind", [fluorescence, dark_field, exposed_long, None], ids=["fluorescence", "dark field", "grey", "inverted"]
+)
+def test_negatives_of_a_smear_are_seen_whatever_is_found_in_them(
+    kind: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None,
+) -> None:
+    smear = make_smear(SmearParams(size_hw=(300, 400), n_cells=20, cell_diameter_px=50), 7)
+    image = 255 - smear.image_hwc if kind is None else kind(smear.image_hwc, np.random.default_rng(0))
+    cells = smear.labels_hw > 0
+    assert negative_note(smear.image_hwc, cells) == ""
+    nothing = np.zeros_like(cells)
+    is_black = kind in (fluorescence, dark_field)  # seen even where the background was taken for cells
+    for inside in (cells, nothing, ~cells) if is_black else (cells,) if kind is None else (cells, nothing):
+        assert kind_of(negative_note(image, inside)) == "negative"

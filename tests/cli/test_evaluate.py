@@ -212,6 +212,26 @@ def test_masks_that_are_said_to_be_negatives_are_read(negatives: Path, onnx_file
     assert (result["f1"], result["n_true"], result["mask_foreground"]) == (1, 4, "dark")
 
 
+@pytest.mark.parametrize("truth", ["masks", "counts", "points"])
+def test_negatives_of_smears_are_said(
+    smears: Path, onnx_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], truth: str
+) -> None:
+    if truth == "counts":
+        pytest.importorskip("matplotlib")
+    path = smears / "images" / "a.png"
+    write(path, 255 - np.asarray(cv2.imread(str(path))))
+    (smears / "counts.csv").write_text("image,count\na.png,3\nb.png,1\nempty.png,0\n")
+    (smears / "points.csv").write_text("image,class,x,y\na.png,c,20,20\nb.png,c,30,40\n")
+    given = smears / ("masks" if truth == "masks" else f"{truth}.csv")
+    arguments = ("--model", onnx_file(), "--images", smears / "images", f"--{truth}", given, "-o", smears / "out")
+    assert evaluate(*arguments, "--scale", 1) == 0
+    assert "warning: negative, 1 image: a" in capsys.readouterr().err
+    name = "agreement.json" if truth == "counts" else "metrics.json"
+    found = json.loads((smears / "out" / name).read_text("utf-8"))["warnings"]
+    assert found["negative"]["images"] == 1
+    assert "dark field, fluorescence or a negative?" in found["negative"]["first"]["warning"]
+
+
 def test_no_image_ends_with_4(smears: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (smears / "none").mkdir()
     assert evaluate("--labels", smears / "none", "--masks", smears / "masks", "-o", smears / "out") == 4

@@ -12,6 +12,7 @@ from cellseg_deploy.cells.measure import boxes
 from cellseg_deploy.evaluate import image_statistics
 from cellseg_deploy.evaluate.image_statistics import find_scale_bar, look_at, near_another, summarise
 from cellseg_deploy.images.resolution import Resolution
+from cellseg_deploy.samples import SmearParams, make_smear
 
 GREY = np.full((100, 160, 3), 200, np.uint8)
 
@@ -75,3 +76,14 @@ def test_pixel_sizes_are_pooled_where_they_agree() -> None:
     assert named(0.1, None).um_per_px is None
     assert named(350.0).um_per_px is None  # of a screen
     assert named(0.1, 0.2, 0.1).resolutions == {"OME 0.1 µm/px": 2, "OME 0.2 µm/px": 1}
+
+
+def test_a_surround_is_neither_background_nor_a_negative() -> None:
+    picture = make_smear(SmearParams(size_hw=(300, 400), n_cells=12, cell_diameter_px=50), 3)
+    y, x = np.ogrid[:300, :400]
+    outside = np.hypot(y - 150, x - 200) > 130
+    black = np.where(outside[..., None], 0, picture.image_hwc).astype(np.uint8)
+    labels = np.where(outside, 0, picture.labels_hw)
+    plain, found = (look_at("a", pixels, labels, min_area_px=5) for pixels in (picture.image_hwc, black))
+    assert found.negative == ""
+    assert found.colours["field_lightness"] == pytest.approx(plain.colours["field_lightness"], abs=3)

@@ -170,3 +170,10 @@ def test_clues_to_the_magnification_are_said() -> None:
         told = said(images, spec_of())
         assert len(told) == n
         assert all("several pixel sizes" in sentence for sentence in told)
+
+
+def test_negatives_of_smears_are_named() -> None:
+    usual, dark = grid(10), grid(10, "dark", shade=120, field=8)
+    (sentence,) = (words for words in said([usual, dark], spec_of()) if "1 of 2 images (dark)" in words)
+    assert "dark field, fluorescence or a negative?" in sentence
+    assert not any("fluorescence" in words for words in said([usual], spec_of()))

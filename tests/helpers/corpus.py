@@ -1,7 +1,7 @@
 """Image files that a run over somebody else's folder will meet, made from nothing: damaged, hostile, ambiguous, valid.
 
 ``expected``: ``failed``: the image fails with a reason that ``words`` is found in, and the run goes on; ``done``: it is
-read right, and ``words`` is found in its notes ("" for none at all).
+read right, and ``words`` is found in its notes ("" for none at all). ``seen``: what a run says that looks for cells.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import field_pictures
 import imagecodecs
 import numpy as np
 import tifffile
@@ -31,6 +32,7 @@ class Case:
     expected: Literal["done", "failed"]
     make: Callable[[], bytes]
     words: str
+    seen: str = ""
 
 
 # ---------------------------------------------------------------------------------------------------------- builders
@@ -374,6 +376,20 @@ VALID = [
     ("13 x 5000", lambda: encoded(Image.new("RGB", (5000, 13), (200, 100, 50)), "PNG"), ""),
     ("5000 x 13", lambda: encoded(Image.new("RGB", (13, 5000), (200, 100, 50)), "TIFF"), ""),
 ]
+SEEN = [  # files that are read without a remark, and what is said of what they show
+    ("eyepiece", field_pictures.eyepiece, "the field of view is 4.%"),
+    ("oval eyepiece", field_pictures.oval, "the field of view is 5.%"),
+    ("eyepiece with glare", field_pictures.glare, "the field of view is 4.%"),
+    ("rounded grey frame", field_pictures.rounded_frame, "the field of view is 5.%"),
+    ("white letterbox", field_pictures.letterbox, "the field of view is 7.%"),
+    ("turned photograph", field_pictures.turned, "the field of view is 9.%"),
+    ("information band", field_pictures.band, "the field of view is 90%"),
+    ("pointer", field_pictures.pointer, "an eyepiece's pointer, reaches into the field"),
+    ("scale bar", field_pictures.scale_bar, "1 object is black"),
+    ("black plate in a corner", field_pictures.plate, "1 object is black"),
+    ("fluorescence", field_pictures.fluorescence, "dark field, fluorescence or a negative"),
+    ("dark field", field_pictures.dark_field, "dark field, fluorescence or a negative"),
+]
 
 CASES = [
     *(Case(name, "damaged", "failed", make, words) for name, make, words in DAMAGED),
@@ -381,6 +397,7 @@ CASES = [
     *(Case(name, "hostile", "done", make, words) for name, make, words in HARMLESS),
     *(Case(name, "ambiguous", "failed", make, words) for name, make, words in AMBIGUOUS),
     *(Case(name, "valid", "done", make, words) for name, make, words in VALID),
+    *(Case(name, "valid", "done", make, "", seen) for name, make, seen in SEEN),
 ]
 
 

@@ -165,6 +165,11 @@ def white_palette(indices: np.ndarray) -> bytes:
     return encoded(image, "PNG")
 
 
+def framed(mask: np.ndarray) -> np.ndarray:
+    """``mask`` with its outermost rows and columns black, as programs leave them that draw a frame or crop."""
+    return np.pad(mask[1:-1, 1:-1], 1)
+
+
 LABELS_32 = np.arange(81, dtype=np.uint32).reshape(9, 9).repeat(24, 0).repeat(24, 1) + 1
 STORED_RIGHT = {
     "inverting LUT": lambda: inverting_tiff(discs().astype(np.uint8) * 255),
@@ -182,6 +187,8 @@ STORED_WRONG = {
     "black on white, 1 bit": lambda: encoded(Image.fromarray(~discs()), "PNG"),
     "black on white, JPEG": lambda: encoded(Image.fromarray(~discs() * np.uint8(255)), "JPEG", quality=95),
     "16-bit labels": lambda: tiff((65535 - LABELS_32 * discs()).astype(np.uint16)),
+    "black on white, RGB": lambda: encoded(Image.fromarray(~discs() * np.uint8(255)).convert("RGB"), "PNG"),
+    "with a black frame": lambda: encoded(Image.fromarray(framed(~discs() * np.uint8(255))), "PNG"),
     "few cells": lambda: encoded(Image.fromarray(~np.pad(discs(2), 200) * np.uint8(255)), "PNG"),
 }
 
@@ -203,6 +210,15 @@ def test_a_negative_is_refused_and_read_where_it_is_said(tmp_path: Path, case: s
     labels = read_labels(path, foreground="dark")
     assert labels.max() == (4 if case == "few cells" else 81)
     assert read_labels(path, foreground="light").max() >= 1
+
+
+@pytest.mark.reliability
+def test_labels_counted_down_from_255_are_read_where_it_is_said(tmp_path: Path) -> None:
+    stored = (255 - LABELS_32 * discs()).astype(np.uint8)
+    path = write(tmp_path / "m", encoded(Image.fromarray(stored), "PNG"))
+    with pytest.raises(DataError, match=r"softened edges.*--mask-foreground dark"):
+        read_labels(path)
+    assert np.array_equal(read_labels(path, foreground="dark") > 0, discs())
 
 
 def test_a_mask_that_is_no_negative_is_refused_as_one(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_coco_masks_are_the_cells(images: list[SegmentedImage], tmp_path: Path) 
 
 def test_a_coco_part_that_cannot_be_read_is_no_error_of_writing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"gone\.json: cannot be read") as caught:
-        BY_FILE["coco.json"].finish(tmp_path, [tmp_path / "gone.json"])
+        BY_FILE["coco.json"].finish(tmp_path, [tmp_path / "gone.json"], tmp_path / "coco.json")
     assert "written" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -181,14 +181,14 @@ def test_coco_files_become_one(tmp_path: Path) -> None:
     parts = [tmp_path / f"{number}.json" for number in range(len(several))]
     for part, image in zip(parts, several, strict=True):
         part.write_bytes(made("coco", image))
-    BY_FILE["coco.json"].finish(tmp_path, parts)
+    BY_FILE["coco.json"].finish(tmp_path, parts, tmp_path / "coco.json")
     content = json.loads((tmp_path / "coco.json").read_bytes())
     assert [annotation["id"] for annotation in content["annotations"]] == list(range(1, 1 + sum(map(cells, several))))
     coco = coco_of(tmp_path / "coco.json")
     assert [coco.imgs[number]["file_name"] for number in (1, 2, 3, 4)] == [image.name for image in several]
     for number, image in enumerate(several, start=1):
         check_coco(coco, number, image)
-    BY_FILE["coco.json"].finish(tmp_path, [])
+    BY_FILE["coco.json"].finish(tmp_path, [], tmp_path / "coco.json")
     assert json.loads((tmp_path / "coco.json").read_bytes())["images"] == []
 
 
@@ -348,7 +348,7 @@ def test_parquet_is_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
     rows += [[f"{row[0]} {number}", *row[1:]] for number in range(20) for row in rows[1:]]
     rows += [["None", *row[1:]] for row in rows[1:3]]
     (tmp_path / "cells.csv").write_bytes(tables.csv_rows(rows))
-    BY_FILE["parquet"].finish(tmp_path, [])
+    BY_FILE["parquet"].finish(tmp_path, [], tmp_path / "cells.parquet")
     table = parquet.read_table(tmp_path / "cells.parquet")
     with (tmp_path / "cells.csv").open(newline="", encoding="utf-8") as file:
         text = list(csv.DictReader(file))
@@ -362,7 +362,7 @@ def test_parquet_is_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
     assert types["counted"] == types["touches_border"] == "bool"
     assert types["area_um2"] == types["centroid_x_px"] == "double"
     (tmp_path / "cells.csv").write_bytes(tables.csv_rows([rows[0]]))
-    BY_FILE["parquet"].finish(tmp_path, [])
+    BY_FILE["parquet"].finish(tmp_path, [], tmp_path / "cells.parquet")
     assert parquet.read_table(tmp_path / "cells.parquet").num_rows == 0
 
 

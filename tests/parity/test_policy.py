@@ -151,9 +151,16 @@ def test_masks_pair_with_images(tmp_path: Path) -> None:
     report = compare(InkBackend(), InkBackend(), found.load(), INT8, truth=found.truth)
     assert report.n_true_cells == 40
     assert report.truth("counting")[0]["f1"] == 1.0
+    for name, _ in images():
+        assert cv2.imwrite(str(masks / f"{name}.png"), np.where(truth(name) > 0, 0, 255).astype(np.uint8))
+    dark = folder_images(photographs, masks, "dark")
+    assert dark.truth is not None
+    assert all(np.array_equal(dark.truth(name) > 0, truth(name) > 0) for name, _ in dark.load())
+    with pytest.raises(DataError, match="--mask-foreground dark"):
+        list(folder_images(photographs, masks).load())
     assert cv2.imwrite(str(masks / "image-1.png"), np.zeros((5, 5), np.uint8))
     with pytest.raises(DataError, match="must be of one size"):
-        list(folder_images(photographs, masks).load())
+        list(folder_images(photographs, masks, "dark").load())
     (masks / "image-1.png").unlink()
     with pytest.raises(DataError, match="no mask of the same name"):
         folder_images(photographs, masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -182,18 +181,6 @@ def test_public_names_are_lazy_and_complete() -> None:
         assert getattr(cellseg_deploy, name)
     with pytest.raises(AttributeError, match="nothing_here"):
         cellseg_deploy.nothing_here  # noqa: B018
-
-
-def test_the_snippet_of_the_readme_runs(
-    image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("onnxruntime")
-    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "photographs").mkdir()
-    Image.fromarray(image).save(tmp_path / "photographs" / "a.png")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, str(README), "exec"), {})
-    assert capsys.readouterr().out.split()[0].isdigit()
 
 
 def test_a_path_and_a_pil_image_are_taken_as_well(image: np.ndarray, tmp_path: Path) -> None:
