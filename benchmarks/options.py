@@ -63,7 +63,7 @@ def settings_of(kind: type[S], given: Mapping[str, Any]) -> S:
     values = {}
     for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
         factory: Any = field.default_factory
-        if is_dataclass(factory):
+        if isinstance(factory, type) and is_dataclass(factory):
             values[field.name] = settings_of(factory, given)
         elif field.name in given:
             values[field.name] = given[field.name]
