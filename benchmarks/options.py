@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,16 +12,62 @@ import click
 from cellseg_deploy.cli import console
 
 if TYPE_CHECKING:
-    from cellseg_benchmarks.harness.machine import Conditions, Load, Machine
+    from cellseg_benchmarks.harness.machine import Conditions, Machine
     from cellseg_benchmarks.harness.partial import Progress
     from cellseg_benchmarks.harness.report import Report
-    from cellseg_benchmarks.harness.timer import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S")
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 PATH = click.Path(path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to open a model: ``engine_options``."""
+
+    backend: str = "auto"
+    device: str | None = None
+    precision: str | None = None
+    batch_size: int = 8
+    streams: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """These as settings of a folder run; see ``folder.subject``."""
+        return asdict(self)
+
+    def not_run(self, machine: Machine) -> dict[str, str]:
+        """What a report says of the GPU if none is here and none was asked for."""
+        return {} if machine.gpu or (self.device or "cpu") != "cpu" else {"cuda": f"not yet run: {machine.no_gpu}"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``scale_options``."""
+
+    scale: float | None = None
+    cell_diameter: float | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """These as arguments of ``Segmenter.load``."""
+        return {"scale": self.scale, "cell_diameter_px": self.cell_diameter}
+
+
+def settings_of(kind: type[S], given: Mapping[str, Any]) -> S:
+    """The dataclass ``kind`` with the options that click has ``given``, by the names of its fields.
+
+    A field that is a dataclass itself, as ``Engine``, takes its own.
+    """
+    values = {}
+    for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        factory: Any = field.default_factory
+        if isinstance(factory, type) and is_dataclass(factory):
+            values[field.name] = settings_of(factory, given)
+        elif field.name in given:
+            values[field.name] = given[field.name]
+    return kind(**values)
 
 
 def measuring_options(function: F) -> F:
@@ -34,43 +81,27 @@ def measuring_options(function: F) -> F:
 
 
 def engine_options(function: F) -> F:
-    """How to open a model and run it over folders; see ``engine_settings``."""
+    """How to open a model and run it over folders: ``Engine``."""
     options = [
         click.option(
             "--backend",
             type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
-            default="auto",
+            default=Engine.backend,
             show_default=True,
             help="As for cellseg-infer.",
         ),
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda for tensorrt, else cpu]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of OpenVINO."),
-        click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call."),
+        click.option(
+            "--batch-size", type=click.IntRange(1), default=Engine.batch_size, show_default=True, help="Tiles a call."
+        ),
         click.option("--streams", type=click.IntRange(1), help="Batches that OpenVINO computes at a time."),
     ]
     return console.with_options(function, options)
 
 
-def engine_settings(
-    backend: str, device: str | None, precision: str | None, batch_size: int, streams: int | None
-) -> dict[str, Any]:
-    """What ``engine_options`` say, as settings of a folder run; see ``folder.subject``."""
-    return {
-        "backend": backend,
-        "device": device,
-        "precision": precision,
-        "batch_size": batch_size,
-        "streams": streams,
-    }
-
-
-def scale_settings(scale: float | None, cell_diameter: float | None) -> dict[str, Any]:
-    """The same for ``--scale`` and ``--cell-diameter``."""
-    return {"scale": scale, "cell_diameter_px": cell_diameter}
-
-
 def scale_options(function: F) -> F:
-    """``--scale`` and ``--cell-diameter``."""
+    """``--scale`` and ``--cell-diameter``: ``Scale``."""
     options = [
         click.option("--scale", type=float, help="Model px per image px.  [default: the training images' scale]"),
         click.option("--cell-diameter", type=float, metavar="PX", help="Or: diameter of cells in the images."),
@@ -78,13 +109,16 @@ def scale_options(function: F) -> F:
     return console.with_options(function, options)
 
 
-def without_gpu(machine: Machine, device: str | None) -> dict[str, str]:
-    """What a report says of the GPU if none is here and none was asked for."""
-    return {} if machine.gpu or (device or "cpu") != "cpu" else {"cuda": f"not yet run: {machine.no_gpu}"}
+def model_option(function: F) -> F:
+    """``--model``, where one is measured."""
+    return click.option("--model", type=PATH, help="Model file.  [default: the one that ships]")(function)
 
 
 def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
-    """``--rounds``, ``--min-seconds``, ``--settle`` and ``--budget``, for the commands that interleave."""
+    """``--rounds``, ``--min-seconds``, ``--settle`` and ``--budget``, for the commands that interleave: ``timer.Plan``.
+
+    The last two are named as the fields of ``Plan``.
+    """
     options = [
         click.option("--rounds", type=click.IntRange(1), default=rounds, show_default=True, help="Turns of each."),
         click.option(
@@ -96,13 +130,18 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
         ),
         click.option(
             "--settle",
+            "settle_seconds",
             type=click.FloatRange(0),
             default=0.25,
             show_default=True,
             help="Seconds of rest before a turn, so that threads of the one before stop waiting for work.",
         ),
         click.option(
-            "--budget", type=click.FloatRange(0), metavar="SECONDS", help="End the rounds (3 at least) after so long."
+            "--budget",
+            "budget_seconds",
+            type=click.FloatRange(0),
+            metavar="SECONDS",
+            help="End the rounds (3 at least) after so long.",
         ),
     ]
 
@@ -110,18 +149,6 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
         return console.with_options(function, options)
 
     return decorate
-
-
-def plan_of(rounds: int, min_seconds: float, settle: float, budget: float | None) -> Plan:
-    """What the options of ``rounds_options`` say."""
-    from cellseg_benchmarks.harness.timer import Plan
-
-    return Plan(
-        rounds=rounds,
-        min_seconds=min_seconds,
-        settle_seconds=settle,
-        budget_seconds=budget,
-    )
 
 
 def numbers(text: str, name: str, kind: type[float] = int) -> list[Any]:
@@ -138,6 +165,12 @@ def numbers(text: str, name: str, kind: type[float] = int) -> list[Any]:
 def words(text: str | None) -> list[str] | None:
     """``a,b`` as a list; None stays None."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check_pair(images: Path | None, masks: Path | None) -> None:
+    """Raise click's usage error if only one of the two folders is given."""
+    if (images is None) != (masks is None):
+        raise click.UsageError("--images and --masks belong together: the images are judged by true cells")
 
 
 def teller(quiet: bool) -> Callable[[str], None]:
@@ -159,41 +192,55 @@ def progress(output: Path, benchmark: str) -> Progress:
     return made
 
 
-def publish(output: Path, report: Report, png: bytes, progress: Progress) -> None:
-    """Write and show ``report``; one that was stopped then ends as the signal has it."""
-    from cellseg_benchmarks.harness.report import write_report
+class Bench:
+    """One run of a command: the machine it is on, the folder it writes to, whom it tells.
 
-    click.echo(write_report(output, report, png, progress))
-    progress.finish()
-
-
-def start() -> tuple[Machine, Load]:
-    """The machine, and how busy it is before anything is measured; ends with an error without matplotlib."""
-    console.require_packages("plots", "matplotlib")
-    from cellseg_benchmarks.harness import machine
-
-    return machine.look(), machine.load()
-
-
-def conditions(machine: Machine, before: Load) -> Conditions:
-    """Machine and load, looked at again now that all is measured."""
-    from cellseg_benchmarks.harness.machine import Conditions, load
-
-    return Conditions(machine, before, load())
-
-
-def devices_for(device: str, machine: Machine) -> tuple[list[str], dict[str, str]]:
-    """Devices to measure on for ``--device`` (``auto``, ``cpu``, ``cuda``), and which are not here, with the reason.
-
-    ``auto``: the CPU, and the GPU as far as there is one. Raises ``BackendUnavailableError`` if the GPU was asked for.
+    The machine is looked at before anything is measured. Ends with an error without matplotlib.
     """
-    from cellseg_deploy.errors import BackendUnavailableError
 
-    if device == "cuda" and machine.gpu is None:
-        raise BackendUnavailableError(f"--device cuda was asked for, but {machine.no_gpu}")
-    if device in ("cpu", "cuda"):
-        return [device], {}
-    return ["cpu", "cuda"], {} if machine.gpu else {"cuda": f"not yet run: {machine.no_gpu}"}
+    def __init__(self, benchmark: str, given: Mapping[str, Any]) -> None:
+        console.require_packages("plots", "matplotlib")
+        from cellseg_benchmarks.harness import machine
+
+        self.machine, self._before = machine.look(), machine.load()
+        self.benchmark = benchmark
+        self.output: Path = given["output"]
+        self.threads: int | None = given.get("threads")
+        self.say = teller(given["quiet"])
+
+    def begin(self) -> Progress:
+        """Make the folder, which must be new; figures are kept there while they are made."""
+        from cellseg_benchmarks.harness.report import new_folder
+
+        new_folder(self.output)
+        self.progress = progress(self.output, self.benchmark)
+        return self.progress
+
+    def conditions(self) -> Conditions:
+        """Machine and load, looked at again now that all is measured."""
+        from cellseg_benchmarks.harness.machine import Conditions, load
+
+        return Conditions(self.machine, self._before, load())
+
+    def publish(self, report: Report, png: bytes) -> None:
+        """Write and show ``report``; one that was stopped then ends as the signal has it."""
+        from cellseg_benchmarks.harness.report import write_report
+
+        click.echo(write_report(self.output, report, png, self.progress))
+        self.progress.finish()
+
+    def devices(self, device: str) -> tuple[list[str], dict[str, str]]:
+        """Devices to measure on for ``device_option``, and which are not here, with the reason.
+
+        ``auto``: the CPU, and the GPU as far as there is one. Raises ``BackendUnavailableError`` if the GPU was asked
+        for.
+        """
+        from cellseg_deploy.errors import BackendUnavailableError
+
+        missing = {"cuda": f"not yet run: {self.machine.no_gpu}"} if self.machine.gpu is None else {}
+        if device == "cuda" and missing:
+            raise BackendUnavailableError(f"--device cuda was asked for, but {self.machine.no_gpu}")
+        return (["cpu", "cuda"], missing) if device == "auto" else ([device], {})
 
 
 device_option = click.option(

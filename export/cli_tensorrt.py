@@ -11,7 +11,6 @@ from cellseg_deploy.cli import console
 from cellseg_export.cli_options import PATH, SETTINGS, gate_images, images_option, masks_option, threads_option
 
 if TYPE_CHECKING:
-    from cellseg_deploy.backends.tensorrt_sidecar import HardwareCompatibility
     from cellseg_deploy.images.mask_foreground import MaskForeground
     from cellseg_export.forms.tensorrt import Precision
 
@@ -20,7 +19,7 @@ Exit codes: 0 done, 2 usage, 3 an image cannot be read, 4 no image found, 5 mode
 does not count the same (or too few cells were seen to tell), 6 file cannot be written, 8 no GPU, TensorRT or driver.
 """
 
-_NOT_CHECKED = ("device", "images", "masks", "mask_foreground", "reference", "unverified", "timing_cache", "threads")
+_NOT_CHECKED = ("device", "images", "masks", "mask_foreground", "reference", "unverified", "threads")
 
 
 @click.command("tensorrt", context_settings=SETTINGS, epilog=_EPILOG)
@@ -37,19 +36,6 @@ _NOT_CHECKED = ("device", "images", "masks", "mask_foreground", "reference", "un
 @click.option("--opt-batch", type=click.IntRange(1), help="Tiles a call to tune for.  [default: --max-batch]")
 @click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Most tiles a call.")
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="GPU memory for a layer.  [default: all]")
-@click.option(
-    "--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Builder optimisation, 5 searches long."
-)
-@click.option("--timing-cache", metavar="FILE", type=PATH, help="Kernel timings of earlier builds to reuse and add to.")
-@click.option("--tf32", is_flag=True, help="Let fp32 products round to 10 bits of mantissa (Ampere and later).")
-@click.option("--version-compatible", is_flag=True, help="Also run in later versions of this major TensorRT.")
-@click.option(
-    "--hardware-compatibility",
-    type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
-    default="none",
-    show_default=True,
-    help="Also run on other GPUs; slower.",
-)
 @click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N; builds and compares there.")
 @images_option
 @masks_option
@@ -83,11 +69,6 @@ def tensorrt_command(
     opt_batch: int | None,
     max_batch: int,
     workspace: int | None,
-    level: int,
-    timing_cache: Path | None,
-    tf32: bool,
-    version_compatible: bool,
-    hardware_compatibility: HardwareCompatibility,
     device: str,
     images: Path | None,
     masks: Path | None,
@@ -113,10 +94,6 @@ def tensorrt_command(
     options = BuildOptions(
         profile=BatchProfile(min_batch, max_batch if opt_batch is None else opt_batch, max_batch),
         workspace_mib=workspace,
-        optimization_level=level,
-        version_compatible=version_compatible,
-        hardware_compatibility=hardware_compatibility,
-        tf32=tf32,
     )
     say: Any = (lambda _: None) if quiet else (lambda text: click.echo(text, err=True))
     if check_only:
@@ -139,7 +116,6 @@ def tensorrt_command(
         reference=reference,
         images=gate_images(images, masks, mask_foreground),
         unverified=unverified,
-        timing_cache=timing_cache,
         threads=threads,
         on_image=lambda name: say(f"compared {console.printable(name)}"),
     )
@@ -150,8 +126,6 @@ def tensorrt_command(
         click.echo(f"report     {console.printable(built.report_path)}")
         if built.record is not None:
             click.echo("record     kept beside the engine and its model, where --backend auto looks for it")
-        if built.timing_cache_note:
-            click.echo(f"note       {console.printable(built.timing_cache_note)}")
 
 
 def _check(model: Path, options: Any, precision: Precision, capabilities: str | None, say: Any, *, quiet: bool) -> None:

@@ -15,17 +15,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import numpy as np
 
-from cellseg_benchmarks.engine.limits import Limits, limit_workers
+from cellseg_benchmarks import options as shared
+from cellseg_benchmarks.engine.limits import Limits, limit_workers, size_option
 from cellseg_benchmarks.harness import memory
-from cellseg_benchmarks.harness.form_files import Network
-from cellseg_benchmarks.harness.forms import REFERENCE, Form
+from cellseg_benchmarks.harness.figures import Bar, Bars, panels_png
+from cellseg_benchmarks.harness.form_files import Network, make_forms, network_of
+from cellseg_benchmarks.harness.forms import REFERENCE, Form, forms_for
 from cellseg_benchmarks.harness.machine import Conditions
 from cellseg_benchmarks.harness.partial import Progress
-from cellseg_benchmarks.harness.report import REPORT_VERSION
+from cellseg_benchmarks.harness.report import (
+    NOT_RUN,
+    REPORT_VERSION,
+    machine_lines,
+    megabytes,
+    number,
+    percent,
+    table,
+    times,
+)
 from cellseg_benchmarks.harness.timer import Plan, Ratio, Times, Turn, interleave, ratio, times_faster
 from cellseg_benchmarks.harness.worker import Peak, Worker, WorkerError
+from cellseg_deploy.cli import console
+from cellseg_deploy.errors import BackendUnavailableError, ModelError
+from cellseg_deploy.models import default_weights_path
 
 Say = Callable[[str], None]
 StartWorker = Callable[[Network, Form, int, int | None], Worker]
@@ -90,9 +105,7 @@ class LatencyReport:
     report_version: int = REPORT_VERSION
 
     def to_markdown(self) -> str:
-        from cellseg_benchmarks.engine.latency_report import markdown
-
-        return markdown(self)
+        return _markdown(self)
 
 
 def measure_latency(
@@ -320,3 +333,157 @@ def _key(row: Row) -> str:
 def _weights_bytes(weights: Path) -> int:
     file = weights if weights.is_file() else weights / "model.safetensors"
     return file.stat().st_size if file.is_file() else 0
+
+
+_HEAD = (
+    *("form", "device", "parity", "ms a tile", "IQR", "tiles/s", "TFLOP/s", "of peak", "x eager fp32"),
+    *("x PyTorch's best", "flipped px", "memory, MB"),
+)
+
+
+def _markdown(report: LatencyReport) -> str:
+    """A table for each network and batch size, then the limits."""
+    plan = report.plan
+    lines = ["# Latency of the network", "", *machine_lines(report.conditions, report.threads)]
+    lines += [
+        f"Up to {plan.rounds} interleaved rounds, turns of at least {plan.min_seconds:g} s; medians, and ratios of "
+        "paired rounds with their 95 % bootstrap interval. Times are host to host: uint8 tiles in, float32 "
+        "probabilities out. *of peak*: of the fastest product of matrices in that precision, in the same rounds. "
+        "*flipped px*: pixels whose foreground is on the other side of 0.5 than PyTorch's in fp32. *memory*: peak of "
+        "the form's process, libraries included.",
+        "",
+    ]
+    for network, batch in groups(report.rows):
+        rows = [row for row in report.rows if (row.network, row.batch) == (network, batch) and not row.again]
+        work = report.gflop_per_tile.get(network)
+        told = "" if work is None else f", {number(work)} GFLOP a tile"
+        best = next((row.best_pytorch for row in rows if row.best_pytorch), "")
+        lines += [f"## {network}, batches of {batch}{told}", ""]
+        lines += [f"PyTorch's best: {best}.", ""] if best else []
+        lines += [*table(_HEAD, [_cells(row) for row in rows], words=3), ""]
+        lines += [f"- {row.form} on {row.device}: {row.reason}" for row in rows if row.reason]
+        lines += [""]
+    lines += ["## Limits of the machine", ""]
+    for place, limits in enumerate(report.limits):
+        lines += [f"Sitting {place + 1}:", "", limits.to_markdown()]
+    return "\n".join(lines)
+
+
+def png(report: LatencyReport) -> bytes:
+    """A bar for each form: ms a tile, with its interquartile range."""
+    panels = []
+    for network, batch in groups(report.rows):
+        bars = [
+            Bar(
+                row.form if row.device == "cpu" else f"{row.form}, {row.device}",
+                row.ms_per_tile,
+                (row.iqr_ms_per_tile or 0) / 2,
+                _note(row),
+                row.engine,
+            )
+            for row in report.rows
+            if (row.network, row.batch) == (network, batch) and not row.again
+        ]
+        panels.append(Bars(f"{network}, batches of {batch}", "ms a tile, median and IQR", tuple(bars)))
+    return panels_png(panels, title=f"Latency of the network: {report.conditions.machine.processor}")
+
+
+def groups(rows: Sequence[Row]) -> list[tuple[str, int]]:
+    """Networks and batch sizes in order."""
+    return list(dict.fromkeys((row.network, row.batch) for row in rows))
+
+
+def _note(row: Row) -> str:
+    if row.ms_per_tile is None:
+        return NOT_RUN
+    faster = "" if row.reference is None else f", {row.reference.median:.1f}x"
+    return f"{number(row.ms_per_tile)} ms{faster}"
+
+
+def _cells(row: Row) -> list[str]:
+    if row.ms_per_tile is None:
+        return [row.form, row.device, row.parity, NOT_RUN, *[""] * (len(_HEAD) - 4)]
+    share = "" if row.share_of_peak is None else percent(row.share_of_peak.median)
+    return [
+        row.form,
+        row.device,
+        row.parity,
+        number(row.ms_per_tile),
+        number(row.iqr_ms_per_tile),
+        number(row.tiles_per_second),
+        number(row.tflops),
+        share,
+        times(row.reference),
+        times(row.best),
+        "" if row.flipped is None else f"{row.flipped:.3%}",
+        "" if row.peak is None else megabytes(row.peak.rss_bytes),
+    ]
+
+
+@click.command("latency", context_settings=shared.SETTINGS)
+@click.argument("networks", metavar="[NETWORK]...", nargs=-1, type=shared.PATH)
+@click.option(
+    "--made",
+    multiple=True,
+    metavar="DIR",
+    type=shared.FOLDER,
+    help="Folder that `parity` made of the NETWORK in the same place.  [default: made in -o, which takes long]",
+)
+@click.option("--forms", metavar="NAME,...", help="Forms to time, as pytorch-fp32,openvino-bf16.  [default: all]")
+@click.option("--batch-sizes", metavar="N,...", default="1,8", show_default=True, help="Tiles a call.")
+@shared.device_option
+@shared.rounds_options(10)
+@size_option
+@shared.measuring_options
+def latency_command(networks: tuple[Path, ...], made: tuple[Path, ...], matrix_size: int | None, **given: Any) -> None:
+    """Time every form of networks beside PyTorch, tile by tile, as a share of what the machine can do.
+
+    NETWORK is a run folder of cellseg-train or its model.safetensors, by default the model that ships. Its forms come
+    from --made; without it they are made first, through the parity gate, and stay in DIR/forms. Writes latency.json,
+    latency.md and latency.png to DIR. Exit code 8 if nothing could be timed.
+    """
+    console.require_packages("export", "torch", "timm", "safetensors")
+    weights = list(networks) or [default_weights_path()]
+    for path in weights:
+        if not path.exists():
+            raise ModelError(f"{path}: no such file or folder; give a run folder or its model.safetensors")
+    if made and len(made) != len(weights):
+        raise click.UsageError(
+            f"--made must be given once for each NETWORK or not at all: {len(made)} and {len(weights)}"
+        )
+    batches = shared.numbers(given["batch_sizes"], "--batch-sizes")
+    plan = shared.settings_of(Plan, given)
+    bench = shared.Bench("latency", given)
+    devices, absent = bench.devices(given["device"])
+    chosen = forms_for(devices, shared.words(given["forms"]))
+    if not chosen:
+        raise click.UsageError(f"none of the forms {given['forms']} runs on {', '.join(devices)}")
+    progress = bench.begin()
+    folders = list(made)
+    if not made:
+        for place, path in enumerate(weights):
+            folders.append(bench.output / "forms" / f"{place + 1}-{path.stem}")
+            make_forms(path, folders[-1], [form for form in chosen if form.device not in absent], say=bench.say)
+    found = [network_of(path, folder) for path, folder in zip(weights, folders, strict=True)]
+    rows, limits = measure_latency(
+        found,
+        chosen,
+        batches,
+        plan,
+        threads=bench.threads,
+        absent=absent,
+        limit_size=matrix_size,
+        say=bench.say,
+        progress=progress,
+    )
+    report = LatencyReport(
+        conditions=bench.conditions(),
+        threads=bench.threads,
+        plan=plan,
+        gflop_per_tile={n.name: None if n.flops is None else n.flops.total / 1e9 for n in found},
+        rows=tuple(rows),
+        limits=tuple(limits),
+    )
+    bench.publish(report, png(report))
+    if not any(row.status == "measured" for row in rows):
+        raise BackendUnavailableError("no form could be timed; the report says why")

@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
+from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.harness.figures import Bar, Bars, panels_png
 from cellseg_benchmarks.harness.flops import count_nodes
 from cellseg_benchmarks.harness.machine import Conditions
 from cellseg_benchmarks.harness.partial import Progress
 from cellseg_benchmarks.harness.report import REPORT_VERSION, machine_lines, number, percent, table
 from cellseg_deploy.errors import ModelError
+from cellseg_deploy.models import default_model_path
 
 OTHER, ADDED = "input and output", "added by the runtime"
 _PART = re.compile(r"(encoder|branch|decoder(?:\.(?:project|steps\.\d+|head))?)\b")
@@ -173,3 +176,22 @@ def png(report: LayersReport) -> bytes:
         for part in report.parts
     ]
     return panels_png([Bars("time of a tile by part of the network", "ms", tuple(bars))], title=report.model)
+
+
+@click.command("layers", context_settings=shared.SETTINGS)
+@click.option("--model", type=shared.PATH, help="An .onnx file.  [default: the one that ships]")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call.")
+@click.option("--calls", type=click.IntRange(1), default=15, show_default=True, help="Calls after the first.")
+@shared.measuring_options
+def layers_command(model: Path | None, batch_size: int, calls: int, **given: Any) -> None:
+    """Where the time of a network goes, part by part, beside the arithmetic of each.
+
+    From ONNX Runtime's own account of its nodes on the CPU. Writes layers.json, layers.md and layers.png to DIR.
+    """
+    path = model or default_model_path()
+    bench = shared.Bench("layers", given)
+    progress = bench.begin()
+    bench.say(f"{calls + 1} batches of {batch_size} tiles")
+    parts, seconds = measure_layers(path, batch=batch_size, calls=calls, threads=bench.threads, progress=progress)
+    report = LayersReport(bench.conditions(), bench.threads, path.stem, batch_size, seconds, tuple(parts))
+    bench.publish(report, png(report))

@@ -12,10 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import click
+
+from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.harness.figures import Bar, Bars, panels_png
 from cellseg_benchmarks.harness.machine import Conditions
 from cellseg_benchmarks.harness.report import REPORT_VERSION, machine_lines
-from cellseg_benchmarks.harness.timer import Measured, Plan, Times, Turn
+from cellseg_benchmarks.harness.timer import Measured, Plan, Times, Turn, interleave
 from cellseg_benchmarks.harness.worker import Worker, WorkerError
 
 LIBRARIES = {"cpu": ("numpy", "torch", "openvino"), "cuda": ("torch",)}
@@ -181,3 +184,34 @@ def limit_workers(
             except WorkerError as error:
                 found.missing[name] = str(error)
         yield found
+
+
+size_option = click.option(
+    "--matrix-size",
+    type=click.IntRange(16),
+    metavar="N",
+    help="Side of the matrices for the peak.  [default: 2048, on a GPU 8192]",
+)
+
+
+@click.command("limits", context_settings=shared.SETTINGS)
+@shared.device_option
+@shared.rounds_options(7)
+@size_option
+@shared.measuring_options
+def limits_command(device: str, matrix_size: int | None, **given: Any) -> None:
+    """What this machine can do: products of matrices in each precision, memory, reading and writing images.
+
+    Writes limits.json, limits.md and limits.png to DIR.
+    """
+    plan = shared.settings_of(Plan, given)
+    bench = shared.Bench("limits", given)
+    devices, absent = bench.devices(device)
+    progress = bench.begin()
+    here = [name for name in devices if name not in absent]
+    with limit_workers(here, threads=bench.threads, size=matrix_size) as workers:
+        workers.missing |= absent
+        measured = interleave(workers.entries(), plan, say=bench.say, progress=progress)
+        limits = workers.limits(measured)
+    report = LimitsReport(bench.conditions(), bench.threads, plan, limits)
+    bench.publish(report, png(report))

@@ -6,15 +6,18 @@ image, at the size of cells that they work at. What is not installed, or does no
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.harness import images as image_set
 from cellseg_benchmarks.harness.figures import Bar, Bars, panels_png
 from cellseg_benchmarks.harness.machine import Conditions
@@ -22,6 +25,8 @@ from cellseg_benchmarks.harness.partial import Progress
 from cellseg_benchmarks.harness.report import NOT_RUN, REPORT_VERSION, machine_lines, table, times
 from cellseg_benchmarks.harness.timer import Plan, Ratio, Times, Turn, interleave, ratio
 from cellseg_benchmarks.harness.worker import Worker, WorkerError
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, UsageError
+from cellseg_deploy.models import default_model_path
 
 Say = Callable[[str], None]
 PEERS = ("cellpose", "stardist", "instanseg")
@@ -86,37 +91,61 @@ class PeersReport:
         return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. ``models``: ours. ``peers``: names of ``PEERS``. ``cell_diameter``: of cells in the images, px.
+    ``megapixels``: of a sample smear. ``folder_images``: in our folder run, the images again and again."""
+
+    models: tuple[Path, ...] = ()
+    peers: str = ",".join(PEERS)
+    cell_diameter: float | None = None
+    megapixels: float = 1.92
+    folder_images: int = 8
+    cellpose_weights: Path | None = None
+    engine: shared.Engine = field(default_factory=shared.Engine)
+    threads: int | None = None
+
+    def checked(self) -> Settings:
+        """With the model that ships if none is given. Raises ``UsageError``, ``ModelError``."""
+        names = shared.words(self.peers) or []
+        unknown = [name for name in names if name not in PEERS]
+        if unknown:
+            raise UsageError(f"no peer named {', '.join(unknown)}; there are {', '.join(PEERS)}")
+        models = self.models or (default_model_path(),)
+        for path in (*models, *([self.cellpose_weights] if self.cellpose_weights else [])):
+            if not path.is_file():
+                raise ModelError(f"{path}: no such file")
+        if len({path.stem for path in models}) < len(models):
+            raise UsageError(f"two models of one name cannot be told apart: {', '.join(path.name for path in models)}")
+        image_set.check_size(self.megapixels)
+        return replace(self, models=models)
+
+
 def measure_peers(
     images: Sequence[npt.NDArray[np.uint8]],
     labels: npt.NDArray[np.int32] | None,
-    models: Sequence[Path],
+    settings: Settings,
     work: Path,
     plan: Plan,
     *,
-    diameter_px: float,
-    peers: Sequence[str] = PEERS,
-    folder_images: int = 8,
-    device: str = "cpu",
-    threads: int | None = None,
-    cellpose_weights: Path | None = None,
-    settings: Mapping[str, Any] | None = None,
     start: Callable[..., Worker] = Worker,
     say: Say = lambda _: None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Rows of our ``models`` and of ``peers`` (names of ``PEERS``) on ``images``, RGB uint8 (h, w, 3).
+    """Rows of our models and of the peers on ``images``, RGB uint8 (h, w, 3), whose cells have the diameter said.
 
-    ``labels``: true cells of the first image, for what Cellpose does after its network. ``folder_images``: in our
-    folder run, the images again and again. ``settings``: as for ``folder.subject`` for ours. ``work``: a
-    folder to write in, which the caller throws away.
+    ``labels``: true cells of the first image, for what Cellpose does after its network. ``work``: a folder to write in,
+    which the caller throws away.
     """
+    threads, diameter_px = settings.threads, settings.cell_diameter
+    weights = settings.cellpose_weights
     sources = [work / f"source-{k}.png" for k in range(len(images))]
     arrays = [work / f"image-{k}.npy" for k in range(len(images))]
     for source, array, image in zip(sources, arrays, images, strict=True):
         source.write_bytes(image_set.encoded(image, "png"))
         np.save(array, image)
     folder = work / "folder"
-    image_set.link_copies(sources, folder, folder_images)
+    image_set.link_copies(sources, folder, settings.folder_images)
     truth = None if labels is None else work / "labels.npy"
     if truth is not None and labels is not None:
         np.save(truth, labels)
@@ -126,13 +155,13 @@ def measure_peers(
             model.stem,
             "folder",
             {
-                "settings": {**(settings or {}), "path": str(model), "cell_diameter_px": diameter_px},
+                "settings": {**settings.engine.arguments(), "path": str(model), "cell_diameter_px": diameter_px},
                 "threads": threads,
                 "work": str(work),
                 "timed": str(folder),
             },
         )
-        for model in models
+        for model in settings.models
     ]
     wanted += [
         (
@@ -142,12 +171,12 @@ def measure_peers(
                 "images": [str(path) for path in arrays],
                 "labels": str(truth) if truth and name == "cellpose" else None,
                 "diameter": diameter_px,
-                "device": device,
+                "device": settings.engine.device or "cpu",
                 "threads": threads,
-                "weights": str(cellpose_weights) if cellpose_weights and name == "cellpose" else None,
+                "weights": str(weights) if weights and name == "cellpose" else None,
             },
         )
-        for name in peers
+        for name in shared.words(settings.peers) or []
     ]
     with ExitStack() as stack:
         workers: dict[str, tuple[str, Worker]] = {}
@@ -168,7 +197,7 @@ def measure_peers(
         for name, (kind, worker) in workers.items():
             for call in worker.names:
                 entry = f"{name}{_SEPARATOR}{call}"
-                n = folder_images if kind == "folder" else worker.facts["images"]
+                n = settings.folder_images if kind == "folder" else worker.facts["images"]
                 rows.append(_row(name, call, kind == "folder", worker.facts, n, entry, measured.times, measured.failed))
     compared = [_compared(row, rows) for row in rows]
     return sorted(compared, key=lambda row: (not row.ours, [name for name, _, _ in wanted].index(row.name)))
@@ -217,3 +246,70 @@ def png(report: PeersReport) -> bytes:
         )
     panel = Bars(f"Time of an image, {first} = 1", "times as long", tuple(bars), logarithmic=True)
     return panels_png([panel], title=report.conditions.machine.processor)
+
+
+@click.command("peers", context_settings=shared.SETTINGS)
+@click.argument("paths", metavar="[IMAGE]...", nargs=-1, type=shared.PATH)
+@click.option(
+    "--model", "models", multiple=True, type=shared.PATH, help="Model file of ours; again for more.  [default: shipped]"
+)
+@click.option(
+    "--peers", default=Settings.peers, metavar="NAME,...", help="Of cellpose, stardist, instanseg.  [default: all]"
+)
+@click.option(
+    "--cell-diameter",
+    type=float,
+    metavar="PX",
+    help="Diameter of cells in the images, from which every tool gets its scale.  [default: that of sample smears]",
+)
+@click.option("--megapixels", type=float, default=Settings.megapixels, show_default=True, help="Of the sample smear.")
+@click.option(
+    "--folder-images",
+    type=click.IntRange(1),
+    default=Settings.folder_images,
+    show_default=True,
+    help="Images in our folder run.",
+)
+@click.option("--cellpose-weights", type=shared.PATH, help="A Cellpose 4 model.  [default: random weights]")
+@shared.engine_options
+@shared.rounds_options(5, min_seconds=0.0)
+@shared.measuring_options
+def peers_command(paths: tuple[Path, ...], **given: Any) -> None:
+    """The same images through Cellpose 4, StarDist and InstanSeg: how many times as long they take.
+
+    Tools that are not installed are rows that say so: pip install cellpose, stardist with tensorflow-cpu,
+    instanseg-torch. All images must have one size. Writes peers.json, peers.md and peers.png to DIR. Exit code 8 if
+    none of ours could be timed.
+    """
+    settings = shared.settings_of(Settings, given)
+    if paths and settings.cell_diameter is None:
+        raise click.UsageError("--cell-diameter must be given with images of your own: every tool needs its scale")
+    settings = settings.checked()
+    plan = shared.settings_of(Plan, given)
+    bench = shared.Bench("peers", given)
+    labels = None
+    if paths:
+        images = list(image_set.given_images(paths))
+    else:
+        smear = image_set.smear_with_truth(image_set.size_for(settings.megapixels))
+        images, labels = [smear.image_hwc], smear.labels_hw
+        settings = replace(settings, cell_diameter=image_set.DIAMETER_PX)
+    if len({image.shape for image in images}) > 1:
+        raise UsageError("the images have different sizes; give images of one size, or one image")
+    progress = bench.begin()
+    with tempfile.TemporaryDirectory(dir=bench.output, prefix="work-") as place:
+        rows = measure_peers(images, labels, settings, Path(place), plan, say=bench.say, progress=progress)
+    assert settings.cell_diameter is not None
+    report = PeersReport(
+        conditions=bench.conditions(),
+        threads=bench.threads,
+        plan=plan,
+        image_hw=images[0].shape[:2],
+        images_from="given images" if paths else "a sample smear",
+        diameter_px=settings.cell_diameter,
+        rows=tuple(rows),
+        not_run=settings.engine.not_run(bench.machine),
+    )
+    bench.publish(report, png(report))
+    if not any(row.ours and row.times for row in rows):
+        raise BackendUnavailableError("none of our models could be timed; the report says why")

@@ -8,13 +8,16 @@ that what is made once is neither timed nor counted as memory of the image. Grow
 from __future__ import annotations
 
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import numpy as np
 
+from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.harness import images
 from cellseg_benchmarks.harness.figures import Lines, Panel, panels_png
 from cellseg_benchmarks.harness.machine import Conditions
@@ -22,6 +25,7 @@ from cellseg_benchmarks.harness.partial import Progress, turns_left
 from cellseg_benchmarks.harness.report import NOT_RUN, REPORT_VERSION, machine_lines, megabytes, number, percent, table
 from cellseg_benchmarks.harness.timer import order_of_round
 from cellseg_benchmarks.harness.worker import Worker, WorkerError
+from cellseg_deploy.errors import BackendUnavailableError, UsageError
 
 Say = Callable[[str], None]
 Series = Literal["megapixels", "images"]
@@ -116,15 +120,56 @@ class ScalingReport:
         return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. ``megapixels``: sizes of one image. ``images``: in folders, of ``small`` megapixels each.
+    ``max_megapixels``, ``max_images``: leave larger ones out."""
+
+    model: Path | None = None
+    megapixels: str = "1,4,16,64,256"
+    images: str = "1,10,100,1000"
+    max_megapixels: float | None = None
+    max_images: int | None = None
+    small: float = 0.48
+    rounds: int = 3
+    engine: shared.Engine = field(default_factory=shared.Engine)
+    scale: shared.Scale = field(default_factory=shared.Scale)
+    threads: int | None = None
+
+    def sizes(self) -> tuple[list[float], list[int], dict[str, str]]:
+        """Sizes and numbers of images to measure, and what is left out, with the reason.
+
+        Raises click's usage error for what is not a list of numbers, ``UsageError`` for sizes that cannot be made or if
+        nothing is left.
+        """
+        sizes = shared.numbers(self.megapixels, "--megapixels", float)
+        counts = shared.numbers(self.images, "--images")
+        for size in (*sizes, self.small):
+            images.check_size(size)
+        left_out = {
+            f"{n:g} megapixels": f"left out by --max-megapixels {self.max_megapixels:g}"
+            for n in sizes
+            if self.max_megapixels is not None and n > self.max_megapixels
+        }
+        left_out |= {
+            f"{n} images": f"left out by --max-images {self.max_images}"
+            for n in counts
+            if self.max_images is not None and n > self.max_images
+        }
+        if len(left_out) == len(sizes) + len(counts):
+            told = "; ".join(f"{name} {why}" for name, why in left_out.items())
+            raise UsageError(f"nothing is left to measure: {told}")
+        return (
+            [n for n in sizes if f"{n:g} megapixels" not in left_out],
+            [n for n in counts if f"{n} images" not in left_out],
+            left_out,
+        )
+
+
 def measure_scaling(
-    settings: Mapping[str, Any],
+    settings: Settings,
     work: Path,
     *,
-    megapixels: Sequence[float],
-    counts: Sequence[int],
-    small_hw: tuple[int, int],
-    rounds: int,
-    threads: int | None = None,
     start: Callable[..., Worker] = Worker,
     say: Say = lambda _: None,
     progress: Progress | None = None,
@@ -133,20 +178,24 @@ def measure_scaling(
 
     Sizes take turns within a round. ``work``: folder for images and results, which the caller throws away.
     """
+    megapixels, counts, _ = settings.sizes()
+    small_hw = images.size_for(settings.small)
     smear = next(images.smears(1))
     warm = work / "warm.tif"
     images.write_mirrored(warm, smear, images.size_for(_WARM_MEGAPIXELS))
     small = [work / f"small-{k}.png" for k in range(2)]
     for path, image in zip(small, images.smears(2, small_hw), strict=True):
         path.write_bytes(images.encoded(image, "png"))
-    arguments = {"settings": dict(settings), "threads": threads, "work": str(work)}
+    opened = {"path": None if settings.model is None else str(settings.model)}
+    opened = {**settings.engine.arguments(), **settings.scale.arguments(), **opened}
+    arguments = {"settings": opened, "threads": settings.threads, "work": str(work)}
     tasks: dict[str, tuple[Series, float]] = {f"{n:g} megapixels": ("megapixels", n) for n in megapixels}
     tasks |= {f"{n} images": ("images", n) for n in counts}
     points: list[Point] = []
     facts: dict[str, Any] = {}
     failed: dict[str, str] = {}
     progress = progress or Progress()
-    turns = [(k, name) for k in range(rounds) for name in order_of_round(list(tasks), k)]
+    turns = [(k, name) for k in range(settings.rounds) for name in order_of_round(list(tasks), k)]
     done = 0
     with progress.stoppable(lambda: turns_left(turns[done:])):
         for number_of_round, name in turns:
@@ -164,7 +213,7 @@ def measure_scaling(
                 else:
                     points.append(_point(series, n, number_of_round, pixels, answer))
                     progress.keep("points", points)
-                    say(f"round {number_of_round + 1} of {rounds}, {name}: {answer['seconds']:.2f} s")
+                    say(f"round {number_of_round + 1} of {settings.rounds}, {name}: {answer['seconds']:.2f} s")
             done += 1
     return points, facts, failed
 
@@ -281,3 +330,48 @@ def _growth_line(growth: Growth) -> str:
     if growth.bytes_per_pixel is not None:
         parts.append(f"{growth.bytes_per_pixel:.2f} bytes more for each pixel more")
     return ("; ".join(parts) + ".").capitalize() if parts else ""
+
+
+@click.command("scaling", context_settings=shared.SETTINGS)
+@shared.model_option
+@click.option(
+    "--megapixels", default=Settings.megapixels, show_default=True, metavar="N,...", help="Sizes of one image."
+)
+@click.option("--images", default=Settings.images, show_default=True, metavar="N,...", help="Images in a folder.")
+@click.option("--max-megapixels", type=float, help="Leave larger images out.")
+@click.option("--max-images", type=int, help="Leave larger folders out.")
+@click.option(
+    "--small", type=float, default=Settings.small, show_default=True, help="Megapixels of each image of a folder."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=Settings.rounds, show_default=True, help="New processes for each size."
+)
+@shared.scale_options
+@shared.engine_options
+@shared.measuring_options
+def scaling_command(**given: Any) -> None:
+    """How time and memory grow with the size of an image, and with the number of images.
+
+    Large images are sample smears, mirrored at their edges; the largest takes some 6 GB of disk and memory. Writes
+    scaling.json, scaling.md and scaling.png to DIR. Exit code 8 if nothing could be measured.
+    """
+    settings = shared.settings_of(Settings, given)
+    _, _, left_out = settings.sizes()
+    bench = shared.Bench("scaling", given)
+    progress = bench.begin()
+    with tempfile.TemporaryDirectory(dir=bench.output, prefix="work-") as place:
+        points, engine, failed = measure_scaling(settings, Path(place), say=bench.say, progress=progress)
+    if not points:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise BackendUnavailableError(f"nothing was measured: {reasons}")
+    report = ScalingReport(
+        conditions=bench.conditions(),
+        threads=bench.threads,
+        engine=engine,
+        held_bytes_per_pixel=held_bytes_per_pixel(engine),
+        small_image_hw=images.size_for(settings.small),
+        points=tuple(points),
+        growth=tuple(growth_of(points, series) for series in SERIES),
+        left_out=left_out | failed | settings.engine.not_run(bench.machine),
+    )
+    bench.publish(report, png(report))

@@ -8,25 +8,32 @@ are sampled on the way. The same criteria are put to a stub that leaks, which mu
 from __future__ import annotations
 
 import gc
+import math
 import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import click
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.folder.soak_files import CELL_DIAMETER_PX, make_files
+from cellseg_benchmarks.harness.figures import Lines, panels_png
+from cellseg_benchmarks.harness.machine import Conditions
 from cellseg_benchmarks.harness.memory import give_back_free_memory, rss_bytes
 from cellseg_benchmarks.harness.partial import Progress
+from cellseg_benchmarks.harness.report import REPORT_VERSION, machine_lines, table
 from cellseg_benchmarks.harness.timer import stopwatch
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.errors import BackendUnavailableError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, ParityError, UsageError
 from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, make_folder
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.models.spec import ModelSpec, TrainingInfo, WeightsInfo, default_operating_points
@@ -41,6 +48,27 @@ MAX_FILES = 99_999
 _MIN_FILES = 20
 _SAMPLES = 200
 _WARM_UP_FILES = 60
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``files``: how many to make. ``bad``: share of damaged ones, which ``seed`` chooses. ``leak``: what the network
+    keeps of each call, to see that the criteria notice.
+
+    Raises ``UsageError`` for numbers that make no run.
+    """
+
+    files: int = 10_000
+    bad: float = 0.05
+    seed: int = 0
+    leak: Leak | None = None
+
+    def __post_init__(self) -> None:
+        if not (_MIN_FILES <= self.files <= MAX_FILES and 0 <= self.bad <= 1):
+            raise UsageError(
+                f"expected {_MIN_FILES} to {MAX_FILES} files and a share of bad ones from 0 to 1, got {self.files} and "
+                f"{self.bad}"
+            )
 
 
 @dataclass(frozen=True)
@@ -195,31 +223,19 @@ class StubBackend(Backend):
 
 
 def soak(
-    folder: Path,
-    *,
-    n_files: int,
-    bad: float,
-    seed: int = 0,
-    leak: Leak | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    progress: Progress | None = None,
+    folder: Path, settings: Settings, *, say: Callable[[str], None] = lambda _: None, progress: Progress | None = None
 ) -> Soak:
-    """Make ``n_files`` files in ``folder``/files, the share ``bad`` of them damaged, and run to ``folder``/run.
+    """Make the files of ``settings`` in ``folder``/files and run to ``folder``/run.
 
-    Raises ``UsageError`` for numbers that cannot be meant, ``BackendUnavailableError`` where the system has no /proc,
-    and what the folder run raises.
+    Raises ``BackendUnavailableError`` where the system has no /proc, and what the folder run raises.
     """
     if sys.platform != "linux":
         raise BackendUnavailableError("memory, descriptors and threads are read from /proc; use Linux")
-    if not (_MIN_FILES <= n_files <= MAX_FILES and 0 <= bad <= 1):
-        raise UsageError(
-            f"expected {_MIN_FILES} to {MAX_FILES} files and a share of bad ones from 0 to 1, got {n_files} and {bad}"
-        )
-    n_bad = round(n_files * bad)
+    n_files, n_bad = settings.files, round(settings.files * settings.bad)
     say(f"making {n_files} files, {n_bad} of them damaged")
-    truth = make_files(folder / FILES_FOLDER, n_files, n_bad, seed)
-    with _own_temporary_folder(folder / "tmp") as temporary, StubBackend(leak) as backend:
-        _warm_up(folder, seed)
+    truth = make_files(folder / FILES_FOLDER, n_files, n_bad, settings.seed)
+    with _own_temporary_folder(folder / "tmp") as temporary, StubBackend(settings.leak) as backend:
+        _warm_up(folder, settings.seed)
         progress = progress or Progress()
         watch = _Watch(backend, folder / RUN_FOLDER, temporary, truth, say, progress)
         before, seconds = watch.sample(), stopwatch()
@@ -323,3 +339,128 @@ def _own_temporary_folder(folder: Path) -> Iterator[Path]:
         tempfile.tempdir = former
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+_MIB = 2**20
+_MOST_WRONG = 20
+
+
+@dataclass(frozen=True)
+class SoakReport:
+    """``settings``: options of the command. ``verdict``: ``holds``, or what does not."""
+
+    conditions: Conditions
+    settings: Settings
+    limits: Limits
+    soak: Soak
+    criteria: tuple[Criterion, ...]
+    verdict: str
+    benchmark: str = "soak"
+    report_version: int = REPORT_VERSION
+
+    def to_markdown(self) -> str:
+        """The criteria as a table, and what else the run showed."""
+        soak = self.soak
+        words = " ".join(f"--{name} {value}" for name, value in asdict(self.settings).items() if value is not None)
+        rows = [
+            [c.name, _figure(c.measured), f"{_figure(c.allowed)} {c.unit}".strip(), "holds" if c.holds else "**fails**"]
+            for c in self.criteria
+        ]
+        resident = [sample.resident_bytes for sample in soak.samples]
+        lines = [
+            "# Soak",
+            "",
+            *machine_lines(self.conditions, None),
+            f"`python -m cellseg_benchmarks soak {words}`: {soak.n_files} files, {soak.n_bad} of them damaged, in "
+            f"{soak.wall_seconds:.0f} s, {1000 * soak.wall_seconds / soak.n_files:.1f} ms a file with all that comes "
+            f"before the first and after the last. **{self.verdict[0].upper()}{self.verdict[1:]}.**",
+            "",
+            *table(("criterion", "measured", "allowed", "verdict"), rows),
+            "",
+            f"Resident memory: {_figure(soak.before.resident_bytes / _MIB)} MiB before, "
+            f"{_figure(soak.resident_bytes_until(0.5) / _MIB)} MiB in the middle, "
+            f"{_figure(soak.resident_bytes_until(1) / _MIB)} MiB at the end, "
+            f"{_figure(max(resident) / _MIB)} MiB at most.",
+            "",
+            f"Overhead: 95 % of files below {np.quantile(soak.overhead_ms, 0.95):.1f} ms, the slowest "
+            f"{max(soak.overhead_ms):.0f} ms. Most at a time: {max(s.descriptors for s in soak.samples)} descriptors, "
+            f"{max(s.threads for s in soak.samples)} threads.",
+        ]
+        if soak.wrong:
+            lines += ["", "Wrong results:", "", *(f"- {line}" for line in soak.wrong[:_MOST_WRONG])]
+        return "\n".join(lines) + "\n"
+
+
+def judged(soak: Soak, limits: Limits, conditions: Conditions, settings: Settings) -> SoakReport:
+    """The report of ``soak`` with its verdict."""
+    criteria = tuple(soak.criteria(limits))
+    failed = [criterion.name for criterion in criteria if not criterion.holds]
+    verdict = f"fails: {', '.join(failed)}" if failed else "holds"
+    return SoakReport(conditions, settings, limits, soak, criteria, verdict)
+
+
+def png(report: SoakReport) -> bytes:
+    """Resident memory over files with what is allowed from the middle on, and the overhead between two samples."""
+    soak, limits = report.soak, report.limits
+    files = [float(sample.files) for sample in soak.samples]
+    middle, start = soak.n_files / 2, soak.resident_bytes_until(0.5) / _MIB
+    memory = {
+        "resident": (files, [sample.resident_bytes / _MIB for sample in soak.samples]),
+        f"{limits.growth_bytes:g} bytes a file, the most allowed": (
+            [middle, float(soak.n_files)],
+            [start, start + limits.growth_bytes * middle / _MIB],
+        ),
+    }
+    windows = [soak.overhead_ms[int(first) : int(last)] for first, last in pairwise([0.0, *files])]
+    overhead = {
+        "median": (files, [float(np.median(window)) for window in windows]),
+        "95 % below": (files, [float(np.quantile(window, 0.95)) for window in windows]),
+        "allowed for the median": ([0.0, float(soak.n_files)], [limits.overhead_ms] * 2),
+    }
+    panels = (
+        Lines("memory of the process", "files", "MiB", memory, logarithmic=False),
+        Lines("a file outside the network", "files", "ms", overhead, logarithmic=False, logarithmic_y=True),
+    )
+    return panels_png(panels, title=f"{soak.n_files} files, {soak.n_bad} damaged: {report.verdict}")
+
+
+def _figure(value: float) -> str:
+    if math.isnan(value):
+        return "unknown"
+    return f"{value:.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.1f}"
+
+
+@click.command("soak", context_settings=shared.SETTINGS)
+@click.option("-o", "--output", required=True, metavar="DIR", type=shared.PATH, help="New folder.")
+@click.option(
+    "--files", type=click.IntRange(20, MAX_FILES), default=Settings.files, show_default=True, help="How many images."
+)
+@click.option(
+    "--bad", type=click.FloatRange(0, 1), default=Settings.bad, show_default=True, help="Share of damaged ones."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=Settings.seed, show_default=True, help="Decides which are damaged."
+)
+@click.option(
+    "--leak",
+    type=click.Choice(["memory", "descriptors", "files"]),
+    is_flag=False,
+    flag_value="memory",
+    help="The network leaks on purpose, memory unless something else is named: then the verdict must fail.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
+def soak_command(**given: Any) -> None:
+    """A folder run over thousands of small images with a stub network: does anything grow, and what does a file cost?
+
+    Makes the images in DIR/files, runs to DIR/run, and writes soak.json, soak.md and soak.png to DIR. Exit code 5 if a
+    criterion fails: memory flat; descriptors, threads and temporary files back to where they were; at most 30 ms a file
+    outside the network; each result the right one. Linux only.
+    """
+    bench = shared.Bench("soak", given)
+    progress = bench.begin()
+    settings = shared.settings_of(Settings, given)
+    found = soak(bench.output, settings, say=bench.say, progress=progress)
+    report = judged(found, Limits(), bench.conditions(), settings)
+    bench.publish(report, png(report))
+    if report.verdict != "holds":
+        raise ParityError(f"the soak {report.verdict}; see {bench.output / 'soak.md'}")

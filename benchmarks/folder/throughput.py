@@ -9,19 +9,27 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cellseg_benchmarks.engine.limits import Limits
+import click
+
+from cellseg_benchmarks import options as shared
+from cellseg_benchmarks.engine.limits import Limits, limit_workers
+from cellseg_benchmarks.harness import images as image_set
 from cellseg_benchmarks.harness.figures import Bar, Bars, Panel, Stacks, panels_png
+from cellseg_benchmarks.harness.flops import count_flops
 from cellseg_benchmarks.harness.machine import Conditions
 from cellseg_benchmarks.harness.partial import Progress, turns_left
 from cellseg_benchmarks.harness.report import NOT_RUN, REPORT_VERSION, machine_lines, number, percent, table
-from cellseg_benchmarks.harness.timer import order_of_round, stopwatch
+from cellseg_benchmarks.harness.timer import Plan, interleave, order_of_round, stopwatch
 from cellseg_benchmarks.harness.worker import Worker
 from cellseg_deploy.cells import tiling
+from cellseg_deploy.errors import UsageError
+from cellseg_deploy.models import default_model_path
 
 Say = Callable[[str], None]
 State = Literal["cold", "warm"]
@@ -153,34 +161,55 @@ class PipelineReport:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. ``images``: in a folder. ``megapixels``: of a sample smear. ``warm``: runs in each process."""
+
+    model: Path | None = None
+    images: int = 50
+    megapixels: float = 1.92
+    formats: str = "png,jpg,tif"
+    rounds: int = 3
+    warm: int = 2
+    save: str = "labels,overlays"
+    engine: shared.Engine = field(default_factory=shared.Engine)
+    scale: shared.Scale = field(default_factory=shared.Scale)
+    threads: int | None = None
+
+
 def measure_pipeline(
     folders: Mapping[str, Path],
-    settings: Mapping[str, Any],
+    settings: Settings,
     work: Path,
     *,
-    rounds: int,
-    warm: int,
-    threads: int | None = None,
-    save: Sequence[str] | None = None,
-    model_file: Path | None = None,
     start: Callable[..., Worker] = Worker,
     say: Say = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[list[Run], dict[str, Any], bool]:
-    """Run each of ``folders`` (by format) ``rounds`` times cold and ``warm`` times warm after each of those.
+    """Run each of ``folders`` (by format) in new processes, cold, and again warm in each of those.
 
     Gives the runs, what the worker opened, and whether files could be dropped from the page cache.
     """
     runs: list[Run] = []
     facts: dict[str, Any] = {}
     evicted = True
-    arguments = {"settings": dict(settings), "threads": threads, "work": str(work), "save": save}
+    rounds = settings.rounds
+    arguments = {
+        "settings": {
+            **settings.engine.arguments(),
+            **settings.scale.arguments(),
+            "path": None if settings.model is None else str(settings.model),
+        },
+        "threads": settings.threads,
+        "work": str(work),
+        "save": [] if settings.save == "none" else shared.words(settings.save),
+    }
     progress = progress or Progress()
     turns = [(k, name) for k in range(rounds) for name in order_of_round(list(folders), k)]
     done = 0
     with progress.stoppable(lambda: turns_left(turns[done:])):
         for number_of_round, name in turns:
-            files = [*folders[name].iterdir(), *([model_file] if model_file else [])]
+            files = [*folders[name].iterdir(), settings.model or default_model_path()]
             evicted = drop_from_cache(files) and evicted
             since = stopwatch()
             with start("folder", arguments) as worker:
@@ -189,7 +218,7 @@ def measure_pipeline(
                 paths = [str(folders[name])]
                 answer = worker.ask("run", paths=paths)
                 runs.append(_run(name, number_of_round, "cold", answer, since(), opened))
-                for _ in range(warm):
+                for _ in range(settings.warm):
                     answer = worker.ask("run", paths=paths)
                     runs.append(_run(name, number_of_round, "warm", answer, answer["seconds"], 0.0))
             done += 1
@@ -308,3 +337,80 @@ def _run(name: str, round_: int, state: State, answer: Mapping[str, Any], second
         images=answer["images"],
         cells=answer["cells"],
     )
+
+
+@click.command("pipeline", context_settings=shared.SETTINGS)
+@click.argument("paths", metavar="[IMAGE|FOLDER]...", nargs=-1, type=shared.PATH)
+@shared.model_option
+@click.option(
+    "--images", type=click.IntRange(1), default=Settings.images, show_default=True, help="Images in a folder."
+)
+@click.option("--megapixels", type=float, default=Settings.megapixels, show_default=True, help="Of a sample smear.")
+@click.option(
+    "--formats", default=Settings.formats, show_default=True, metavar="NAME,...", help="Formats to convert to."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=Settings.rounds,
+    show_default=True,
+    help="New processes for each format.",
+)
+@click.option(
+    "--warm", type=click.IntRange(0), default=Settings.warm, show_default=True, help="Warm runs in each process."
+)
+@click.option("--save", default=Settings.save, show_default=True, help="As for cellseg-infer; none for tables only.")
+@shared.scale_options
+@shared.engine_options
+@shared.measuring_options
+def pipeline_command(paths: tuple[Path, ...], **given: Any) -> None:
+    """A folder of images from files to results: images a second, where the time goes, how busy the engine is.
+
+    Takes the images given, or sample smears, as often as --images asks for, converted to each format. Writes
+    pipeline.json, pipeline.md and pipeline.png to DIR.
+    """
+    settings = shared.settings_of(Settings, given)
+    names = shared.words(settings.formats) or []
+    unknown = [name for name in names if name not in image_set.FORMATS]
+    if unknown or not names:
+        raise UsageError(f"unknown format {', '.join(unknown)}; expected some of {', '.join(image_set.FORMATS)}")
+    image_set.check_size(settings.megapixels)
+    bench = shared.Bench("pipeline", given)
+    progress = bench.begin()
+    with tempfile.TemporaryDirectory(dir=bench.output, prefix="work-") as place:
+        work = Path(place)
+        bench.say("writing the images ...")
+        images = (
+            image_set.given_images(paths, settings.images)
+            if paths
+            else image_set.smears(min(settings.images, image_set.DIFFERENT), image_set.size_for(settings.megapixels))
+        )
+        folders, hw = image_set.write_set(work, images, names, settings.images)
+        runs, engine, evicted = measure_pipeline(folders, settings, work, say=bench.say, progress=progress)
+        sizes = {name: sum(file.stat().st_size for file in folder.iterdir()) / 1e6 for name, folder in folders.items()}
+        pixels = sum(height * width for height, width in hw)
+        limits = Limits()
+        if not progress.skips("what the machine can do"):
+            bench.say("measuring what the machine can do ...")
+            with limit_workers([engine["device"]], threads=bench.threads) as workers:
+                plan = Plan(rounds=3)
+                measured = interleave(workers.entries(), plan, say=bench.say, progress=progress, name="limits")
+                limits = workers.limits(measured)
+    model = settings.model or default_model_path()
+    flops = count_flops(model).total if model.suffix.lower() == ".onnx" else None  # no other file shows them
+    report = PipelineReport(
+        conditions=bench.conditions(),
+        threads=bench.threads,
+        images=settings.images,
+        megapixels=pixels / 1e6,
+        images_from="given images" if paths else "sample smears",
+        megabytes=sizes,
+        engine=engine,
+        evicted=evicted,
+        runs=tuple(runs),
+        summaries=tuple(summarise(runs, pixels / 1e6)),
+        shares=tuple(shares_of(runs, hw, engine, limits, flops)),
+        limits=limits,
+        not_run=settings.engine.not_run(bench.machine),
+    )
+    bench.publish(report, png(report))

@@ -33,14 +33,14 @@ from cellseg_benchmarks.harness.timer import Turn, turn_of
 from cellseg_deploy.errors import BackendUnavailableError, CellsegError
 
 SUBJECTS = {
-    "form": "cellseg_benchmarks.harness.forms",
-    "limits": "cellseg_benchmarks.engine.limit_subjects",
-    "folder": "cellseg_benchmarks.folder.subject",
-    "cellpose": "cellseg_benchmarks.folder.peer_cellpose",
-    "stardist": "cellseg_benchmarks.folder.peer_stardist",
-    "instanseg": "cellseg_benchmarks.folder.peer_instanseg",
+    "form": ("cellseg_benchmarks.harness.forms", "subject"),
+    "limits": ("cellseg_benchmarks.engine.limit_subjects", "subject"),
+    "folder": ("cellseg_benchmarks.folder.subject", "subject"),
+    "cellpose": ("cellseg_benchmarks.folder.peer_tools", "cellpose"),
+    "stardist": ("cellseg_benchmarks.folder.peer_tools", "stardist"),
+    "instanseg": ("cellseg_benchmarks.folder.peer_tools", "instanseg"),
 }
-"""Kind of subject -> module with a function ``subject(**arguments) -> Subject``."""
+"""Kind of subject -> module and function, which gives a ``Subject``."""
 
 START_SECONDS = 1800.0
 """Compiling a large network takes minutes."""
@@ -198,7 +198,8 @@ def serve(read: Callable[[], str], write: Callable[[str], None]) -> None:
         request = json.loads(line)
         try:
             if subject is None:
-                subject = import_module(SUBJECTS[request["kind"]]).subject(**request["arguments"])
+                module, function = SUBJECTS[request["kind"]]
+                subject = getattr(import_module(module), function)(**request["arguments"])
                 answer: dict[str, Any] = {"facts": dict(subject.facts), "calls": list(subject.calls)}
             else:
                 answer = _answered(subject, request)

@@ -20,12 +20,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import msgspec
 
+from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.harness.partial import Progress
+from cellseg_benchmarks.harness.report import with_remark
 from cellseg_benchmarks.harness.timer import stopwatch
-from cellseg_deploy.errors import BackendUnavailableError, OutputError, ParityError, UsageError
-from cellseg_deploy.files.atomic import write_bytes
+from cellseg_deploy.cli import console
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, ParityError, UsageError
+from cellseg_deploy.files.atomic import make_folder, write_bytes
+from cellseg_deploy.models import default_weights_path
 
 TASK = "counting"
 TABLE_FILE, TABLE_TEXT = "parity.json", "parity.md"
@@ -287,3 +292,64 @@ def _tail(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [i for i, line in enumerate(lines) if line.startswith("error:")]
     return " ".join(lines[errors[-1] :] if errors else lines[-1:])
+
+
+@click.command("parity", context_settings=shared.SETTINGS)
+@click.argument("network", metavar="[RUN]", required=False, type=shared.PATH)
+@click.option(
+    "-o", "--output", required=True, metavar="DIR", type=shared.PATH, help="Folder for the forms and the table."
+)
+@click.option(
+    "--forms",
+    metavar="NAME,...",
+    help="Of fp32, fp16, mixed, openvino-fp32, openvino-bf16, int8.  [default: all but mixed]",
+)
+@click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images to compare on.  [default: sample smears]")
+@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their true masks.")
+@console.mask_options
+@click.option("--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
+@click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
+def parity_command(
+    network: Path | None,
+    output: Path,
+    forms: str | None,
+    images: Path | None,
+    masks: Path | None,
+    mask_foreground: str,
+    tile_batch: int,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Make every form of a network with cellseg-export and show the gate's verdicts side by side.
+
+    RUN is a run folder of cellseg-train or its model.safetensors, by default the model that ships. The forms and
+    their reports stay in DIR, beside parity.json and parity.md; the same command goes on with a table that was
+    stopped. Exit code 5 if a form was refused.
+    """
+    console.require_packages("export", "torch", "timm", "safetensors", "onnxscript")
+    shared.check_pair(images, masks)
+    network = network or default_weights_path()
+    if not network.exists():
+        raise ModelError(f"{network}: no such file or folder; give a run folder or its model.safetensors")
+    if not network.is_dir() and network.suffix.lower() != ".safetensors":
+        raise UsageError(f"{network}: expected a run folder or its model.safetensors, from which every form is made")
+    names = shared.words(forms) or DEFAULT_FORMS
+    forms_named(names)  # raises before anything is made
+    if output.exists() and not (output / TABLE_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"{output}: exists and is not the folder of such a table; choose another -o")
+    make_folder(output)
+    progress = shared.progress(output, "parity")
+    gate = ["--tile-batch", str(tile_batch)]
+    if threads is not None:
+        gate += ["--threads", str(threads)]
+    if images is not None and masks is not None:
+        gate += ["--images", str(images), "--masks", str(masks), "--mask-foreground", mask_foreground]
+    table = parity_table(network, output, names, gate=gate, say=shared.teller(quiet), progress=progress)
+    text = with_remark(table.to_markdown(), progress)
+    write_bytes(output / TABLE_TEXT, text.encode())
+    click.echo(text)
+    progress.finish()
+    refused = [row.form for row in table.rows if row.verdict not in ("passed", "not run")]
+    if refused:
+        raise ParityError(f"refused by the parity gate: {', '.join(refused)}; the table says why")

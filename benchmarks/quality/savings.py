@@ -8,24 +8,33 @@ context. ``empty_tiles`` counts what could be left out if empty background were 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.harness.figures import Bar, Bars, Lines, panels_png
+from cellseg_benchmarks.harness.images import judged_pairs, smear_with_truth
 from cellseg_benchmarks.harness.machine import Conditions
 from cellseg_benchmarks.harness.partial import Progress
 from cellseg_benchmarks.harness.report import REPORT_VERSION, machine_lines, number, percent, table, times
 from cellseg_benchmarks.harness.timer import Measured, Plan, Ratio, interleave, times_faster, turn_of
-from cellseg_benchmarks.quality.halo_curve import HaloCurve
+from cellseg_benchmarks.quality.halo_curve import HaloCurve, halo_curve
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.cells import tiling
 from cellseg_deploy.cells.metrics import pool, score_image
+from cellseg_deploy.cli import console
 from cellseg_deploy.errors import CellsegError, UsageError
 from cellseg_deploy.evaluate.specks import speck_px
+from cellseg_deploy.images.mask_foreground import MaskForeground
+from cellseg_deploy.models import default_model_path
 from cellseg_deploy.segmenter import Segmenter
 
 Image = npt.NDArray[np.uint8]
@@ -296,3 +305,86 @@ def _row(outcome: dict[str, Any]) -> list[str]:
         *(f"{outcome[name]:.4f}" for name in ("dice", "f1", "f1_apart")),
         f"{outcome['count_mape_apart']:.1%}",
     ]
+
+
+@click.command("savings", context_settings=shared.SETTINGS)
+@shared.model_option
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="MODEL",
+    type=shared.PATH,
+    help="Another model file, as the same network for tiles of another size; may be given more than once.",
+)
+@click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images.  [default: six sample smears]")
+@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their masks.")
+@console.mask_options
+@click.option("--most", type=click.IntRange(1), default=10, show_default=True, help="Images, held in memory.")
+@shared.engine_options
+@shared.rounds_options(3)
+@shared.measuring_options
+def savings_command(
+    model: Path | None,
+    also: tuple[Path, ...],
+    images: Path | None,
+    masks: Path | None,
+    mask_foreground: MaskForeground,
+    most: int,
+    **given: Any,
+) -> None:
+    """What less context around a tile, a smaller scale and other tiles save, and what they cost in cells found.
+
+    Writes savings.json, savings.md and savings.png to DIR. The curve of context takes some fifty times the tiles of
+    a usual run.
+    """
+    shared.check_pair(images, masks)
+    plan = shared.settings_of(Plan, given)
+    asked = shared.settings_of(shared.Engine, given)
+    batch_size = asked.batch_size
+    bench = shared.Bench("savings", given)
+    engine = EngineOptions(asked.backend, asked.device, asked.precision, bench.threads, asked.streams)
+    with ExitStack() as stack:
+        opened, *others = (
+            stack.enter_context(open_backend(path, engine)) for path in (model or default_model_path(), *also)
+        )
+        named = [(usual_setting(other, f"model {path.stem}"), other) for path, other in zip(also, others, strict=True)]
+        progress = bench.begin()
+        pairs = list(_pairs(images, masks, most, mask_foreground))
+        curve = halo_curve(
+            opened,
+            (image for image, _ in pairs),
+            scale=opened.spec.image_scale,
+            batch_size=batch_size,
+            say=bench.say,
+        )
+        empty = empty_tiles(opened, (image for image, _ in pairs), batch_size=batch_size)
+        outcomes, measured = compare(
+            opened,
+            pairs,
+            settings_for(opened),
+            plan,
+            others=named,
+            batch_size=batch_size,
+            say=bench.say,
+            progress=progress,
+        )
+        report = report_of(
+            outcomes,
+            measured,
+            curve,
+            empty=empty,
+            conditions=bench.conditions(),
+            threads=bench.threads,
+            backend=opened,
+            n_images=len(pairs),
+        )
+    bench.publish(report, png(report))
+
+
+def _pairs(images: Path | None, masks: Path | None, most: int, foreground: MaskForeground) -> Iterator[tuple[Any, Any]]:
+    if images is not None and masks is not None:
+        yield from judged_pairs(images, masks, most, foreground)
+        return
+    for index in range(min(most, 6)):
+        smear = smear_with_truth(index=index, seed=0)
+        yield smear.image_hwc, smear.labels_hw

@@ -20,24 +20,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import msgspec
 
+from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.harness.timer import stopwatch
 from cellseg_benchmarks.quality.study_report import METRICS, SWEPT_METRICS, write_report
+from cellseg_deploy.cli import console
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.evaluate.calibration import Labelling, Scorer, cross_fit, deal, figures, intervals
 from cellseg_deploy.evaluate.sweep import Point, method_name, sweep
 from cellseg_deploy.files.atomic import make_folder
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.models.spec import TASKS, InstanceParams, Variant, default_operating_points
-from cellseg_train import checkpoint, validate
-from cellseg_train import run as start
-from cellseg_train.checkpoint import RunInputs, RunRecord
-from cellseg_train.config import TrainConfig
-from cellseg_train.data import Split
-from cellseg_train.optim import choose_device
+
+if TYPE_CHECKING:
+    from cellseg_train.checkpoint import RunInputs, RunRecord
+    from cellseg_train.config import TrainConfig
+    from cellseg_train.data import Split
+    from cellseg_train.validate import Prediction
 
 FOLDS = 2
 RESULT_VERSION = 1
@@ -133,6 +136,8 @@ def run_study(
     Seeds go first, so that a study that is stopped has every arm equally often. Raises what a training raises, and
     ``UsageError`` where ``out`` holds results of other settings or images.
     """
+    from cellseg_train import run as start
+
     make_folder(out)
     with exclusive(out):
         split = start.make_split(inputs, base)
@@ -165,6 +170,8 @@ def _one(
     quiet: bool,
 ) -> dict[str, Any]:
     """The result of one run: read, or made."""
+    from cellseg_train import checkpoint
+
     path = out / "results" / f"{arm.name}-{config.seed}.json"
     about = {
         "version": RESULT_VERSION,
@@ -187,7 +194,7 @@ def _one(
         return found
     folder = out / "runs" / f"{arm.name}-{config.seed}"
     seconds_since = stopwatch()
-    _train(folder, RunRecord(config, inputs), quiet=quiet)
+    _train(folder, checkpoint.RunRecord(config, inputs), quiet=quiet)
     trained = seconds_since()
     result: dict[str, Any] = about | measure_run(folder, config, split)
     seconds = {"train": round(trained, 1), "measure": round(seconds_since() - trained, 1)}
@@ -227,6 +234,9 @@ def _figures_of(result: _Result) -> Iterator[tuple[Sequence[str], dict[str, floa
 
 
 def _train(folder: Path, record: RunRecord, *, quiet: bool) -> None:
+    from cellseg_train import checkpoint
+    from cellseg_train import run as start
+
     if not (folder / checkpoint.CONFIG_FILE).exists():
         start.begin(folder, record, quiet=quiet)
         return
@@ -245,6 +255,9 @@ def measure_run(folder: Path, config: TrainConfig, split: Split) -> dict[str, An
     ``sweep``: a list of ``{method, parameter, threshold, figures}``. ``points``: method, then task: pooled ``figures``
     of images that had no part in the choice, their bootstrap ``intervals``, and the ``choices`` of each fold.
     """
+    from cellseg_train import checkpoint, validate
+    from cellseg_train.optim import choose_device
+
     network = checkpoint.load_network(folder)
     if network.spec.training.epochs != config.optim.epochs:
         raise ModelError(
@@ -279,7 +292,7 @@ def measure_run(folder: Path, config: TrainConfig, split: Split) -> dict[str, An
 
 
 def _sweep(
-    items: Sequence[validate.Prediction], labelling: Labelling, methods: Sequence[InstanceParams], workers: int
+    items: Sequence[Prediction], labelling: Labelling, methods: Sequence[InstanceParams], workers: int
 ) -> list[Point]:
     """``sweep`` with the thresholds shared out to threads."""
     from cellseg_deploy.evaluate.sweep import THRESHOLDS
@@ -326,3 +339,63 @@ def _finite(found: dict[str, float]) -> dict[str, float | None]:
 def _percent(share: float | None) -> str:
     """A share in percent; unknown where there is no true cell."""
     return "unknown" if share is None else f"{100 * share:.1f} %"
+
+
+@click.command("study", context_settings=shared.SETTINGS)
+@click.option("--images", required=True, type=shared.FOLDER, help="Training images.")
+@click.option("--masks", required=True, type=shared.FOLDER, help="Their masks.")
+@click.option("--val-images", required=True, type=shared.FOLDER, help="Images that every figure is measured on.")
+@click.option("--val-masks", required=True, type=shared.FOLDER, help="Their masks.")
+@console.mask_options
+@click.option("-o", "--output", required=True, metavar="DIR", type=shared.PATH, help="Study folder.")
+@click.option(
+    "--runs",
+    metavar="NAME,...",
+    help="Of plain, boundary, distance, boundary-surface, boundary-no-gaps (the default) and plain-no-gaps.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each.")
+@click.option("--epochs", type=click.IntRange(1), default=40, show_default=True)
+@click.option("--patches-per-image", type=click.IntRange(1), default=1, show_default=True, help="Tiles an epoch.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Tiles an update.")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate.")
+@click.option("--ema-decay", type=float, default=0.99, show_default=True, help="Of the averaged weights.")
+@click.option("--image-scale", type=float, default=0.5, show_default=True, help="Model px per image px.")
+@click.option("--tile-size", type=int, default=224, show_default=True, help="Side of the network's input in px.")
+@click.option("--encoder", default="tiny", show_default=True, help="As for cellseg-train.")
+@click.option("--tiny-width", type=int, default=192, show_default=True, help="Width of the tiny encoder.")
+@click.option("--tiny-depth", type=int, default=6, show_default=True, help="Blocks of the tiny encoder.")
+@click.option("--weights", default="none", show_default=True, help="As for cellseg-train.")
+@click.option("--layer-decay", type=float, default=1.0, show_default=True, help="As for cellseg-train.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="CPU threads; 0: PyTorch's own.")
+@click.option("-q", "--quiet", is_flag=True, help="A line a run only.")
+def study_command(
+    images: Path, masks: Path, val_images: Path, val_masks: Path, output: Path, seeds: int, **given: Any
+) -> None:
+    """Train networks that differ in one thing on the same images, and say what it is worth.
+
+    \b
+    python -m cellseg_benchmarks study --images train/images --masks train/masks \\
+        --val-images val/images --val-masks val/masks -o study/
+
+    Called again with the same settings it goes on where it was stopped. DIR/results keeps a small JSON file for each
+    finished run, DIR/runs the networks, DIR/study.md and DIR/sweep.png what came out.
+    """
+    console.require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
+    console.require_packages("plots", "matplotlib")
+    from cellseg_train.checkpoint import RunInputs
+    from cellseg_train.cli import absolute_source
+    from cellseg_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+    arms = arms_named(DEFAULT_ARMS if given["runs"] is None else shared.words(given["runs"]) or [])
+    base = TrainConfig(
+        model=shared.settings_of(ModelConfig, given),
+        data=shared.settings_of(DataConfig, given),
+        optim=shared.settings_of(OptimConfig, given),
+        weights=absolute_source(given["weights"]),
+        device=given["device"],
+        threads=given["threads"],
+    )
+    inputs = RunInputs(*((str(path.absolute()),) for path in (images, masks, val_images, val_masks)))
+    run_study(output, arms, range(seeds), base, inputs, say=shared.teller(False), quiet=given["quiet"])
+    click.echo(f"report: {console.printable(output / 'study.md')}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cellseg_benchmarks.harness.report import table
-from cellseg_benchmarks.quality.study_answers import answers
 from cellseg_deploy.evaluate.plots import make_figure, pick_colours, to_png, y_limits
 from cellseg_deploy.files.atomic import write_bytes
 
@@ -71,13 +70,6 @@ def markdown(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> str:
         "cross-fitted: those for one half of the validation images were chosen on the other half, and the figures are "
         "pooled over images that had no part in the choice. *apart*: without true components that look like several "
         "cells. Mean ± standard deviation over seeds.",
-        "",
-        "## What it means",
-        "",
-        *(line for paragraph in answers(results) for line in (paragraph, "")),
-        "**What still fails?** `cellseg-evaluate --anatomy --images DIR --masks DIR --model MODEL.onnx -o DIR` writes "
-        "contact sheets of every merge, split, miss and invention; `cellseg-export onnx` makes the model of any run "
-        "folder of this study.",
         "",
         "## Counting point",
         "",

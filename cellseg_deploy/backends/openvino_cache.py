@@ -2,12 +2,13 @@
 
 OpenVINO believes what lies in a cache of its own: a few flipped bytes gave other counts, or ended the process at every
 start. So the compiled network is exported and kept here: 32 bytes of SHA-256, then the network. One that is not whole
-is discarded and compiled again. While one is opened, a marker lies beside it, locked by its process; one that nobody
-locks is of a process that the opening ended, and the network is discarded too.
+is discarded and compiled again. While a process opens one, it holds a lock, and a marker lies next to the network. A
+marker that is there when the lock is free is of a process that the opening ended, and the network is discarded too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import msgspec
 
 from cellseg_deploy.backends.engine_cache import cache_folder, prepare_folder
 from cellseg_deploy.errors import OutputError, OutputInUseError
-from cellseg_deploy.files.atomic import write_bytes
+from cellseg_deploy.files.atomic import remove, write_bytes, writing
 from cellseg_deploy.files.lock import exclusive
 
 SUFFIX = ".compiled"
@@ -32,7 +33,7 @@ class CompiledCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._marker = path.with_suffix(".opening").name
+        self._marker = path.with_suffix(".opening")
 
     @classmethod
     def of(cls, folder: Path | None, *facts: object) -> CompiledCache | None:
@@ -61,12 +62,18 @@ class CompiledCache:
             _log.warning("%s: the compiled network cannot be read (%s); compiling it again", self.path, error.strerror)
             return None
         try:
-            with exclusive(self.path.parent, self._marker) as marker:
-                if marker.left_behind:
+            with exclusive(self.path.parent, f"{self._marker.name}-lock"):
+                if self._marker.exists():
                     self._discard("opening it did not end at an earlier start")
+                    remove(self._marker)
                     return None
-                marker.note(b"opening")
-                return self._loaded(content, load)
+                with writing(self._marker):
+                    self._marker.touch()
+                try:
+                    return self._loaded(content, load)
+                finally:
+                    with contextlib.suppress(OSError):  # a read-only disk: the next start compiles again
+                        self._marker.unlink(missing_ok=True)
         except OutputInUseError:  # another process opens it at this moment, and its marker stands for both
             return self._loaded(content, load)
         except OutputError as error:

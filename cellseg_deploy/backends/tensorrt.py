@@ -32,7 +32,6 @@ from cellseg_deploy.backends.engine_cache import cache_folder, engine_name, prep
 from cellseg_deploy.backends.tensorrt_buffers import Call, plan_buffers, plan_calls
 from cellseg_deploy.backends.tensorrt_build import (
     BuildOptions,
-    TimingCache,
     build_engine,
     check_version,
     make_logger,
@@ -120,8 +119,6 @@ class TensorRTBackend(Backend):
         self._version = str(trt.__version__)
         self._logger = make_logger(trt)
         runtime = trt.Runtime(self._logger)
-        if self.sidecar.version_compatible:
-            runtime.engine_host_code_allowed = True  # such an engine brings its runtime along; the hash was checked
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise ModelError(
@@ -240,7 +237,6 @@ class TensorRTBackend(Backend):
             "model_file_sha256": sidecar.onnx_sha256,
             "model_identity": sidecar.model_identity,
             "batch_profile": str(sidecar.profile),
-            "tf32": sidecar.tf32,
             "cuda_graph": self._use_graph,
         }
 
@@ -386,7 +382,6 @@ def build_to(
     *,
     parity: str,
     source: ModelFile | None = None,
-    timing_cache: TimingCache | None = None,
 ) -> EngineSidecar:
     """Build the engine of ``model`` into the file ``path`` and its sidecar beside it; gives the sidecar.
 
@@ -394,7 +389,7 @@ def build_to(
     ``source``: the model file to name in the sidecar, where ``model`` was made from another one for this build.
     The sidecar comes last: an engine without one is not opened. Raises what ``build_engine`` raises, ``OutputError``.
     """
-    data = build_engine(trt, model, options, timing_cache=timing_cache)
+    data = build_engine(trt, model, options)
     source = source or model
     sidecar = EngineSidecar(
         engine_sha256=hashlib.sha256(data).hexdigest(),
@@ -406,10 +401,6 @@ def build_to(
         built_on=here,
         profile=options.profile,
         workspace_mib=options.workspace_mib,
-        optimization_level=options.optimization_level,
-        version_compatible=options.version_compatible,
-        hardware_compatibility=options.hardware_compatibility,
-        tf32=options.tf32,
         spec=msgspec.structs.replace(model.spec, parity=parity),
     )
     sidecar_path(path).unlink(missing_ok=True)  # of an older engine, which is about to go

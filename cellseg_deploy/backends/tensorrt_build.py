@@ -12,29 +12,19 @@ and the last errors of the log become part of the message.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cellseg_deploy.backends.tensorrt_buffers import BatchProfile
-from cellseg_deploy.backends.tensorrt_sidecar import HardwareCompatibility, version_tuple
-from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, UsageError
+from cellseg_deploy.backends.tensorrt_sidecar import version_tuple
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, UsageError
 from cellseg_deploy.models.onnx_file import ModelFile
 from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 
 TENSORRT_MAJORS = (10, 11)
-MAX_LEVEL = 5
-_HARDWARE = {
-    "none": "NONE",
-    "ampere_plus": "AMPERE_PLUS",
-    "same_compute_capability": "SAME_COMPUTE_CAPABILITY",
-}
 _SHOWN_ERRORS = 5
-_TIMINGS = b"cellseg-deploy TensorRT timings 1\n"
-_HASH_BYTES = 32
 
 _log = logging.getLogger(__name__)
 
@@ -44,72 +34,15 @@ class BuildOptions:
     """How to build an engine; saved with it.
 
     ``profile``: tiles a call. ``workspace_mib``: device memory that a layer may use for itself in MiB, None for all
-    there is. ``optimization_level``: 0 (builds fast) to 5 (searches long). ``version_compatible``: the engine also runs
-    in later versions of the same major TensorRT, and brings host code for that. ``hardware_compatibility``: it also
-    runs on other GPUs, ``ampere_plus`` (compute capability 8.0 and more) or ``same_compute_capability``; slower.
-    ``tf32``: fp32 products may be rounded to 10 bits of mantissa; off, for precision is not to change unasked.
+    there is.
     """
 
     profile: BatchProfile = field(default_factory=BatchProfile)
     workspace_mib: int | None = None
-    optimization_level: int = 3
-    version_compatible: bool = False
-    hardware_compatibility: HardwareCompatibility = "none"
-    tf32: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.optimization_level <= MAX_LEVEL:
-            raise UsageError(f"optimisation level must be 0 to {MAX_LEVEL}, got {self.optimization_level}")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"workspace must be at least 1 MiB, got {self.workspace_mib}")
-        if self.hardware_compatibility not in _HARDWARE:
-            raise UsageError(
-                f"hardware compatibility {self.hardware_compatibility!r}; expected one of {', '.join(_HARDWARE)}"
-            )
-
-
-@dataclass
-class TimingCache:
-    """How fast kernels ran in earlier builds on this GPU: makes the next build shorter and choose alike.
-
-    ``path``: the file, read if it exists and written after a build. It holds a first line of ours, 32 bytes of SHA-256,
-    and TensorRT's cache: damaged timings would choose other kernels, silently. ``note``: what became of it, for the
-    user.
-    """
-
-    path: Path
-    note: str = ""
-
-    def read(self) -> bytes:
-        """TensorRT's cache; empty if there is none, or none that is whole.
-
-        Raises ``UsageError`` for a file that is something else, which must not be replaced.
-        """
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise UsageError(f"{self.path}: the timing cache cannot be read ({error.strerror})") from error
-        if not content:
-            return b""
-        if not content.startswith(_TIMINGS):
-            raise UsageError(
-                f"{self.path}: not a timing cache of this program, and would be replaced; name another --timing-cache"
-            )
-        digest, data = content[len(_TIMINGS) :][:_HASH_BYTES], content[len(_TIMINGS) + _HASH_BYTES :]
-        if hashlib.sha256(data).digest() != digest:
-            _log.warning("%s: this timing cache is damaged; kernels are timed again and it is replaced", self.path)
-            return b""
-        return data
-
-    def write(self, data: bytes) -> None:
-        from cellseg_deploy.files.atomic import write_bytes
-
-        if not self.path.parent.is_dir():
-            raise OutputError(f"{self.path.parent}: no such folder for the timing cache; make it")
-        write_bytes(self.path, _TIMINGS + hashlib.sha256(data).digest() + data)
-        self.note = f"timing cache of {len(data)} bytes written to {self.path}"
 
 
 def make_logger(trt: Any) -> Any:
@@ -150,7 +83,6 @@ def build_engine(
     model: ModelFile,
     options: BuildOptions,
     *,
-    timing_cache: TimingCache | None = None,
     compute_capabilities: Sequence[str] = (),
 ) -> bytes:
     """The engine of ``model`` as bytes, for the current GPU; takes seconds to minutes.
@@ -170,14 +102,10 @@ def build_engine(
     config = _make(builder.create_builder_config, "builder configuration", logger)
     configure(trt, config, options, compute_capabilities)
     add_profile(builder, config, options.profile, model.spec, logger)
-    if timing_cache is not None:
-        _use_timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     engine = b"" if plan is None else bytes(plan)
     if not engine:
         raise ModelError(f"{model.path}: TensorRT {trt.__version__} cannot build an engine: {why(logger)}")
-    if timing_cache is not None:
-        _save_timing_cache(config, timing_cache)
     return engine
 
 
@@ -228,18 +156,8 @@ def configure(trt: Any, config: Any, options: BuildOptions, compute_capabilities
     """Put ``options`` into the builder configuration. Raises ``UsageError`` for one that this TensorRT lacks."""
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    config.builder_optimization_level = options.optimization_level
-    # On by default in TensorRT, for fp32 matrices and convolutions, from Ampere on.
-    if options.tf32:
-        config.set_flag(trt.BuilderFlag.TF32)
-    else:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatibility != "none":
-        config.hardware_compatibility_level = _member(
-            trt, "HardwareCompatibilityLevel", _HARDWARE[options.hardware_compatibility]
-        )
+    # TF32 is on by default: it rounds fp32 products to 10 bits of mantissa from Ampere on.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if compute_capabilities:
         config.num_compute_capabilities = len(compute_capabilities)
         for i, capability in enumerate(compute_capabilities):
@@ -291,28 +209,6 @@ def _member(trt: Any, enum: str, name: str) -> Any:
     if value is None:
         raise UsageError(f"TensorRT {trt.__version__} has no {enum}.{name}; update it, or leave that option out")
     return value
-
-
-def _use_timing_cache(config: Any, cache: TimingCache) -> None:
-    known = cache.read()
-    made = config.create_timing_cache(known)
-    if made is not None and config.set_timing_cache(made, ignore_mismatch=False):
-        cache.note = f"timing cache of {len(known)} bytes used from {cache.path}" if known else ""
-        return
-    # Of another TensorRT or GPU: useless but harmless. It is told, and replaced after the build.
-    cache.note = f"{cache.path}: this timing cache is of another TensorRT or GPU; it was not used"
-    _log.warning("%s", cache.note)
-    made = config.create_timing_cache(b"")
-    if made is None or not config.set_timing_cache(made, ignore_mismatch=False):
-        raise ModelError("TensorRT could not make an empty timing cache")
-
-
-def _save_timing_cache(config: Any, cache: TimingCache) -> None:
-    made = config.get_timing_cache()
-    data = None if made is None else made.serialize()
-    if data is None:
-        raise ModelError("TensorRT did not give back the timing cache after the build")
-    cache.write(bytes(data))
 
 
 def _signature(tensors: Sequence[tuple[str, Any, tuple[int, ...]]]) -> str:

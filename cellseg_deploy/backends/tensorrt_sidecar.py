@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -23,7 +23,6 @@ from cellseg_deploy.models.spec import ModelSpec, check, from_json, to_json
 SIDECAR_VERSION = 1
 SUFFIX = ".engine"
 
-HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 _REBUILD = "build it again on this machine: cellseg-export tensorrt MODEL.onnx -o MODEL.engine"
 
 
@@ -42,10 +41,9 @@ class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True):
     """Description of one engine file.
 
     ``engine_sha256``: of the engine's bytes. ``onnx_sha256``, ``model_identity``: of the ONNX file it was built from
-    (see ``model_file``). ``precision``: of that file's weights. ``profile``: tiles a call. ``version_compatible``,
-    ``hardware_compatibility``: how far from ``built_on`` it may be opened. ``tf32``: whether fp32 products may be
-    rounded to 10 bits. ``spec``: its ``parity`` is a sentence on how the counts of this engine were compared, not those
-    of the ONNX file; ``parity_report``: the whole gate.
+    (see ``model_file``). ``precision``: of that file's weights. ``profile``: tiles a call. ``spec``: its ``parity`` is
+    a sentence on how the counts of this engine were compared, not those of the ONNX file; ``parity_report``: the whole
+    gate.
     """
 
     sidecar_version: int = SIDECAR_VERSION
@@ -58,10 +56,6 @@ class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True):
     built_on: Machine
     profile: BatchProfile
     workspace_mib: int | None
-    optimization_level: int
-    version_compatible: bool
-    hardware_compatibility: HardwareCompatibility
-    tf32: bool
     spec: ModelSpec
     parity_report: dict[str, Any] | None = None
 
@@ -112,30 +106,18 @@ def read_sidecar(engine: Path) -> EngineSidecar:
 def misfits(sidecar: EngineSidecar, here: Machine) -> list[str]:
     """Why an engine must not be opened on ``here``; empty if it may.
 
-    Rules of TensorRT: the same version, unless built version compatible (then the same major version, not older); the
-    same GPU model, unless built for ``ampere_plus`` (compute capability 8.0 or more) or ``same_compute_capability``.
+    Rules of TensorRT: the same version and the same GPU model.
     """
     built = sidecar.built_on
     problems = []
-    if sidecar.version_compatible:
-        then, now = version_tuple(built.tensorrt), version_tuple(here.tensorrt)
-        if then[:1] != now[:1] or now < then:
-            problems.append(
-                f"it was built with TensorRT {built.tensorrt} for this and later versions of the same major version, "
-                f"here is {here.tensorrt}"
-            )
-    elif built.tensorrt != here.tensorrt:
+    if built.tensorrt != here.tensorrt:
         problems.append(f"it was built with TensorRT {built.tensorrt}, here is {here.tensorrt}")
-    same_capability = built.compute_capability == here.compute_capability
-    if sidecar.hardware_compatibility == "ampere_plus":
-        if version_tuple(here.compute_capability) < (8, 0):
-            problems.append(f"it needs compute capability 8.0 or more, {here.gpu} has {here.compute_capability}")
-    elif not same_capability:
+    if built.compute_capability != here.compute_capability:
         problems.append(
             f"it was built for {built.gpu} of compute capability {built.compute_capability}, here is {here.gpu} of "
             f"{here.compute_capability}"
         )
-    elif sidecar.hardware_compatibility == "none" and built.gpu != here.gpu:
+    elif built.gpu != here.gpu:
         problems.append(f"it was built on {built.gpu}, here is {here.gpu}")
     return problems
 

@@ -1,4 +1,4 @@
-"""``cellseg-evaluate --calibrate``: choose the operating points on images with masks, write them into a model file.
+"""``cellseg-evaluate calibrate``: choose the operating points on images with masks, write them into a model file.
 
 MODEL.onnx                      the same graph and weights (so the same identity) with the chosen operating points
 MODEL.calibration.json          what was chosen, how good it is on images it was not chosen on, what else was tried
@@ -20,16 +20,15 @@ import click
 import msgspec
 
 from cellseg_deploy.cli import console, model_files
-from cellseg_deploy.cli.evaluate_extras import measure_reliability, reliability_record
+from cellseg_deploy.cli.evaluate_options import Shared, with_progress
 from cellseg_deploy.errors import DataError, OutputError
 from cellseg_deploy.evaluate import calibration, plots, score
-from cellseg_deploy.evaluate.probability_store import KeptImages, kept_images
+from cellseg_deploy.evaluate.probability_store import KeptImages, kept_images, reliability_record
 from cellseg_deploy.files import atomic
 from cellseg_deploy.files.json_record import was_written_by
 from cellseg_deploy.images.read import pair_by_stem
 
 if TYPE_CHECKING:
-    from cellseg_deploy.cli.evaluate import Options
     from cellseg_deploy.evaluate.calibration import TaskCalibration
     from cellseg_deploy.evaluate.truths import Truths
     from cellseg_deploy.images.read import Pair
@@ -41,29 +40,29 @@ _SECONDS_BETWEEN_LINES = 10.0
 _MAIN = {"counting": "f1_apart", "confluence": "dice"}
 
 
-def run(options: Options, folder: Path) -> int:
-    """Calibrate on the images in ``folder`` as ``options`` say; gives the exit code."""
-    out = options.output
-    model = model_files.read(options.model)
+def run(shared: Shared, folder: Path, masks: Path) -> int:
+    """Calibrate on the images in ``folder`` and their ``masks``; gives the exit code."""
+    out = shared.output
+    model = model_files.read(shared.engine["model"])
     if model.path.suffix.lower() != model_files.ONNX:
-        raise click.UsageError(f"--calibrate takes a model ending in {model_files.ONNX}, got {model.path}")
-    model_files.check_target(out, model, (folder, options.given_masks))
+        raise click.UsageError(f"calibrate takes a model ending in {model_files.ONNX}, got {model.path}")
+    model_files.check_target(out, model, (folder, masks))
     check_report(out)
-    pairs = pair_by_stem(folder, options.given_masks)
+    pairs = pair_by_stem(folder, masks)
     calibration.deal(len(pairs))  # too few images are refused before any work
     atomic.make_folder(out.parent)
     with kept_images() as kept:
-        with options.open_segmenter() as segmenter:
-            options, limit, truths = options.measured(pairs, segmenter.backend.spec)
-            _predict(segmenter, pairs, kept, options, truths)
+        with shared.open_segmenter(folder) as segmenter:
+            limit, truths = shared.truths(pairs, segmenter.backend.spec)
+            _predict(segmenter, pairs, kept, shared, truths)
         if not any(item.true_labels.any() for item in kept):
-            raise DataError(f"the masks in {options.masks} hold no cell, so nothing can be chosen by them")
+            raise DataError(f"the masks in {masks} hold no cell, so nothing can be chosen by them")
         spec = model.spec
-        labelling = calibration.Labelling(spec.channels, spec.cell_diameter_px, options.min_area_px)
+        labelling = calibration.Labelling(spec.channels, spec.cell_diameter_px, limit.px)
         scorer = calibration.Scorer(kept, labelling, workers=os.cpu_count() or 1)
-        scorer.on_trial = None if options.quiet else _Ticker(scorer)
+        scorer.on_trial = None if shared.quiet else _Ticker(scorer)
         found = calibration.calibrate(scorer, spec.operating_points, spec.variant)
-        reliability = measure_reliability(kept)
+        reliability = kept.reliability()
         n_tried = scorer.n_tried
     points: dict[str, InstanceParams] = {**spec.operating_points, **{task: one.chosen for task, one in found.items()}}
     # Of images that had no part in the choice; what the model said before was measured at other settings.
@@ -74,9 +73,9 @@ def run(options: Options, folder: Path) -> int:
         "program": score.PROGRAM,
         "model": {"path": str(model.path), "name": spec.name, "model_identity": model.identity},
         "written": {"file": out.name, "file_sha256": hashlib.sha256(data).hexdigest()},
-        "data": {"images": str(folder), "masks": str(options.masks), "n_images": len(pairs)},
-        "mask_foreground": options.mask_foreground,
-        "min_area_px": options.min_area_px,
+        "data": {"images": str(folder), "masks": str(masks), "n_images": len(pairs)},
+        "mask_foreground": shared.mask_foreground,
+        "min_area_px": limit.px,
         "min_object_rel": limit.share,
         "n_true_dropped": limit.dropped,
         "settings_tried": n_tried,
@@ -90,7 +89,7 @@ def run(options: Options, folder: Path) -> int:
     }
     figure = plots.reliability_png(reliability, title=f"{spec.name}: {len(pairs)} images")
     _replace(out, data, _json(record), figure)
-    if not options.quiet:
+    if not shared.quiet:
         click.echo(limit.words)
         _print(found, len(pairs), reliability.ece, out)
     return console.EXIT_OK
@@ -116,18 +115,16 @@ def check_report(out: Path) -> None:
         raise OutputError(f"{there[0]}: not written by {score.PROGRAM}, so it is not replaced; choose another -o")
 
 
-def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, options: Options, truths: Truths) -> None:
+def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, shared: Shared, truths: Truths) -> None:
     """Run the network once over each photograph and keep what it says with the truth."""
-    from cellseg_deploy.cli.evaluate import with_progress
-
     found = score.predicted_pairs(
         pairs,
-        options.predictor(segmenter),
+        shared.predictor(segmenter),
         lambda pair, true, found: (pair.stem, found.probabilities_khw, true),
         truths,
     )
     with closing(found):
-        for name, probabilities_khw, true in with_progress(found, len(pairs), options.quiet):
+        for name, probabilities_khw, true in with_progress(found, len(pairs), shared.quiet):
             kept.add(name, probabilities_khw, true)
 
 

@@ -1,4 +1,4 @@
-"""``cellseg-evaluate --describe``: what the images are like, and whether the model has seen their like.
+"""``cellseg-evaluate describe``: what the images are like, and whether the model has seen their like.
 
 OUT/data.json   all images together, beside the training images, and warnings      OUT/data.csv   a row an image
 OUT/data.png    distributions, with those of the training images where the model says them
@@ -22,7 +22,8 @@ import numpy as np
 
 from cellseg_deploy.batching import Job
 from cellseg_deploy.cells.ignored import without_ignored
-from cellseg_deploy.cli import console, evaluate_options, model_files
+from cellseg_deploy.cli import console, model_files
+from cellseg_deploy.cli.evaluate_options import Shared, is_model_file, with_progress
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.evaluate import image_statistics, plots, score, training_match
 from cellseg_deploy.evaluate.image_statistics import DataFacts, ImageFacts
@@ -44,7 +45,6 @@ from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
     from cellseg_deploy.batching import Network
-    from cellseg_deploy.cli.evaluate import Options
     from cellseg_deploy.evaluate.truths import Truths
     from cellseg_deploy.images.find import Pair
     from cellseg_deploy.models.spec import ModelSpec, Spread
@@ -63,70 +63,64 @@ _SHOWN = (
 )
 
 
-def run(options: Options, folder: Path) -> int:
-    """Describe the images in ``folder`` as ``options`` say; gives the exit code."""
-    from cellseg_deploy.cli.evaluate import with_progress
-
-    if evaluate_options.is_model_file(options.output):
-        return _record(options, folder)
-    check_apart([folder] if options.masks is None else [folder, options.masks], options.output)
+def run(shared: Shared, folder: Path, masks: Path | None) -> int:
+    """Describe the images in ``folder``, cells by ``masks`` or as the model finds them; gives the exit code."""
+    if is_model_file(shared.output):
+        return _record(shared, folder, masks)
+    check_apart([folder] if masks is None else [folder, masks], shared.output)
     with ExitStack() as stack:
         facts_of: Iterator[ImageFacts]
-        if options.masks is None:
+        if masks is None:
             found = find_images([folder])
             if not found:
                 raise NothingToDoError(f"{folder}: no image found; expected PNG, JPEG or TIFF files")
-            segmenter = stack.enter_context(options.open_segmenter())
+            segmenter = stack.enter_context(shared.open_segmenter(folder))
             spec, total = segmenter.backend.spec, len(found)
-            facts_of = stack.enter_context(closing(_of_model(found, segmenter, options)))
+            facts_of = stack.enter_context(closing(_of_model(found, segmenter, shared)))
         else:
-            spec = model_files.read(options.model).spec
-            pairs = pair_by_stem(folder, options.masks)
+            spec = model_files.read(shared.engine["model"]).spec
+            pairs = pair_by_stem(folder, masks)
             total = len(pairs)
-            options, limit, truths = options.measured(pairs, spec)
-            facts_of = _of_masks(pairs, options, truths)
-        stack.enter_context(report_folder(options.output, score.PROGRAM, FILES))
-        images = list(with_progress(facts_of, total, options.quiet))
+            limit, truths = shared.truths(pairs, spec)
+            facts_of = _of_masks(pairs, shared, truths, limit.px)
+        place = stack.enter_context(report_folder(shared.output, score.PROGRAM, FILES))
+        images = list(with_progress(facts_of, total, shared.quiet))
         facts = image_statistics.summarise(images)
         compared = training_match.compare(images, spec)
         warned = training_match.warnings(images, facts, compared, spec)
         _, unknown = training_match.training_summary(spec)
-        _write(options.output, images, facts, compared, [*warned, *([unknown] if unknown else [])], spec, options)
+        _write(place, images, facts, compared, [*warned, *([unknown] if unknown else [])], spec, masks)
     for sentence in warned:
         console.say(f"warning: {console.printable(sentence)}")
     if unknown:
         console.say(f"note: {unknown}")
-    if not options.quiet:
-        if options.masks is not None:
+    if not shared.quiet:
+        if masks is not None:
             click.echo(limit.words)
-        _print(facts, compared, spec, options.output)
+        _print(facts, compared, spec, shared.output)
     return console.EXIT_OK
 
 
-def _record(options: Options, folder: Path) -> int:
+def _record(shared: Shared, folder: Path, masks: Path | None) -> int:
     """Write what the training images in ``folder`` are like into a copy of their model."""
-    from cellseg_deploy.cli.evaluate import with_progress
-
-    out = options.output
-    if options.masks is None:
-        raise click.UsageError(
-            "with --describe and a model file as OUT, the images are its training images: give their --masks DIR too"
-        )
-    model = model_files.read(options.model)
-    model_files.check_target(out, model, (folder, options.masks))
-    pairs = pair_by_stem(folder, options.masks)
-    options, _, truths = options.measured(pairs, model.spec)
+    out = shared.output
+    if masks is None:
+        raise click.UsageError("with a model file as OUT, images are its training images: give their --masks DIR too")
+    model = model_files.read(shared.engine["model"])
+    model_files.check_target(out, model, (folder, masks))
+    pairs = pair_by_stem(folder, masks)
+    limit, truths = shared.truths(pairs, model.spec)
     known = model.spec.training.n_train_images
     if known and len(pairs) > known:
         raise click.UsageError(
             f"{len(pairs)} images, but {model.spec.name} was trained on {known}: these cannot all be training images"
         )
     atomic.make_folder(out.parent)
-    images = list(with_progress(_of_masks(pairs, options, truths), len(pairs), options.quiet))
+    images = list(with_progress(_of_masks(pairs, shared, truths, limit.px), len(pairs), shared.quiet))
     summary = training_match.summary(images)
     training = msgspec.structs.replace(model.spec.training, data_summary=summary)
     atomic.write_bytes(out, model.rewritten(msgspec.structs.replace(model.spec, training=training)))
-    if not options.quiet:
+    if not shared.quiet:
         of_how_many = f" of the {known} it was trained on" if known else ""
         click.echo(f"images   {summary.n_images}{of_how_many}, {summary.n_cells} cells; median (5 to 95 %):")
         for name, spread in sorted(summary.values.items()):
@@ -135,15 +129,15 @@ def _record(options: Options, folder: Path) -> int:
     return console.EXIT_OK
 
 
-def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) -> Generator[ImageFacts, None, None]:
+def _of_model(images: list[FoundImage], segmenter: Segmenter, shared: Shared) -> Generator[ImageFacts, None, None]:
     def work(image: FoundImage, network: Network) -> ImageFacts:
-        loaded = read_image(image.path, options.reading)
-        found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
+        loaded = read_image(image.path, shared.reading)
+        found = segmenter.segment(loaded.pixels_hwc, network, field=shared.field)
         return image_statistics.look_at(
             image.name,
             loaded.pixels_hwc,
             found.labels,
-            min_area_px=_speck_px(segmenter.backend.spec, found.scale, options.min_area),
+            min_area_px=_speck_px(segmenter.backend.spec, found.scale, shared.min_area),
             resolution=loaded.resolution,
         )
 
@@ -151,7 +145,7 @@ def _of_model(images: list[FoundImage], segmenter: Segmenter, options: Options) 
         return segmenter.bytes_in_flight(declared_pixels(image.path))
 
     jobs = [Job(partial(work, image), partial(nbytes, image)) for image in images]
-    return segmenter.results(jobs, options.thread_plan)
+    return segmenter.results(jobs, shared.thread_plan)
 
 
 def _speck_px(spec: ModelSpec, scale: float, given_px: int | None) -> int:
@@ -165,13 +159,13 @@ def _speck_px(spec: ModelSpec, scale: float, given_px: int | None) -> int:
     return round(share * math.pi / 4 * (spec.cell_diameter_px / scale) ** 2)
 
 
-def _of_masks(pairs: Sequence[Pair], options: Options, truths: Truths) -> Iterator[ImageFacts]:
+def _of_masks(pairs: Sequence[Pair], shared: Shared, truths: Truths, min_area_px: int) -> Iterator[ImageFacts]:
     for pair in pairs:
         labels = without_ignored(truths.labels_of(pair))
-        loaded = read_image(pair.image, options.reading)
+        loaded = read_image(pair.image, shared.reading)
         check_same_size(pair, loaded.pixels_hwc.shape[:2], (labels.shape[0], labels.shape[1]))
         yield image_statistics.look_at(
-            pair.stem, loaded.pixels_hwc, labels, min_area_px=options.min_area_px, resolution=loaded.resolution
+            pair.stem, loaded.pixels_hwc, labels, min_area_px=min_area_px, resolution=loaded.resolution
         )
 
 
@@ -182,12 +176,12 @@ def _write(
     compared: list[Comparison],
     said: list[str],
     spec: ModelSpec,
-    options: Options,
+    masks: Path | None,
 ) -> None:
-    source = f"{spec.name}" if options.masks is None else "masks"
+    source = f"{spec.name}" if masks is None else "masks"
     record = {
         "program": score.PROGRAM,
-        "cells_from": "the model" if options.masks is None else "masks",
+        "cells_from": "the model" if masks is None else "masks",
         **msgspec.to_builtins(facts),
         "neighbour_px": image_statistics.NEIGHBOUR_PX,
         "training": {

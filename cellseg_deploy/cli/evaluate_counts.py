@@ -1,4 +1,4 @@
-"""``cellseg-evaluate --counts``: do the counts agree with those that people made by hand?
+"""``cellseg-evaluate score --counts``: do the counts agree with those that people made by hand?
 
 OUT/agreement.json   bias, limits of agreement and errors      OUT/agreement.csv   a row an image
 OUT/agreement.png    each image's difference against its count (Bland and Altman's plot)
@@ -23,6 +23,7 @@ from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.cells.count_rules import CountRule, counted
 from cellseg_deploy.cells.measure import boxes
 from cellseg_deploy.cli import console
+from cellseg_deploy.cli.evaluate_options import Kind, Shared, with_progress
 from cellseg_deploy.cli.evaluate_remarks import Remarks
 from cellseg_deploy.evaluate import agreement, plots, score
 from cellseg_deploy.evaluate.count_table import CountedImage, pair_with_counts
@@ -33,7 +34,6 @@ from cellseg_deploy.outputs import tables
 from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
-    from cellseg_deploy.cli.evaluate import Options
     from cellseg_deploy.evaluate.agreement import Agreement, Estimate
     from cellseg_deploy.segmenter import Segmenter
 
@@ -42,36 +42,32 @@ FILES = (AGREEMENT_JSON, AGREEMENT_CSV, AGREEMENT_PNG)
 COLUMNS = ("image", "count", "found", "difference", "ratio")
 
 
-def run(options: Options, folder: Path) -> int:
-    """Compare the cells counted in the images of ``folder`` with ``options.counts``; gives the exit code."""
-    from cellseg_deploy.cli.evaluate import with_progress
-
-    assert options.counts is not None
-    check_apart([folder, options.counts], options.output)
-    images = pair_with_counts(folder, options.counts)
-    kind = "images" if options.labels is None else "labels"
+def run(shared: Shared, folder: Path, kind: Kind, by_hand: Path, rule: CountRule) -> int:
+    """Compare the cells counted in the images of ``folder`` with the table ``by_hand``; gives the exit code."""
+    check_apart([folder, by_hand], shared.output)
+    images = pair_with_counts(folder, by_hand)
+    about: dict[str, Any] = {"data": {kind: str(folder), "counts": str(by_hand)}}
     remarks = Remarks()
-    about: dict[str, Any] = {"data": {kind: str(folder), "counts": str(options.counts)}}
     with ExitStack() as stack:
-        if options.labels is None:
-            segmenter = stack.enter_context(options.open_segmenter())
+        if kind == "images":
+            segmenter = stack.enter_context(shared.open_segmenter(folder, shared.classes))
             about["model"] = score.describe_model(segmenter)
-            counts = stack.enter_context(closing(_of_model(images, segmenter, options, remarks)))
+            counts = stack.enter_context(closing(_of_model(images, segmenter, shared, rule, remarks)))
         else:
-            counts = stack.enter_context(closing(_of_labels(images, options)))
-        stack.enter_context(report_folder(options.output, score.PROGRAM, FILES))
-        found = list(with_progress(counts, len(images), options.quiet))
+            counts = stack.enter_context(closing(_of_labels(images, rule, shared.min_area or 0)))
+        place = stack.enter_context(report_folder(shared.output, score.PROGRAM, FILES))
+        found = list(with_progress(counts, len(images), shared.quiet))
         result = agreement.agree([image.count for image in images], found)
         about |= {
-            "count_rule": options.count_rule,
-            "field_of_view": options.field,
-            "min_area_px": options.min_area or 0,
+            "count_rule": rule,
+            "field_of_view": shared.field,
+            "min_area_px": shared.min_area or 0,
             "warnings": remarks.by_kind(),
         }
-        _write(options.output, images, found, result, about)
+        _write(place, images, found, result, about)
     remarks.say()
-    if not options.quiet:
-        _print(result, options.output)
+    if not shared.quiet:
+        _print(result, shared.output)
     return console.EXIT_OK
 
 
@@ -86,26 +82,25 @@ def count_cells(labels: npt.NDArray[np.int32], rule: CountRule, min_area_px: int
 
 
 def _of_model(
-    images: Sequence[CountedImage], segmenter: Segmenter, options: Options, remarks: Remarks
+    images: Sequence[CountedImage], segmenter: Segmenter, shared: Shared, rule: CountRule, remarks: Remarks
 ) -> Generator[int, None, None]:
-
     def work(image: CountedImage, network: Network) -> int:
-        loaded = read_image(image.path, options.reading)
-        found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
+        loaded = read_image(image.path, shared.reading)
+        found = segmenter.segment(loaded.pixels_hwc, network, field=shared.field)
         remarks.add(image.stem, (*loaded.notes, *found.notes))
-        large = found.table.columns["area_px"] >= (options.min_area or 0)
-        return int((found.counted(options.count_rule) & large).sum())
+        large = found.table.columns["area_px"] >= (shared.min_area or 0)
+        return int((found.counted(rule) & large).sum())
 
     def nbytes(image: CountedImage) -> int:
         return segmenter.bytes_in_flight(declared_pixels(image.path))
 
     jobs = [Job(partial(work, image), partial(nbytes, image)) for image in images]
-    return segmenter.results(jobs, options.thread_plan)
+    return segmenter.results(jobs, shared.thread_plan)
 
 
-def _of_labels(images: Sequence[CountedImage], options: Options) -> Generator[int, None, None]:
+def _of_labels(images: Sequence[CountedImage], rule: CountRule, min_area_px: int) -> Generator[int, None, None]:
     for image in images:
-        yield count_cells(read_labels(image.path), options.count_rule, options.min_area or 0)
+        yield count_cells(read_labels(image.path), rule, min_area_px)
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""``cellseg-evaluate --boxes`` and ``--points``: labels judged by cells that were marked and not drawn."""
+"""``cellseg-evaluate score --boxes`` and ``--points``: labels judged by cells that were marked and not drawn."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-import numpy.typing as npt
 
 from cellseg_deploy.annotations.class_score import class_pairs, names_in_file, pool_classes, score_classes
 from cellseg_deploy.annotations.objects import Annotations, Kind, check_classes
@@ -22,6 +20,9 @@ from cellseg_deploy.annotations.score import HIT_IOU, MarkScore, pool_marks, sco
 from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.cells.classes import counting_labels
 from cellseg_deploy.cli import console
+from cellseg_deploy.cli import score as score_command
+from cellseg_deploy.cli.evaluate_options import Kind as Judged
+from cellseg_deploy.cli.evaluate_options import Shared, with_progress
 from cellseg_deploy.cli.evaluate_remarks import Remarks
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.evaluate import score as evaluation
@@ -32,7 +33,6 @@ from cellseg_deploy.outputs import tables
 from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
-    from cellseg_deploy.cli.evaluate import Options
     from cellseg_deploy.segmenter import Segmenter
 
 CSV_COLUMNS = (
@@ -41,54 +41,49 @@ CSV_COLUMNS = (
 )
 
 
-def run(options: Options, judged: Path) -> int:
-    """Score every image that the file names, and write the report. Raises ``CellsegError``."""
-    from cellseg_deploy.cli.evaluate import with_progress
-    from cellseg_deploy.cli.evaluate_extras import ANATOMY_FILES, SWEEP_FILES, remove_stale
+def run(shared: Shared, judged: Path, holds: Judged, path: Path, kind: Kind) -> int:
+    """Score every image that the file ``path`` names, and write the report. Raises ``CellsegError``.
 
-    kind: Kind = "points" if options.boxes is None else "boxes"
-    path = options.points if options.boxes is None else options.boxes
-    assert path is not None
-    check_apart([judged, path] if path.is_dir() else [judged], options.output)
+    ``holds``: what the folder ``judged`` holds.
+    """
+    check_apart([judged, path] if path.is_dir() else [judged], shared.output)
     found = {image.name: image.path for image in find_images([judged], follow_links=True)}
     if not found:
         raise NothingToDoError(f"{judged}: no image found")
-    sizes = {name: _size_hw(file, options) for name, file in found.items()}
+    sizes = {name: _size_hw(file, holds, shared) for name, file in found.items()}
     truth = read_annotations(path, kind, sizes)
-    asked = options.wanted_classes
+    asked = shared.classes or ()
     check_classes(truth, names_in_file(asked))
-    if options.labels is not None and asked != names_in_file(asked):
-        raise click.UsageError(f"--classes {options.classes} names classes of a model, but label images have none")
-    if not options.quiet:
+    if holds == "labels" and asked != names_in_file(asked):
+        raise click.UsageError(f"--classes {','.join(asked)} names classes of a model, but label images have none")
+    if not shared.quiet:
         console.say(f"{path}: {truth}")
         for remark in truth.remarks:
             console.say(f"  {remark}")
-    about: dict[str, Any] = {"data": {"images" if options.labels is None else "labels": str(judged), kind: str(path)}}
+    about: dict[str, Any] = {"data": {holds: str(judged), kind: str(path)}}
     about |= {"classes": list(names_in_file(asked)), "read": str(truth), "remarks": list(truth.remarks)}
     files = {name: found[name] for name in truth.by_image}
     remarks = Remarks()
     with ExitStack() as stack:
-        names = [evaluation.METRICS_JSON, evaluation.METRICS_CSV, *SWEEP_FILES, *ANATOMY_FILES]
-        stack.enter_context(report_folder(options.output, evaluation.PROGRAM, names))
-        if options.labels is None:
-            segmenter = stack.enter_context(options.open_segmenter())
+        place = stack.enter_context(report_folder(shared.output, evaluation.PROGRAM, score_command.FILES))
+        if holds == "images":
+            segmenter = stack.enter_context(shared.open_segmenter(judged))
             pairs, wanted = _classes(segmenter, truth, asked)
             about["model"] = evaluation.describe_model(segmenter)
             about["classes"] = list(wanted)
-            scored = stack.enter_context(closing(_by_model(files, truth, options, segmenter, pairs, wanted, remarks)))
+            scored = stack.enter_context(closing(_by_model(files, truth, shared, segmenter, pairs, wanted, remarks)))
         else:
             pairs = {}
-            scored = stack.enter_context(closing(_by_labels(files, truth, options)))
-        scores = list(with_progress(scored, len(files), options.quiet))
+            scored = stack.enter_context(closing(_by_labels(files, truth, shared, names_in_file(asked))))
+        scores = list(with_progress(scored, len(files), shared.quiet))
         pooled = pool_marks(scores)
         if pairs:
             pooled["of_model"] = pool_classes([score.of_model for score in scores], pairs)
         about["warnings"] = remarks.by_kind()
-        remove_stale(options.output, sweep=False, anatomy=False)
-        _write(options, list(files), scores, pooled, about)
+        _write(place, shared, list(files), scores, pooled, about)
     remarks.say()
-    if not options.quiet:
-        _print_table(pooled, options.output, kind)
+    if not shared.quiet:
+        _print_table(pooled, shared.output, kind)
     return console.EXIT_OK
 
 
@@ -109,34 +104,33 @@ def _classes(
     return pairs, tuple(name for name in of_marks if name not in not_counted) if not_counted else ()
 
 
-def _size_hw(file: Path, options: Options) -> tuple[int, int]:
-    read = read_labels(file) if options.labels is not None else read_image(file, options.reading).pixels_hwc
+def _size_hw(file: Path, holds: Judged, shared: Shared) -> tuple[int, int]:
+    read = read_labels(file) if holds == "labels" else read_image(file, shared.reading).pixels_hwc
     return read.shape[0], read.shape[1]
 
 
-def _score(name: str, labels: npt.NDArray[np.int32], truth: Annotations, options: Options) -> MarkScore:
-    return score_marks(truth.by_image[name], labels, classes=options.wanted_classes, min_area_px=options.min_area or 0)
-
-
-def _by_labels(files: dict[str, Path], truth: Annotations, options: Options) -> Generator[MarkScore, None, None]:
+def _by_labels(
+    files: dict[str, Path], truth: Annotations, shared: Shared, wanted: tuple[str, ...]
+) -> Generator[MarkScore, None, None]:
+    least = shared.min_area or 0
     for name, file in files.items():
-        yield _score(name, read_labels(file), truth, options)
+        yield score_marks(truth.by_image[name], read_labels(file), classes=wanted, min_area_px=least)
 
 
 def _by_model(
     files: dict[str, Path],
     truth: Annotations,
-    options: Options,
+    shared: Shared,
     segmenter: Segmenter,
     pairs: dict[str, tuple[str, ...]],
     wanted: tuple[str, ...],
     remarks: Remarks,
 ) -> Generator[MarkScore, None, None]:
     def work(name: str, file: Path, network: Network) -> MarkScore:
-        loaded = read_image(file, options.reading)
-        found = segmenter.segment(loaded.pixels_hwc, network, field=options.field)
+        loaded = read_image(file, shared.reading)
+        found = segmenter.segment(loaded.pixels_hwc, network, field=shared.field)
         remarks.add(name, (*loaded.notes, *found.notes))
-        cells, least = counting_labels(found.labels, found.classes), options.min_area or 0
+        cells, least = counting_labels(found.labels, found.classes), shared.min_area or 0
         score = score_marks(truth.by_image[name], cells, classes=wanted, min_area_px=least)
         if found.classes is None or not pairs:
             return score
@@ -147,26 +141,31 @@ def _by_model(
         return segmenter.bytes_in_flight(declared_pixels(file))
 
     jobs = [Job(partial(work, name, file), partial(nbytes, file)) for name, file in files.items()]
-    yield from segmenter.results(jobs, options.thread_plan)
+    yield from segmenter.results(jobs, shared.thread_plan)
 
 
 def _write(
-    options: Options, names: list[str], scores: list[MarkScore], pooled: dict[str, Any], about: dict[str, Any]
+    place: Path,
+    shared: Shared,
+    names: list[str],
+    scores: list[MarkScore],
+    pooled: dict[str, Any],
+    about: dict[str, Any],
 ) -> None:
     rows: list[list[Any]] = [list(CSV_COLUMNS)]
     for name, score in zip(names, scores, strict=True):
         alone = pool_marks([score])
         rows.append([name, *(None if _undefined(alone[key]) else alone[key] for key in CSV_COLUMNS[1:])])
-    atomic.write_bytes(options.output / evaluation.METRICS_CSV, tables.csv_rows(rows))
+    atomic.write_bytes(place / evaluation.METRICS_CSV, tables.csv_rows(rows))
     record = {
         **pooled,
         "program": evaluation.PROGRAM,
-        "min_area_px": options.min_area or 0,
+        "min_area_px": shared.min_area or 0,
         "hit_iou": HIT_IOU,
         **about,
     }
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    atomic.write_bytes(options.output / evaluation.METRICS_JSON, text.encode("utf-8", "backslashreplace"))
+    atomic.write_bytes(place / evaluation.METRICS_JSON, text.encode("utf-8", "backslashreplace"))
 
 
 def _undefined(value: Any) -> bool:

@@ -1,30 +1,164 @@
-"""Which options of ``cellseg-evaluate`` go together. Each refusal is one sentence, and comes before any work."""
+"""What the commands of ``cellseg-evaluate`` share, and which options of ``score`` go together.
+
+Each refusal is one sentence, and comes before any work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from cellseg_deploy.cli import console
 from cellseg_deploy.cli.console import refuse_options
 
-MODES = ("calibrate", "describe")
-"""What an evaluation can do instead of its usual report."""
-EXTRAS = ("sweep", "anatomy", "save_labels")
-"""What it can add to it."""
+if TYPE_CHECKING:
+    from cellseg_deploy.cells.field_of_view import Field
+    from cellseg_deploy.evaluate.score import Predictor
+    from cellseg_deploy.evaluate.specks import SpeckLimit
+    from cellseg_deploy.evaluate.truths import Truths
+    from cellseg_deploy.images.find import Pair
+    from cellseg_deploy.images.mask_foreground import MaskForeground
+    from cellseg_deploy.images.options import ReadOptions
+    from cellseg_deploy.models.spec import ModelSpec
+    from cellseg_deploy.segmenter import Segmenter
+    from cellseg_deploy.threads import ThreadPlan
+
+T = TypeVar("T")
+Kind = Literal["images", "labels"]
+"""What is judged: cells that a model finds in photographs, or label images that some tool wrote."""
+
+_EXTRAS = ("sweep", "anatomy", "save_labels")
 _OF_THE_ENGINE = (
     *("scale", "cell_diameter", "batch_size", "device", "backend", "precision"),
     *("rebuild", "cuda_graph", "threads", "streams", "halo", "border_cells", "field"),
 )
-_OF_THE_MODEL = (*_OF_THE_ENGINE, "model", "task", "max_pixels", "bit_depth", "save_labels", "sweep", *MODES)
+_OF_THE_MODEL = (*_OF_THE_ENGINE, "model", "task", "max_pixels", "bit_depth", "save_labels", "sweep")
 _MODEL_FILES = (".onnx", ".safetensors")
-_OUTPUT = {
-    "calibrate": "--calibrate writes a model file: give -o OUT.onnx",
-    "describe": "give -o OUT, the folder for the description",
-    "": "give -o OUT, the folder for the results",
-}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Options of every command.
+
+    ``classes``: names of ``--classes``, None where it was not given. ``engine``: options of ``console.model_options``
+    and ``border_cells``, by name.
+    """
+
+    output: Path
+    min_area: int | None
+    max_pixels: int
+    bit_depth: int | None
+    mask_foreground: MaskForeground
+    field: Field
+    quiet: bool
+    classes: tuple[str, ...] | None
+    engine: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Shared:
+        """These options among all that click has ``given`` a command."""
+        own = [name for name in cls.__dataclass_fields__ if name not in ("classes", "engine")]
+        engine = {"task": "counting", "border_cells": "visible"} | {**given}
+        classes = console.names_in(given.get("classes"))
+        return cls(**{name: given[name] for name in own}, classes=classes, engine=engine)
+
+    def open_segmenter(self, images: Path | None, classes: Sequence[str] | None = None) -> Segmenter:
+        """The model, or the one that ships with the package. Raises as ``Segmenter.load`` does.
+
+        ``images``: folder whose images the scale is measured on, unless it was given. ``classes``: that count.
+        """
+        from cellseg_deploy.segmenter import Segmenter
+
+        engine = self.engine
+        segmenter = Segmenter.load(
+            engine["model"],
+            engine=console.engine_options(engine, self.thread_plan),
+            task=engine["task"],
+            scale=engine["scale"],
+            cell_diameter_px=console.cell_diameter_or_auto(engine["scale"], engine["cell_diameter"]),
+            batch_size=engine["batch_size"],
+            halo=engine["halo"],
+            border_cells=engine["border_cells"],
+            classes=classes,
+        )
+        if segmenter.auto_scale and images is not None:
+            try:
+                self._measure(segmenter, images)
+            except BaseException:
+                segmenter.close()
+                raise
+        return segmenter
+
+    def _measure(self, segmenter: Segmenter, folder: Path) -> None:
+        """Find the scale of the images of ``folder``, once for those of one size."""
+        from cellseg_deploy.images.find import find_images
+        from cellseg_deploy.run import scales
+        from cellseg_deploy.run.record import RunOptions
+
+        options = RunOptions(bit_depth=self.bit_depth, max_pixels=self.max_pixels)
+        for group, images in scales.groups_of(find_images([folder])).items():
+            sample = list(scales.sample(images, options))
+            choice = segmenter.find_scale(sample)
+            segmenter.measured_scales |= {image.shape[:2]: choice.scale for image in sample}
+            if not self.quiet:
+                console.say(scales.said(group, choice, segmenter.backend.spec.cell_diameter_px))
+
+    @property
+    def thread_plan(self) -> ThreadPlan:
+        """Threads for the engine and the rest."""
+        engine = self.engine
+        return console.plan_threads(
+            engine["threads"], device=engine["device"], model=engine["model"], backend=engine["backend"]
+        )
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How images are read."""
+        return console.read_options(vars(self))
+
+    def predictor(self, segmenter: Segmenter, *, keep_probabilities: bool = False) -> Predictor:
+        """``segmenter`` with the settings for reading."""
+        from cellseg_deploy.evaluate.score import Predictor
+
+        return Predictor(
+            segmenter,
+            self.thread_plan,
+            self.reading,
+            keep_probabilities=keep_probabilities,
+            mask_foreground=self.mask_foreground,
+            field=self.field,
+        )
+
+    def truths(self, pairs: Sequence[Pair], spec: ModelSpec | None) -> tuple[SpeckLimit, Truths]:
+        """The limit of specks by the masks of ``pairs``, and the masks, all of which are read.
+
+        ``spec``: of the model, which may know the share of the median object; None where labels are judged.
+        """
+        from cellseg_deploy.evaluate import specks
+        from cellseg_deploy.evaluate.truths import Truths
+        from cellseg_deploy.models.spec import MIN_OBJECT_REL
+
+        share = None if spec is None else spec.min_object_rel
+        share = MIN_OBJECT_REL if share is None else share
+        truths = Truths(pairs, self.mask_foreground)
+        return specks.speck_limit(truths.areas, share=share, given_px=self.min_area), truths
+
+
+def with_progress(images: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
+    """Hand ``images`` on and show how far it is, unless ``quiet``."""
+    from cellseg_deploy.cli.progress import Progress
+
+    if quiet:
+        yield from images
+        return
+    with Progress(total) as progress:
+        for image in images:
+            yield image
+            progress.advance()
 
 
 def is_model_file(path: Path) -> bool:
@@ -32,85 +166,59 @@ def is_model_file(path: Path) -> bool:
     return path.suffix.lower() in _MODEL_FILES
 
 
-def check(context: click.Context, given: Mapping[str, Any]) -> Path:
-    """The folder to judge: of images, or of label images. Raises click's usage error if options contradict.
+def refuse_engine_options(context: click.Context, because: str) -> None:
+    """Raise click's usage error if an option was given that only a network has use for."""
+    refuse_options(context, ("task", *_OF_THE_ENGINE), because)
 
-    ``given``: the options by name. After it ``output`` is a path, and ``masks`` too except with ``describe``.
+
+def check_score(context: click.Context, given: Mapping[str, Any]) -> tuple[Path, Kind]:
+    """The folder to judge, and what it holds. Raises click's usage error if options contradict.
+
+    ``given``: the options by name. After it ``output`` is a path, and one truth is given.
     """
-    judged = _judged_folder(context, given)
-    mode = _mode(given)
+    judged, kind = _judged_folder(context, given)
     truths = [name for name in ("masks", "boxes", "points", "counts") if given[name] is not None]
+    if not truths:
+        raise click.UsageError("give --masks DIR, the truth to judge by (or --boxes, --points or --counts FILE.csv)")
     if len(truths) > 1:
         raise click.UsageError(f"{_flag(truths[0])} and {_flag(truths[1])} exclude each other; give one truth")
-    truth = truths[0] if truths else ""
+    (truth,) = truths
+    for name in _EXTRAS:
+        if given[name] and truth == "counts":
+            raise click.UsageError(f"{_flag(name)} and --counts exclude each other: counts do not say where cells are")
+        if given[name] and truth != "masks":
+            raise click.UsageError(f"{_flag(name)} needs --masks, not {_flag(truth)}")
     if truth in ("boxes", "points"):
-        for name in (*MODES, *EXTRAS):
-            if given[name]:
-                raise click.UsageError(f"{_flag(name)} needs --masks, not {_flag(truth)}")
         refuse_options(context, ("count_rule",), f"has no part in {_flag(truth)}: border objects count neither way")
-    elif given["classes"] is not None and (given["labels"] is not None or mode):
+    elif given["classes"] is not None and kind == "labels":
         raise click.UsageError(
-            "--classes needs --boxes, --points, or a model that counts: label images and --calibrate have no classes"
+            "--classes needs --boxes, --points, or a model that counts: label images have no classes"
         )
-    if truth == "counts":
-        _check_counts(given)
-    if not truth and mode != "describe":
-        raise click.UsageError("give --masks DIR, the truth to judge by (or --boxes, --points or --counts FILE.csv)")
-    _check_unused(context, given, mode)
+    if given["sweep"]:
+        refuse_options(context, ("count_rule",), "and --sweep exclude each other: it looks at all cells")
     output = given["output"]
     if output is None:
-        raise click.UsageError(_OUTPUT[mode])
-    if not mode and is_model_file(output):
+        raise click.UsageError("give -o OUT, the folder for the results")
+    if is_model_file(output):
         raise click.UsageError(
-            f"OUT is the folder for the results, but {output} is named as a model file, which only --calibrate and "
-            "--describe write"
+            f"OUT is the folder for the results, but {output} is named as a model file, which only the commands "
+            "calibrate and describe write"
         )
-    return judged
+    return judged, kind
 
 
-def _check_counts(given: Mapping[str, Any]) -> None:
-    """Refuse what needs to know where the true cells are."""
-    for name in ("masks", *EXTRAS, *MODES):
-        if given[name]:
-            raise click.UsageError(f"{_flag(name)} and --counts exclude each other: counts do not say where cells are")
-
-
-def _judged_folder(context: click.Context, given: Mapping[str, Any]) -> Path:
+def _judged_folder(context: click.Context, given: Mapping[str, Any]) -> tuple[Path, Kind]:
     images: Path | None = given["images"]
     labels: Path | None = given["labels"]
     if labels is None:
         if images is None:
             raise click.UsageError("give --images DIR for a model to count, or --labels DIR with label images to judge")
-        return images
+        return images, "images"
     if images is not None:
         raise click.UsageError("--images and --labels exclude each other: a model's cells are judged, or given labels")
     without_model = "and --labels exclude each other: given labels are judged without a model"
     refuse_options(context, _OF_THE_MODEL, without_model)
-    return labels
-
-
-def _mode(given: Mapping[str, Any]) -> str:
-    """``calibrate``, ``describe``, or empty for the usual report."""
-    asked = [name for name in MODES if given[name]]
-    for mode in asked:
-        for other in (*MODES, *EXTRAS):
-            if other != mode and given[other]:
-                raise click.UsageError(f"{_flag(other)} and --{mode} exclude each other; run the command twice")
-    return asked[0] if asked else ""
-
-
-def _check_unused(context: click.Context, given: Mapping[str, Any], mode: str) -> None:
-    """Refuse what would be asked for in vain."""
-    for name in ("sweep", *MODES):
-        if given[name]:
-            refuse_options(context, ("count_rule",), f"and --{name} exclude each other: it looks at all cells")
-    if mode == "calibrate":
-        its_own = "and --calibrate exclude each other: the limit at the border is among what it chooses"
-        refuse_options(context, ("border_cells",), its_own)
-        refuse_options(context, ("task",), "and --calibrate exclude each other: the points of all tasks are chosen")
-    if mode == "describe" and given["masks"] is not None:
-        unused: Sequence[str] = ("task", *_OF_THE_ENGINE)
-        refuse_options(context, unused, "has no part in --describe with --masks: the cells are those of the masks")
+    return labels, "labels"
 
 
 def _flag(name: str) -> str:

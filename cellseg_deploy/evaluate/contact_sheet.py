@@ -82,17 +82,6 @@ def remove_earlier(out: Path) -> None:
                     path.unlink()
 
 
-def move_pages(made: Path, out: Path) -> None:
-    """Put the pages in ``made``/anatomy in the place of those of an earlier evaluation in ``out``/anatomy."""
-    remove_earlier(out)
-    pages = sorted((made / FOLDER).glob(f"*{SUFFIX}"))
-    if pages:
-        atomic.make_folder(out / FOLDER)
-    for path in pages:
-        with atomic.writing(out / FOLDER / path.name):
-            path.replace(out / FOLDER / path.name)
-
-
 def crop_box(box: tuple[int, int, int, int]) -> tuple[int, int, int]:
     """Left, top and side of a square around ``box`` with a margin; it may reach over the image."""
     left, top, width, height = box

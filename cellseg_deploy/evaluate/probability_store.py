@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.probability_calibration import Reliability, reliability
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.files.workspace import workspace
 
@@ -60,6 +61,16 @@ class KeptImages(Sequence[KeptImage]):
             ) from error
         self._kept.append(KeptImage(name, base))
 
+    def reliability(self) -> Reliability:
+        """Reliability of the foreground over all kept images. Raises ``ValueError`` if there is none."""
+        total: Reliability | None = None
+        for item in self._kept:
+            one = reliability(item.probabilities_khw[0], item.true_labels)
+            total = one if total is None else total + one
+        if total is None:
+            raise ValueError("no image was kept")
+        return total
+
     def __len__(self) -> int:
         return len(self._kept)
 
@@ -83,3 +94,19 @@ def kept_images() -> Iterator[KeptImages]:
         except (OSError, OutputError) as error:
             raise OutputError(f"no temporary folder can be made ({error}); set TMPDIR to one") from error
         yield KeptImages(folder)
+
+
+def reliability_record(found: Reliability) -> dict[str, Any]:
+    """``found`` for JSON: the ECE, and by bin its pixels, mean probability and share that is cell (null if empty)."""
+
+    def mean(values: Any) -> list[float | None]:
+        return [float(v / n) if n else None for v, n in zip(values.tolist(), found.pixels.tolist(), strict=True)]
+
+    return {
+        "channel": "foreground",
+        "ece": found.ece,
+        "bins": len(found.pixels),
+        "pixels": [int(n) for n in found.pixels],
+        "mean_probability": mean(found.probability),
+        "share_cell": mean(found.cell),
+    }

@@ -1,8 +1,8 @@
-"""The folder of a report: files of fixed names, the last of which says who wrote them; other files are left alone.
+"""The folder of a report: files of fixed names, one of which, the record, says who wrote them. Others are left alone.
 
-A report is whole once its record, a JSON file, is there. Parts without it are of an evaluation that failed or was
-stopped: they are removed when that happens, and if it was killed, by the next one, which finds in the lock that it left
-what had been begun. So parts that no lock speaks of are somebody else's.
+A report is made in a workspace within its folder and then moved out of it, its record last. An evaluation that fails or
+is killed before that leaves the earlier report as it was; one that is killed while files are moved leaves a record that
+says ``"complete": false``.
 """
 
 from __future__ import annotations
@@ -17,62 +17,57 @@ from cellseg_deploy.errors import OutputError
 from cellseg_deploy.evaluate import contact_sheet
 from cellseg_deploy.files import atomic
 from cellseg_deploy.files.json_record import was_written_by
-from cellseg_deploy.files.lock import exclusive
-from cellseg_deploy.files.workspace import remove_abandoned
+from cellseg_deploy.files.lock import LOCK_NAME, exclusive
+from cellseg_deploy.files.signals import deferred_signals
+from cellseg_deploy.files.workspace import workspace
 
 
 @contextmanager
-def report_folder(out: Path, program: str, names: Sequence[str]) -> Iterator[None]:
-    """``out`` existing, writable and held by this process: found out before hours of work, not after.
+def report_folder(out: Path, program: str, names: Sequence[str]) -> Iterator[Path]:
+    """A folder to write a report into; once the block has ended, its files are in ``out``.
 
-    ``names``: what ``program`` is about to write there, first the record. Parts of a report that has no record are gone
-    if the block raises. Raises ``OutputError`` if the folder cannot be written or holds such files that ``program`` did
-    not write, ``OutputInUseError`` if another process writes there.
+    ``out`` is made, checked and held first: before hours of work, not after. ``names``: what a report of ``program``
+    may consist of, first its record, which the block must write. What an earlier report had of ``names`` and this one
+    lacks is removed. Files under other names and in sub-folders are added to what is there.
+
+    Raises ``OutputError`` if ``out`` cannot be written or holds some of ``names`` that ``program`` did not write,
+    ``OutputInUseError`` if another process writes there.
     """
     atomic.make_folder(out)
-    with exclusive(out) as held:
+    with exclusive(out):
         atomic.remove_stale(out)
-        remove_abandoned(out)
-        _remove_parts(out, program, _begun(held.left_behind, program))
         there = [name for name in names if os.path.lexists(out / name)]
         if there and not was_written_by(program, out / names[0]):
             raise OutputError(
                 f"{out / there[0]}: not written by {program}, so it is not replaced; choose another output folder"
             )
-        held.note(json.dumps({"program": program, "writes": list(names)}).encode())
-        try:
-            yield
-        except BaseException:
-            _remove_parts(out, program, names)
-            raise
+        for name in there:
+            _refuse_linked_folder(out / name)
+        with workspace(out) as place:
+            yield place
+            with deferred_signals():
+                _publish(place, out, program, names)
 
 
-def _begun(note: bytes, program: str) -> list[str]:
-    """Names that a killed run of ``program`` was writing, record first; none if the note is not of one."""
-    try:
-        content = json.loads(note)
-    except ValueError:
-        return []
-    if (
-        not isinstance(content, dict)
-        or content.get("program") != program
-        or not isinstance(content.get("writes"), list)
-    ):
-        return []
-    # Names in this folder and nothing else, whatever a file that calls itself our lock may say.
-    return [name for name in content["writes"] if isinstance(name, str) and Path(name).name == name]
+def _publish(place: Path, out: Path, program: str, names: Sequence[str]) -> None:
+    """Move the files of ``place`` to ``out``; until all are there, the record says that the report is not complete."""
+    record = out / names[0]
+    files = [path.relative_to(place) for path in sorted(place.rglob("*")) if path.is_file()]
+    files = [file for file in files if str(file) not in (LOCK_NAME, names[0])]
+    for folder in {file.parts[0] for file in files if len(file.parts) > 1}:
+        _refuse_linked_folder(out / folder)
+    atomic.write_bytes(record, json.dumps({"program": program, "complete": False}).encode() + b"\n")
+    for name in names[1:]:
+        if name == contact_sheet.FOLDER:
+            contact_sheet.remove_earlier(out)
+        elif Path(name) not in files:
+            atomic.remove(out / name)
+    for file in files:
+        atomic.make_folder((out / file).parent)
+        atomic.move(place / file, out / file)
+    atomic.move(place / names[0], record)
 
 
-def _remove_parts(out: Path, program: str, names: Sequence[str]) -> None:
-    """Remove those of ``names`` that lie in ``out``, unless they belong to a whole report."""
-    if not names or was_written_by(program, out / names[0]):
-        return
-    for name in names:
-        path = out / name
-        with atomic.writing(path):
-            if name == contact_sheet.FOLDER and path.is_dir() and not path.is_symlink():
-                contact_sheet.remove_earlier(out)
-                if not any(path.iterdir()):
-                    path.rmdir()
-            elif path.is_file() or path.is_symlink():
-                path.unlink()
+def _refuse_linked_folder(path: Path) -> None:
+    if path.is_symlink() and path.is_dir():
+        raise OutputError(f"{path}: a link out of the output folder; remove it or choose another folder")

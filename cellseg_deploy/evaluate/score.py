@@ -253,7 +253,7 @@ def csv_rows(scored: Sequence[tuple[str, metrics.ImageScore]]) -> list[list[Any]
 def write_report(
     out: Path, scored: Sequence[tuple[str, metrics.ImageScore]], *, min_area_px: int, about: dict[str, Any]
 ) -> dict[str, float]:
-    """Write metrics.csv and metrics.json into ``out`` (whole or not at all, earlier ones replaced); give the metrics.
+    """Write metrics.csv and metrics.json into the folder ``out``; give the metrics.
 
     metrics.json: the pooled metrics at the top level, an undefined one as null, and beside them how they were made.
     Raises ``OutputError``.

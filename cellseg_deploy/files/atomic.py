@@ -67,6 +67,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def move(source: Path, target: Path) -> None:
+    """Rename ``source``, a finished file of the same file system; a file or link at ``target`` is replaced.
+
+    Raises ``OutputError``.
+    """
+    with writing(target):
+        source.replace(target)
+        _sync_folder(target.parent)
+
+
 def remove(path: Path) -> None:
     """Remove the file ``path`` if it is there. Raises ``OutputError``."""
     try:

@@ -1,7 +1,6 @@
 """One writer an output folder. The only module that knows how this operating system locks files.
 
-The lock belongs to the process and ends with it, however it ends; a file with a process number in it would not. What
-the owner notes in the file outlives it only if it is killed, so that the next one can tell what was left half done.
+The lock belongs to the process and ends with it, however it ends; a file with a process number in it would not.
 """
 
 from __future__ import annotations
@@ -17,30 +16,10 @@ from pathlib import Path
 from cellseg_deploy.errors import OutputError, OutputInUseError
 
 LOCK_NAME = ".cellseg-lock"
-_NOTE_BYTES = 65_536
-
-
-class Held:
-    """A lock that this process holds. ``left_behind``: what a killed owner before it had noted, empty if none was."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.left_behind = os.read(descriptor, _NOTE_BYTES)
-
-    def note(self, text: bytes) -> None:
-        """Leave ``text`` for the next owner, should this process be killed. Raises ``OutputError``."""
-        if len(text) > _NOTE_BYTES:
-            raise ValueError(f"a note of {len(text)} bytes, at most {_NOTE_BYTES} are read back")
-        try:
-            os.ftruncate(self._descriptor, 0)
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
-            os.write(self._descriptor, text)
-        except OSError as error:
-            raise OutputError(f"the lock file cannot be written ({error.strerror}); check free space") from error
 
 
 @contextmanager
-def exclusive(folder: Path, name: str = LOCK_NAME, *, wait: bool = False) -> Iterator[Held]:
+def exclusive(folder: Path, name: str = LOCK_NAME, *, wait: bool = False) -> Iterator[None]:
     """Hold ``folder`` (which exists) for this process; the lock file is gone afterwards.
 
     ``name``: of the lock file; another one holds but a part of the folder. ``wait``: until the other process that
@@ -50,7 +29,7 @@ def exclusive(folder: Path, name: str = LOCK_NAME, *, wait: bool = False) -> Ite
     path = folder / name
     descriptor = _acquire(path, folder, wait)
     try:
-        yield Held(descriptor)
+        yield
     finally:
         if os.name == "posix":
             with contextlib.suppress(OSError):  # the disk became read-only: without its process the file locks nothing

@@ -96,7 +96,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What the training images are like: what ``cellseg-evaluate --describe`` compares other images with.
+    """What the training images are like: what ``cellseg-evaluate describe`` compares other images with.
 
     ``values``: quantity -> spread over images (``diameter_px``: over cells), as measured by ``data_alignment``.
     ``version``: of those measurements; figures of another version are not compared. The form stays, so that a model

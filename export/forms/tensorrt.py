@@ -21,7 +21,7 @@ import msgspec
 from cellseg_deploy.backends.cuda_runtime import parse_device
 from cellseg_deploy.backends.records import ParityRecord
 from cellseg_deploy.backends.tensorrt import TensorRTBackend, build_to, import_tensorrt_rtx, open_device
-from cellseg_deploy.backends.tensorrt_build import BuildOptions, TimingCache, build_engine
+from cellseg_deploy.backends.tensorrt_build import BuildOptions, build_engine
 from cellseg_deploy.backends.tensorrt_sidecar import SUFFIX, EngineSidecar, sidecar_path, write_sidecar
 from cellseg_deploy.cli import console
 from cellseg_deploy.errors import BackendUnavailableError, OutputError, UsageError
@@ -47,7 +47,6 @@ class BuiltEngine:
     sidecar: EngineSidecar
     report: ParityReport
     report_path: Path
-    timing_cache_note: str
     record: ParityRecord | None
 
 
@@ -104,7 +103,6 @@ def export_tensorrt(
     images: GateImages | None = None,
     policy: ParityPolicy | None = None,
     unverified: bool = False,
-    timing_cache: Path | None = None,
     threads: int | None = None,
     on_image: Callable[[str], None] = lambda _: None,
 ) -> BuiltEngine:
@@ -133,7 +131,6 @@ def export_tensorrt(
     source = read_model_file(model_path)
     images = images or sample_images(source.spec)
     report_path = output.with_name(output.name + ".parity.json")
-    cache = None if timing_cache is None else TimingCache(timing_cache)
     with workspace(output.parent) as place:
         temporary = place / output.name
         built = build_to(
@@ -144,7 +141,6 @@ def export_tensorrt(
             temporary,
             parity="unverified",
             source=source,
-            timing_cache=cache,
         )
         with (
             open_form(reference or model_path, threads=threads) as expected,
@@ -172,7 +168,7 @@ def export_tensorrt(
                 record = record_form(
                     report, expected, candidate, output, images, (output, model_path), batch_size=options.profile.max
                 )
-    return BuiltEngine(output, sidecar, report, report_path, cache.note if cache else "", record)
+    return BuiltEngine(output, sidecar, report, report_path, record)
 
 
 def check_only(
@@ -195,8 +191,6 @@ def check_only(
             f"{', '.join(COMPUTE_CAPABILITIES)}"
         )
     options = options or BuildOptions()
-    if options.version_compatible or options.hardware_compatibility != "none":
-        raise UsageError("--check-only builds with TensorRT-RTX, which has no version or hardware compatible engines")
     trt = import_tensorrt_rtx()
     builds = []
     model = in_precision(read_model_file(model_path), precision)

@@ -295,7 +295,7 @@ def test_another_network_gpu_or_tensorrt_is_another_engine(
 ) -> None:
     paths = set()
     for change in (None, "network", "gpu", "tensorrt", "options"):
-        options = BuildOptions(optimization_level=4) if change == "options" else None
+        options = BuildOptions(workspace_mib=64) if change == "options" else None
         model = make_onnx(contrast=9.0) if change == "network" else None
         if change == "gpu":
             cuda.gpus = (("Other RTX", 8, 6),)

@@ -11,8 +11,8 @@ from conftest import make_spec
 from fake_tensorrt import FakeCuda, Flags, ParserError, make_tensorrt
 
 from cellseg_deploy.backends.tensorrt_buffers import BatchProfile
-from cellseg_deploy.backends.tensorrt_build import BuildOptions, TimingCache, build_engine, check_version
-from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, UsageError
+from cellseg_deploy.backends.tensorrt_build import BuildOptions, build_engine, check_version
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, UsageError
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
 
 pytest.importorskip("onnx")
@@ -40,32 +40,23 @@ def test_options_reach_the_builder(model: ModelFile) -> None:
     options = BuildOptions(
         profile=BatchProfile(2, 3, 4),
         workspace_mib=64,
-        optimization_level=5,
-        version_compatible=True,
-        hardware_compatibility="ampere_plus",
-        tf32=True,
     )
     build_engine(trt, model, options, compute_capabilities=("75", "86"))
     ((_, config),) = trt.builds
-    assert config.flags == {Flags.TF32, Flags.VERSION_COMPATIBLE}
+    assert config.flags == set()
     assert config.pools == {trt.MemoryPoolType.WORKSPACE: 64 * 2**20}
-    assert config.builder_optimization_level == 5
-    assert config.hardware_compatibility_level is trt.HardwareCompatibilityLevel.AMPERE_PLUS
     assert config.num_compute_capabilities == 2
     assert config.capabilities == {0: trt.ComputeCapability.SM75, 1: trt.ComputeCapability.SM86}
     assert [shape[0] for shape in config.profile.shapes] == [2, 3, 4]
 
 
-@pytest.mark.parametrize("wrong", [{"optimization_level": 6}, {"workspace_mib": 0}, {"hardware_compatibility": "all"}])
-def test_options_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        BuildOptions(**wrong)
+def test_a_workspace_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least 1 MiB, got 0"):
+        BuildOptions(workspace_mib=0)
 
 
 def test_what_this_tensorrt_lacks(model: ModelFile) -> None:
     trt = make_tensorrt(FakeCuda())
-    with pytest.raises(UsageError, match=r"no HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"):
-        build_engine(trt, model, BuildOptions(hardware_compatibility="same_compute_capability"))
     with pytest.raises(UsageError, match=r"no ComputeCapability\.SM90"):
         build_engine(trt, model, BuildOptions(), compute_capabilities=("90",))
     del trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -113,29 +104,18 @@ def test_none_is_an_error(model: ModelFile) -> None:
             build_engine(trt, model, BuildOptions())
 
 
-def test_a_timing_cache_that_is_not_given_back(model: ModelFile, tmp_path: Path) -> None:
-    cache = TimingCache(tmp_path / "timings")
+def test_a_compute_capability_that_is_not_taken(model: ModelFile) -> None:
+    trt = make_tensorrt(FakeCuda())
+    original = trt.Builder.create_builder_config
 
-    def build(change: Callable[[Any], None]) -> None:
-        """With a configuration whose timing cache ``change`` breaks."""
-        trt = make_tensorrt(FakeCuda())
-        original = trt.Builder.create_builder_config
+    def create_builder_config(self: Any) -> Any:
+        config = original(self)
+        config.set_compute_capability = lambda *_: False
+        return config
 
-        def create_builder_config(self: Any) -> Any:
-            config = original(self)
-            change(config)
-            return config
-
-        trt.Builder.create_builder_config = create_builder_config
-        build_engine(trt, model, BuildOptions(), timing_cache=cache, compute_capabilities=("86",))
-
-    with pytest.raises(ModelError, match="did not give back the timing cache"):
-        build(lambda config: setattr(config, "get_timing_cache", lambda: None))
-    with pytest.raises(ModelError, match="could not make an empty timing cache"):
-        build(lambda config: setattr(config, "create_timing_cache", lambda data: None))
-    assert not cache.path.exists()
+    trt.Builder.create_builder_config = create_builder_config
     with pytest.raises(UsageError, match="does not build for compute capability 86"):
-        build(lambda config: setattr(config, "set_compute_capability", lambda *_: False))
+        build_engine(trt, model, BuildOptions(), compute_capabilities=("86",))
 
 
 def test_a_builder_that_finds_no_gpu(model: ModelFile) -> None:
@@ -167,55 +147,6 @@ def test_a_profile_that_is_not_taken(model: ModelFile, answer: Any) -> None:
     original, trt.Builder.create_builder_config = trt.Builder.create_builder_config, create_builder_config
     with pytest.raises(ModelError, match="does not take batches of 1/8/8"):
         build_engine(trt, model, BuildOptions())
-
-
-def test_the_timing_cache_is_used_and_grows(model: ModelFile, tmp_path: Path) -> None:
-    trt, cache = make_tensorrt(FakeCuda()), TimingCache(tmp_path / "timings")
-    build_engine(trt, model, BuildOptions(), timing_cache=cache)
-    assert cache.read() == b"+timed"
-    build_engine(trt, model, BuildOptions(), timing_cache=cache)
-    assert trt.builds[1][1].cache.data == b"+timed"
-    assert cache.read() == b"+timed+timed"
-
-
-@pytest.mark.reliability
-@pytest.mark.parametrize("damage", ["a flipped bit", "cut", "longer"])
-def test_a_damaged_timing_cache_is_not_used_and_replaced(
-    model: ModelFile, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
-) -> None:
-    """TensorRT would believe other times, and choose other kernels without a word."""
-    trt, cache = make_tensorrt(FakeCuda()), TimingCache(tmp_path / "timings")
-    cache.write(b"old")
-    whole = cache.path.read_bytes()
-    broken = {"a flipped bit": whole[:-1] + bytes([whole[-1] ^ 1]), "cut": whole[:-2], "longer": whole + b"x"}[damage]
-    cache.path.write_bytes(broken)
-    build_engine(trt, model, BuildOptions(), timing_cache=cache)
-    assert "timings: this timing cache is damaged" in caplog.text
-    assert trt.builds[0][1].cache.data == b""
-    assert cache.read() == b"+timed"
-
-
-def test_another_file_is_not_replaced_by_a_timing_cache(model: ModelFile, tmp_path: Path) -> None:
-    cache = TimingCache(tmp_path / "model.onnx")
-    cache.path.write_bytes(b"weights")
-    with pytest.raises(UsageError, match=r"model.onnx: not a timing cache of this program"):
-        build_engine(make_tensorrt(FakeCuda()), model, BuildOptions(), timing_cache=cache)
-    assert cache.path.read_bytes() == b"weights"
-    cache.path.write_bytes(b"")  # as mktemp makes one
-    build_engine(make_tensorrt(FakeCuda()), model, BuildOptions(), timing_cache=cache)
-    assert cache.read() == b"+timed"
-
-
-def test_a_timing_cache_of_another_gpu_is_told_and_replaced(
-    model: ModelFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trt, cache = make_tensorrt(FakeCuda()), TimingCache(tmp_path / "timings")
-    cache.write(b"foreign")
-    build_engine(trt, model, BuildOptions(), timing_cache=cache)
-    assert "another TensorRT or GPU" in caplog.text
-    assert cache.read() == b"+timed"
-    with pytest.raises(OutputError, match="no such folder for the timing cache"):
-        build_engine(trt, model, BuildOptions(), timing_cache=TimingCache(tmp_path / "no" / "timings"))
 
 
 def test_versions_of_tensorrt() -> None:

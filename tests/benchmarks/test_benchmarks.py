@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 
 from cellseg_benchmarks import cli
 from cellseg_benchmarks.engine import network
 from cellseg_benchmarks.quality import parity_table as parity_table_module
-from cellseg_benchmarks.quality.parity_table import FORMS, TABLE_FILE, Form, forms_named, make_form, parity_table
+from cellseg_benchmarks.quality.parity_table import FORMS, TABLE_FILE, Form, make_form, parity_table
 from cellseg_deploy.cli.console import run
-from cellseg_deploy.errors import OutputError, UsageError
+from cellseg_deploy.errors import OutputError
+from cellseg_deploy.models import default_weights_path
 from cellseg_train.checkpoint import load_network, save_network
 from cellseg_train.model import CellSegNet
 
@@ -98,14 +102,6 @@ def test_a_refused_form_is_a_row_and_an_absent_engine_too(tmp_path: Path) -> Non
     assert json.loads(table.to_json())["rows"][1]["megabytes"] is None  # nothing was kept
 
 
-def test_what_a_form_is_made_from_must_be_there(tmp_path: Path) -> None:
-    table, export = table_of(tmp_path, {"fp32.onnx": 5}, ["int8"])
-    assert [row.form for row in table.rows] == ["fp32", "int8"]
-    assert table.rows[1].verdict == "not run"
-    assert "fp32.onnx, which it is made from, was not made" in table.rows[1].detail
-    assert len(export.calls) == 1
-
-
 def test_an_older_report_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
     form = Form("fp32", "fp32.onnx", ("onnx",))
     (tmp_path / "fp32.parity.json").write_text(json.dumps(report_of()))
@@ -135,21 +131,6 @@ def test_a_form_whose_file_is_gone_is_made_again(tmp_path: Path, lost: str) -> N
     assert [row.verdict for row in table.rows] == ["passed", "failed", "passed"]
 
 
-def test_threads_go_to_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gates: list[Sequence[str]] = []
-
-    def table(*_: Any, gate: Sequence[str], **__: Any) -> Any:
-        gates.append(gate)
-        raise OutputError("seen enough")
-
-    monkeypatch.setattr(parity_table_module, "parity_table", table)
-    (tmp_path / "net.safetensors").touch()
-    arguments = ["parity", str(tmp_path / "net.safetensors"), "-o", str(tmp_path / "out")]
-    assert run(cli.command, [*arguments, "--threads", "3"]) == 6
-    assert run(cli.command, arguments) == 6
-    assert gates == [["--tile-batch", "8", "--threads", "3"], ["--tile-batch", "8"]]
-
-
 def test_a_table_of_another_network_is_left_alone(tmp_path: Path) -> None:
     table_of(tmp_path, {}, ["fp32"])
     before = (tmp_path / TABLE_FILE).read_bytes()
@@ -166,35 +147,62 @@ def test_a_table_of_another_network_is_left_alone(tmp_path: Path) -> None:
 
 def test_every_command_is_documented() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md").read_text()
-    assert {"latency", "pipeline", "scaling", "peers", "parity"} <= cli.command.commands.keys()
-    assert [name for name in cli.command.commands if f"`{name}`" not in text] == []
+    names = cli.command.list_commands(click.Context(cli.command))
+    assert {"latency", "pipeline", "scaling", "peers", "parity", "network"} <= set(names)
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
-def test_unknown_forms_are_named() -> None:
-    with pytest.raises(UsageError, match="no form named fp8; there are fp32, fp16"):
-        forms_named(["fp16", "fp8"])
+def test_a_command_is_imported_when_it_is_asked_for() -> None:
+    """And none needs PyTorch to explain itself."""
+    code = (
+        "import click, sys; sys.modules['torch'] = None\n"  # an import of it fails
+        "from cellseg_benchmarks.cli import command\n"
+        "ours = lambda: {m for m in sys.modules if m.startswith('cellseg_benchmarks.')}\n"
+        "assert ours() == {'cellseg_benchmarks.cli', 'cellseg_benchmarks.options'}, ours()\n"
+        "context = click.Context(command)\n"
+        "for name in command.list_commands(context):\n"
+        "    found = command.get_command(context, name)\n"
+        "    assert found.name == name and found.get_help(click.Context(found)), name\n"
+        "    print(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "study" in done.stdout.split()
 
 
-def test_bad_calls_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").touch()
-    (tmp_path / "net.onnx").touch()
-    for arguments, code, words in (
-        (
-            ["parity", tmp_path / "net.onnx", "-o", tmp_path / "new"],
-            2,
-            "expected a run folder or its model.safetensors",
-        ),
-        (["parity", tmp_path / "none.safetensors", "-o", tmp_path / "out"], 5, "no such file or folder"),
-        (["parity", "-o", tmp_path / "full"], 6, "exists and is not the folder of such a table"),
-        (["parity", "-o", tmp_path / "out", "--images", tmp_path], 2, "--images and --masks belong together"),
-        (["parity", "-o", tmp_path / "new", "--forms", "fp8"], 2, "no form named fp8"),
-        (["network", "-o", tmp_path / "net.pt"], 2, "must end in .safetensors"),
-        (["network", "-o", tmp_path / "none" / "net.safetensors"], 6, "no such folder"),
-    ):
-        assert run(cli.command, [str(argument) for argument in arguments]) == code
-        assert words in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
+def test_parity_leaves_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = FakeExport({"fp16.onnx": 5})
+    monkeypatch.setattr(parity_table_module, "run_export", export)
+    (tmp_path / "net.safetensors").write_bytes(b"weights")
+    out = tmp_path / "out"
+    words = ["parity", str(tmp_path / "net.safetensors"), "-o", str(out), "--forms", "fp16,int8", "--threads", "3"]
+    assert run(cli.command, words) == 5  # a form was refused
+    assert all(call[-4:] == ("--tile-batch", "8", "--threads", "3") for call in export.calls)
+    assert [row["verdict"] for row in json.loads((out / TABLE_FILE).read_bytes())["rows"]] == [
+        "passed",
+        "failed",
+        "passed",
+    ]
+    said = capsys.readouterr()
+    assert said.out.strip() == (out / "parity.md").read_text().strip()
+    assert "fp16" in said.err
+    assert "| int8 | passed | 300 | 0.9991 |" in said.out
+
+
+def test_network_leaves_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def shipped(encoder: str, *, n_tiles: int, **_: Any) -> Any:
+        asked.append((encoder, n_tiles))
+        return load_network(default_weights_path())
+
+    monkeypatch.setattr(network, "random_encoder_network", shipped)
+    path = tmp_path / "net.safetensors"
+    assert run(cli.command, ["network", "-o", str(path), "--encoder", "small", "--tiles", "48"]) == 0
+    assert asked == [("small", 48)]
+    assert load_network(path).spec == load_network(default_weights_path()).spec
 
 
 @pytest.mark.slow

@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import FakeWorker, make_conditions
-from conftest import make_spec
+from benchmark_fakes import FakeWorker
 from written_reports import written_report
 
 from cellseg_benchmarks import cli
 from cellseg_benchmarks.engine import latency, limits
-from cellseg_benchmarks.engine.latency import LatencyReport, Row, flipped_share, forms_at_once, measure_latency
-from cellseg_benchmarks.engine.latency_report import markdown, png
-from cellseg_benchmarks.harness import form_files
+from cellseg_benchmarks.engine.latency import LatencyReport, Row, flipped_share, measure_latency
 from cellseg_benchmarks.harness.flops import Flops
-from cellseg_benchmarks.harness.form_files import Network, make_forms, network_of, read_verdicts
-from cellseg_benchmarks.harness.forms import FORMS, Form, forms_for, sample_tiles
+from cellseg_benchmarks.harness.form_files import Network, network_of, read_verdicts
+from cellseg_benchmarks.harness.forms import FORMS, Form, forms_for
 from cellseg_benchmarks.harness.timer import Plan
 from cellseg_benchmarks.harness.worker import WorkerError
 from cellseg_benchmarks.quality.parity_table import TABLE_FILE
@@ -105,43 +102,11 @@ def test_rows_hold_ratios_and_shares(network: Network) -> None:
     assert ours.peak is not None
 
 
-def test_every_batch_size_has_workers_of_its_own(network: Network) -> None:
-    bench = Bench()
-    measured(network, bench, batches=(1, 8))
-    assert bench.started == [(name, batch) for batch in (1, 8) for name in SECONDS]
-
-
-def test_a_form_that_cannot_run_is_a_row(network: Network) -> None:
-    rows = measured(network, Bench(refused=["onnxruntime-fp32"]))
-    assert rows["onnxruntime-fp32"].status == "not run"
-    assert "signal 9" in rows["onnxruntime-fp32"].reason
-    assert rows["onnxruntime-fp32"].ms_per_tile is None
-    assert rows["openvino-bf16"].reference is not None
-
-
 def test_without_the_reference_there_is_no_ratio_to_it(network: Network) -> None:
     rows = measured(network, Bench(refused=["pytorch-fp32"]))
     assert rows["openvino-bf16"].reference is None
     assert rows["openvino-bf16"].flipped is None
     assert rows["openvino-bf16"].best is not None
-
-
-def test_a_device_that_is_not_here_and_a_file_that_is_not_there(network: Network) -> None:
-    forms = forms_for(["cpu", "cuda"], ["onnxruntime-fp32", "openvino-int8", "tensorrt-fp16"])
-    (network.folder / "int8.xml").unlink()
-    refused = Network("net", network.weights, network.folder, {"int8": "failed"}, None)
-    rows, _ = measure_latency(
-        [refused], forms, [1], QUICK, start=Bench(), absent={"cuda": "not yet run: no NVIDIA GPU"}
-    )
-    said = {(row.form, row.device): row.reason for row in rows}
-    assert said == {
-        ("onnxruntime-fp32", "cpu"): "",
-        ("openvino-int8", "cpu"): "int8.xml was not made: failed",
-        ("onnxruntime-fp32", "cuda"): "not yet run: no NVIDIA GPU",
-        ("tensorrt-fp16", "cuda"): "not yet run: no NVIDIA GPU",
-    }
-    assert [row.device for row in rows] == ["cpu", "cpu", "cuda", "cuda"]
-    assert rows[0].tflops is None  # nobody counted its operations
 
 
 def test_forms_that_do_not_fit_into_memory_sit_in_turns(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,55 +134,10 @@ def test_forms_that_do_not_fit_into_memory_sit_in_turns(network: Network, monkey
     assert (last.reference.median, last.best.median) == (pytest.approx(8), pytest.approx(2))
 
 
-def test_how_many_forms_fit() -> None:
-    assert forms_at_once(13_000_000, 20 * 2**30) > 20
-    assert forms_at_once(1_200_000_000, 20 * 2**30) == 3
-    assert forms_at_once(1_200_000_000, 2**30) == 2
-    assert forms_at_once(1, None) == 1000
-
-
 def test_flipped_pixels_are_those_of_the_foreground() -> None:
     reference = np.array([[[[0.6, 0.4, 0.5, 0.9]], [[0.9, 0.9, 0.9, 0.9]]]])
     answer = np.array([[[[0.4, 0.4, 0.6, 0.9]], [[0.1, 0.1, 0.1, 0.1]]]])
     assert flipped_share(reference, answer) == 0.25
-
-
-def test_the_report(network: Network) -> None:
-    rows, found = measure_latency(
-        [network],
-        [*[form for form in CPU if form.name in SECONDS], *forms_for(["cuda"], ["tensorrt-fp16"])],
-        [2],
-        QUICK,
-        start=Bench(),
-        absent={"cuda": "not yet run: no NVIDIA GPU"},
-    )
-    report = LatencyReport(make_conditions(), 2, QUICK, {"net": 400.0}, tuple(rows), tuple(found))
-    text = markdown(report)
-    assert "## net, batches of 2, 400 GFLOP a tile" in text
-    assert "PyTorch's best: pytorch-bf16." in text
-    assert (
-        "| openvino-bf16 | cpu | failed | 100 | 0 | 10 | 4 | 50% | 8.00 (8.00 to 8.00) | 2.00 (2.00 to 2.00) |" in text
-    )
-    assert "| tensorrt-fp16 | cuda | not judged | not yet run |" in text
-    assert "- tensorrt-fp16 on cuda: not yet run: no NVIDIA GPU" in text
-    assert "| gemm | bf16 | numpy, cpu | 8 TFLOP/s |" in text
-    assert "Threads: 2." in text
-    assert png(report).startswith(b"\x89PNG")
-
-
-def test_tiles_differ_and_fit() -> None:
-    spec = make_spec(image_scale=0.5)
-    tiles = sample_tiles(spec, 3)
-    assert (tiles.shape, tiles.dtype) == ((3, 56, 56, 3), np.uint8)
-    assert not np.array_equal(tiles[0], tiles[1])
-
-
-def test_forms_are_named_apart() -> None:
-    assert len({form.key for form in FORMS}) == len(FORMS)
-    assert [form.name for form in forms_for(["cuda"], ["tensorrt-fp16"])] == ["tensorrt-fp16"]
-    assert forms_for(["cpu"], ["tensorrt-fp16"]) == []
-    with pytest.raises(UsageError, match="no form named fp8; there are pytorch-fp32"):
-        forms_for(["cpu"], ["fp8"])
 
 
 # ---------------------------------------------------------------------------------------------------------- the files
@@ -243,27 +163,6 @@ def test_verdicts_are_those_of_this_network(tmp_path: Path) -> None:
     (tmp_path / TABLE_FILE).write_text("[]")
     with pytest.raises(ModelError, match="cannot be read"):
         read_verdicts(tmp_path, weights)
-
-
-def test_what_is_made_for_the_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Sequence[str]] = []
-    commands: list[Sequence[str]] = []
-
-    def export(arguments: Sequence[str]) -> tuple[int, str]:
-        commands.append(arguments)
-        return 5, "error: does not count the same"
-
-    monkeypatch.setattr(form_files, "parity_table", lambda weights, folder, names, **_: asked.append(names))
-    monkeypatch.setattr(form_files, "run_export", export)
-    make_forms(tmp_path / "w", tmp_path / "forms", forms_for(["cpu"], ["pytorch-fp32"]))
-    assert asked == []
-    make_forms(tmp_path / "w", tmp_path / "forms", forms_for(["cpu"], ["openvino-bf16", "openvino-int8-bf16"]))
-    assert asked == [["fp32", "int8", "openvino-bf16"]]
-    said: list[str] = []
-    make_forms(tmp_path / "w", tmp_path / "forms", forms_for(["cuda"], ["tensorrt-fp16"]), say=said.append)
-    assert [command[0] for command in commands] == ["tensorrt"]
-    assert commands[0][-1] == "fp16"
-    assert said[-1] == "fp16.engine: failed: error: does not count the same"
 
 
 @pytest.fixture
@@ -318,21 +217,3 @@ def test_the_command_times_a_form_in_a_worker(
         assert all(row["reason"].startswith("not yet run: ") for row in found["rows"][1:])
     assert str(tmp_path) not in (out / "latency.json").read_text()
     assert "round 2 of 2" in capsys.readouterr().err
-
-
-def test_bad_calls_get_one_sentence(
-    made_folder: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    weights, folder = made_folder
-    out = ["-o", str(tmp_path / "out")]
-    for arguments, code, words in (
-        ([str(tmp_path / "none"), *out], 5, "no such file or folder"),
-        ([str(weights), "--made", str(folder), "--made", str(folder), *out], 2, "once for each NETWORK"),
-        ([str(weights), "--made", str(folder), "--batch-sizes", "0", *out], 2, "positive numbers"),
-        ([str(weights), "--made", str(folder), "--forms", "fp8", *out], 2, "no form named fp8"),
-        ([str(weights), "--made", str(folder), "--forms", "tensorrt-fp16", "--device", "cpu", *out], 2, "none of the"),
-        ([str(weights), "--made", str(folder), "-o", str(folder)], 6, "is not an empty folder"),
-    ):
-        assert run(cli.command, ["latency", *arguments]) == code, words
-        assert words in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

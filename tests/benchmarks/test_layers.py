@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 from written_reports import written_report
 
 from cellseg_benchmarks.engine import layers
-from cellseg_benchmarks.engine.cli_layers import layers_command
 from cellseg_benchmarks.harness.flops import count_flops
 from cellseg_deploy.models import default_model_path
 
@@ -42,7 +40,9 @@ def test_the_first_call_is_left_out_and_the_runtimes_endings_too() -> None:
 
 def test_the_shipped_network_is_told_apart(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = CliRunner().invoke(layers_command, ["-o", str(out), "--calls", "3", "--batch-size", "1", "--threads", "1"])
+    told = CliRunner().invoke(
+        layers.layers_command, ["-o", str(out), "--calls", "3", "--batch-size", "1", "--threads", "1"]
+    )
     assert told.exit_code == 0, told.output
     report = written_report(out, "layers", layers.LayersReport)
     parts = {part["name"]: part for part in report["parts"]}
@@ -51,12 +51,3 @@ def test_the_shipped_network_is_told_apart(tmp_path: Path) -> None:
     assert sum(part["seconds"] for part in parts.values()) == pytest.approx(report["seconds"])
     assert parts["encoder"]["seconds"] > 0.2 * report["seconds"]
     assert parts[layers.ADDED]["seconds"] < 0.25 * report["seconds"]
-
-
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    onnx.save(helper.make_model(helper.make_graph([], "g", [], [])), tmp_path / "empty.onnx")
-    told = CliRunner().invoke(
-        layers_command, ["--model", str(tmp_path / "empty.onnx"), "-o", str(tmp_path / "o")], standalone_mode=False
-    )
-    assert told.exception is not None
-    assert "empty.onnx" in str(told.exception)

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import FakeWorker, make_conditions
+from benchmark_fakes import FakeWorker
 from written_reports import written_report
 
 from cellseg_benchmarks import cli
 from cellseg_benchmarks.engine import limit_subjects, limits
 from cellseg_benchmarks.engine.limit_subjects import is_in_precision, products_in, subject, triad_elements
-from cellseg_benchmarks.engine.limits import Limits, LimitsReport, LimitWorkers, limit_workers
-from cellseg_benchmarks.harness.timer import Measured, Plan, interleave
-from cellseg_benchmarks.harness.worker import WorkerError
+from cellseg_benchmarks.engine.limits import Limits, LimitsReport, LimitWorkers
+from cellseg_benchmarks.harness.timer import Plan, interleave
 from cellseg_deploy.backends.openvino import shared_core
 from cellseg_deploy.cli.console import run
 
@@ -61,40 +60,6 @@ def test_the_peak_is_that_of_the_fastest_library_on_that_device() -> None:
     assert (peak.made_by, peak.kernel) == ("openvino 2026", "brgemm_avx512_amx")
     assert found.peak("int8") is None
     assert found.peak("bf16", "cuda") is None
-
-
-def test_what_is_missing_says_why() -> None:
-    found = measured_limits()
-    assert found.missing == {
-        "torch on cuda": "PyTorch finds no GPU here",
-        "openvino 2026 gemm int8": "computed as f32",
-    }
-    text = LimitsReport(make_conditions(busy=0.5), 1, QUICK, found).to_markdown()
-    assert "| torch on cuda | | | not yet run | | PyTorch finds no GPU here |" in text
-    assert "| gemm | bf16 | openvino 2026, cpu | 4 TFLOP/s | 4 | brgemm_avx512_amx |" in text
-    assert "GPU: none (no NVIDIA GPU can be used here)" in text
-    assert "**Other work kept 50% of the cores busy before the measurement.**" in text
-
-
-def test_a_limit_that_failed_in_a_round_is_missing() -> None:
-    worker: Any = FakeWorker({"gemm fp32": 1.0}, facts("torch 2", {"gemm fp32": 1.0}))
-    found = LimitWorkers({"torch on cpu": worker}).limits(Measured(failed={"torch on cpu: gemm fp32": "killed"}))
-    assert not found.rates
-    assert found.missing == {"torch on cpu: gemm fp32": "killed"}
-
-
-def test_a_library_that_is_not_here_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(kind: str, arguments: dict[str, Any], threads: int | None) -> Any:
-        if arguments["part"] == "openvino":
-            raise WorkerError("openvino is not installed")
-        return FakeWorker({"gemm fp32": 1.0}, facts(arguments["part"], {"gemm fp32": 1.0}))
-
-    monkeypatch.setattr(limits, "Worker", start)
-    with limit_workers(["cpu", "cuda"], size=8) as found:
-        assert list(found.workers) == ["numpy on cpu", "torch on cpu", "torch on cuda", "files"]
-        assert found.missing == {"openvino on cpu": "openvino is not installed"}
-        workers = list(found.workers.values())
-    assert all(worker.closed for worker in workers)  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------------------------------ in the worker
@@ -163,16 +128,6 @@ def test_torch_has_every_precision_and_the_triad() -> None:
 def test_the_triad_leaves_the_cache_and_spares_the_memory() -> None:
     assert triad_elements(16 * 2**30, on_cpu=False) == 64 * 2**20 // 8
     assert triad_elements(2**20, on_cpu=True) == 2**16 // 8
-
-
-def test_a_kernel_that_is_missing_is_told() -> None:
-    def broken() -> None:
-        raise RuntimeError("no int8 on this device")
-
-    entries = limit_subjects._Entries("torch 2")
-    entries.add("gemm int8", 1.0, broken)
-    assert entries.calls == {}
-    assert entries.missing == {"torch 2 gemm int8": "RuntimeError: no int8 on this device"}
 
 
 def test_the_command_leaves_three_files(

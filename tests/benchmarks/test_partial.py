@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from benchmark_fakes import FakeWorker
 
-from cellseg_benchmarks.folder.scaling import measure_scaling
+from cellseg_benchmarks.folder.scaling import Settings, measure_scaling
 from cellseg_benchmarks.harness.partial import PARTIAL_END, Progress, turns_left
 from cellseg_benchmarks.harness.report import write_report
 from cellseg_benchmarks.harness.timer import Plan, Turn, interleave
@@ -121,9 +121,8 @@ def test_sizes_that_were_measured_stay(tmp_path: Path) -> None:
         return FakeWorker({}, {"model": "stub"}, asked)
 
     progress = Progress(tmp_path, "scaling")
-    points, _, failed = measure_scaling(
-        {}, tmp_path, megapixels=[0.02], counts=[2], small_hw=(60, 80), rounds=2, start=start, progress=progress
-    )
+    settings = Settings(megapixels="0.02", images="2", small=0.0048, rounds=2)
+    points, _, failed = measure_scaling(settings, tmp_path, start=start, progress=progress)
     assert [(point.series, point.round) for point in points] == [("megapixels", 0), ("images", 0), ("megapixels", 1)]
     assert failed == {}
     assert progress.missing == ["2 images in round 2"]

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import FakeWorker, make_conditions
+from benchmark_fakes import FakeWorker
 from PIL import Image
 from written_reports import written_report
 
 from cellseg_benchmarks import cli
-from cellseg_benchmarks.folder import peer_cellpose, peer_instanseg, peer_stardist, peers
-from cellseg_benchmarks.folder.peers import PeersReport, Row, measure_peers
+from cellseg_benchmarks.folder import peer_tools
+from cellseg_benchmarks.folder.peers import PeersReport, Row, Settings, measure_peers
 from cellseg_benchmarks.harness import images as image_set
 from cellseg_benchmarks.harness.timer import Plan
 from cellseg_benchmarks.harness.worker import WorkerError
+from cellseg_benchmarks.options import Engine
 from cellseg_deploy.cli.console import run
-from cellseg_deploy.errors import BackendUnavailableError
 
 PLAN = Plan(rounds=3, min_seconds=0.0, settle_seconds=0.0)
 OURS = {"engine": "onnxruntime fp32 on cpu"}
@@ -49,15 +49,16 @@ def measured(tmp_path: Path, **more: Any) -> tuple[dict[tuple[str, str], Row], S
     rows = measure_peers(
         images,
         np.zeros((20, 30), np.int32),
-        [Path("small.onnx"), Path("large.onnx")],
+        Settings(
+            models=(Path("small.onnx"), Path("large.onnx")),
+            cell_diameter=90.0,
+            engine=Engine(backend="openvino"),
+            threads=2,
+            **more,
+        ),
         tmp_path,
         PLAN,
-        diameter_px=90.0,
-        folder_images=8,
-        threads=2,
-        settings={"backend": "openvino"},
         start=start,
-        **more,
     )
     return {(row.name, row.what): row for row in rows}, start
 
@@ -81,16 +82,11 @@ def test_ratios_are_of_an_image(tmp_path: Path) -> None:
     assert ours.slower["small"].median == pytest.approx(1)
 
 
-def test_what_is_not_there_is_a_row_with_the_reason(tmp_path: Path) -> None:
-    rows, _ = measured(tmp_path)
-    skipped = rows["stardist", ""]
-    assert (skipped.status, skipped.reason, skipped.times) == ("not run", "stardist cannot be imported", None)
-
-
 def test_all_get_the_same_images_at_their_own_scale(tmp_path: Path) -> None:
     _, start = measured(tmp_path, cellpose_weights=Path("cpsam"))
     ours, cellpose, stardist = (start.given[name] for name in ("small", "cellpose", "stardist"))
-    assert ours["settings"] == {"path": "small.onnx", "cell_diameter_px": 90.0, "backend": "openvino"}
+    expected = {**Engine(backend="openvino").arguments(), "path": "small.onnx", "cell_diameter_px": 90.0}
+    assert ours["settings"] == expected
     assert len(list(Path(ours["timed"]).iterdir())) == 8
     assert cellpose["diameter"] == stardist["diameter"] == 90.0
     assert [np.load(path).shape for path in cellpose["images"]] == [(20, 30, 3)] * 2
@@ -101,42 +97,10 @@ def test_all_get_the_same_images_at_their_own_scale(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(opened), np.load(cellpose["images"][0]))
 
 
-def test_the_report(tmp_path: Path) -> None:
-    rows, _ = measured(tmp_path)
-    report = PeersReport(
-        make_conditions(), 2, PLAN, (20, 30), "given images", 90.0, tuple(rows.values()), {"cuda": "not yet run: none"}
-    )
-    text = report.to_markdown()
-    assert "|  | what is timed | details | x small | x large |" in text
-    assert (
-        "| cellpose | network | Cellpose 4.2: CPSAM, bfloat16, random weights | 40.00 (40.00 to 40.00) | 20.00" in text
-    )
-    assert "| stardist |  | not yet run |" in text
-    assert "- stardist: stardist cannot be imported" in text
-    assert "- cuda: not yet run: none" in text
-    assert "Images of 30 x 20 px (given images), cells of 90 px." in text
-    assert peers.png(report).startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "words"),
-    [
-        (peer_cellpose, "cellpose", "pip install cellpose"),
-        (peer_stardist, "stardist", "pip install stardist tensorflow-cpu"),
-        (peer_instanseg, "instanseg", "pip install instanseg-torch"),
-    ],
-)
-def test_a_peer_that_is_not_installed_says_how_to(module: Any, name: str, words: str) -> None:
-    if importlib.util.find_spec(name) is not None:
-        pytest.skip(f"{name} is installed here")
-    with pytest.raises(BackendUnavailableError, match=words):
-        module.subject([], None, 90.0, "cpu", None, None)
-
-
 def test_instanseg_wants_multiples() -> None:
     image = np.zeros((9, 16, 3), np.uint8)
     image[8] = 255
-    padded = peer_instanseg._padded(image)
+    padded = peer_tools._padded(image)
     assert (padded.shape, padded.dtype) == ((1, 3, 16, 16), np.float32)
     assert padded[0, 0, :, 0].tolist() == [0] * 8 + [1, 1] + [0] * 6
 
@@ -161,23 +125,3 @@ def test_the_command_leaves_three_files(
         assert "pip install stardist" in found["rows"][1]["reason"]
     assert str(tmp_path) not in (out / "peers.json").read_text()
     assert "opening stub" in capsys.readouterr().err
-
-
-def test_bad_calls_get_one_sentence(
-    tmp_path: Path, onnx_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = ["-o", str(tmp_path / "out")]
-    for hw in ((20, 30), (30, 20)):
-        Image.fromarray(np.zeros((*hw, 3), np.uint8)).save(tmp_path / f"{hw[0]}.png")
-    pictures = [str(tmp_path / "20.png"), str(tmp_path / "30.png")]
-    for arguments, code, words in (
-        (["--peers", "ilastik", *out], 2, "no peer named ilastik; there are cellpose"),
-        ([pictures[0], *out], 2, "--cell-diameter must be given"),
-        ([*pictures, "--cell-diameter", "9", *out], 2, "the images have different sizes"),
-        (["--model", str(tmp_path / "none.onnx"), *out], 5, "no such file"),
-        (["--cellpose-weights", str(tmp_path / "none"), *out], 5, "no such file"),
-        (["--model", str(onnx_file()), "--model", str(onnx_file()), *out], 2, "two models of one name"),
-    ):
-        assert run(cli.command, ["peers", *arguments]) == code, words
-        assert words in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

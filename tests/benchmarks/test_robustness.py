@@ -129,16 +129,3 @@ def test_the_command_leaves_tables_and_figures(
     assert "| stain | 1 |" in capsys.readouterr().out
     assert run(command, ["robustness", "-o", str(out)]) == 6
     assert run(command, ["robustness", "-o", str(tmp_path / "x"), "--images", str(tmp_path)]) == 2
-
-
-def test_a_missing_model_or_mask_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    assert run(command, ["robustness", "-o", str(out), "--model", str(tmp_path / "none.onnx"), "-q"]) == 5
-    assert "none.onnx: no such file" in capsys.readouterr().err
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "images" / "a.png").touch()
-    places = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
-    assert run(command, ["robustness", "-o", str(out), *places, "-q"]) == 3
-    assert "no mask of the same name" in capsys.readouterr().err
-    assert not out.exists()

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_fakes import FakeWorker, make_conditions
+from benchmark_fakes import FakeWorker
 from written_reports import written_report
 
 from cellseg_benchmarks import cli
-from cellseg_benchmarks.folder import scaling
 from cellseg_benchmarks.folder.scaling import (
     Point,
     ScalingReport,
+    Settings,
     exponent,
     growth_of,
     held_bytes_per_pixel,
@@ -100,7 +100,7 @@ def test_every_measurement_is_a_process_of_its_own(tmp_path: Path) -> None:
         return opened[-1]
 
     points, facts, failed = measure_scaling(
-        {}, tmp_path, megapixels=[0.02, 0.05], counts=[3], small_hw=(60, 80), rounds=2, start=start
+        Settings(megapixels="0.02,0.05", images="3", small=0.0048, rounds=2), tmp_path, start=start
     )
     assert facts == FACTS
     assert failed == {}
@@ -129,34 +129,11 @@ def test_a_size_that_fails_is_left_out_with_the_reason(tmp_path: Path) -> None:
         return FakeWorker({}, FACTS, answer)
 
     points, _, failed = measure_scaling(
-        {}, tmp_path, megapixels=[0.02], counts=[1], small_hw=(60, 80), rounds=2, start=start
+        Settings(megapixels="0.02", images="1", small=0.0048, rounds=2), tmp_path, start=start
     )
     assert failed == {"0.02 megapixels": "the process ended with signal 9 (out of memory?)"}
     assert [p.series for p in points] == ["images", "images"]
     assert points[0].before_bytes is None  # the peak is of the whole life
-
-
-def test_the_report() -> None:
-    points = [point(4, 1.0, 40_000_000), point(16, 4.0, 160_000_000), point(3, 0.3, 7, series="images")]
-    report = ScalingReport(
-        make_conditions(),
-        None,
-        FACTS,
-        held_bytes_per_pixel(FACTS),
-        (600, 800),
-        tuple(points),
-        tuple(growth_of(points, series) for series in scaling.SERIES),
-        {"64 megapixels": "left out by --max-megapixels 16", "cuda": "not yet run: no GPU"},
-    )
-    text = report.to_markdown()
-    assert "| 16 | 4 | 0.25 | 50% | 260 | 160 | 10 |" in text
-    assert "| 64 megapixels | not yet run |" in text
-    assert "## Images of 800 x 600 px" in text
-    assert "Time grows with exponent 1.000; from 4 megapixels on in proportion within 0.0%; " in text
-    assert "10.00 bytes more for each pixel more." in text
-    assert "take 7.5 (uint8), 8 (float16), 9 (float32) bytes a pixel" in text
-    assert "- cuda: not yet run: no GPU" in text
-    assert scaling.png(report).startswith(b"\x89PNG")
 
 
 def test_the_command_leaves_three_files(
@@ -180,31 +157,3 @@ def test_the_command_leaves_three_files(
     assert found["left_out"]["50 images"] == "left out by --max-images 10"
     assert found["held_bytes_per_pixel"]["float32"] == 3 + 4 + 4
     assert "round 1 of 1, 2 images" in capsys.readouterr().err
-
-
-def test_bad_calls_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = ["-o", str(tmp_path / "out")]
-    for arguments, code, words in (
-        (["--megapixels", "a,b", *out], 2, "--megapixels must be positive numbers"),
-        (["--images", "-1", *out], 2, "--images must be positive numbers"),
-        (["--small", "0", *out], 2, "0 megapixels cannot be made"),
-        (
-            ["--max-megapixels", "0.5", "--max-images", "0", *out],
-            2,
-            "nothing is left to measure: 1 megapixels left out",
-        ),
-    ):
-        assert run(cli.command, ["scaling", *arguments]) == code, words
-        assert words in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_nothing_measured_is_no_report(
-    tmp_path: Path, onnx_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = onnx_file()
-    model.write_bytes(b"no model")
-    arguments = ["scaling", "--model", str(model), "-o", str(tmp_path / "out"), "--megapixels", "0.02", "--images", "1"]
-    assert run(cli.command, [*arguments, "--rounds", "1", "--small", "0.01"]) == 8
-    assert "nothing was measured: 0.02 megapixels: " in capsys.readouterr().err
-    assert not list((tmp_path / "out").iterdir())

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from cellseg_benchmarks.quality import study, study_answers, study_report
-from cellseg_benchmarks.quality.cli_study import study_command
+from cellseg_benchmarks.quality import study, study_report
 from cellseg_deploy.cli import console
-from cellseg_deploy.errors import UsageError
 from cellseg_deploy.samples import write_samples
+from cellseg_train import run as training
 from cellseg_train.config import TrainConfig
 
 FAST = [
@@ -36,7 +35,7 @@ def run(smears: Path, out: Path, *more: str) -> int:
         *("--images", smears / "train/images", "--masks", smears / "train/masks"),
         *("--val-images", smears / "val/images", "--val-masks", smears / "val/masks"),
     ]
-    return console.run(study_command, [str(a) for a in (*places, "-o", out, *FAST, *more)])
+    return console.run(study.study_command, [str(a) for a in (*places, "-o", out, *FAST, *more)])
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +59,8 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished run was trained again")
 
-    monkeypatch.setattr(study.start, "begin", refuse)
-    monkeypatch.setattr(study.start, "resume", refuse)
+    monkeypatch.setattr(training, "begin", refuse)
+    monkeypatch.setattr(training, "resume", refuse)
 
 
 def test_each_run_leaves_its_figures_and_the_study_its_report(done):
@@ -88,21 +87,10 @@ def test_each_run_leaves_its_figures_and_the_study_its_report(done):
     assert not list(done.glob(".cellseg-*"))
 
 
-def test_a_finished_run_is_not_trained_again(smears, copied, monkeypatch):
-    before = result_of(copied, "plain-0")
-    (copied / "study.md").unlink()
-    no_training(monkeypatch)
-    assert run(smears, copied, "--runs", "plain,distance", "--threads", "2") == 0
-    assert result_of(copied, "plain-0") == before
-    text = (copied / "study.md").read_text()
-    assert "`distance`" in text
-    assert "Not finished" not in text
-
-
 def test_a_started_run_goes_on_and_ends_in_the_same_figures(smears, copied, monkeypatch):
     before = result_of(copied, "distance-0")
     (copied / "results" / "distance-0.json").unlink()
-    monkeypatch.setattr(study.start, "begin", None)  # would fail if the run were begun anew
+    monkeypatch.setattr(training, "begin", None)  # would fail if the run were begun anew
     assert run(smears, copied, "--runs", "plain,distance") == 0
     after = result_of(copied, "distance-0")
     assert (after["points"], after["sweep"]) == (before["points"], before["sweep"])
@@ -124,18 +112,9 @@ def without(*keys: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda _: b"", "truncated"),
         (lambda result: json.dumps(result).encode()[:200], "truncated"),
-        (lambda _: b"\xff\xfe", "malformed"),
-        (lambda _: [1], "Expected `object`"),
-        (without("points"), "missing required field `points`"),
-        (without("seconds"), "missing required field `seconds`"),
-        (without("points", "threshold", "confluence"), "no point for confluence"),
         (without("points", "threshold", "counting", "figures", "f1_apart"), "figures without f1_apart"),
         (without("sweep", "0", "figures", "dice"), "figures without dice"),
-        (lambda result: result | {"sweep": []}, "length >= 1"),
-        (lambda result: result | {"points": {}}, "length >= 1"),
-        (lambda result: result | {"seconds": {"train": "long", "measure": 1}}, "Expected `float`"),
     ],
 )
 def test_a_damaged_result_is_named_and_how_to_go_on(smears, copied, monkeypatch, capsys, change, message):
@@ -168,14 +147,6 @@ def test_other_validation_images_are_noticed(smears, copied, monkeypatch, tmp_pa
     assert "split_sha256" in capsys.readouterr().err
 
 
-def test_one_validation_image_cannot_be_halved(smears, tmp_path, capsys):
-    few = tmp_path / "few"
-    shutil.copytree(smears / "train", few / "train")
-    write_samples(few / "val", 1, 9, (150, 150))
-    assert run(few, tmp_path / "out") == 2
-    assert "2 are needed" in capsys.readouterr().err
-
-
 def test_arms_differ_in_what_they_say_and_in_nothing_else():
     base = TrainConfig()
     told = {arm.name: dataclasses.asdict(arm.config(base, 1)) for arm in study.ARMS}
@@ -201,12 +172,6 @@ def test_arms_differ_in_what_they_say_and_in_nothing_else():
     for settings in told.values():
         assert (settings["seed"], settings["calibrate"]) == (1, False)
         assert settings["validate_every"] == settings["optim"]["epochs"]  # so no epoch can be picked by validation
-
-
-@pytest.mark.parametrize("names", [["plain", "what"], ["plain", "plain"], [""], []])
-def test_runs_that_cannot_be_meant(names):
-    with pytest.raises(UsageError, match="expected some of plain, boundary"):
-        study.arms_named(names)
 
 
 def made(name: str, variant: str, seed: int, f1: float, dice: float, mape: float | None = 0.1) -> dict[str, Any]:
@@ -262,27 +227,6 @@ def test_the_report_gives_mean_spread_and_paired_differences():
     alone = study_report.markdown([("plain", "a")], results[:1])
     assert "`boundary` was not among the runs" in alone
     assert "| 0.500 |" in alone
-
-
-def test_the_answers_are_made_of_the_results():
-    results = [
-        made("plain", "plain", 0, 0.50, 0.95, 0.30),
-        made("boundary", "boundary", 0, 0.70, 0.955, 0.06),
-        made("boundary", "boundary", 1, 0.80, 0.955, 0.04),
-        made("distance", "distance", 0, 0.75, 0.954, 0.05),
-        made("distance", "distance", 1, 0.79, 0.954, 0.05),
-        made("boundary-surface", "boundary", 1, 0.99, 0.90, 0.05),
-    ]
-    head, seeds, distance, surface, best = study_answers.answers(results)
-    assert "0.9500 plain, 0.9550 boundary" in head
-    assert "30.0 % for plain and 5.0 % for boundary" in head
-    assert "threshold of 0.5 " in head
-    assert "foreground threshold 0.5 to 0.6, seeds at 0.8" in seeds
-    assert "F1 apart by +0.020 (higher with 1 of 2 seeds)" in distance  # +0.05 and -0.01
-    assert "Dice by -0.0010 (higher with 0 of 2 seeds)" in distance
-    assert "F1 apart by +0.190 (higher with 1 of 1 seeds)" in surface  # against the same seed alone
-    assert "`distance` with method" in best  # boundary-surface has the better F1, but gives up Dice for it
-    assert study_answers.answers(results[:1])[0].startswith("**The best single")
 
 
 def test_a_study_that_is_stopped_says_which_runs_are_missing(smears, copied, monkeypatch):

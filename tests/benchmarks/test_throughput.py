@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import FakeWorker, make_conditions
+from benchmark_fakes import FakeWorker
 from PIL import Image
 from written_reports import written_report
 
@@ -19,14 +19,14 @@ from cellseg_benchmarks.folder import subject, throughput
 from cellseg_benchmarks.folder.throughput import (
     PipelineReport,
     Run,
-    Share,
-    drop_from_cache,
+    Settings,
     measure_pipeline,
     shares_of,
     summarise,
 )
 from cellseg_benchmarks.harness import images as image_set
 from cellseg_benchmarks.harness.timer import Times
+from cellseg_benchmarks.options import Engine, Scale
 from cellseg_deploy.cli.console import run
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 from cellseg_deploy.images.read import read_image
@@ -64,20 +64,6 @@ def test_a_set_repeats_its_images_in_every_format(tmp_path: Path) -> None:
         image_set.encoded(images[0], "bmp")
 
 
-def test_given_images_are_read_in_order_and_problems_are_told(tmp_path: Path) -> None:
-    for name, shade in (("b", 90), ("a", 50)):
-        Image.fromarray(picture(shade)).save(tmp_path / f"{name}.png")
-    found = list(image_set.given_images([tmp_path]))
-    assert [image[0, 0, 0] for image in found] == [50, 90]
-    assert len(list(image_set.given_images([tmp_path], 1))) == 1
-    (tmp_path / "sub").mkdir()
-    with pytest.raises(NothingToDoError):
-        next(image_set.given_images([tmp_path / "sub"]))
-    (tmp_path / "sub" / "link.png").symlink_to(tmp_path / "a.png")
-    with pytest.raises(DataError, match="a link out of the folder"):
-        next(image_set.given_images([tmp_path / "sub"]))
-
-
 def test_sizes_keep_below_what_was_asked_for() -> None:
     for megapixels in (0.1, 1, 4, 16, 64, 256):
         height, width = image_set.size_for(megapixels)
@@ -98,19 +84,6 @@ def test_a_large_image_is_mirrored_and_not_cut(tmp_path: Path, monkeypatch: pyte
     both = np.concatenate([both, both[:, ::-1]], axis=1)
     assert np.array_equal(large, np.tile(both, (2, 2, 1))[:17, :11])
     assert image_set.reflected(7, 3).tolist() == [0, 1, 2, 2, 1, 0, 0]
-
-
-def test_copies_where_the_disk_knows_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*_: Any) -> None:
-        raise OSError
-
-    (tmp_path / "a.png").write_bytes(b"abc")
-    image_set.link_copies([tmp_path / "a.png"], tmp_path / "links", 2)
-    assert (tmp_path / "links" / "image-00001.png").samefile(tmp_path / "a.png")
-    monkeypatch.setattr(image_set.os, "link", no_link)
-    image_set.link_copies([tmp_path / "a.png"], tmp_path / "copies", 2)
-    assert (tmp_path / "copies" / "image-00001.png").read_bytes() == b"abc"
-    assert not (tmp_path / "copies" / "image-00001.png").samefile(tmp_path / "a.png")
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -137,13 +110,16 @@ def test_cold_and_warm_runs_take_turns_by_format(tmp_path: Path) -> None:
     def start(kind: str, arguments: dict[str, Any]) -> Any:
         assert kind == "folder"
         assert arguments["threads"] == 3
-        assert arguments["settings"] == {"path": None}
+        assert arguments["settings"]["path"] == str(model)
+        assert (arguments["settings"]["streams"], arguments["settings"]["scale"]) == (2, 0.5)
+        assert arguments["save"] == ["labels", "overlays"]
         opened.append(FakeWorker({}, ENGINE, lambda paths: answered()))
         return opened[-1]
 
-    runs, engine, evicted = measure_pipeline(
-        folders, {"path": None}, tmp_path, rounds=2, warm=2, threads=3, start=start
-    )
+    model = tmp_path / "net.onnx"
+    model.touch()
+    settings = Settings(model, rounds=2, warm=2, threads=3, engine=Engine(streams=2), scale=Scale(0.5))
+    runs, engine, evicted = measure_pipeline(folders, settings, tmp_path, start=start)
     assert engine == ENGINE
     assert evicted == hasattr(throughput.os, "posix_fadvise")
     assert [(r.file_format, r.round, r.state) for r in runs] == [
@@ -190,36 +166,6 @@ def test_summaries_are_medians() -> None:
     assert cold.stage_shares["read"] == 1.25  # stages overlap
 
 
-def test_the_report() -> None:
-    runs = [make_run("warm", 2.0), make_run("cold", 3.0, name="tif", stage_seconds={"write": 1.0, "odd": 0.6})]
-    report = PipelineReport(
-        make_conditions(),
-        None,
-        10,
-        19.2,
-        "sample smears",
-        {"png": 30.0, "tif": 57.0},
-        ENGINE,
-        True,
-        tuple(runs),
-        tuple(summarise(runs, 19.2)),
-        (Share("png", 20.0, 40.0, 0.5, 2.0), Share("tif", 400.0, None, None, None)),
-        Limits(missing={"openvino on cpu": "openvino is not installed"}),
-        {"cuda": "not yet run: no NVIDIA GPU"},
-    )
-    text = report.to_markdown()
-    assert "| png | warm | 5 | 0.2 | 0.104 | 0 | 50% | 30 |" in text
-    assert "| format | state | read | network | write | odd |" in text
-    assert "| tif | cold |  |  | 33% | 20% |" in text
-    assert "| on a GPU |  | not yet run |" in text
-    assert "- cuda: not yet run: no NVIDIA GPU" in text
-    assert "engine threads all, 2 helpers" in text
-    assert "| png | 20 | 40 | 50% | 0.5 | 2 | 25% |" in text
-    assert "| tif | 400 |  |  |  |  |  |" in text
-    assert "| openvino on cpu | | | not yet run | | openvino is not installed |" in text
-    assert throughput.png(report).startswith(b"\x89PNG")
-
-
 def test_rates_beside_the_limits() -> None:
     """4 images of 56 x 100 px in tiles of 56 with a halo of 8: 3 tiles each at scale 1, of 3 TFLOP."""
     times = Times((0.5,), 1, 0.5)
@@ -241,12 +187,6 @@ def test_rates_beside_the_limits() -> None:
     assert (tif.read_rate, tif.read_limit, tif.read_share) == (pytest.approx(2), None, None)
     (unknown,) = shares_of(runs[:1], [(56, 100)] * 4, engine | {"precision": "fp16"}, limits, None)
     assert (unknown.tflops, unknown.peak_tflops, unknown.peak_share) == (None, None, None)
-
-
-def test_files_leave_the_page_cache_whole(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert drop_from_cache([tmp_path / "a", tmp_path / "none"]) == hasattr(throughput.os, "posix_fadvise")
-    assert (tmp_path / "a").read_bytes() == b"abc"
 
 
 def test_a_failed_image_fails_the_measurement(tmp_path: Path, onnx_file: Callable[..., Path]) -> None:
@@ -297,14 +237,3 @@ def test_the_command_leaves_three_files(
     assert all(x["tflops"] > 0 and x["peak_tflops"] == pytest.approx(0.002) for x in found["shares"])
     assert str(tmp_path) not in (out / "pipeline.json").read_text()
     assert "warm" in capsys.readouterr().err
-
-
-def test_bad_calls_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = ["-o", str(tmp_path / "out")]
-    for arguments, code, words in (
-        (["--formats", "bmp", *out], 2, "unknown format bmp; expected some of png, jpg, tif"),
-        (["--megapixels", "0", *out], 2, "0 megapixels cannot be made"),
-        ([str(tmp_path / "none.png"), *out], 2, "no such file or folder"),
-    ):
-        assert run(cli.command, ["pipeline", *arguments]) == code, words
-        assert words in capsys.readouterr().err

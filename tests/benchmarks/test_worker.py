@@ -144,9 +144,9 @@ def test_an_interrupt_leaves_no_process() -> None:
 
 def test_every_subject_can_be_named() -> None:
     folder = Path(worker.__file__).parents[1]
-    for module in worker.SUBJECTS.values():
+    for module, function in worker.SUBJECTS.values():
         source = folder.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text()
-        assert "\ndef subject(" in source, module
+        assert f"\ndef {function}(" in source, module
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")

@@ -177,7 +177,7 @@ def test_settings_of_a_model_that_is_not_run_are_refused(
     option: tuple[str, str], smears: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert describe(smears / "train", model, smears / "out", *option) == 2
-    assert f"{option[0]} has no part in --describe with --masks" in capsys.readouterr().err
+    assert f"{option[0]} and --masks exclude each other" in capsys.readouterr().err
 
 
 def spread(**values: Any) -> TrainingInfo:

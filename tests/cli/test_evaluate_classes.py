@@ -129,7 +129,7 @@ def test_masks_and_counts_are_compared_with_the_classes_that_count(folder: Path)
         (["--boxes", "boxes.csv", "--classes", "blue=RBC"], "knows no class blue; it has red, white, platelet"),
         (["--boxes", "boxes.csv", "--classes", "red=nobody"], "no boxes of class nobody"),
         (["--masks", "masks", "--classes", "blue"], "knows no class 'blue'"),
-        (["--calibrate", "--masks", "masks", "--classes", "red"], "--classes needs"),
+        (["--calibrate", "--masks", "masks", "--classes", "red"], "No such option '--classes'"),
     ],
 )
 def test_classes_that_do_not_fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,31 +14,47 @@ from run_records import identity
 from test_evaluate import evaluate, report
 from test_evaluate_modes import smears  # noqa: F401  (a fixture)
 
-from cellseg_deploy.cli import evaluate_extras
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.evaluate import score
 from cellseg_deploy.evaluate.report_folder import report_folder
-from cellseg_deploy.files.lock import LOCK_NAME, exclusive
+from cellseg_deploy.files import atomic
+from cellseg_deploy.files.lock import LOCK_NAME
 from cellseg_deploy.run.output_folder import held_folder
 from cellseg_deploy.run.resume import begin, sweep
 
-NAMES = ["report.json", "table.csv", "anatomy"]
-PARTS = {"table.csv": "1", "anatomy/merge-01.jpg": "2", ".cellseg-0123456789abcdef.tmp": "3"}
+NAMES = ["report.json", "table.csv", "figure.png", "anatomy"]
+RECORD = '{"program": "us"}'
 
 
-def killed_while_writing(out: Path, program: str = "us", names: list[str] = NAMES) -> None:
-    """Leave in ``out`` what a process leaves that is killed after it wrote parts of its report."""
+def write_parts(place: Path, text: str) -> None:
+    """All of a report but its figure, with ``text`` in each part."""
+    (place / "anatomy").mkdir()
+    for name in ("table.csv", "anatomy/merge-01.jpg", "labels.tif"):
+        (place / name).write_text(text)
+    (place / "report.json").write_text(RECORD)
+
+
+def write_report(out: Path, text: str = "first") -> None:
+    with report_folder(out, "us", NAMES) as place:
+        write_parts(place, text)
+
+
+def killed(out: Path, moves: int) -> None:
+    """A second report, whose process is killed after ``moves`` of its files were moved; below 0: before the end."""
     words = (
-        "import os, signal; from pathlib import Path\n"
-        "from cellseg_deploy.evaluate.report_folder import report_folder\n"
-        f"out = Path({str(out)!r})\n"
-        f"with report_folder(out, {program!r}, {names!r}):\n"
-        f"    for name, text in {PARTS!r}.items():\n"
-        "        (out / name).parent.mkdir(exist_ok=True); (out / name).write_text(text)\n"
-        "    (out / '.cellseg-fedcba9876543210').mkdir(); (out / '.cellseg-fedcba9876543210/page.jpg').touch()\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from cellseg_deploy.evaluate import report_folder\n"
+        "from cellseg_deploy.files import atomic\n"
+        f"from test_report_folder import NAMES, write_parts\n"
+        "def kill(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"move, left = atomic.move, iter([atomic.move] * {max(moves, 0)} + [kill])\n"
+        "atomic.move = lambda *paths: next(left)(*paths)\n"
+        f"with report_folder.report_folder(Path({str(out)!r}), 'us', NAMES) as place:\n"
+        "    write_parts(place, 'second')\n"
+        f"    {moves} < 0 and kill()\n"
     )
-    assert subprocess.run([sys.executable, "-c", words], check=False).returncode == -signal.SIGKILL
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", words], env=environment, check=False).returncode == -signal.SIGKILL
     assert (out / LOCK_NAME).exists()
 
 
@@ -45,112 +62,112 @@ def there(out: Path) -> list[str]:
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
-def test_what_a_killed_evaluation_left_is_taken_away(tmp_path: Path) -> None:
-    killed_while_writing(tmp_path)
-    assert set(PARTS) < set(there(tmp_path))
-    (tmp_path / "thesis.txt").write_text("years")
-    (tmp_path / "anatomy" / "mine.jpg").touch()
-    with pytest.raises(OutputError, match="anatomy: not written by us"), report_folder(tmp_path, "us", NAMES):
-        pass
-    killed_while_writing(tmp_path / "again")
-    with report_folder(tmp_path / "again", "us", NAMES):
-        assert there(tmp_path / "again") == [LOCK_NAME]
-    assert there(tmp_path) == ["anatomy/mine.jpg", "thesis.txt"]
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+def texts(out: Path) -> dict[str, str]:
+    return {name: (out / name).read_text() for name in there(out) if not name.startswith(".")}
 
 
-def test_of_another_kind_of_report_too(tmp_path: Path) -> None:
-    killed_while_writing(tmp_path)
-    with report_folder(tmp_path, "us", ["other.json"]):
-        (tmp_path / "other.json").write_text('{"program": "us"}')
-    assert there(tmp_path) == ["other.json"]
+def parts(text: str) -> dict[str, str]:
+    return {**dict.fromkeys(("anatomy/merge-01.jpg", "labels.tif", "table.csv"), text), "report.json": RECORD}
 
 
-def test_a_killed_second_evaluation_leaves_the_first(tmp_path: Path) -> None:
-    with report_folder(tmp_path, "us", NAMES):
-        (tmp_path / "report.json").write_text('{"program": "us"}')
-    killed_while_writing(tmp_path)
-    with report_folder(tmp_path, "us", NAMES):
-        assert "report.json" in there(tmp_path)
-        assert "table.csv" in there(tmp_path)  # to be replaced
+def test_nothing_has_its_name_before_all_is_written(tmp_path: Path) -> None:
+    with report_folder(tmp_path, "us", NAMES) as place:
+        write_parts(place, "first")
+        assert texts(tmp_path) == {}
+    assert texts(tmp_path) == parts("first")
+    assert there(tmp_path) == sorted(parts("first"))
 
 
-def test_parts_of_another_program_are_not_ours(tmp_path: Path) -> None:
-    killed_while_writing(tmp_path, program="they")
-    with pytest.raises(OutputError, match="not written by us"), report_folder(tmp_path, "us", NAMES):
-        pass
-    assert "table.csv" in there(tmp_path)
+def test_one_that_is_killed_at_work_leaves_the_earlier_report(tmp_path: Path) -> None:
+    killed(tmp_path / "new", moves=-1)
+    assert texts(tmp_path / "new") == {}
+    write_report(tmp_path / "new")
+    assert there(tmp_path / "new") == sorted(parts("first"))  # nor is anything left of its workspace
+    write_report(tmp_path / "old")
+    killed(tmp_path / "old", moves=-1)
+    assert texts(tmp_path / "old") == parts("first")
 
 
-def test_parts_without_a_lock_are_not_ours(tmp_path: Path) -> None:
-    (tmp_path / "table.csv").write_text("mine")
-    with pytest.raises(OutputError, match=r"table\.csv: not written by us"), report_folder(tmp_path, "us", NAMES):
-        pass
-    assert there(tmp_path) == ["table.csv"]
-
-
-@pytest.mark.parametrize(
-    "note",
-    [
-        b'{"program": "us", "writes": ["report.json", "../thesis.txt", "sub/table.csv", 3, "table.csv"]}',
-        b'{"program": "us", "writes": 3}'.replace(b"3", b'{"table.csv": 1}'),
-        b'{"program": "us", "wri',
-        b"[1]",
-        b"\xff\xfe",
-    ],
-)
-def test_a_note_names_nothing_outside_its_folder(tmp_path: Path, note: bytes) -> None:
-    out = tmp_path / "out"
-    (out / "sub").mkdir(parents=True)
-    (tmp_path / "thesis.txt").write_text("years")
-    (out / "sub" / "table.csv").write_text("mine")
-    (out / LOCK_NAME).write_bytes(note)
-    with report_folder(out, "us", NAMES):
-        pass
-    assert there(tmp_path) == ["out/sub/table.csv", "thesis.txt"]
-
-
-def test_a_link_is_never_followed(tmp_path: Path) -> None:
-    theirs, out = tmp_path / "theirs", tmp_path / "out"
-    theirs.mkdir()
-    (theirs / "merge-01.jpg").write_text("years")
-    out.mkdir()
-    (out / "anatomy").symlink_to(theirs)
-    (out / LOCK_NAME).write_text('{"program": "us", "writes": ["report.json", "anatomy"]}')
-    with report_folder(out, "us", NAMES):
-        pass
-    assert there(theirs) == ["merge-01.jpg"]
-
-
-def fail(out: Path, error: type[BaseException]) -> None:
-    with report_folder(out, "us", NAMES):
-        (out / "table.csv").touch()
-        (out / "labels").mkdir(exist_ok=True)
-        raise error("stopped")
+@pytest.mark.parametrize("moves", [0, 1, 2, 3])
+def test_one_that_is_killed_while_files_are_moved_says_so(tmp_path: Path, moves: int) -> None:
+    """The last of the four is the record."""
+    write_report(tmp_path)
+    killed(tmp_path, moves)
+    found = texts(tmp_path)
+    assert json.loads(found.pop("report.json")) == {"program": "us", "complete": False}
+    assert list(found.values()).count("second") == moves
+    write_report(tmp_path, "third")
+    assert texts(tmp_path) == parts("third")
+    assert there(tmp_path) == sorted(parts("third"))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OutputError])
-def test_one_that_fails_takes_its_parts_with_it(tmp_path: Path, error: type[BaseException]) -> None:
+def test_one_that_fails_leaves_the_earlier_report(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail() -> None:
+        with report_folder(tmp_path, "us", NAMES) as place:
+            write_parts(place, "second")
+            raise error("stopped")
+
     with pytest.raises(error):
-        fail(tmp_path, error)
-    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
-    with report_folder(tmp_path, "us", NAMES):
-        (tmp_path / "report.json").write_text('{"program": "us"}')
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    write_report(tmp_path)
     with pytest.raises(error):
-        fail(tmp_path, error)
-    assert there(tmp_path) == ["report.json", "table.csv"]
+        fail()
+    assert texts(tmp_path) == parts("first")
 
 
-def test_a_lock_remembers_the_killed_owner_s_note_and_no_other(tmp_path: Path) -> None:
-    with exclusive(tmp_path) as held:
-        assert held.left_behind == b""
-        held.note(b"a longer note")
-        held.note(b"short")
-        assert (tmp_path / LOCK_NAME).read_bytes() == b"short"
-        with pytest.raises(ValueError, match="at most"):
-            held.note(b" " * 100_000)
-    with exclusive(tmp_path) as held:
-        assert held.left_behind == b""
+def test_a_signal_waits_until_all_files_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    move = atomic.move
+
+    def moved(source: Path, target: Path) -> None:
+        signal.raise_signal(signal.SIGINT)
+        move(source, target)
+
+    monkeypatch.setattr(atomic, "move", moved)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path)
+    assert texts(tmp_path) == parts("first")
+
+
+def test_what_the_new_report_lacks_goes_and_other_files_stay(tmp_path: Path) -> None:
+    write_report(tmp_path)
+    for name in ("thesis.txt", "anatomy/mine.jpg", "figure.png"):
+        (tmp_path / name).write_text("mine")
+    with report_folder(tmp_path, "us", NAMES) as place:
+        (place / "report.json").write_text(RECORD)
+    assert there(tmp_path) == ["anatomy/mine.jpg", "labels.tif", "report.json", "thesis.txt"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_others_are_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"program": "they"}')
+    with pytest.raises(OutputError, match=f"{name}: not written by us"):
+        write_report(tmp_path)
+    assert there(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("linked", ["anatomy", "labels"])
+def test_a_linked_folder_is_never_written_to(tmp_path: Path, linked: str) -> None:
+    theirs, out = tmp_path / "theirs", tmp_path / "out"
+    theirs.mkdir()
+    (theirs / "merge-01.jpg").write_text("years")
+    write_report(out)
+    for path in (out / "anatomy").iterdir():
+        path.unlink()
+    (out / "anatomy").rmdir()
+    (out / linked).symlink_to(theirs)
+
+    def write_labelled() -> None:
+        with report_folder(out, "us", NAMES) as place:
+            write_parts(place, "second")
+            (place / "labels").mkdir()
+            (place / "labels" / "a.tif").write_text("second")
+
+    with pytest.raises(OutputError, match=f"{linked}: a link out of the output folder"):
+        write_labelled()
+    assert texts(theirs) == {"merge-01.jpg": "years"}
+    assert (out / "report.json").read_text() == RECORD
 
 
 def test_a_run_that_was_killed_before_its_first_file_leaves_a_free_folder(tmp_path: Path) -> None:
@@ -173,7 +190,7 @@ def test_the_command_goes_on_where_it_was_killed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Killed between anatomy.csv and metrics.json; and stopped there, which leaves nothing at all."""
+    """Killed between anatomy.csv and metrics.json, and stopped there: neither leaves anything of itself."""
     out = smears / "out"
     masks = ["--labels", smears / "masks", "--masks", smears / "masks", "--anatomy", "-q", "-o", out]
     words = (
@@ -182,13 +199,13 @@ def test_the_command_goes_on_where_it_was_killed(
         "evaluation.write_report = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         "main()\n"
     )
-    killed = subprocess.run([sys.executable, "-c", words, *map(str, masks)], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert "anatomy.csv" in there(out)
-    assert "metrics.json" not in there(out)
+    done = subprocess.run([sys.executable, "-c", words, *map(str, masks)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert any(name.endswith("/anatomy.csv") for name in there(out))
+    assert texts(out) == {}
     assert evaluate(*masks) == 0
     assert report(out)["f1"] == 1
-    assert LOCK_NAME not in there(out)
+    assert there(out) == ["anatomy.csv", "metrics.csv", "metrics.json"]
     assert "killed" not in capsys.readouterr().err
 
     def stopped(*_: object, **__: object) -> None:
@@ -198,4 +215,4 @@ def test_the_command_goes_on_where_it_was_killed(
     fresh = smears / "fresh"
     assert evaluate(*masks[:-1], fresh) == 130
     assert there(fresh) == []
-    assert evaluate_extras.ANATOMY_CSV in there(out)
+    assert there(out) == ["anatomy.csv", "metrics.csv", "metrics.json"]

@@ -135,9 +135,7 @@ def test_vit_large_builds(tmp_path: Path) -> None:
     [
         (["--check-only", "--compute-capability", "90"], 2),
         (["--check-only", "--compute-capability", ","], 2),
-        (["--check-only", "--version-compatible"], 2),
         (["--compute-capability", "86", "-o", "x.engine"], 2),
-        (["--check-only", "--timing-cache", "t"], 2),
         (["--check-only", "--reference", "r.onnx"], 2),
         (["--check-only", "--images", "."], 2),
         (["--check-only", "--masks", "."], 2),
@@ -368,13 +366,8 @@ def test_precision_is_never_changed_unasked(cuda: FakeCuda, onnx_file: OnnxFile,
     assert built.sidecar.precision == "fp16"
 
 
-def test_timing_cache_and_names(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:
+def test_names_of_engines(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:
     path = onnx_file(make_spec(), model=named_model())
-    built = export_tensorrt(
-        path, tmp_path / "model.engine", images=discs(210), threads=1, timing_cache=tmp_path / "timings"
-    )
-    assert (tmp_path / "timings").read_bytes().endswith(b"+timed")
-    assert "timings" in built.timing_cache_note
     with pytest.raises(UsageError, match=r"must end in .engine"):
         export_tensorrt(path, tmp_path / "model.trt")
     with pytest.raises(OutputError, match="no such folder"):

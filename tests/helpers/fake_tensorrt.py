@@ -157,7 +157,6 @@ class FakeCuda:
 
 class Flags(Enum):
     TF32 = 1
-    VERSION_COMPATIBLE = 2
 
 
 class ParserError(SimpleNamespace):
@@ -187,7 +186,6 @@ def make_tensorrt(cuda: FakeCuda, version: str = "10.13.0.35") -> Any:
     trt.DataType = Enum("DataType", "UINT8 FLOAT HALF")  # type: ignore[misc]
     trt.TensorIOMode = Enum("TensorIOMode", "INPUT OUTPUT")  # type: ignore[misc]
     trt.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")  # type: ignore[misc]
-    trt.HardwareCompatibilityLevel = Enum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS")  # type: ignore[misc]
     trt.ComputeCapability = Enum("ComputeCapability", "SM75 SM86")  # type: ignore[misc]
     trt.BuilderFlag = Flags
     old = version.startswith("10.")
@@ -238,19 +236,11 @@ def make_tensorrt(cuda: FakeCuda, version: str = "10.13.0.35") -> Any:
                     tensors.append(Tensor(name=value.name, dtype=kind, shape=dims))
             return bool(trt.behaviour.parses)
 
-    class TimingCacheObject:
-        def __init__(self, data: bytes) -> None:
-            self.data = data
-
-        def serialize(self) -> bytes:
-            return self.data + b"+timed"
-
     class Config:
         def __init__(self) -> None:
             self.flags = {Flags.TF32}
             self.pools: dict[Any, int] = {}
             self.capabilities: dict[int, Any] = {}
-            self.cache: TimingCacheObject | None = None
 
         def set_flag(self, flag: Flags) -> None:
             self.flags.add(flag)
@@ -268,18 +258,6 @@ def make_tensorrt(cuda: FakeCuda, version: str = "10.13.0.35") -> Any:
         def add_optimization_profile(self, profile: Any) -> int:
             self.profile = profile
             return 0
-
-        def create_timing_cache(self, data: bytes) -> TimingCacheObject:
-            return TimingCacheObject(data)
-
-        def set_timing_cache(self, cache: TimingCacheObject, ignore_mismatch: bool) -> bool:
-            if cache.data.startswith(b"foreign"):
-                return False
-            self.cache = cache
-            return True
-
-        def get_timing_cache(self) -> TimingCacheObject | None:
-            return self.cache
 
     class Profile:
         def set_shape(self, name: str, low: Any, opt: Any, high: Any) -> None:
@@ -371,8 +349,6 @@ def make_tensorrt(cuda: FakeCuda, version: str = "10.13.0.35") -> Any:
             return Context(self) if trt.behaviour.context else None
 
     class Runtime:
-        engine_host_code_allowed = False
-
         def __init__(self, logger: Any) -> None:
             self.logger = logger
 
