@@ -95,7 +95,7 @@ def test_specks_are_dropped_and_cells_kept(folders):
     labels = cv2.imread(str(folders[1] / "0.png"), cv2.IMREAD_UNCHANGED)
     labels[0:2, 0:2] = 3
     cv2.imwrite(str(folders[1] / "0.png"), labels)
-    _, kept = read_pair(find_pairs([folders[0]], [folders[1]])[0], min_object_px=20)
+    kept = read_pair(find_pairs([folders[0]], [folders[1]])[0], min_object_px=20)[1].labels_hw
     assert kept[0, 0] == 0
     assert len(np.unique(kept)) == 3
 
