@@ -25,7 +25,7 @@ from torch.utils.data import Dataset, default_collate
 
 from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_deploy.errors import DataError, UsageError
-from cellseg_deploy.evaluate.image_statistics import look_at
+from cellseg_deploy.evaluate.image_statistics import ImageFacts, look_at
 from cellseg_deploy.evaluate.training_match import summary
 from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import Pair, check_same_size, pair_by_stem, read_image, read_numbered_labels
@@ -205,6 +205,16 @@ class TrainingCells:
         return np.asarray(np.sqrt(pixels.sum() / (max(len(pixels), 1) * pixels)), np.float32)
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What one training image holds. ``diameters``: of its cells in model px. ``of_classes``: (2, C), number of cells
+    of each class, and of their pixels at the model's scale."""
+
+    facts: ImageFacts
+    diameters: npt.NDArray[np.float64]
+    of_classes: npt.NDArray[np.float64]
+
+
 class ExampleStore:
     """Decoded images up to ``cache_gb``, the rest read again when asked for."""
 
@@ -212,13 +222,12 @@ class ExampleStore:
         self.pairs = tuple(pairs)
         self._data = config.data
         self._classes = classes
-        self._kept: dict[int, Example] = {}
+        self._kept: dict[Pair, Example] = {}
         self._free_bytes = config.data.cache_gb * 2**30
 
     def __getitem__(self, index: int) -> Example:
-        kept = self._kept.get(index)
         pair = self.pairs[index]
-        return kept or make_example(*self._read(pair), self._data.scale_of(pair.mask))
+        return self._kept.get(pair) or make_example(*self._read(pair), self._data.scale_of(pair.mask))
 
     def _read(self, pair: Pair) -> tuple[npt.NDArray[np.uint8], Truth]:
         return read_pair(pair, self._data.min_object_px, self._data.mask_foreground, self._classes)
@@ -228,35 +237,47 @@ class ExampleStore:
 
         ``report(done)`` is called after each. Raises ``DataError`` if there is no cell at all.
         """
-        diameters, facts = [], []
-        n_classes = 0 if self._classes is None else len(self._classes.names)
-        class_cells, class_px = np.zeros(n_classes, np.int64), np.zeros(n_classes, np.float64)
+        seen: dict[Pair, _Contents] = {}  # a folder may be given several times, to draw more tiles from it
         for index, pair in enumerate(self.pairs):
-            image, truth = self._read(pair)
-            cells = only_cells(truth.labels_hw)
-            facts.append(look_at(pair.stem, image, cells, min_area_px=1))
-            scale = self._data.scale_of(pair.mask)
-            example = make_example(image, truth, scale)
-            areas = np.bincount(cells.ravel())[1:]
-            of_classes = truth.class_of[1 : len(areas) + 1]
-            for number in range(n_classes):
-                of_class = areas[: len(of_classes)][of_classes == number]
-                class_cells[number] += np.count_nonzero(of_class)
-                class_px[number] += of_class.sum() * scale**2
-            diameters.append(np.sqrt(4 / np.pi * areas[areas > 0]) * scale)
-            size = example.image_hwc.nbytes + example.labels_hw.nbytes
-            if size <= self._free_bytes:
-                self._kept[index] = example
-                self._free_bytes -= size
+            if pair not in seen:
+                seen[pair] = self._look(pair)
             report(index + 1)
+        contents = [seen[pair] for pair in self.pairs]
+        diameters, facts = [each.diameters for each in contents], [each.facts for each in contents]
         everyone = np.concatenate(diameters)
         if not len(everyone):
             raise DataError(
                 f"the masks of {len(self.pairs)} images hold no object of {self._data.min_object_px} px or more; "
                 "are they masks (0 = background)?"
             )
+        of_classes = np.sum([each.of_classes for each in contents], axis=0)
         return TrainingCells(
-            float(np.median(everyone)), summary(facts), tuple(class_cells.tolist()), tuple(class_px.tolist())
+            float(np.median(everyone)),
+            summary(facts),
+            tuple(of_classes[0].astype(int).tolist()),
+            tuple(of_classes[1].tolist()),
+        )
+
+    def _look(self, pair: Pair) -> _Contents:
+        image, truth = self._read(pair)
+        cells = only_cells(truth.labels_hw)
+        scale = self._data.scale_of(pair.mask)
+        example = make_example(image, truth, scale)
+        size = example.image_hwc.nbytes + example.labels_hw.nbytes
+        if size <= self._free_bytes:
+            self._kept[pair] = example
+            self._free_bytes -= size
+        areas = np.bincount(cells.ravel())[1:]
+        n_classes = 0 if self._classes is None else len(self._classes.names)
+        of_classes = np.zeros((2, n_classes), np.float64)
+        numbers = truth.class_of[1 : len(areas) + 1]
+        for number in range(n_classes):
+            of_class = areas[: len(numbers)][numbers == number]
+            of_classes[:, number] = np.count_nonzero(of_class), of_class.sum() * scale**2
+        return _Contents(
+            look_at(pair.stem, image, cells, min_area_px=1),
+            np.sqrt(4 / np.pi * areas[areas > 0]) * scale,
+            of_classes,
         )
 
 
