@@ -15,12 +15,14 @@ from onnx import numpy_helper
 from cellseg_deploy.backends import open_backend
 from cellseg_deploy.cli import console
 from cellseg_deploy.models import onnx_file
-from cellseg_deploy.parity.compare import compare_tensors
+from cellseg_deploy.parity.compare import compare, compare_tensors
+from cellseg_deploy.parity.policy import policy_for
 from cellseg_export.cli import command
 from cellseg_export.forms.fp16_graph import check_types, parts_of, to_half
 from cellseg_export.gate.divergence import locate_fault
 from cellseg_export.gate.fp16_emulator import HalfBackend
 from cellseg_export.gate.torch_backend import TorchBackend
+from cellseg_export.gate.verify import sample_images
 from cellseg_train.checkpoint import LoadedNetwork, save_network
 from cellseg_train.model import CellSegNet
 
@@ -80,6 +82,22 @@ def test_in_half_precision_the_output_stays_float(exported: Path, network: Loade
     assert (float_nodes["Sigmoid"], float_nodes["Softmax"], float_nodes["Concat"]) == (1, TINY.tiny_depth + 1, 1)
     got = HalfBackend(half, network.spec).predict(tiles())
     assert compare_tensors(TorchBackend(network).predict(tiles()), got, tolerance=0.1).share_over < 1e-3
+
+
+def test_swapped_classes_are_refused_though_every_count_is_right(exported: Path, network: LoadedNetwork) -> None:
+    class Swapped(TorchBackend):
+        def _predict(self, tiles_nhwc: np.ndarray) -> np.ndarray:
+            return super()._predict(tiles_nhwc)[:, [0, 1, 3, 2, 4]]
+
+    spec = onnx_file.read_model_file(exported).spec
+    images = list(sample_images(spec, 2).load())
+    policy = replace(policy_for("fp32"), min_cells=20)
+    assert compare(TorchBackend(network), TorchBackend(network), images, policy).verdict == "passed"
+    report = compare(TorchBackend(network), Swapped(network), images, policy)
+    assert report.verdict == "failed"
+    assert any("cells that both find have another class, allowed 0.1%; most in sample-" in r for r in report.reasons)
+    assert any("channel red is the reference's white" in reason for reason in report.reasons)
+    assert report.summary("counting")["max_count_difference"] == 0
 
 
 def test_a_fault_in_the_class_head_is_located(exported: Path, network: LoadedNetwork, tmp_path: Path) -> None:
