@@ -51,7 +51,7 @@ class Example:
     image_hwc: npt.NDArray[np.uint8]
     labels_hw: npt.NDArray[np.uint16] | npt.NDArray[np.int32]
     labels_scale: float
-    class_of: ClassNumbers
+    class_of: ClassNumbers = field(default_factory=lambda: np.zeros(0, np.int16))
 
 
 @dataclass(frozen=True)
