@@ -244,7 +244,7 @@ def train(
     networks = [checkpoint.load_network(run)]
     if networks[0].spec.training.epochs < config.optim.epochs:
         networks.append(LoadedNetwork(averaged, config.model, describe(config.optim.epochs, {})))
-    return _finish(run, networks, split, config, device, reporter)
+    return _finish(run, networks, describe, device, reporter)
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -347,8 +347,7 @@ def _class_words(config: TrainConfig, metrics: Mapping[str, float]) -> str:
 def _finish(
     run: Path,
     networks: list[LoadedNetwork],
-    split: Split,
-    config: TrainConfig,
+    describe: _SpecMaker,
     device: torch.device,
     reporter: Reporter,
 ) -> ModelSpec:
@@ -356,12 +355,13 @@ def _finish(
 
     The best network was picked at settings that nobody had tuned; the last one has the whole schedule behind it.
     """
+    config, split = describe.config, describe.split
     labelling = Labelling(config.model.channels, networks[0].spec.cell_diameter_px, config.data.min_object_px)
     finished: list[tuple[float, LoadedNetwork]] = []
     for loaded in networks:
         spec = loaded.spec
         net = loaded.net.to(device).eval()
-        predictions = list(validate.predict_pairs(net, split.val, config, spec.halo, device))
+        predictions = list(validate.predict_pairs(net, split.val, config, spec.halo, device, describe.classes))
         chosen = validate.calibrate(predictions, spec.variant, labelling)
         metrics = chosen["counting"][1]
         reporter.say(
