@@ -49,12 +49,13 @@ class LoadedNetwork:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The folders a training reads, as given; absolute."""
+    """The folders a training reads, and its files of classes, as given; absolute."""
 
     images: tuple[str, ...]
     masks: tuple[str, ...]
     val_images: tuple[str, ...] = ()
     val_masks: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

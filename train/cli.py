@@ -34,6 +34,8 @@ Exit codes: 0 done, 2 usage, 3 an image or mask cannot be used, 5 weights or run
 7 the run is being trained by another process, 8 PyTorch or the device is not available, 129/130/143 interrupted (go on
 with --resume).
 """
+MARKS = "marks"
+"""Instead of a file of classes: those of the boxes or points."""
 _TEACHING = ("teacher", "marked_cell_diameter", "whole_class", "leave_out_class")
 _SECTIONS = {
     "model": ModelConfig,
@@ -111,6 +113,13 @@ def _setting(
 @click.option(
     "--leave-out-class", multiple=True, metavar="NAME", help="Marks of this class are no cells, such as platelets."
 )
+@click.option(
+    "--classes",
+    multiple=True,
+    metavar="FILE|marks",
+    help="CSV (image,label,class) of the cells' classes, each a channel of the network; or marks for those of --boxes, "
+    "--points. Cells of the class ignore teach nothing. Repeatable.",
+)
 @click.option("--truth-only", is_flag=True, help="Make the label images in RUN/truth and stop.")
 @click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images; without it some of --images.")
 @click.option("--val-masks", multiple=True, type=_FOLDER, help="Masks of --val-images.")
@@ -178,6 +187,7 @@ def _setting(
 @_setting("loss", "gap_weight", help="Extra weight of background in thin gaps between cells.")
 @_setting("loss", "surface_weight", help="Weight of the boundary channel's surface loss; 0 for none.")
 @_setting("loss", "distance_weight", help="Weight of the distance channel's loss.")
+@_setting("loss", "class_weight", help="Weight of the classes' cross-entropy.")
 @_setting("optim", "epochs", help="Passes over the images.")
 @_setting("optim", "batch_size", help="Tiles an update.")
 @_setting("optim", "lr", help="Peak learning rate.")
@@ -249,6 +259,11 @@ def command(context: click.Context, /, **options: Any) -> None:
     truth_only = options.pop("truth_only")
     if truth_only and kinds == ["masks"]:
         raise UsageError("--truth-only makes label images from --boxes or --points; got --masks")
+    if MARKS in options["classes"] and kinds == ["masks"]:
+        raise UsageError(f"--classes {MARKS} takes the classes of --boxes or --points; got --masks: give a CSV file")
+    for file in options["classes"]:
+        if file != MARKS and not Path(file).is_file():
+            raise UsageError(f"--classes {file}: no such file; give a CSV file with image,label,class, or {MARKS}")
     if _start(out, options, quiet, truth_only=truth_only):
         _say_next(out)
 
@@ -270,16 +285,21 @@ def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool)
     marks = {kind: options.pop(kind) for kind in ("boxes", "points")}
     teaching = {name: options.pop(name) for name in _TEACHING}
     folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
-    note = options.pop("data_note")
+    note, class_files = options.pop("data_note"), options.pop("classes")
     options["weights"] = absolute_source(options["weights"])
     measure = sections["data"]["min_object_px"] is None
     if measure:
         del sections["data"]["min_object_px"]
     config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
+    made: tuple[Path, ...] = ()
     if not folders["masks"]:
-        folders["masks"] = _make_truth(out, folders["images"], marks, teaching, config.threads, quiet)
+        truth = _make_truth(out, folders["images"], marks, teaching, config.threads, quiet)
+        folders["masks"], made = tuple(each.labels for each in truth), tuple(each.classes for each in truth)
         if truth_only:
             return False
+    folders["classes"] = tuple(
+        path for file in dict.fromkeys(class_files) for path in (made if file == MARKS else (Path(file),))
+    )
     inputs = checkpoint.RunInputs(**{name: tuple(str(p.absolute()) for p in paths) for name, paths in folders.items()})
     start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet, measure_specks=measure)
     return True
@@ -292,8 +312,8 @@ def _make_truth(
     teaching: dict[str, Any],
     threads: int,
     quiet: bool,
-) -> tuple[Path, ...]:
-    """Folders of label images made from boxes or points, one for each of ``images``."""
+) -> tuple[Any, ...]:
+    """Label images made from boxes or points and their classes (``truth.MadeTruth``), for each folder of ``images``."""
     from cellseg_train import truth
 
     kind = "boxes" if marks["boxes"] else "points"

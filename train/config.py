@@ -10,7 +10,7 @@ from typing import Literal
 
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS, MaskForeground
-from cellseg_deploy.models.spec import Variant
+from cellseg_deploy.models.spec import Variant, misfit_of_classes
 
 # Short names for the encoders people ask for; any other name goes to timm as it is. UNI (Chen et al. 2024) is DINOv2's
 # ViT-L/16 of pathology slides; timm has its architecture, the Mahmood lab its weights (see ``weights.py``).
@@ -41,7 +41,8 @@ class ModelConfig:
     ``tile_size``: side of the square input in px. ``decoder_channels``: width of the decoder at 1/8, 1/4 and 1/2 of
     the tile. ``image_skip``: channels of a shallow convolutional branch from the image itself at 1/8, 1/4 and 1/2
     of the tile, which the decoder sees beside the upsampled tokens; empty for none. ``mean``, ``std``: colour
-    normalisation of RGB in [0, 1].
+    normalisation of RGB in [0, 1]. ``classes``: names of the kinds of cells that the network tells apart, each a
+    channel after those of the variant; empty for none.
     """
 
     encoder: str = TINY
@@ -55,10 +56,16 @@ class ModelConfig:
     drop_path: float = 0.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    classes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Names of the output channels, in order."""
+        return self.map_channels + self.classes
+
+    @property
+    def map_channels(self) -> tuple[str, ...]:
+        """Names of the channels that say where cells are, which come before the classes."""
         return VARIANT_CHANNELS[self.variant]
 
     @property
@@ -74,6 +81,8 @@ class ModelConfig:
             )
         _require(self.tiny_depth >= 1, "tiny_depth must be at least 1", self.tiny_depth)
         _require(0 <= self.drop_path < 1, "drop_path must be in [0, 1)", self.drop_path)
+        if problem := misfit_of_classes(self.classes):
+            raise UsageError(problem)
         if len(self.decoder_channels) != levels or min(self.decoder_channels) < 1:
             raise UsageError(f"decoder_channels must be three positive numbers, got {self.decoder_channels}")
         if self.image_skip and (len(self.image_skip) != levels or min(self.image_skip) < 1):
@@ -200,7 +209,8 @@ class LossConfig:
 
     ``gap_weight``: extra weight of background pixels in thin gaps between two cells, after Ronneberger et al. 2015
     (U-Net, eq. 2) with ``gap_sigma_px`` in model px; 0 switches it off. ``boundary_positive_weight``: weight of
-    boundary pixels against the rest, since they are few.
+    boundary pixels against the rest, since they are few. ``class_weight``: of the cross-entropy of the classes, if the
+    network has any.
     """
 
     dice_weight: float = 1.0
@@ -211,6 +221,7 @@ class LossConfig:
     surface_weight: float = 0.0
     surface_clip_px: float = 8.0
     distance_weight: float = 1.0
+    class_weight: float = 0.5
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -16,22 +16,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from cellseg_deploy.cells.ignored import IGNORED, without_ignored
+from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_deploy.errors import DataError, UsageError
-from cellseg_deploy.evaluate.image_statistics import look_at
+from cellseg_deploy.evaluate.image_statistics import ImageFacts, look_at
 from cellseg_deploy.evaluate.training_match import summary
 from cellseg_deploy.images.mask_foreground import MaskForeground
-from cellseg_deploy.images.read import Pair, check_same_size, pair_by_stem, read_image, read_labels
+from cellseg_deploy.images.read import Pair, check_same_size, pair_by_stem, read_image, read_numbered_labels
 from cellseg_deploy.models.spec import DataSummary
 from cellseg_deploy.segmenter import resize
 from cellseg_train import augment, overlaps, targets
+from cellseg_train.cell_classes import LEFT_OUT, UNKNOWN, CellClasses, ClassNumbers
 from cellseg_train.config import TrainConfig
+from cellseg_train.overlaps import UNTAUGHT
 
 BATCHES_AHEAD = 2
 _MARGIN = 0.4  # of the tile: more than a cell, also where it is zoomed
@@ -41,11 +44,14 @@ TileIndex = tuple[int, int, int]  # epoch, image, patch
 
 @dataclass(frozen=True)
 class Example:
-    """One training image in memory: RGB at the model's scale, labels at full size, uint16 where they fit."""
+    """One training image in memory: RGB at the model's scale, labels at full size, uint16 where they fit.
+
+    ``class_of``: class number by label, ``UNKNOWN`` where nobody knows it; labels past its end are unknown too."""
 
     image_hwc: npt.NDArray[np.uint8]
     labels_hw: npt.NDArray[np.uint16] | npt.NDArray[np.int32]
     labels_scale: float
+    class_of: ClassNumbers = field(default_factory=lambda: np.zeros(0, np.int16))
 
 
 @dataclass(frozen=True)
@@ -127,83 +133,152 @@ def _sha256(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What is known of one image. ``labels_hw``: int32 (H, W); ``IGNORED`` where a pixel is of some cell, ``UNTAUGHT``
+    where nothing is said of it. ``class_of``: class number by label, as in ``Example``."""
+
+    labels_hw: npt.NDArray[np.int32]
+    class_of: ClassNumbers
+
+
 def read_pair(
-    pair: Pair, min_object_px: int, mask_foreground: MaskForeground = "auto"
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """RGB (H, W, 3) uint8 and label image (H, W) int32 without specks. Raises ``DataError`` naming the file.
+    pair: Pair, min_object_px: int, mask_foreground: MaskForeground = "auto", classes: CellClasses | None = None
+) -> tuple[npt.NDArray[np.uint8], Truth]:
+    """RGB (H, W, 3) uint8 and the truth (H, W) without specks. Raises ``DataError`` naming the file.
 
-    Foreground of unknown instance keeps the value ``IGNORED``, however small a piece of it.
-
-    ``mask_foreground``: as in ``DataConfig``.
+    Foreground of unknown instance keeps the value ``IGNORED``, however small a piece of it. ``mask_foreground``: as in
+    ``DataConfig``.
     """
     image = read_image(pair.image).pixels_hwc
-    labels = read_labels(pair.mask, foreground=mask_foreground, keep_ignored=True)
+    labels, numbers = read_numbered_labels(pair.mask, foreground=mask_foreground, keep_ignored=True)
     check_same_size(pair, image.shape[:2], labels.shape)
     area = np.bincount(labels.ravel())
     area[0] = min_object_px  # the background stays what it is
     area[IGNORED:][:1] = min_object_px
-    return image, np.where(area[labels] < min_object_px, 0, labels).astype(np.int32)
+    cells = np.where(area[labels] < min_object_px, 0, labels).astype(np.int32)
+    if classes is None:
+        return image, Truth(cells, np.zeros(0, np.int16))
+    class_of = classes.of_labels(pair.image, numbers)
+    left_out = (class_of == LEFT_OUT)[labels]  # specks among them too
+    if left_out.any():
+        if len(numbers) > UNTAUGHT:
+            raise DataError(f"{pair.mask}: {len(numbers) - 1:,} cells; beside cells of the class ignore expected fewer")
+        cells[left_out] = UNTAUGHT
+        class_of[class_of == LEFT_OUT] = UNKNOWN
+    return image, Truth(cells, class_of)
 
 
-def make_example(image_hwc: npt.NDArray[np.uint8], labels_hw: npt.NDArray[np.int32], image_scale: float) -> Example:
+def make_example(image_hwc: npt.NDArray[np.uint8], truth: Truth, image_scale: float) -> Example:
     """One pair of ``read_pair`` as it is trained on."""
-    small = resize(image_hwc, image_scale)
-    compact = labels_hw.astype(np.uint16) if labels_hw.max() < 2**16 else labels_hw
-    return Example(small, compact, labels_hw.shape[1] / small.shape[1])
+    small, labels = resize(image_hwc, image_scale), truth.labels_hw
+    compact = labels.astype(np.uint16) if labels.max() < 2**16 else labels
+    return Example(small, compact, labels.shape[1] / small.shape[1], truth.class_of)
+
+
+def only_cells(labels_hw: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """``labels_hw`` (H, W) with all that is not one cell as background."""
+    return np.where(np.isin(labels_hw, overlaps.NO_CELLS), 0, labels_hw).astype(np.int32)
 
 
 @dataclass(frozen=True)
 class TrainingCells:
-    """What the training images were found to hold. ``diameter_px``: median cell diameter in *model* px (disc of equal
-    area) over all cells. ``summary``: what they are like, for the model's description."""
+    """What the training images were found to hold.
+
+    ``diameter_px``: median cell diameter in *model* px (disc of equal area) over all cells. ``summary``: what they are
+    like, for the model's description. ``class_cells``, ``class_px``: number of cells of each class, and of their pixels
+    at the model's scale.
+    """
 
     diameter_px: float
     summary: DataSummary
+    class_cells: tuple[int, ...] = ()
+    class_px: tuple[float, ...] = ()
+
+    def class_weights(self) -> npt.NDArray[np.float32]:
+        """Weight (C,) of a pixel of each class: the root of how much rarer it is than in equal shares.
+
+        The root rather than the whole: a class that is a hundred times rarer would drown out the others where it is
+        wrong.
+        """
+        pixels = np.maximum(np.array(self.class_px, np.float64), 1)
+        return np.asarray(np.sqrt(pixels.sum() / (max(len(pixels), 1) * pixels)), np.float32)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What one training image holds. ``diameters``: of its cells in model px. ``of_classes``: (2, C), number of cells
+    of each class, and of their pixels at the model's scale."""
+
+    facts: ImageFacts
+    diameters: npt.NDArray[np.float64]
+    of_classes: npt.NDArray[np.float64]
 
 
 class ExampleStore:
     """Decoded images up to ``cache_gb``, the rest read again when asked for."""
 
-    def __init__(self, pairs: Sequence[Pair], config: TrainConfig) -> None:
+    def __init__(self, pairs: Sequence[Pair], config: TrainConfig, classes: CellClasses | None = None) -> None:
         self.pairs = tuple(pairs)
         self._data = config.data
-        self._kept: dict[int, Example] = {}
+        self._classes = classes
+        self._kept: dict[Pair, Example] = {}
         self._free_bytes = config.data.cache_gb * 2**30
 
     def __getitem__(self, index: int) -> Example:
-        kept = self._kept.get(index)
         pair = self.pairs[index]
-        return kept or make_example(*self._read(pair), self._data.scale_of(pair.mask))
+        return self._kept.get(pair) or make_example(*self._read(pair), self._data.scale_of(pair.mask))
 
-    def _read(self, pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        return read_pair(pair, self._data.min_object_px, self._data.mask_foreground)
+    def _read(self, pair: Pair) -> tuple[npt.NDArray[np.uint8], Truth]:
+        return read_pair(pair, self._data.min_object_px, self._data.mask_foreground, self._classes)
 
     def check_and_fill(self, report: Callable[[int], None] = lambda _: None) -> TrainingCells:
         """Read every pair once, so that a bad file is named before the training starts; keep what fits.
 
         ``report(done)`` is called after each. Raises ``DataError`` if there is no cell at all.
         """
-        diameters, facts = [], []
+        seen: dict[Pair, _Contents] = {}  # a folder may be given several times, to draw more tiles from it
         for index, pair in enumerate(self.pairs):
-            image, labels = self._read(pair)
-            cells = without_ignored(labels)
-            facts.append(look_at(pair.stem, image, cells, min_area_px=1))
-            scale = self._data.scale_of(pair.mask)
-            example = make_example(image, labels, scale)
-            areas = np.bincount(cells.ravel())[1:]
-            diameters.append(np.sqrt(4 / np.pi * areas[areas > 0]) * scale)
-            size = example.image_hwc.nbytes + example.labels_hw.nbytes
-            if size <= self._free_bytes:
-                self._kept[index] = example
-                self._free_bytes -= size
+            if pair not in seen:
+                seen[pair] = self._look(pair)
             report(index + 1)
+        contents = [seen[pair] for pair in self.pairs]
+        diameters, facts = [each.diameters for each in contents], [each.facts for each in contents]
         everyone = np.concatenate(diameters)
         if not len(everyone):
             raise DataError(
                 f"the masks of {len(self.pairs)} images hold no object of {self._data.min_object_px} px or more; "
                 "are they masks (0 = background)?"
             )
-        return TrainingCells(float(np.median(everyone)), summary(facts))
+        of_classes = np.sum([each.of_classes for each in contents], axis=0)
+        return TrainingCells(
+            float(np.median(everyone)),
+            summary(facts),
+            tuple(of_classes[0].astype(int).tolist()),
+            tuple(of_classes[1].tolist()),
+        )
+
+    def _look(self, pair: Pair) -> _Contents:
+        image, truth = self._read(pair)
+        cells = only_cells(truth.labels_hw)
+        scale = self._data.scale_of(pair.mask)
+        example = make_example(image, truth, scale)
+        size = example.image_hwc.nbytes + example.labels_hw.nbytes
+        if size <= self._free_bytes:
+            self._kept[pair] = example
+            self._free_bytes -= size
+        areas = np.bincount(cells.ravel())[1:]
+        n_classes = 0 if self._classes is None else len(self._classes.names)
+        of_classes = np.zeros((2, n_classes), np.float64)
+        numbers = truth.class_of[1 : len(areas) + 1]
+        for number in range(n_classes):
+            of_class = areas[: len(numbers)][numbers == number]
+            of_classes[:, number] = np.count_nonzero(of_class), of_class.sum() * scale**2
+        return _Contents(
+            look_at(pair.stem, image, cells, min_area_px=1),
+            np.sqrt(4 / np.pi * areas[areas > 0]) * scale,
+            of_classes,
+        )
 
 
 @dataclass
@@ -227,47 +302,83 @@ class TileDataset(Dataset[dict[str, Tensor]]):
             matrix = augment.plain_crop(rng, hw, size)
         margin = round(size * _MARGIN) if "distance" in self.config.model.channels else 0
         tile, labels = augment.cut(example.image_hwc, example.labels_hw, example.labels_scale, matrix, size, margin)
+        class_of = example.class_of
         if self.augmented:
             inner = labels[margin : margin + size, margin : margin + size]
-            tile, inner[...] = overlaps.add_piles(rng, tile, inner, self.config.overlap)
+            tile, inner[...], copy_of = overlaps.add_piles(rng, tile, inner, self.config.overlap)
+            class_of = with_copies(class_of, copy_of)
             tile = augment.recolour(rng, tile, self.config.augment)
-        made = make_targets(labels, self.config, margin=margin)
+        made = make_targets(labels, self.config, margin=margin, class_of=class_of)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1))),
             **{name: torch.from_numpy(plane) for name, plane in made.items()},
         }
 
 
+def with_copies(class_of: ClassNumbers, copy_of: dict[int, int]) -> ClassNumbers:
+    """``class_of`` with the class of the cell that each label of ``copy_of`` is a copy of."""
+    if not len(class_of) or not copy_of:
+        return class_of
+    longer = np.full(max(len(class_of), max(copy_of) + 1), UNKNOWN, np.int16)
+    longer[: len(class_of)] = class_of
+    for label, original in copy_of.items():
+        longer[label] = class_of[original]
+    return longer
+
+
 def make_targets(
-    labels_hw: npt.NDArray[np.int32], config: TrainConfig, *, margin: int = 0
-) -> dict[str, npt.NDArray[np.float32]]:
-    """What the loss compares with, float32: ``targets`` (K, H, W) in [0, 1] in the order of the model's channels,
-    ``gap`` weights (H, W), ``known`` (H, W), 0 where the instance is unknown (``IGNORED``), else 1, and for a surface
-    loss the signed distances ``surface`` (H, W) of the boundary channel.
+    labels_hw: npt.NDArray[np.int32],
+    config: TrainConfig,
+    *,
+    margin: int = 0,
+    class_of: ClassNumbers | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """What the loss compares with: ``targets`` float32 (K, H, W) in [0, 1] in the order of the model's channels without
+    its classes, and float32 (H, W) the ``gap`` weights, ``known``, 0 where the instance is unknown (``IGNORED``), else
+    1, ``taught``, 0 where nothing is known (``UNTAUGHT``), else 1, and for a surface loss the signed distances
+    ``surface`` of the boundary channel. With classes ``class_map`` int64 (H, W): class number, -1 for none or unknown.
 
     ``margin``: px on each side of ``labels_hw`` that lie outside the tile (H, W). The distance channel needs them: how
-    deep a pixel lies in a cell that the tile cuts is told by the whole cell.
+    deep a pixel lies in a cell that the tile cuts is told by the whole cell. ``class_of``: class number by label, as in
+    ``Example``.
     """
-    channels, loss = config.model.channels, config.loss
+    channels, loss = config.model.map_channels, config.loss
+    untaught = labels_hw == UNTAUGHT
+    if untaught.any():
+        labels_hw = np.where(untaught, 0, labels_hw).astype(np.int32)
+        # Where a cell that is left out ends is no better known than what it is.
+        untaught = (cv2.dilate(untaught.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0) & (labels_hw == 0)
+    inner = np.s_[margin : labels_hw.shape[0] - margin, margin : labels_hw.shape[1] - margin]
     wide_hw = labels_hw
-    labels_hw = labels_hw[margin : labels_hw.shape[0] - margin, margin : labels_hw.shape[1] - margin]
+    labels_hw = labels_hw[inner]
     known = labels_hw != IGNORED
     foreground = targets.foreground_target(labels_hw)
     planes: dict[str, npt.NDArray[Any]] = {"foreground": foreground}
     if "boundary" in channels:
         planes["boundary"] = targets.boundary_target(labels_hw, config.data.boundary_width_px)
     if "distance" in channels:
-        cells = without_ignored(wide_hw).astype(np.int32, copy=False)
+        cells = only_cells(wide_hw)
         wide = targets.distance_target(targets.foreground_target(cells), cells)
-        planes["distance"] = wide[margin : wide.shape[0] - margin, margin : wide.shape[1] - margin]
+        planes["distance"] = wide[inner]
     made = {
         "targets": np.stack([planes[name] for name in channels]).astype(np.float32),
         "gap": targets.gap_weights(foreground, labels_hw, loss.gap_weight, loss.gap_sigma_px),
         "known": known.astype(np.float32),
+        "taught": (~untaught[inner]).astype(np.float32),
     }
+    if config.model.classes:
+        made["class_map"] = _class_map(labels_hw, np.zeros(0, np.int16) if class_of is None else class_of)
     if loss.surface_weight:
         made["surface"] = targets.surface_distance(planes["boundary"], loss.surface_clip_px)
     return made
+
+
+def _class_map(labels_hw: npt.NDArray[np.int32], class_of: ClassNumbers) -> npt.NDArray[np.int64]:
+    table = np.full(int(labels_hw.max()) + 1, UNKNOWN, np.int64)
+    n = min(len(table), len(class_of))
+    table[:n] = class_of[:n]
+    table[0] = UNKNOWN
+    return table[labels_hw]
 
 
 class TileLoader:

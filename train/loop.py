@@ -25,11 +25,12 @@ from cellseg_deploy.errors import CellsegError, ModelError
 from cellseg_deploy.evaluate.calibration import Labelling
 from cellseg_deploy.models.spec import ModelSpec, TrainingInfo, WeightsInfo, default_operating_points
 from cellseg_train import checkpoint, pictures, validate
+from cellseg_train.cell_classes import CellClasses
 from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.config import TrainConfig
 from cellseg_train.data import ExampleStore, Split, TileDataset, TileLoader, TrainingCells, read_pair
 from cellseg_train.logs import TrainingLog
-from cellseg_train.losses import is_finite, segmentation_loss
+from cellseg_train.losses import class_loss, is_finite, segmentation_loss
 from cellseg_train.model import CellSegNet, normalise
 from cellseg_train.optim import choose_amp, choose_device, make_optimizer, make_schedule
 from cellseg_train.weights import check_source, load_initial_weights
@@ -77,18 +78,22 @@ class Reporter:
         """``done`` of at most ``total`` steps of the calibration are made: images predicted, settings tried."""
 
 
-def load(config: TrainConfig, split: Split, reporter: Reporter) -> tuple[ExampleStore, TrainingCells]:
+def load(
+    config: TrainConfig, split: Split, reporter: Reporter, classes: CellClasses | None = None
+) -> tuple[ExampleStore, TrainingCells]:
     """Read and check every pair of both sides, keep the training images; and what they hold.
+
+    ``classes``: of the cells of both sides, if the network tells classes apart.
 
     Raises ``DataError`` naming a file that cannot be used, ``UsageError`` if both sides share an image.
     """
     split.check_apart()
-    store = ExampleStore(split.train, config)
+    store = ExampleStore(split.train, config, classes)
     n_train, total = len(split.train), len(split.train) + len(split.val)
     cells = store.check_and_fill(lambda done: reporter.read(done, total))
     for done, pair in enumerate(split.val, start=1):
         read_pair(
-            pair, config.data.min_object_px, config.data.mask_foreground
+            pair, config.data.min_object_px, config.data.mask_foreground, classes
         )  # a mis-sized mask must not wait for the first validation
         reporter.read(n_train + done, total)
     return store, cells
@@ -115,11 +120,13 @@ def train(
     data_note: str,
     reporter: Reporter,
     initial: tuple[CellSegNet, WeightsInfo] | None = None,
+    classes: CellClasses | None = None,
 ) -> ModelSpec:
     """Train into folder ``run`` (which exists and holds ``config.json``), from its last checkpoint if there is one.
 
     ``store``, ``cells``: of ``load``. ``data_note``: the training data in words, for the model's description.
-    ``initial``: of ``initial_network``, if it was made already. Returns the spec of the best network.
+    ``initial``: of ``initial_network``, if it was made already. ``classes``: as for ``load``. Returns the spec of the
+    best network.
     Raises ``TrainingDivergedError`` when the loss is no longer finite; the last checkpoint stays.
     """
     if config.threads:
@@ -142,7 +149,9 @@ def train(
     schedule = make_schedule(optimizer, config.optim, steps)
     ema = ModelEmaV3(net, decay=config.optim.ema_decay, use_warmup=True) if config.optim.ema_decay else None
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    describe = _SpecMaker(config, split, weights, data_note, cells, net.patch_size)
+    describe = _SpecMaker(config, split, weights, data_note, cells, net.patch_size, classes)
+    class_weights = torch.from_numpy(cells.class_weights()).to(device)
+    n_maps = len(config.model.map_channels)
 
     first_epoch, step, best = 0, 0, -math.inf
     if state is not None:
@@ -171,16 +180,21 @@ def train(
         for batch in loader.epoch(epoch):
             schedule.step_update(step)
             with _autocast(device, amp):
-                logits = net(_images(batch, config, device))
+                logits = net(_images(batch, config, device)).float()
             total, parts = segmentation_loss(
-                logits.float(),
+                logits,
                 batch["targets"].to(device),
                 batch["gap"].to(device),
-                config.model.channels,
+                config.model.map_channels,
                 config.loss,
                 batch["surface"].to(device) if "surface" in batch else None,
                 batch["known"].to(device),
+                batch["taught"].to(device),
             )
+            if config.model.classes:
+                of_class = class_loss(logits[:, n_maps:], batch["class_map"].to(device), class_weights)
+                total = total + config.loss.class_weight * of_class
+                parts["classes"] = of_class.detach()
             if not is_finite(total):
                 raise TrainingDivergedError(
                     f"the loss is {total.item()} in epoch {epoch + 1}, update {step}; "
@@ -207,6 +221,7 @@ def train(
         if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.optim.epochs:
             metrics = _validate(averaged, describe, device, run / "samples" / f"epoch_{epoch + 1:04d}.jpg")
             row |= {f"val_{name}": metrics[name] for name in ("dice", "f1", "map", "count_mae", "count_bias")}
+            row |= {f"val_f1_{name}": metrics[f"f1_{name}"] for name in config.model.classes}
             if validate.merit(metrics) > best:
                 best = validate.merit(metrics)
                 spec = describe(epoch + 1, metrics)
@@ -234,7 +249,7 @@ def train(
     networks = [checkpoint.load_network(run)]
     if networks[0].spec.training.epochs < config.optim.epochs:
         networks.append(LoadedNetwork(averaged, config.model, describe(config.optim.epochs, {})))
-    return _finish(run, networks, split, config, device, reporter)
+    return _finish(run, networks, describe, device, reporter)
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -255,6 +270,7 @@ class _SpecMaker:
     data_note: str
     cells: TrainingCells
     patch_size: int
+    classes: CellClasses | None = None
 
     @property
     def cell_diameter_px(self) -> float:
@@ -286,6 +302,7 @@ class _SpecMaker:
             ),
             operating_points=default_operating_points(model.variant),
             min_object_rel=data.min_object_rel,
+            classes=model.classes,
         )
 
 
@@ -309,25 +326,28 @@ def _autocast(device: torch.device, amp: torch.dtype | None) -> AbstractContextM
 
 
 def _validate(net: CellSegNet, describe: _SpecMaker, device: torch.device, samples: Path) -> dict[str, float]:
-    """Metrics at the uncalibrated counting point, and pictures of the first images."""
+    """Metrics at the uncalibrated counting point, F1 of each class among them, and pictures of the first images."""
     net.eval()
     config, split = describe.config, describe.split
     params = default_operating_points(config.model.variant)["counting"]
     labelling = Labelling(config.model.channels, describe.cell_diameter_px, config.data.min_object_px)
     scores, drawn = [], list[validate.Prediction]()
-    for item in validate.predict_pairs(net, split.val, config, halo_of(config.model.tile_size), device):
+    by_class = validate.ClassScores.of(config.model.classes)
+    halo = halo_of(config.model.tile_size)
+    for item in validate.predict_pairs(net, split.val, config, halo, device, describe.classes):
         scores.append(labelling.score(item, params))
+        if config.model.classes:
+            by_class.add(item, config.model.channels, params, describe.cell_diameter_px)
         if len(drawn) < PICTURES:
             drawn.append(item)
     pictures.save_samples(samples, drawn)
-    return pool(scores)
+    return pool(scores) | {f"f1_{name}": value for name, value in by_class.f1().items()}
 
 
 def _finish(
     run: Path,
     networks: list[LoadedNetwork],
-    split: Split,
-    config: TrainConfig,
+    describe: _SpecMaker,
     device: torch.device,
     reporter: Reporter,
 ) -> ModelSpec:
@@ -335,6 +355,7 @@ def _finish(
 
     The best network was picked at settings that nobody had tuned; the last one has the whole schedule behind it.
     """
+    config, split = describe.config, describe.split
     labelling = Labelling(config.model.channels, networks[0].spec.cell_diameter_px, config.data.min_object_px)
     finished: list[tuple[float, LoadedNetwork]] = []
     steps_each = len(split.val) + validate.most_settings(config.model.variant)
@@ -348,7 +369,7 @@ def _finish(
         spec = loaded.spec
         net = loaded.net.to(device).eval()
         predictions = []
-        for prediction in validate.predict_pairs(net, split.val, config, spec.halo, device):
+        for prediction in validate.predict_pairs(net, split.val, config, spec.halo, device, describe.classes):
             predictions.append(prediction)
             advance()
         chosen = validate.calibrate(predictions, spec.variant, labelling, on_trial=advance)

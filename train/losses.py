@@ -11,12 +11,15 @@ from torch import Tensor
 from cellseg_train.config import LossConfig
 
 
-def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def soft_dice_loss(logits: Tensor, target: Tensor, taught: Tensor | None = None) -> Tensor:
     """1 - Dice of sigmoid(``logits``) and ``target``, both (N, H, W), pooled over the batch (Milletari et al. 2016).
 
-    Pooled rather than averaged over tiles: a tile without a cell has no Dice of its own.
+    Pooled rather than averaged over tiles: a tile without a cell has no Dice of its own. ``taught`` (N, H, W): 0 where
+    a pixel is to be left out, else 1; None for 1.
     """
     probability = logits.sigmoid()
+    if taught is not None:
+        probability, target = probability * taught, target * taught
     common = (probability * target).sum()
     return 1 - (2 * common + 1) / (probability.sum() + target.sum() + 1)
 
@@ -53,8 +56,10 @@ def segmentation_loss(
     config: LossConfig,
     surface: Tensor | None = None,
     known: Tensor | None = None,
+    taught: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss and its named parts (detached), for ``logits`` and ``targets`` (N, K, H, W), ``gap_weight`` (N, H, W).
+    Of the classes among the K channels says ``class_loss``.
 
     Foreground: weighted binary cross-entropy + soft Dice. Boundary, if it is among ``channels``: binary
     cross-entropy with its few pixels weighted up, and ``surface_loss`` with the signed distances ``surface`` (N, H, W)
@@ -62,12 +67,16 @@ def segmentation_loss(
     divide by the sum of weights, so that a tile with many gaps does not raise the learning rate.
 
     ``known`` (N, H, W): 0 where the instance is unknown: boundary and distance teach nothing there; None for 1.
+    ``taught`` (N, H, W): 0 where the foreground teaches nothing either; None for 1.
     """
     foreground, target = logits[:, 0], targets[:, 0]
     pixel_weight = 1 + gap_weight
+    if taught is not None:
+        pixel_weight = pixel_weight * taught
+        known = taught if known is None else known * taught
     bce = (F.binary_cross_entropy_with_logits(foreground, target, reduction="none") * pixel_weight).sum()
-    bce = bce / pixel_weight.sum()
-    dice = soft_dice_loss(foreground, target)
+    bce = bce / pixel_weight.sum().clamp(min=1)
+    dice = soft_dice_loss(foreground, target, taught)
     total = bce + config.dice_weight * dice
     parts = {"bce": bce.detach(), "dice_loss": dice.detach()}
     if "boundary" in channels:
@@ -92,6 +101,18 @@ def segmentation_loss(
         total = total + config.distance_weight * depth
         parts["distance"] = depth.detach()
     return total, parts
+
+
+def class_loss(logits: Tensor, class_map: Tensor, class_weights: Tensor) -> Tensor:
+    """Weighted cross-entropy of the class ``logits`` (N, C, H, W) with ``class_map`` (N, H, W), the number of each
+    pixel's class, -1 where it has none or nobody knows it: these teach nothing.
+
+    ``class_weights`` (C,): weight of a pixel of each class. The mean is over the sum of the weights, so a tile full of
+    rare cells counts for no more than any other; 0 where no class is known.
+    """
+    summed = F.cross_entropy(logits, class_map, weight=class_weights, ignore_index=-1, reduction="sum")
+    known = class_map >= 0
+    return summed / class_weights[class_map[known]].sum().clamp(min=1)
 
 
 def is_finite(loss: Tensor) -> bool:

@@ -113,14 +113,17 @@ class Decoder(nn.Module):
             nn.Sequential(ConvNormAct(before + skip, width), ConvNormAct(width, width))
             for before, skip, width in zip(inputs, skips, widths, strict=True)
         )
-        self.head = nn.Conv2d(widths[-1], 4 * len(config.channels), 3, padding=1)
+        self.head = nn.Conv2d(widths[-1], 4 * len(config.map_channels), 3, padding=1)
+        # A head of its own: a network without classes, or with other ones, lends all the rest of its weights.
+        self.class_head = nn.Conv2d(widths[-1], 4 * len(config.classes), 3, padding=1) if config.classes else None
 
     def forward(self, tokens_nchw: Tensor, skips: list[Tensor]) -> Tensor:
         x = self.project(tokens_nchw)
         for i, step in enumerate(self.steps):
             x = F.interpolate(x, size=(self.sizes[i], self.sizes[i]), mode="bilinear", align_corners=False)
             x = step(torch.cat([x, skips[i]], dim=1) if skips else x)
-        return F.pixel_shuffle(self.head(x), 2)
+        maps = self.head(x) if self.class_head is None else torch.cat([self.head(x), self.class_head(x)], dim=1)
+        return F.pixel_shuffle(maps, 2)
 
 
 class CellSegNet(nn.Module):
@@ -151,6 +154,17 @@ def normalise(images_nchw: Tensor, config: ModelConfig) -> Tensor:
     mean = images_nchw.new_tensor(config.mean).mul(255).view(1, 3, 1, 1)
     std = images_nchw.new_tensor(config.std).mul(255).view(1, 3, 1, 1)
     return (images_nchw - mean) / std
+
+
+def probabilities(logits: Tensor, config: ModelConfig) -> Tensor:
+    """Logits (N, K, H, W) to probabilities: a sigmoid for each channel but the classes, over which there is a softmax.
+
+    The exported graph ends in the same.
+    """
+    if not config.classes:
+        return logits.sigmoid()
+    n_maps = len(config.map_channels)
+    return torch.cat([logits[:, :n_maps].sigmoid(), logits[:, n_maps:].softmax(dim=1)], dim=1)
 
 
 def enliven_layer_scale(net: nn.Module, value: float = 0.5) -> int:

@@ -28,6 +28,10 @@ Labels = npt.NDArray[np.int32]
 FloatImage = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+UNTAUGHT = IGNORED - 1
+"""Label of cells that are left out (class ``ignore``): nothing is taught of them, not even that they are cells."""
+NO_CELLS = (IGNORED, UNTAUGHT)
+"""Labels that are not of one cell."""
 _RING_PX = 4  # background this far around a cell: it must be free of others, and is what the cell is divided by
 _SOLIDITY = 0.9  # area over that of the convex hull: less is two cells under one label, or a ragged mask
 _SIZES = (0.4, 2.0)  # of the median whole cell: smaller is a platelet or a fragment, larger a heap or a white cell
@@ -39,11 +43,12 @@ _TRIES = 4
 class Cutout:
     """An isolated cell. ``transmittance``: float32 (h, w, 3), 1 = background. ``mask``: bool (h, w), its label.
 
-    Both have a frame of ``_RING_PX`` around the cell's bounding box.
+    Both have a frame of ``_RING_PX`` around the cell's bounding box. ``label``: the cell's in its tile.
     """
 
     transmittance: FloatImage
     mask: Mask
+    label: int = 0
 
     @property
     def diameter_px(self) -> float:
@@ -53,7 +58,7 @@ class Cutout:
     def turned(self, quarters: int, flip: bool) -> Cutout:
         """The cell turned by ``quarters`` of 90 degrees, mirrored if ``flip``; no pixel is interpolated."""
         light, mask = np.rot90(self.transmittance, quarters), np.rot90(self.mask, quarters)
-        return Cutout(light[:, ::-1], mask[:, ::-1]) if flip else Cutout(light, mask)
+        return Cutout(light[:, ::-1], mask[:, ::-1], self.label) if flip else Cutout(light, mask, self.label)
 
 
 @dataclass(frozen=True)
@@ -78,18 +83,19 @@ class _Ellipse:
 
 def add_piles(
     rng: np.random.Generator, tile_hwc: Image, labels_hw: Labels, config: OverlapConfig
-) -> tuple[Image, Labels]:
-    """Copies of ``tile_hwc`` (S, S, 3) and ``labels_hw`` (S, S) in which some whole cells became piles.
+) -> tuple[Image, Labels, dict[int, int]]:
+    """Copies of ``tile_hwc`` (S, S, 3) and ``labels_hw`` (S, S) in which some whole cells became piles; and for each
+    label that is new the one of the cell that it is a copy of.
 
     Each whole cell becomes the bottom of a pile with probability ``config.share``; piles grow to ``config.most`` cells.
     Cells come from the tile itself, so that magnification, stain and focus fit. Without an isolated cell in it, or with
     a share of 0, the arrays are returned as they are.
     """
     if config.share == 0:
-        return tile_hwc, labels_hw
+        return tile_hwc, labels_hw, {}
     donors = cutouts(tile_hwc, labels_hw)
     if not donors:
-        return tile_hwc, labels_hw
+        return tile_hwc, labels_hw, {}
     pile = _Pile(tile_hwc.astype(np.float32), labels_hw.copy())
     for label in _whole_labels(labels_hw):
         if rng.random() >= config.share:
@@ -98,7 +104,7 @@ def add_piles(
         if not bottom.any():
             continue
         _grow(rng, pile, _Ellipse.of(bottom), math.sqrt(4 / math.pi * np.count_nonzero(bottom)), donors, config)
-    return np.clip(pile.image + 0.5, 0, 255).astype(np.uint8), pile.labels
+    return np.clip(pile.image + 0.5, 0, 255).astype(np.uint8), pile.labels, pile.copy_of
 
 
 def cutouts(tile_hwc: Image, labels_hw: Labels) -> list[Cutout]:
@@ -126,7 +132,7 @@ def cutouts(tile_hwc: Image, labels_hw: Labels) -> list[Cutout]:
         background = np.median(tile_hwc[box][around & ~_grown(mask, 1)], axis=0)
         if background.min() < 1:
             continue
-        found.append(Cutout((tile_hwc[box] / background).astype(np.float32), mask))
+        found.append(Cutout((tile_hwc[box] / background).astype(np.float32), mask, label))
     return found
 
 
@@ -137,6 +143,7 @@ class _Pile:
         self.image, self.labels = image, labels
         numbers, pixels = np.unique(labels, return_counts=True)
         self._whole_px = dict(zip(numbers.tolist(), pixels.tolist(), strict=True))  # before anything was laid over them
+        self.copy_of: dict[int, int] = {}
 
     def lay(self, cell: Cutout, centre_yx: npt.NDArray[np.float64]) -> _Ellipse | None:
         """Lay ``cell`` with its middle at ``centre_yx``; None, and nothing changes, where that hides another cell or
@@ -152,7 +159,9 @@ class _Pile:
         if mine is None:
             return None
         label = max(self._whole_px) + 1
-        label += label == IGNORED
+        while label in NO_CELLS:
+            label += 1
+        self.copy_of[label] = cell.label
         self._whole_px[label] = int(np.count_nonzero(cell.mask))
         self.labels[box][mine] = label
         # The rim of a mask is a pixel or two off the rim of the cell; fading out hides the seam.
@@ -163,7 +172,7 @@ class _Pile:
     def _mine(self, mask: Mask, box: tuple[slice, slice], own: _Ellipse) -> Mask | None:
         """Which pixels of ``mask`` the new cell gets, None if it or a cell below would no longer be visible."""
         below = np.where(mask, self.labels[box], 0)
-        if (below == IGNORED).any():  # what lies there has no outline that could be cut
+        if np.isin(below, NO_CELLS).any():  # what lies there has no outline that could be cut
             return None
         mine = mask.copy()
         corner = (box[0].start, box[1].start)
@@ -220,7 +229,7 @@ def _grow(
 def _whole_labels(labels_hw: Labels) -> list[int]:
     """Labels of cells that do not touch the border of the tile, ascending."""
     border = np.unique(np.concatenate([labels_hw[0], labels_hw[-1], labels_hw[:, 0], labels_hw[:, -1]]))
-    return sorted(set(np.unique(labels_hw).tolist()) - {0, IGNORED} - set(border.tolist()))
+    return sorted(set(np.unique(labels_hw).tolist()) - {0, *NO_CELLS} - set(border.tolist()))
 
 
 def _grown(mask: Mask, px: int) -> Mask:

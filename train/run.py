@@ -22,12 +22,13 @@ from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.images.find import Pair
 from cellseg_deploy.models.spec import MIN_OBJECT_REL, WeightsInfo
 from cellseg_train import checkpoint, loop, same_content
+from cellseg_train.cell_classes import CellClasses, read_classes
 from cellseg_train.cell_size import check_cell_size
 from cellseg_train.checkpoint import RunInputs, RunRecord
 from cellseg_train.config import DataConfig, TrainConfig
 from cellseg_train.data import ExampleStore, Split, TrainingCells, find_pairs, split_by_image
 from cellseg_train.model import CellSegNet
-from cellseg_train.weights import taught_diameter_px
+from cellseg_train.weights import class_remark, taught_diameter_px
 
 _SECONDS_BETWEEN_LINES = 30.0
 _SECONDS_AVERAGED = 86_400.0  # validations are part of the whole; rich forgets after 30 s, which an update may take
@@ -42,10 +43,16 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
     """
     loop.check_settings(record.config)
     split = make_split(record.inputs, record.config)
+    classes = find_classes(record.inputs, split)
+    if classes is not None:
+        model = replace(record.config.model, classes=classes.names)
+        record = replace(record, config=replace(record.config, model=model))
     initial = loop.initial_network(record.config)
     with _reporter(quiet) as reporter:
         if split.remark:
             reporter.say(split.remark)
+        if said := class_remark(record.config.model, record.config.weights):
+            reporter.say(said)
         limit = specks.speck_limit(
             specks.object_areas(split.train, record.config.data.mask_foreground),
             share=MIN_OBJECT_REL,
@@ -59,15 +66,15 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
                 reporter.say(f"{folder}: scale {scale:.3g}")
             data = replace(data, folder_scales=scales, image_scale=round(next(iter(scales.values())), 4))
         record = replace(record, config=replace(record.config, data=data))
-        store, cells = _load(record, split, reporter)
+        store, cells = _load(record, split, reporter, classes)
         remark = check_cell_size(record.config, cells.diameter_px, taught_diameter_px(record.config.weights))
         if remark:
             reporter.warn(remark)
         make_folder(run)
         with exclusive(run):
             checkpoint.save_record(run, record)
-            checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split))
-            _train(run, record, split, store, cells, reporter, initial)
+            checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split, classes))
+            _train(run, record, split, store, cells, reporter, classes, initial)
 
 
 def resume(run: Path, *, quiet: bool) -> None:
@@ -79,15 +86,17 @@ def resume(run: Path, *, quiet: bool) -> None:
     with exclusive(run), _reporter(quiet) as reporter:
         remove_stale(run)
         split = make_split(record.inputs, record.config)
+        classes = find_classes(record.inputs, split)
         if not (run / checkpoint.SPLIT_FILE).exists():  # killed before it had begun
-            checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split))
+            checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split, classes))
         recorded = checkpoint.load_json(run / checkpoint.SPLIT_FILE)
-        if recorded != describe_split(split):
+        if recorded != describe_split(split, classes):
             raise ModelError(
-                f"images or masks of {run} are not those it was started with (fingerprint {split.sha256[:12]}, "
-                f"recorded {str(recorded.get('sha256'))[:12]}); bring them back, or start a new run"
+                f"images, masks or classes of {run} are not those it was started with (fingerprint "
+                f"{split.sha256[:12]}, recorded {str(recorded.get('sha256'))[:12]}); bring them back, or start "
+                "a new run"
             )
-        _train(run, record, split, *_load(record, split, reporter), reporter)
+        _train(run, record, split, *_load(record, split, reporter, classes), reporter, classes)
 
 
 def make_split(inputs: RunInputs, config: TrainConfig) -> Split:
@@ -119,22 +128,43 @@ def folder_scales(split: Split, data: DataConfig) -> dict[str, float]:
     return scales
 
 
-def describe_split(split: Split) -> dict[str, Any]:
-    """``split.json``: stems of both sides and their fingerprint."""
-    return {
+def find_classes(inputs: RunInputs, split: Split) -> CellClasses | None:
+    """Classes of the cells of both sides, None where no file of them was given. Raises what ``read_classes`` raises."""
+    if not inputs.classes:
+        return None
+    images = dict.fromkeys(pair.image for pair in (*split.train, *split.val))
+    return read_classes(_paths(inputs.classes), list(images))
+
+
+def describe_split(split: Split, classes: CellClasses | None = None) -> dict[str, Any]:
+    """``split.json``: stems of both sides and their fingerprint, and that of the classes if there are any."""
+    described = {
         "sha256": split.sha256,
         "train": [pair.stem for pair in split.train],
         "val": [pair.stem for pair in split.val],
     }
+    return described if classes is None else described | {"classes_sha256": classes.sha256}
 
 
 def _paths(names: tuple[str, ...]) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def _load(record: RunRecord, split: Split, reporter: loop.Reporter) -> tuple[ExampleStore, TrainingCells]:
+def _load(
+    record: RunRecord, split: Split, reporter: loop.Reporter, classes: CellClasses | None
+) -> tuple[ExampleStore, TrainingCells]:
     reporter.say(f"{len(split.train)} training images, {len(split.val)} validation images")
-    return loop.load(record.config, split, reporter)
+    store, cells = loop.load(record.config, split, reporter, classes)
+    if classes is not None:
+        absent = [name for name, n in zip(classes.names, cells.class_cells, strict=True) if not n]
+        if absent:
+            raise DataError(
+                f"no training image holds a cell of class {', '.join(absent)}, so it cannot be learned; take it out of "
+                f"{', '.join(record.inputs.classes)}, or add images of it"
+            )
+        counts = zip(classes.names, cells.class_cells, cells.class_weights(), strict=True)
+        reporter.say("classes: " + ", ".join(f"{name} {n:,} (weight {weight:.2g})" for name, n, weight in counts))
+    return store, cells
 
 
 def _train(
@@ -144,10 +174,20 @@ def _train(
     store: ExampleStore,
     cells: TrainingCells,
     reporter: loop.Reporter,
+    classes: CellClasses | None,
     initial: tuple[CellSegNet, WeightsInfo] | None = None,
 ) -> None:
-    note = record.data_note
-    loop.train(run, record.config, split, store, cells=cells, data_note=note, reporter=reporter, initial=initial)
+    loop.train(
+        run,
+        record.config,
+        split,
+        store,
+        cells=cells,
+        data_note=record.data_note,
+        reporter=reporter,
+        initial=initial,
+        classes=classes,
+    )
 
 
 @contextmanager
@@ -173,9 +213,11 @@ def epoch_words(row: Mapping[str, float], epochs: int) -> str:
     words = f"epoch {row['epoch']} of {epochs}: loss {row['loss']:.4f}, lr {row['lr']:.1e}"
     if "val_f1" not in row:
         return words
+    classes = [f"{key.removeprefix('val_f1_')} {value:.3f}" for key, value in row.items() if key.startswith("val_f1_")]
     return (
         f"{words}, val Dice {row['val_dice']:.4f}, F1 {row['val_f1']:.4f}, "
         f"count error {row['val_count_mae']:.1f} cells an image"
+        + (f"; F1 by class: {', '.join(classes)}" if classes else "")
     )
 
 

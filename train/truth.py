@@ -2,6 +2,7 @@
 
     RUN/truth/
       labels/STEM.png     16-bit label images: label i is the i-th mark of its image, 65535 foreground of no mark
+      classes.csv         image,label,class of each mark with a class, as --classes takes it
       pictures/STEM.jpg   the photographs with the outlines, to look at: cells yellow, unknown foreground magenta
 
 Boxes: each foreground pixel goes to the box around it with the smallest elliptic distance (the ellipse inscribed in
@@ -15,6 +16,8 @@ Foreground that no mark claims is no background: whoever marked the image may ha
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,10 +141,18 @@ def _is_whole(name: str, whole_classes: Sequence[str]) -> bool:
     return any(part.lower() in name.lower() for part in whole_classes)
 
 
+@dataclass(frozen=True)
+class MadeTruth:
+    """What ``make_truth`` wrote: the folder of the label images, and the file of their classes."""
+
+    labels: Path
+    classes: Path
+
+
 def make_truth(
     images: Path, marks: Path, kind: str, out: Path, number: int, settings: TruthSettings, say: Callable[[str], None]
-) -> Path:
-    """Write label images and pictures of all images of the folder ``images``; give the folder of the labels.
+) -> MadeTruth:
+    """Write label images, their classes and pictures of all images of the folder ``images``.
 
     ``marks``: a file (or YOLO folder) of ``kind`` boxes or points. ``number``: of this folder, from 1. ``say`` is told
     what was found and where it lies.
@@ -179,6 +190,7 @@ def make_truth(
         say(f"teacher {spec.name}: cells of {diameter:.0f} px, scale {teacher.scale:.3g}")
         channel = list(spec.channels).index("foreground")
         missed = 0
+        classes = ["image,label,class"]
         for stem, file in files.items():
             image, marked = read_image(file).pixels_hwc, kept[stem]
             size_wh = (image.shape[1], image.shape[0])
@@ -194,12 +206,26 @@ def make_truth(
                     "or another --teacher"
                 )
             missed += len(marked) - cells
+            there = set(np.unique(labels).tolist())
+            classes += [
+                _csv_line(file.relative_to(images).as_posix(), label, name)
+                for label, name in enumerate(marked.classes, start=1)
+                if name and label in there
+            ]
             _write(labels_folder / f"{stem}.png", ".png", labels.astype(np.uint16))
             _write(pictures / f"{stem}.jpg", ".jpg", picture(image, labels))
     if missed:
         say(f"marks without a cell of their own: {missed}")
+    classes_file = out / f"classes{ending}.csv"
+    write_bytes(classes_file, ("\n".join(classes) + "\n").encode())
     say(f"labels made from {marks}: {labels_folder}; look at {pictures}")
-    return labels_folder
+    return MadeTruth(labels_folder, classes_file)
+
+
+def _csv_line(image: str, label: int, class_name: str) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow((image, label, class_name))
+    return line.getvalue()
 
 
 def picture(image_hwc: npt.NDArray[np.uint8], labels: Labels) -> npt.NDArray[np.uint8]:

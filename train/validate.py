@@ -9,30 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from cellseg_deploy.cells import tiling
-from cellseg_deploy.cells.metrics import pool
+from cellseg_deploy.cells.ignored import IGNORED, set_aside
+from cellseg_deploy.cells.instances import segment
+from cellseg_deploy.cells.metrics import overlap_table, pool
 from cellseg_deploy.evaluate.calibration import Labelling, Scorer, most_trials, search
 from cellseg_deploy.images.read import Pair
 from cellseg_deploy.models.spec import TASKS, InstanceParams, Task, Variant, default_operating_points
 from cellseg_deploy.segmenter import resize
+from cellseg_train.cell_classes import UNKNOWN, CellClasses, ClassNumbers
 from cellseg_train.config import TrainConfig
 from cellseg_train.data import read_pair
 from cellseg_train.model import CellSegNet, normalise
+from cellseg_train.model import probabilities as probabilities_of
+from cellseg_train.overlaps import UNTAUGHT
 
 TILE_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One validation image: RGB at the model's scale, probabilities (K, h, w) float16, true labels at full size."""
+    """One validation image: RGB at the model's scale, probabilities (K, h, w) float16, true labels at full size, and
+    the class number of each label, ``UNKNOWN`` where nobody knows it (none where the network has no classes)."""
 
     image_hwc: npt.NDArray[np.uint8]
     probabilities_khw: npt.NDArray[np.float16]
     true_labels: npt.NDArray[np.int32]
+    class_of: ClassNumbers
 
 
 @torch.inference_mode()
@@ -46,18 +54,89 @@ def predict_image(
     for start in range(0, len(plan.tiles), TILE_BATCH):
         tiles = torch.from_numpy(tiling.cut(padded, plan, start, start + TILE_BATCH)).to(device)
         logits = net(normalise(tiles.permute(0, 3, 1, 2).float(), net.config))
-        tiling.stitch_into(out, plan, start, logits.sigmoid().float().cpu().numpy())
+        tiling.stitch_into(out, plan, start, probabilities_of(logits, net.config).float().cpu().numpy())
     return out
 
 
 def predict_pairs(
-    net: CellSegNet, pairs: Iterable[Pair], config: TrainConfig, halo: int, device: torch.device
+    net: CellSegNet,
+    pairs: Iterable[Pair],
+    config: TrainConfig,
+    halo: int,
+    device: torch.device,
+    classes: CellClasses | None = None,
 ) -> Iterator[Prediction]:
-    """Read, scale and predict each pair; the network must be in eval mode."""
+    """Read, scale and predict each pair; the network must be in eval mode. Cells left out count neither way."""
     for pair in pairs:
-        image, labels = read_pair(pair, config.data.min_object_px, config.data.mask_foreground)
+        image, truth = read_pair(pair, config.data.min_object_px, config.data.mask_foreground, classes)
         small = resize(image, config.data.scale_of(pair.mask))
-        yield Prediction(small, predict_image(net, small, halo, device).astype(np.float16), labels)
+        labels = np.where(truth.labels_hw == UNTAUGHT, IGNORED, truth.labels_hw).astype(np.int32)
+        yield Prediction(small, predict_image(net, small, halo, device).astype(np.float16), labels, truth.class_of)
+
+
+@dataclass
+class ClassScores:
+    """True and false positives and false negatives of each class, over images.
+
+    A cell found (as it is labelled at the model's scale) has the class with the largest mean probability over its
+    pixels. It is right if it matches a true cell of that class (IoU above 0.5). One that matches a cell of unknown
+    class counts neither way.
+    """
+
+    names: tuple[str, ...]
+    counts: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, names: tuple[str, ...]) -> ClassScores:
+        """Scores of no image yet."""
+        return cls(names, np.zeros((len(names), 3), np.int64))
+
+    def add(self, item: Prediction, channels: Sequence[str], params: InstanceParams, cell_diameter_px: float) -> None:
+        """Count the cells of one image."""
+        probabilities = item.probabilities_khw.astype(np.float32)
+        hw = (probabilities.shape[1], probabilities.shape[2])
+        labels = segment(probabilities, channels, params, cell_diameter_px=cell_diameter_px)
+        true = cv2.resize(item.true_labels.astype(np.float32), (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST)
+        true_labels, found = set_aside(true.astype(np.int32), labels)
+        table = overlap_table(true_labels, found)
+        true_class = np.array([self._class_of(item.class_of, n) for n in table.true_number.tolist()], np.int64)
+        found_class = _likeliest(probabilities[-len(self.names) :], found, table.predicted_number)
+        union = table.true_area[table.true_index] + table.predicted_area[table.predicted_index] - table.common_px
+        strict = 2 * table.common_px > union
+        true_at, found_at = table.true_index[strict], table.predicted_index[strict]
+        partner = np.full(len(found_class), -1, np.int64)
+        partner[found_at] = true_at
+        hit = np.zeros(len(true_class), np.bool_)
+        for class_number, at in zip(found_class.tolist(), partner.tolist(), strict=True):
+            if at >= 0 and true_class[at] == UNKNOWN:
+                continue
+            right = at >= 0 and true_class[at] == class_number
+            self.counts[class_number, 0 if right else 1] += 1
+            if right:
+                hit[at] = True
+        for class_number in true_class[~hit & (true_class != UNKNOWN)].tolist():
+            self.counts[class_number, 2] += 1
+
+    def f1(self) -> dict[str, float]:
+        """F1 of each class; NaN where there is neither a true nor a found cell of it."""
+        right, wrong, missed = self.counts.T
+        with np.errstate(invalid="ignore"):
+            values = 2 * right / (2 * right + wrong + missed)
+        return {name: float(value) for name, value in zip(self.names, values, strict=True)}
+
+    @staticmethod
+    def _class_of(class_of: ClassNumbers, label: int) -> int:
+        return int(class_of[label]) if label < len(class_of) else UNKNOWN
+
+
+def _likeliest(
+    planes_chw: npt.NDArray[np.float32], labels_hw: npt.NDArray[np.integer], numbers: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Class number (n,) with the largest sum of ``planes_chw`` (C, h, w) over the pixels of each of ``numbers``."""
+    flat = labels_hw.ravel()
+    size = int(flat.max(initial=0)) + 1
+    sums = np.stack([np.bincount(flat, weights=plane.ravel(), minlength=size)[numbers] for plane in planes_chw])
+    return np.asarray(sums.argmax(axis=0), np.int64)
 
 
 def merit(metrics: Mapping[str, float]) -> float:

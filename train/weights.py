@@ -31,6 +31,7 @@ from cellseg_train.model import CellSegNet
 # Parts of published ViT checkpoints that a segmentation encoder has no place for: classifiers, and DINOv2's mask token.
 _NOT_ENCODER = ("head.", "head_dist.", "fc_norm.", "mask_token", "dino_head.", "ibot_head.")
 _POSITIONS = "encoder.pos_embed"
+_CLASS_HEAD = "decoder.class_head."
 _WRAPPERS = ("model", "state_dict", "teacher")
 _PREFIXES = ("module.", "backbone.")
 # Aliases whose weights are not those that timm has for the architecture: repository and licence.
@@ -127,13 +128,57 @@ def _is_own(path: Path) -> bool:
 
 def _from_own(net: CellSegNet, path: Path) -> WeightsInfo:
     config, spec = read_description(path)
-    missing, unexpected = _try_load(net, _resampled(net, safetensors.torch.load_file(path)), str(path))
+    state = _with_classes_of(net, config, safetensors.torch.load_file(path))
+    missing, unexpected = _try_load(net, _resampled(net, state), str(path))
     if missing or unexpected:
         raise ModelError(
             f"{path} holds a {config.encoder}/{config.variant} network that does not fit this one "
             f"({net.config.encoder}/{net.config.variant}); {describe_mismatch(missing, unexpected)}"
         )
     return WeightsInfo(origin=f"fine-tuned from {spec.name}: {spec.weights.origin}", licence=spec.weights.licence)
+
+
+def _with_classes_of(net: CellSegNet, config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` of a network with the classes of ``config``, with a class head for those of ``net``: classes that both
+    have keep their weights, the others begin as they are in ``net``."""
+    state = dict(state)
+    for key in [key for key in state if key.startswith(_CLASS_HEAD)]:
+        given = state.pop(key)
+        if net.config.classes == config.classes:
+            state[key] = given
+        elif net.config.classes:
+            state[key] = _rows_by_class(net, config, net.state_dict()[key].clone(), given)
+    if net.config.classes and not config.classes:
+        state |= {key: value for key, value in net.state_dict().items() if key.startswith(_CLASS_HEAD)}
+    return state
+
+
+def _rows_by_class(net: CellSegNet, config: ModelConfig, own: Tensor, given: Tensor) -> Tensor:
+    """``own`` with the rows of ``given`` for the classes that both have. A class is four rows, a pixel each."""
+    for number, name in enumerate(net.config.classes):
+        if name in config.classes:
+            there = config.classes.index(name)
+            own[4 * number : 4 * number + 4] = given[4 * there : 4 * there + 4]
+    return own
+
+
+def class_remark(config: ModelConfig, weights: str) -> str:
+    """What becomes of the classes where a network of our own begins another, empty if they are the same."""
+    if weights in ("none", "hub") or weights.startswith(HUB_PREFIX):
+        return ""
+    path = _file_of(weights)
+    if not _is_own(path):
+        return ""
+    there = read_description(path)[0].classes
+    if there == config.classes:
+        return ""
+    if not config.classes:
+        return f"the classes of --weights {weights} ({', '.join(there)}) are left out; give --classes to train them too"
+    kept = [name for name in config.classes if name in there]
+    new = [name for name in config.classes if name not in there]
+    begun = [f"{', '.join(kept)} as in --weights {weights}"] if kept else []
+    begun += [f"{', '.join(new)} from random weights, which --weights {weights} has none for"] if new else []
+    return f"classes: {'; '.join(begun)}; all else is taken from there"
 
 
 def _resampled(net: CellSegNet, state: dict[str, Tensor]) -> dict[str, Tensor]:

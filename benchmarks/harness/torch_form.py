@@ -12,7 +12,7 @@ import torch
 from cellseg_deploy.errors import BackendUnavailableError
 from cellseg_export.gate.torch_backend import TorchBackend
 from cellseg_train.checkpoint import LoadedNetwork
-from cellseg_train.model import normalise
+from cellseg_train.model import normalise, probabilities
 
 _NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -58,7 +58,7 @@ class TorchForm(TorchBackend):
                     raise
                 reason = " ".join(str(error).split())[:300]
                 raise BackendUnavailableError(f"torch.compile does not work here: {reason}") from error
-        return np.asarray(logits.float().sigmoid().contiguous().cpu().numpy(), np.float32)
+        return np.asarray(probabilities(logits.float(), self.network.config).contiguous().cpu().numpy(), np.float32)
 
     def _context(self) -> AbstractContextManager[Any]:
         if self._autocast is None:

@@ -115,7 +115,7 @@ def pointer_note() -> Note:
     """What the user should know of a picture with a pointer."""
     return Note(
         "something dark, thin and straight, as an eyepiece's pointer, reaches into the field and was painted over "
-        "before cells were looked for: look at the cells beside it; --field full takes the picture as it is",
+        "before cells were looked for: look at the cells beside it; `field='full'` takes the picture as it is",
         "field of view",
     )
 
@@ -125,6 +125,6 @@ def drawn_note(n: int) -> Note:
     what = "1 object is" if n == 1 else f"{n} objects are"
     return Note(
         f"{what} black or of a pure colour, as scale bars and letters are, and no cell; cells below such marks may be "
-        "lost or cut: look at the overlay; --field full keeps them",
+        "lost or cut: look at the overlay; `field='full'` keeps them",
         "field of view",
     )

@@ -143,6 +143,17 @@ def read_labels(
     Raises ``DataError`` where it is not clear which of the two it is, it looks like a negative, or the file is
     damaged.
     """
+    return read_numbered_labels(path, max_pixels=max_pixels, foreground=foreground, keep_ignored=keep_ignored)[0]
+
+
+def read_numbered_labels(
+    path: Path, *, max_pixels: int = MAX_PIXELS, foreground: MaskForeground = "auto", keep_ignored: bool = False
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Labels as of ``read_labels``, and the number (n + 1,) that each of 0..n has in the file, -1 where none is of a
+    cell (``IGNORED``).
+
+    The numbers of a binary mask are those of its labels.
+    """
     ReadOptions(max_pixels)  # raises for one that is out of range
     if foreground not in MASK_FOREGROUNDS:
         raise UsageError(f"mask foreground must be one of {', '.join(MASK_FOREGROUNDS)}, got {foreground!r}")
@@ -164,7 +175,21 @@ def read_labels(
         labels[labels >= IGNORED] += 1  # more cells than numbers below it
         if ignored is not None:
             labels[ignored] = IGNORED
-    return labels
+    return labels, _numbers(values, labels, ignored)
+
+
+def _numbers(
+    values: npt.NDArray[Any], labels: npt.NDArray[np.int32], ignored: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[np.int64]:
+    """Stored value of each label; the labels themselves where several cells are stored as one value."""
+    stored = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    stored[labels] = values
+    cells = np.unique(labels)
+    cells = cells[(cells > 0) & ((cells != IGNORED) | (ignored is None))]
+    numbers = np.full(len(stored), -1, np.int64)
+    numbers[0] = 0
+    numbers[cells] = stored[cells] if len(np.unique(stored[cells])) == len(cells) else cells
+    return numbers
 
 
 def _ignored(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
@@ -198,7 +223,7 @@ def _labels_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     if values.dtype == np.uint8 and _is_smoothed_mask(values):
         raise DataError(
             f"{path}: looks like a mask with softened edges ({len(present)} grey values, most of it 255), not like a "
-            "label image; save it with hard edges (0 and 255), or give --mask-foreground dark for "
+            "label image; save it with hard edges (0 and 255), or give `mask_foreground='dark'` for "
             "labels counted down from 255"
         )
     labels = renumber(values)

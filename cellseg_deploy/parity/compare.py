@@ -28,6 +28,7 @@ from cellseg_deploy.errors import CellsegError, DataError, NothingToDoError, Par
 from cellseg_deploy.images.find import FoundImage, find_images, pair_by_stem
 from cellseg_deploy.images.read import read_image, read_labels
 from cellseg_deploy.models.spec import ModelSpec
+from cellseg_deploy.parity.classes import class_changes
 from cellseg_deploy.parity.policy import ParityPolicy, policy_for
 from cellseg_deploy.parity.report import ImageComparison, ParityReport, Side, TaskComparison, Verdict, WorstImage
 from cellseg_deploy.parity.tensors import TensorDifference, compare_tensors, cosine
@@ -160,7 +161,11 @@ def _compare(
         tasks = {}
         for task in candidate.spec.operating_points:
             one, other = (_labels(candidate.spec, side, task, image_hwc) for side in (expected, got))
-            tasks[task] = part = _compare_labels(one, other, true, policy)
+            part = _compare_labels(one, other, true, policy)
+            if n_classes := len(reference.spec.classes):
+                matched, changed = class_changes(one, other, expected[-n_classes:], got[-n_classes:])
+                part = replace(part, n_matched=matched, class_changes=changed)
+            tasks[task] = part
             badness = abs(part.count_difference), part.differing_px
             if worst is None or badness > worst_badness:
                 worst_badness = badness

@@ -19,7 +19,8 @@ class ParityPolicy:
     ``max_f1_drop``: how much F1 at IoU 0.5 against the truth may fall below the reference's; needs true labels.
     ``min_cells``: a reference that finds fewer (or, where the truth decides, fewer true cells) is inconclusive, for a
     network that finds nothing agrees with everything. ``tensor_tolerance``: a probability further apart than this
-    counts in ``share_over``; where there are too few cells to judge by, none may be.
+    counts in ``share_over``; where there are too few cells to judge by, none may be. ``max_class_changes``: share of
+    the cells that both find which may have another class, of networks that tell classes apart.
     """
 
     name: str = "fp32"
@@ -31,6 +32,7 @@ class ParityPolicy:
     max_total_difference: float | None = None
     max_f1_drop: float | None = None
     tensor_tolerance: float = 1e-3
+    max_class_changes: float = 0.001
 
     @property
     def needs_truth(self) -> bool:
@@ -69,6 +71,7 @@ def policy_for(precision: str) -> ParityPolicy:
             max_differing_share=None,
             max_total_difference=0.005,
             tensor_tolerance=0.1 if precision == "bf16" else 0.05,
+            max_class_changes=0.01,
         )
     if precision == "int8":
         return ParityPolicy(
@@ -78,5 +81,6 @@ def policy_for(precision: str) -> ParityPolicy:
             max_differing_share=None,
             max_f1_drop=0.01,
             tensor_tolerance=0.2,
+            max_class_changes=0.02,
         )
     raise UsageError(f"no parity policy for precision {precision!r}; expected fp32, fp16, mixed, bf16 or int8")

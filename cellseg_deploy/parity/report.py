@@ -25,7 +25,8 @@ class TaskComparison:
     """One image labelled from both sides at the operating point of one task.
 
     ``score``: of the candidate, with the reference in the place of the truth. ``reference_truth``,
-    ``candidate_truth``: of either side against true labels, where there are some.
+    ``candidate_truth``: of either side against true labels, where there are some. ``n_matched``, ``class_changes``:
+    cells that both find, and those of them that have another class; 0 without classes.
     """
 
     score: ImageScore
@@ -33,6 +34,8 @@ class TaskComparison:
     n_px: int
     reference_truth: ImageScore | None = None
     candidate_truth: ImageScore | None = None
+    n_matched: int = 0
+    class_changes: int = 0
 
     @property
     def count_difference(self) -> int:
@@ -176,6 +179,7 @@ class ParityReport:
             "splits": sum(s.splits for s in scores),
             "differing_px": sum(part.differing_px for part in parts),
             "differing_share": sum(part.differing_px for part in parts) / sum(part.n_px for part in parts),
+            "class_changes": sum(part.class_changes for part in parts),
             "worst_image": worst.name,
         }
 
@@ -334,6 +338,14 @@ class ParityReport:
                 f"{task}: {s['differing_share']:.2e} of the pixels differ, allowed {policy.max_differing_share:g}; "
                 f"most in {worst.name}: {worst.tasks[task].differing_px} of {worst.tasks[task].n_px}"
             )
+        matched = sum(image.tasks[task].n_matched for image in self.images)
+        if s["class_changes"] > policy.max_class_changes * matched:
+            worst = max(self.images, key=lambda image: image.tasks[task].class_changes)
+            complaints.append(
+                f"{task}: {s['class_changes']} of {matched} cells that both find have another class, allowed "
+                f"{policy.max_class_changes:.1%}; most in {worst.name}: {worst.tasks[task].class_changes} of "
+                f"{worst.tasks[task].n_matched}"
+            )
         return complaints
 
     def _where(self, channel: str) -> str:
@@ -373,6 +385,7 @@ def _image_row(image: ImageComparison) -> dict[str, Any]:
                 "splits": part.score.splits,
                 "differing_px": part.differing_px,
                 "n_px": part.n_px,
+                "class_changes": part.class_changes,
             }
             for task, part in image.tasks.items()
         },

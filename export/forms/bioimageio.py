@@ -217,9 +217,11 @@ def _file(name: str, files: dict[str, bytes]) -> dict[str, str]:
 
 
 def _summary(spec: ModelSpec) -> str:
+    maps = spec.channels[: len(spec.channels) - len(spec.classes)]
+    classes = f", and tells their classes apart ({', '.join(spec.classes)})" if spec.classes else ""
     return (
-        f"Finds the {' and '.join(spec.channels)} of cells in photographs of blood smears, from which cells are "
-        f"counted and outlined. Vision transformer ({spec.encoder}) with a stepwise decoder."
+        f"Finds the {' and '.join(maps)} of cells in photographs of blood smears, from which cells are "
+        f"counted and outlined{classes}. Vision transformer ({spec.encoder}) with a stepwise decoder."
     )
 
 

@@ -31,11 +31,16 @@ class DeployModule(nn.Module):
         super().__init__()
         self.normalise = Normalise(net.config)
         self.net = net
+        self.n_maps = len(net.config.map_channels)
+        self.has_classes = bool(net.config.classes)
 
     def forward(self, tiles: Tensor) -> Tensor:
         # The cast comes first: TensorRT takes uint8 input, but only to cast it.
         images_nchw = tiles.to(torch.float32).permute(0, 3, 1, 2)
-        return cast(Tensor, self.net(self.normalise(images_nchw)).sigmoid())
+        logits = cast(Tensor, self.net(self.normalise(images_nchw)))
+        if not self.has_classes:
+            return logits.sigmoid()
+        return torch.cat([logits[:, : self.n_maps].sigmoid(), logits[:, self.n_maps :].softmax(dim=1)], dim=1)
 
 
 @contextmanager

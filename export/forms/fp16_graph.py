@@ -33,7 +33,7 @@ FRONT = "normalise"
 
 _PART = re.compile(
     r"normalise|encoder\.patch_embed|encoder\.blocks\.\d+|encoder\.norm|branch\.\w+|decoder\.project|"
-    r"decoder\.steps\.\d+|decoder\.head"
+    r"decoder\.steps\.\d+|decoder\.head|decoder\.class_head"
 )
 _WEIGHTED = ("Conv", "MatMul", "Gemm")
 # Inputs that stay float whatever the operator computes in: the scales of a Resize.
@@ -103,7 +103,7 @@ def parts_beyond_half(model: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for node, part in zip(model.graph.node, node_parts(model), strict=True):
         for name in node.input:
-            if name in large and not _stays_float(node.op_type, part, ()):
+            if name in large and not _stays_float(node.op_type, part, (), is_last=False):
                 found.setdefault(part, name)
     return found
 
@@ -134,7 +134,16 @@ def to_half(model: Any, keep: Collection[str] = ()) -> Any:
     for node in graph:
         for output in node.outputs:
             output.dtype = ir.DataType(types[output.name])
-    is_float = {id(node): _stays_float(node.op_type, part_of[str(node.name)], keep) for node in graph}
+    ends = {str(value.name) for value in graph.outputs}
+    is_float = {
+        id(node): _stays_float(
+            node.op_type,
+            part_of[str(node.name)],
+            keep,
+            is_last=not ends.isdisjoint(str(output.name) for output in node.outputs),
+        )
+        for node in graph
+    }
     for node in graph:
         if not is_float[id(node)]:
             for output in node.outputs:
@@ -181,12 +190,15 @@ def check_types(model: Any, keep: Collection[str] = ()) -> TypeSummary:
     wrong = sorted({TensorProto.DataType.Name(kind) for kind in types.values() if kind in _UNWANTED_TYPES})
     problems += [f"tensors of type {name}" for name in wrong]
     float_nodes: Counter[str] = Counter()
+    ends = {value.name for value in graph.output}
     for node, part in zip(graph.node, node_parts(bare), strict=True):
         kinds = {types[name] for name in (*node.input, *node.output) if name in types}
         floating = kinds & {TensorProto.FLOAT, TensorProto.FLOAT16}
         if node.op_type == "Cast" or not floating:
             continue
-        expected = TensorProto.FLOAT if _stays_float(node.op_type, part, keep) else TensorProto.FLOAT16
+        is_last = not ends.isdisjoint(node.output)
+        stays = _stays_float(node.op_type, part, keep, is_last=is_last)
+        expected = TensorProto.FLOAT if stays else TensorProto.FLOAT16
         if node.op_type != "Resize" and floating != {expected}:
             name = "float" if expected == TensorProto.FLOAT else "half"
             problems.append(f"{node.name} does not compute in {name}")
@@ -214,8 +226,9 @@ def check_types(model: Any, keep: Collection[str] = ()) -> TypeSummary:
 _UNWANTED_TYPES = (11, 16)  # double, bfloat16
 
 
-def _stays_float(operator: str, part: str, keep: Collection[str]) -> bool:
-    return operator in FLOAT_OPERATORS or part == FRONT or part in keep
+def _stays_float(operator: str, part: str, keep: Collection[str], *, is_last: bool) -> bool:
+    """``is_last``: the node gives the graph's output, as the one that joins the classes to the other channels."""
+    return operator in FLOAT_OPERATORS or part == FRONT or part in keep or is_last
 
 
 def _wanted(node: Any, index: int, is_float: bool) -> Any:

@@ -54,6 +54,8 @@ def parts(module: DeployModule) -> dict[str, nn.Module]:
     found["decoder.project"] = net.decoder.project
     found |= {f"decoder.steps.{i}": step for i, step in enumerate(net.decoder.steps)}
     found["decoder.head"] = net.decoder.head
+    if net.decoder.class_head is not None:
+        found["decoder.class_head"] = net.decoder.class_head
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 
 from cellseg_deploy.backends.base import Backend
 from cellseg_train.checkpoint import LoadedNetwork
-from cellseg_train.model import normalise
+from cellseg_train.model import normalise, probabilities
 from cellseg_train.optim import choose_device
 
 
@@ -35,7 +35,7 @@ class TorchBackend(Backend):
     def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         tiles = torch.tensor(tiles_nhwc, device=self._torch_device)
         logits = self.network.net(normalise(tiles.permute(0, 3, 1, 2).float(), self.network.config))
-        return np.asarray(logits.float().sigmoid().cpu().numpy(), np.float32)
+        return np.asarray(probabilities(logits.float(), self.network.config).cpu().numpy(), np.float32)
 
     def describe(self) -> dict[str, Any]:
         """Version of PyTorch and number of CPU threads."""

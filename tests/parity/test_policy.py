@@ -156,7 +156,7 @@ def test_masks_pair_with_images(tmp_path: Path) -> None:
     dark = folder_images(photographs, masks, "dark")
     assert dark.truth is not None
     assert all(np.array_equal(dark.truth(name) > 0, truth(name) > 0) for name, _ in dark.load())
-    with pytest.raises(DataError, match="--mask-foreground dark"):
+    with pytest.raises(DataError, match="mask_foreground='dark'"):
         list(folder_images(photographs, masks).load())
     assert cv2.imwrite(str(masks / "image-1.png"), np.zeros((5, 5), np.uint8))
     with pytest.raises(DataError, match="must be of one size"):

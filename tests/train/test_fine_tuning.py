@@ -37,7 +37,7 @@ def fine_tune(smears: Path, run: Path, *more: str) -> int:
 def test_the_first_training_command_of_the_readme_is_a_fine_tuning() -> None:
     commands = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("cellseg-train ")]
     assert "--weights shipped" in commands[0]
-    assert "--image-scale" in commands[0]
+    assert "--cell-diameter" in commands[0]
 
 
 def test_the_shipped_network_goes_on_from_what_it_knows(

@@ -33,7 +33,7 @@ def always(**settings):
 def test_no_share_gives_the_very_arrays_and_draws_no_number():
     image, labels = tile_of((50, 50, 20))
     rng = np.random.default_rng(0)
-    same_image, same_labels = overlaps.add_piles(rng, image, labels, OverlapConfig())
+    same_image, same_labels, _ = overlaps.add_piles(rng, image, labels, OverlapConfig())
     assert same_image is image
     assert same_labels is labels
     assert rng.random() == np.random.default_rng(0).random()
@@ -41,7 +41,7 @@ def test_no_share_gives_the_very_arrays_and_draws_no_number():
 
 def test_transmittances_multiply_where_two_cells_overlap():
     image, labels = tile_of((80, 80, 22))
-    piled, after = overlaps.add_piles(np.random.default_rng(3), image, labels, always())
+    piled, after, _ = overlaps.add_piles(np.random.default_rng(3), image, labels, always())
     assert sorted(np.unique(after)) == [0, 1, 2]
     twice = np.round(BACKGROUND * TRANSMITTANCE**2)
     in_overlap = np.abs(piled.astype(int) - twice).max(axis=2) <= 2
@@ -60,7 +60,7 @@ def test_the_inputs_stay_as_they_were():
 
 def test_equal_discs_are_cut_along_their_common_chord():
     image, labels = tile_of((80, 80, 24))
-    _, after = overlaps.add_piles(np.random.default_rng(5), image, labels, always())
+    _, after, _ = overlaps.add_piles(np.random.default_rng(5), image, labels, always())
     first, second = (np.argwhere(after == label) for label in (1, 2))
     # The pixels of each are nearer to its own middle: that of the first disc is known, that of the second follows.
     middle_of_first = np.array([80, 80])
@@ -75,7 +75,7 @@ def test_equal_discs_are_cut_along_their_common_chord():
 def test_every_cell_of_a_crowded_pile_is_one_visible_piece(seed):
     image, labels = tile_of((45, 45, 20), (45, 110, 20), (110, 45, 20), (110, 110, 20))
     config = always(further_p=0.9, distance=(0.3, 0.9))
-    _, after = overlaps.add_piles(np.random.default_rng(seed), image, labels, config)
+    _, after, _ = overlaps.add_piles(np.random.default_rng(seed), image, labels, config)
     present = [label for label in np.unique(after) if label]
     assert len(present) > 5
     assert present[:4] == [1, 2, 3, 4]
@@ -90,14 +90,14 @@ def test_every_cell_of_a_crowded_pile_is_one_visible_piece(seed):
 def test_no_pile_is_larger_than_asked_for():
     image, labels = tile_of((80, 80, 14))
     for seed in range(10):
-        _, after = overlaps.add_piles(np.random.default_rng(seed), image, labels, always(further_p=1.0, most=3))
+        _, after, _ = overlaps.add_piles(np.random.default_rng(seed), image, labels, always(further_p=1.0, most=3))
         assert after.max() <= 3
 
 
 def test_the_cells_of_a_rouleau_lie_in_one_line():
     image, labels = tile_of((160, 160, 16), size=320)
     config = always(further_p=1.0, rouleau_p=1.0, most=5)
-    _, after = overlaps.add_piles(np.random.default_rng(1), image, labels, config)
+    _, after, _ = overlaps.add_piles(np.random.default_rng(1), image, labels, config)
     assert after.max() == 5
     points = np.argwhere(after > 0).astype(float)
     short, long = np.sqrt(np.linalg.eigvalsh(np.cov(points.T)))
@@ -115,7 +115,7 @@ def test_only_isolated_whole_convex_cells_are_copied():
 
 def test_a_tile_without_an_isolated_cell_is_left_alone():
     image, labels = tile_of((40, 40, 15), (40, 70, 15))
-    piled, after = overlaps.add_piles(np.random.default_rng(0), image, labels, always())
+    piled, after, _ = overlaps.add_piles(np.random.default_rng(0), image, labels, always())
     assert np.array_equal(piled, image)
     assert np.array_equal(after, labels)
 

@@ -12,7 +12,7 @@ import torch
 
 from cellseg_deploy.errors import CellsegError, DataError, UsageError
 from cellseg_deploy.images.read import Pair
-from cellseg_train import augment
+from cellseg_train import augment, data
 from cellseg_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from cellseg_train.data import (
     ExampleStore,
@@ -95,7 +95,7 @@ def test_specks_are_dropped_and_cells_kept(folders):
     labels = cv2.imread(str(folders[1] / "0.png"), cv2.IMREAD_UNCHANGED)
     labels[0:2, 0:2] = 3
     cv2.imwrite(str(folders[1] / "0.png"), labels)
-    _, kept = read_pair(find_pairs([folders[0]], [folders[1]])[0], min_object_px=20)
+    kept = read_pair(find_pairs([folders[0]], [folders[1]])[0], min_object_px=20)[1].labels_hw
     assert kept[0, 0] == 0
     assert len(np.unique(kept)) == 3
 
@@ -201,3 +201,16 @@ def test_the_distance_in_a_cell_that_the_tile_cuts_is_that_of_the_whole_cell() -
     assert depth.shape == (112, 112)
     assert 0.15 < depth.max() < 0.25
     assert make_targets(narrow, config)["targets"][1].max() == 1  # what would be learned without the margin
+
+
+def test_a_folder_given_twice_is_read_once_and_counts_twice(folders, monkeypatch):
+    pairs = find_pairs([folders[0]], [folders[1]])
+    read = []
+    whole = data.read_pair
+    monkeypatch.setattr(data, "read_pair", lambda pair, *more: (read.append(pair), whole(pair, *more))[1])
+    store = ExampleStore(pairs + pairs, CONFIG)
+    found = store.check_and_fill()
+    assert read == list(pairs)
+    assert found.summary.n_images == 2 * len(pairs)
+    assert store[0] is store[len(pairs)]
+    assert read == list(pairs)

@@ -65,7 +65,7 @@ def test_no_pile_is_laid_over_it_and_it_is_no_donor():
     assert len(overlaps.cutouts(tile, labels)) == 1
     before = labels == IGNORED
     for seed in range(8):
-        piled, after = overlaps.add_piles(np.random.default_rng(seed), tile, labels, OverlapConfig(share=1.0))
+        piled, after, _ = overlaps.add_piles(np.random.default_rng(seed), tile, labels, OverlapConfig(share=1.0))
         assert np.array_equal(after == IGNORED, before)
         inside = cv2.erode(before.astype(np.uint8), np.ones((9, 9))) > 0
         assert np.array_equal(piled[inside], tile[inside])
@@ -79,7 +79,7 @@ def test_it_is_kept_in_reading_and_in_no_statistic(tmp_path):
     cv2.imwrite(str(tmp_path / "m.png"), labels.astype(np.uint16))
     cv2.imwrite(str(tmp_path / "i.png"), np.full((64, 96, 3), 200, np.uint8))
     pair = Pair("i", tmp_path / "i.png", tmp_path / "m.png")
-    _, read = read_pair(pair, 20)
+    read = read_pair(pair, 20)[1].labels_hw
     assert np.array_equal(read == IGNORED, labels == IGNORED)
     assert sorted(np.unique(read)) == [0, 1, 2, IGNORED]
     settings = replace(config("boundary"), data=DataConfig(image_scale=1.0, min_object_px=20))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,53 @@ def test_a_network_of_our_own_with_another_decoder_is_refused(tmp_path):
     other = CellSegNet(ModelConfig(**{**TINY.__dict__, "image_skip": (8, 8, 8)}))
     with pytest.raises(ModelError, match=r"branch\.|size mismatch"):
         weights.load_initial_weights(other, str(path))
+
+
+def of_classes(*names: str) -> ModelConfig:
+    return replace(TINY, classes=names)
+
+
+def test_a_network_without_classes_lends_all_but_the_class_head(tmp_path):
+    path = tmp_path / "own.safetensors"
+    mother = save_own(path, TINY)
+    net = CellSegNet(of_classes("red", "white"))
+    begun = net.decoder.class_head.weight.clone()
+    weights.load_initial_weights(net, str(path))
+    state = net.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in mother.state_dict().items())
+    assert torch.equal(net.decoder.class_head.weight, begun)
+    said = weights.class_remark(net.config, str(path))
+    assert said == (
+        f"classes: red, white from random weights, which --weights {path} has none for; all else is taken from there"
+    )
+
+
+def test_classes_that_both_networks_have_keep_their_weights(tmp_path):
+    path = tmp_path / "own.safetensors"
+    mother = save_own(path, of_classes("red", "white", "platelet"))
+    net = CellSegNet(of_classes("infected", "platelet", "red"))
+    begun = net.decoder.class_head.weight.clone()
+    weights.load_initial_weights(net, str(path))
+    given = mother.decoder.class_head
+    assert torch.equal(net.decoder.class_head.weight[:4], begun[:4])
+    assert torch.equal(net.decoder.class_head.weight[4:8], given.weight[8:12])
+    assert torch.equal(net.decoder.class_head.bias[8:], given.bias[:4])
+    said = weights.class_remark(net.config, str(path))
+    assert "platelet, red as in --weights" in said
+    assert "infected from random weights" in said
+    same = CellSegNet(of_classes("red", "white", "platelet"))
+    weights.load_initial_weights(same, str(path))
+    assert torch.equal(same.decoder.class_head.weight, given.weight)
+    assert weights.class_remark(same.config, str(path)) == ""
+
+
+def test_classes_are_left_out_where_none_are_asked_for(tmp_path):
+    path = tmp_path / "own.safetensors"
+    mother = save_own(path, of_classes("red", "white"))
+    net = CellSegNet(TINY)
+    weights.load_initial_weights(net, str(path))
+    assert torch.equal(net.decoder.head.weight, mother.decoder.head.weight)
+    assert "(red, white) are left out; give --classes" in weights.class_remark(TINY, str(path))
 
 
 def test_the_hub_out_of_reach_says_what_to_do_instead(monkeypatch):
