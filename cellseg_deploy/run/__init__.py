@@ -1,4 +1,4 @@
-"""A folder of images, unattended."""
+"""Unattended runs over a folder of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunOptions", "plan_folder", "run_folder", "watch_folder"]
 
-# Loaded when first asked for: a command's --help imports modules of this room without numpy.
+# Loaded on first access: a command's --help imports modules of this package without numpy.
 _HOMES = {
     "RunOptions": "cellseg_deploy.run.folder",
     "plan_folder": "cellseg_deploy.run.folder",

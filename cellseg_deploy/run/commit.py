@@ -1,4 +1,4 @@
-"""Where results are written: an image's files and its line in the journal, or neither; tables from the journal."""
+"""Write results: an image's files and its journal line, or neither; tables from the journal."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from cellseg_deploy.run.state import RunState
 _log = logging.getLogger(__name__)
 
 _OF_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EEXIST, errno.EISDIR, errno.ENOTDIR})
-"""Errors of one file's name, not of the disk: they concern one image and not the run."""
+"""Errors caused by one file's name, not by the disk: they concern one image, not the run."""
 
 
 class Committer:
-    """Writes to the output folder ``out``, which the caller holds, and to its journal; ``state`` follows.
+    """Writes to the output folder ``out``, which the caller has locked, and its journal; keeps ``state`` up to date.
 
-    Signals are held back during a commit, so that files, journal and ``state`` are of the same images.
+    Signals are deferred during a commit, so that files, journal and ``state`` cover the same images.
     """
 
     def __init__(self, out: Path, state: RunState, journal: Journal, formats: Sequence[Format]) -> None:
@@ -50,7 +50,7 @@ class Committer:
     def opened(
         cls, out: Path, content: JournalContent | None, identity: RunIdentity, formats: Sequence[Format]
     ) -> Iterator[Committer]:
-        """Resume the run whose journal has ``content``, or begin one for None. Raises ``OutputError``."""
+        """Resume the run whose journal has ``content``, or begin a new run for None. Raises ``OutputError``."""
         if content is not None and content.damaged:
             lines = some([str(number) for number in content.damaged])
             _log.warning("%s: damaged in line %s; the images of these are done again", content.path, lines)
@@ -60,14 +60,14 @@ class Committer:
     # ---------------------------------------------------------------------------------------------------- one image
 
     def commit(self, item: Planned, finished: Finished) -> ImageResult:
-        """Write the files of an image and its line, or neither.
+        """Write the files of an image and its journal line, or neither.
 
-        Edited files stay as they are, and the line names what belongs there; those of an image that was changed are
-        renamed. Raises ``DataError`` for a file that cannot have its name, ``OutputError``.
+        Edited files stay as they are, and the line records the content they should have; edited files of a changed
+        image are renamed. Raises ``DataError`` if a file name is impossible, ``OutputError``.
         """
         with deferred_signals():
             start = time.perf_counter()
-            if item.is_changed:  # from here on no line vouches for what lies there, should the process end
+            if item.is_changed:  # should the process end, no line vouches for the old files any more
                 self._set_aside(item.edited)
                 self._append(run_tables.failed(item.image.name, "changed, and not done again when the run ended"))
             written = list[Path]()
@@ -82,29 +82,29 @@ class Committer:
                 return self._append(replace(finished.record, seconds=seconds))
             except BaseException as error:
                 for path in written:
-                    with suppress(OSError):  # the first error is the one to say; the next run sweeps what stays
+                    with suppress(OSError):  # the first error is the one to report; the next run sweeps leftovers
                         path.unlink(missing_ok=True)
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_NAME:
                     raise DataError(f"its results cannot have its name: {error}") from error
                 raise
 
     def commit_failure(self, item: Planned, reason: str) -> ImageResult:
-        """Add the line of an image that failed; of an earlier result nothing is left that looks like one."""
+        """Add the line of a failed image; remove its earlier files, so that none pass for a result."""
         with deferred_signals():
             self._set_aside([place for place in item.edited if os.path.lexists(self.out / place)])
             self.remove_files(item)
             return self._append(run_tables.failed(item.image.name, reason))
 
     def remove_files(self, item: Planned) -> None:
-        """Remove the files of an image that no line vouches for."""
+        """Remove the files of an image that no journal line vouches for."""
         for place in item.files:
             path = self.out / place
-            # And not a folder. Path's methods raise for a name that is impossible itself.
+            # Never a folder. Path's methods raise if the name itself is impossible.
             if os.path.islink(path) or os.path.isfile(path):  # noqa: PTH113, PTH114
                 remove(path)
 
     def append_scale(self, group: str, scale: float) -> None:
-        """Keep the ``scale`` that was measured for a ``group`` of images."""
+        """Record the ``scale`` measured for a ``group`` of images."""
         self._journal.append_scale(group, scale)
         self.state.scales[group] = scale
 
@@ -112,20 +112,20 @@ class Committer:
         self.state.add(self._journal.append(record))
         return ImageResult.of(record)
 
-    # ---------------------------------------------------------------------------------- files that tell of all images
+    # ------------------------------------------------------------------- run-level files, which cover all images
 
     def write_tables(self) -> None:
-        """Write cells.csv and images.csv of ``state``. Raises ``OutputError``."""
+        """Write cells.csv and images.csv from ``state``. Raises ``OutputError``."""
         entries = self.state.in_order
         for name in TABLES:
             self._publish(name, partial(run_tables.write, table=name, journal=self._journal.path, entries=entries))
 
     def writers(self) -> list[Callable[[], None]]:
-        """What writes each file that tells of all images, tables first: others are made of these."""
+        """Return one writer per run-level file, tables first: other files are made from the tables."""
         return [self.write_tables, *(partial(self._write_run_file, format) for format in self._run_formats)]
 
     def clear(self) -> None:
-        """Remove the files that tell of all images, of results that are about to change; edited ones are renamed."""
+        """Remove the run-level files, as results are about to change; edited files are renamed."""
         for name in (*TABLES, *(format.run_file for format in self._run_formats)):
             if self._is_edited(name):
                 self._set_aside([name])
@@ -137,7 +137,7 @@ class Committer:
         self._publish(format.run_file, lambda path: format.finish(self.out, files, path))
 
     def _publish(self, name: str, make: Callable[[Path], None]) -> None:
-        """Give what ``make`` writes to a path the name ``name``; an edited file of that name is renamed first."""
+        """Publish the file that ``make`` writes under ``name``; an edited file of that name is renamed first."""
         temporary = temporary_in(self.out)
         try:
             make(temporary)
@@ -149,12 +149,12 @@ class Committer:
                 self.state.files[name].add(sha256)
             rename(temporary, self.out / name)
         except BaseException:
-            with suppress(OSError):  # it is a temporary file by its name: the next start removes it
+            with suppress(OSError):  # its name marks it as temporary: the next start removes it
                 temporary.unlink(missing_ok=True)
             raise
 
     def _is_edited(self, name: str, new_sha256: str = "") -> bool:
-        """Whether a file that tells of all images is not what any run here wrote. Empty files and links are not."""
+        """Whether a run-level file has content that no run here wrote. Empty files and links do not count."""
         path = self.out / name
         try:
             if path.is_symlink() or not path.is_file() or not path.stat().st_size:

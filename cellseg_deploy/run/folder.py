@@ -1,13 +1,13 @@
 """The folder run: many images in, labels, pictures and tables out; one bad image never stops it.
 
-OUT/labels/NAME.tif      label image                  OUT/cells.csv      a row a cell
-OUT/overlays/NAME.jpg    outlines and count           OUT/images.csv     a row an image, failed ones too
-OUT/KIND/NAME...         see ``outputs.formats``      OUT/run.json       what ran, with what, how long
-                                                      OUT/journal.jsonl  what is done: a run that ended early is resumed
+OUT/labels/NAME.tif      label image                  OUT/cells.csv      one row per cell
+OUT/overlays/NAME.jpg    outlines and count           OUT/images.csv     one row per image, failed images too
+OUT/KIND/NAME...         see ``outputs.formats``      OUT/run.json       model, engine, settings, times
+                                                      OUT/journal.jsonl  finished images, to resume an interrupted run
 
-Images overlap (see ``batching``): helper threads read, label and encode, the network takes tiles of several images at a
-time. What is written is written by the caller's thread, image by image in the order of the images, so that what lies in
-the folder at any time is what a run over fewer images would have left.
+Images overlap (see ``batching``): helper threads read, label and encode; the network takes tiles of several images at a
+time. Only the caller's thread writes, image by image in the order of the images, so that at any time the folder holds
+what a run over fewer images would have left.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ def run_folder(
     on_scale: Callable[[str], None] | None = None,
     inputs: Inputs | None = None,
 ) -> RunSummary:
-    """Segment ``images`` into the folder ``out``; ``on_result`` is called with each image worked on, in order.
+    """Segment ``images`` into the folder ``out``; ``on_result`` is called with each processed image, in order.
 
-    If the folder holds a run with the same model, engine and settings, it is resumed: images that are done are skipped,
-    those that failed are retried. ``on_plan`` is called with what is to be done before it is, ``on_scale`` with a line
-    for each scale that was measured.
+    If the folder holds a run with the same model, engine and settings, it is resumed: finished images are skipped,
+    failed images are retried. ``on_plan`` is called with the plan before the work begins, ``on_scale`` with one line
+    per measured scale.
     ``inputs``: the paths that were passed, for run.json; by default the folders of ``images``.
 
-    An image that cannot be read, or fails in any way of its own, is recorded and the run goes on. Interrupted
-    (KeyboardInterrupt), or stopped by an error that concerns the whole run or by one of ``on_result``, the tables of
-    what is done are still written before the exception goes on. ``threads``: see ``threads.plan``; neither they nor
-    the order of the images change a result.
+    An image that cannot be read, or fails for any reason of its own, is recorded and the run continues. If the run is
+    interrupted (KeyboardInterrupt) or stopped by an error that concerns the whole run or comes from ``on_result``, the
+    tables of the finished images are written before the exception propagates. ``threads``: see ``threads.plan``.
+    Neither the threads nor the order of the images change a result.
 
-    Raises ``NothingToDoError`` without an image, ``OutputError`` / ``OutputInUseError`` for the folder, ``UsageError``
-    if ``out`` lies inside the input or the other way round.
+    Raises ``NothingToDoError`` without images, ``OutputError`` / ``OutputInUseError`` for the folder, ``UsageError``
+    if ``out`` lies inside the input or vice versa.
     """
     if not images:
         raise NothingToDoError("no image to work on; expected PNG, JPEG or TIFF files")
@@ -84,7 +84,7 @@ def plan_folder(
     options: RunOptions | None = None,
     inputs: Inputs | None = None,
 ) -> RunPlan:
-    """What ``run_folder`` would do, without touching ``out``. Raises as ``run_folder``, but for a folder in use."""
+    """Return what ``run_folder`` would do, without touching ``out``. Raises like it, except for a folder in use."""
     options = options or RunOptions()
     check_apart([image.path for image in images], out)
     state = classify(out, identity_of(segmenter, options, inputs or inputs_of(images)))
@@ -98,6 +98,6 @@ def plan_folder(
 
 
 def inputs_of(images: Sequence[FoundImage]) -> Inputs:
-    """The folders of ``images``, where nothing else is known of how they were found."""
+    """Return the folders of ``images`` as inputs, for when the paths that were passed are unknown."""
     roots = tuple(sorted({str(image.root) for image in images}))
     return Inputs(roots, roots)

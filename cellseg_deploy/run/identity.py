@@ -1,7 +1,7 @@
-"""What a run is, as far as its results depend on it: two runs of one identity give the same files.
+"""Identity of a run: everything that its results depend on. Two runs with the same identity give the same files.
 
-Kept in the first line of the journal. What cannot change a finished image is left out on purpose, so that a run can be
-resumed with it changed: batch size, threads, ``--max-pixels``, what is shown on the screen.
+Stored in the first line of the journal. Settings that cannot change a finished image are left out on purpose, so that
+a run can be resumed with other values: batch size, threads, ``--max-pixels``, screen output.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from cellseg_deploy.outputs.tables import utf8
 
-_OPTIONS = {  # of cellseg-infer: what to give to have the recorded value again
+_OPTIONS = {  # options of cellseg-infer that restore the recorded values
     "task": "--task",
     "backend.name": "--backend",
     "backend.device": "--device",
@@ -32,17 +32,17 @@ _OPTIONS = {  # of cellseg-infer: what to give to have the recorded value again
     "inputs": "folders that names of images begin in",
 }
 _BEFORE_THERE_WERE = {"border_cells": "model", "field_of_view": "full"}
-"""Settings that earlier versions did not record, with what they did."""
+"""Settings that earlier versions did not record, with the values those versions used."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Values are what JSON holds: text, numbers, booleans, None, and lists and objects with text keys of them.
+    """JSON values only: text, numbers, booleans, None, and lists of these or objects of these with text keys.
 
     ``program``: name and version. ``model``: ``name`` and ``sha256`` of the file. ``backend``: ``name``, ``device``,
     ``precision`` and the engine's version. ``task``; ``operating_point``: parameters of the instance step.
-    ``settings``: what else changes results, by the names of the options. ``saved``: names of the formats.
-    ``versions``: of the libraries that compute. ``inputs``: absolute folders that names are relative to.
+    ``settings``: everything else that changes results, by option name. ``saved``: names of the formats.
+    ``versions``: versions of the libraries that compute. ``inputs``: absolute folders that names are relative to.
     """
 
     program: str
@@ -56,13 +56,13 @@ class RunIdentity:
     inputs: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Itself as it will be read back. Raises ``ValueError`` or ``TypeError`` for what JSON cannot hold."""
+        """Return the identity as JSON data. Raises ``ValueError`` or ``TypeError`` for values that JSON cannot hold."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
         return plain
 
     @classmethod
     def from_json(cls, content: Any) -> RunIdentity:
-        """The identity that ``to_json`` gave. Raises ``ValueError`` if it is none."""
+        """Restore an identity from the data of ``to_json``. Raises ``ValueError`` if ``content`` is not an identity."""
         names = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or set(content) != names:
             raise ValueError(f"expected an object with {', '.join(sorted(names))}")
@@ -77,11 +77,11 @@ class RunIdentity:
 
 
 _NAME_OF_A_FILE = "backend.form"
-"""To find it again; its content is compared, and it may be called otherwise by now."""
+"""Recorded only to find the file again: files are compared by content, and this one may have been renamed."""
 
 
 def differences(recorded: RunIdentity, asked: RunIdentity) -> list[str]:
-    """In which points two runs differ, one line each, in words for the person at the keyboard; empty if in none."""
+    """Return the differences between two runs, one readable line each; empty if there are none."""
     before, now = (dict(_flat(identity.to_json())) for identity in (recorded, asked))
     lines = []
     for key in [*before, *(key for key in now if key not in before)]:

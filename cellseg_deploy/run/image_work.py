@@ -1,4 +1,4 @@
-"""What a folder run does with one image, but for the writing: from the file to the bytes of all its outputs."""
+"""The work of a folder run on one image, except writing: from the image file to the bytes of all its outputs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cellseg_deploy.segmenter import Segmenter, as_read
 
 @dataclass(frozen=True)
 class Finished:
-    """One image, ready to be written. ``files``: place in the output folder (posix) -> content. ``seconds``: by stage;
-    of a call of the network with tiles of several images, each has its share."""
+    """One image, ready to be written. ``files``: path in the output folder (posix) -> content. ``seconds``: by stage;
+    a network call with tiles of several images is shared among them."""
 
     record: ImageRecord
     files: dict[str, bytes]
@@ -28,7 +28,7 @@ class Finished:
 
 
 class ImageWork:
-    """Called by helper threads, side by side for different images; a result is a function of the image alone."""
+    """Called by helper threads in parallel for different images; a result depends on the image alone."""
 
     def __init__(self, segmenter: Segmenter, options: RunOptions, formats: Sequence[Format]) -> None:
         self._segmenter = segmenter
@@ -36,12 +36,12 @@ class ImageWork:
         self._formats = [format for format in formats if format.folder]
 
     def bytes_in_flight(self, image: FoundImage, scale: float | None = None) -> int:
-        """Memory it takes, roughly, by what its header declares."""
+        """Estimate the memory that ``image`` takes, from the size its header declares."""
         return 0 if image.problem else self._segmenter.bytes_in_flight(declared_pixels(image.path), scale)
 
     def __call__(self, image: FoundImage, output_name: str, scale: float | None, network: Network) -> Finished:
-        """Read, segment, measure and encode ``image``, whose files are called ``output_name`` without endings; at
-        ``scale``, if not at the segmenter's."""
+        """Read, segment, measure and encode ``image``. ``output_name``: name of its files without extension. ``scale``:
+        None for the segmenter's."""
         if image.problem:
             raise DataError(image.problem)
         segmenter, options = self._segmenter, self._options

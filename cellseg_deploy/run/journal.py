@@ -1,7 +1,7 @@
-"""The journal of a run: which images are done, with what result, and which files belong to them.
+"""The journal of a run: which images are done, their results, and the files that belong to them.
 
-``journal.jsonl`` in the output folder has a line of JSON for the run and one for each image, appended and fsynced after
-the image's files are. It alone decides what is done, and holds the image's rows of the tables: cells.csv and images.csv
+``journal.jsonl`` in the output folder has one JSON line for the run and one per image, appended and fsynced after the
+image's files. The journal alone decides which images are done, and holds their table rows: cells.csv and images.csv
 are written from it, in the order of the input, so they do not depend on when or how often the run was interrupted.
 
     {"kind":"run","version":1,"started":"...","identity":{...},"check":"6b86b273ff34fce1"}
@@ -10,11 +10,11 @@ are written from it, in the order of the input, so they do not depend on when or
     {"kind":"image","image":"b.png","status":"failed",...
     {"kind":"file","path":"cells.csv","sha256":"..."}
 
-A ``file`` line precedes a file that tells of all images, so that one that somebody edited is recognised.
+A ``file`` line precedes each run-level file (one that covers all images), so that an edited one is recognised.
 
-Crash safety at every instant: the first line appears with its file or not at all; a line without its line end is one
-that was being written and counts as never written; ``check`` (of the bytes before it in its line) tells a damaged line,
-whose image is done again. Of several lines for one image the last one holds.
+Crash safe at every instant: the first line appears together with the file or not at all. A line without a line end was
+still being written and counts as never written. ``check`` (a hash of the bytes before it in the line) reveals a damaged
+line, whose image is done again. If an image has several lines, the last one holds.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ class OutputFile:
 
     @classmethod
     def of(cls, path: str, data: bytes) -> OutputFile:
-        """The file ``path`` with the content ``data``."""
+        """Return the entry for the file ``path`` with the content ``data``."""
         return cls(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What became of one image.
+    """Outcome of one image.
 
-    ``result``: its values in images.csv by column, as JSON holds them. ``cells``: its lines in cells.csv without the
+    ``result``: its values in images.csv by column, as JSON values. ``cells``: its lines in cells.csv without the
     image's name, each with its line end. ``cells_um``: the micrometre columns of the same lines, None if the pixel
-    size is unknown. ``input``: the file that was read, None for one that could not be. ``output_name``: what its files
-    are called in their folders, without endings (see ``names``). ``seconds``: by stage.
+    size is unknown. ``input``: the file that was read, None if it could not be read. ``output_name``: name of its
+    files in their folders, without extension (see ``names``). ``seconds``: by stage.
     """
 
     image: str
@@ -78,9 +78,9 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image's last line, from byte ``at`` of the file, ``size`` bytes.
+    """An image's last line: ``size`` bytes, starting at byte ``at`` of the file.
 
-    ``record`` is without its ``cells`` and ``seconds``, which stay in the file: thousands of images fit in memory.
+    ``record`` lacks its ``cells`` and ``seconds``, which stay in the file, so that thousands of images fit in memory.
     """
 
     record: ImageRecord
@@ -89,17 +89,16 @@ class Entry:
 
     @classmethod
     def of(cls, record: ImageRecord, at: int, size: int) -> Entry:
-        """Return the entry of a whole ``record``."""
+        """Return the entry of a complete ``record``."""
         return cls(replace(record, cells="", cells_um=None, seconds={}), at, size)
 
 
 @dataclass(frozen=True)
 class JournalContent:
-    """``entries``: by image name, in the order of their last lines. ``whole_bytes``: up to the last whole line.
+    """``entries``: by image name, in the order of their last lines. ``whole_bytes``: length up to the last whole line.
 
-    ``damaged``: numbers of the lines that cannot be trusted; what they said is as if never written. ``scales``: model
-    px per image px that were measured, by group of images. ``files``: SHA-256 of what was written to each file that
-    tells of all images, by its name.
+    ``damaged``: numbers of the lines that cannot be trusted and are ignored. ``scales``: measured model px per image
+    px, by group of images. ``files``: SHA-256 of every content written to each run-level file, by file name.
     """
 
     path: Path
@@ -113,11 +112,11 @@ class JournalContent:
 
 
 class UnreadableJournalError(OutputError):
-    """A journal whose first line does not say which run it belongs to."""
+    """A journal whose first line does not identify its run."""
 
 
 class Journal:
-    """A journal that is being written, by one process and one thread.
+    """A journal open for appending, by one process and one thread.
 
     >>> with Journal.create(out, identity) as journal:  # doctest: +SKIP
     ...     journal.append(record)
@@ -133,7 +132,7 @@ class Journal:
 
     @classmethod
     def create(cls, out: Path, identity: RunIdentity) -> Journal:
-        """A new journal in ``out``; it is there with its first line, or not at all. Raises ``OutputError``."""
+        """Create a journal in ``out``; it appears with its first line, or not at all. Raises ``OutputError``."""
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         first = {"kind": "run", "version": VERSION, "started": started, "identity": identity.to_json()}
         write_bytes(out / JOURNAL, _line(first))
@@ -141,43 +140,43 @@ class Journal:
 
     @classmethod
     def resume(cls, content: JournalContent) -> Journal:
-        """Go on with a journal that was read; a line that was being written is cut off. Raises ``OutputError``."""
+        """Resume a journal that was read; an unfinished last line is cut off. Raises ``OutputError``."""
         with writing(content.path):
             os.truncate(content.path, content.whole_bytes)
         return cls(content.path)
 
     def append(self, record: ImageRecord) -> Entry:
-        """Add an image; on return it survives the process and, as far as the disk keeps its word, a power cut.
+        """Append an image; on return the line survives a crash and, if the disk honours fsync, a power cut.
 
-        The files it names must be written and fsynced before. Raises ``OutputError``; the journal is then as before.
+        The files of the image must be written and fsynced first. On ``OutputError`` the journal is as before.
         """
         at, line = self._bytes, _line({"kind": "image", **asdict(record)})
         self._append(line)
         return Entry.of(record, at, len(line))
 
     def append_scale(self, group: str, scale: float) -> None:
-        """Keep the ``scale`` measured for a ``group`` of images; as ``append``."""
+        """Append the ``scale`` measured for a ``group`` of images, like ``append``."""
         self._append(_line({"kind": "scale", "group": group, "scale": scale}))
 
     def append_file(self, path: str, sha256: str) -> None:
-        """Note that a file ``path`` (relative to the output folder) is about to get the content ``sha256``."""
+        """Record that the file ``path`` (relative to the output folder) is about to get the content ``sha256``."""
         self._append(_line({"kind": "file", "path": path, "sha256": sha256}))
 
     def _append(self, line: bytes) -> None:
         try:
             with writing(self.path):
                 rest = memoryview(line)
-                while rest:  # a full disk takes a part first, and says so at the next try
+                while rest:  # a full disk first accepts a part, and fails on the next attempt
                     rest = rest[os.write(self._descriptor, rest) :]
                 os.fsync(self._descriptor)
         except OutputError:
-            with contextlib.suppress(OSError):  # else the torn line stays, and is ignored as the last one
+            with contextlib.suppress(OSError):  # otherwise the torn line stays, and is ignored as an unfinished line
                 os.ftruncate(self._descriptor, self._bytes)
             raise
         self._bytes += len(line)
 
     def close(self) -> None:
-        """Close the file; closing twice is no error."""
+        """Close the file; closing twice is allowed."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -190,9 +189,9 @@ class Journal:
 
 
 def read(path: Path) -> JournalContent:
-    """The journal ``path``; one line at a time is in memory.
+    """Read the journal ``path``, holding one line at a time in memory.
 
-    Raises ``UnreadableJournalError`` if its first line is missing, damaged, or of another version, and ``OutputError``
+    Raises ``UnreadableJournalError`` if the first line is missing, damaged, or of another version, and ``OutputError``
     if the file cannot be read.
     """
     try:
@@ -203,7 +202,7 @@ def read(path: Path) -> JournalContent:
 
 
 def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
-    """What ``lines``, with their line ends, of the journal ``path`` say. Raises ``UnreadableJournalError``."""
+    """Parse the ``lines``, with their line ends, of the journal ``path``. Raises ``UnreadableJournalError``."""
     entries: dict[str, Entry] = {}
     damaged: list[int] = []
     scales: dict[str, float] = {}
@@ -223,7 +222,7 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
         elif (record := _record(content)) is None:
             damaged.append(number)
         else:
-            entries.pop(record.image, None)  # the last line decides about the order too
+            entries.pop(record.image, None)  # the last line decides the order too
             entries[record.image] = Entry.of(record, at, len(line))
         at += len(line)
     if head is None:
@@ -232,7 +231,7 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
 
 
 def whole_records(journal: Path, entries: Iterable[Entry]) -> Iterator[ImageRecord]:
-    """The records of ``entries`` with their cells, one at a time. Raises ``OutputError`` if the file was changed."""
+    """Yield the records of ``entries`` with their cells. Raises ``OutputError`` if the file was changed."""
     with writing(journal), journal.open("rb") as file:
         for entry in entries:
             file.seek(entry.at)
@@ -243,13 +242,13 @@ def whole_records(journal: Path, entries: Iterable[Entry]) -> Iterator[ImageReco
 
 
 def is_inside(relative: str) -> bool:
-    """Whether the path ``relative`` leads to nowhere else than into the folder it is relative to, links aside."""
+    """Whether the path ``relative`` stays inside the folder it is relative to; links are not checked."""
     path = PurePath(relative)
     return not path.anchor and ".." not in path.parts and "\0" not in relative
 
 
 def _line(content: dict[str, Any]) -> bytes:
-    """One line; names that are no Unicode are kept, as escapes."""
+    """Return one journal line; names that are not valid Unicode are kept as escapes."""
     body = json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")[:-1]
     return body + f',"check":"{_check(body)}"}}\n'.encode("ascii")
 
@@ -259,7 +258,7 @@ def _check(body: bytes) -> str:
 
 
 def _content(line: bytes) -> dict[str, Any] | None:
-    """What a whole line says, None if it is damaged."""
+    """Return the content of a whole line, None if it is damaged."""
     line = line.rstrip(b"\n")
     body = line[:-_CHECK_BYTES]
     if line[len(body) :] != f',"check":"{_check(body)}"}}'.encode("ascii"):
@@ -294,9 +293,9 @@ def _record(content: dict[str, Any] | None) -> ImageRecord | None:
     try:
         source, outputs = content["input"], tuple(OutputFile(**file) for file in content["outputs"])
         if not all(is_inside(path) for path in (content["output_name"], *(file.path for file in outputs))):
-            return None  # anybody can make a fitting check: nothing is read, written or removed outside of the folder
+            return None  # anybody can forge a check: nothing is read, written or removed outside the folder
         return ImageRecord(
             **{**content, "input": None if source is None else Fingerprint(**source), "outputs": outputs}
         )
-    except (KeyError, TypeError):  # no line of ours, in spite of its check
+    except (KeyError, TypeError):  # not one of our lines, despite its valid check
         return None

@@ -1,4 +1,4 @@
-"""The output folder of a run: made, locked, and never taken from somebody else."""
+"""The output folder of a run: create it, lock it, and never take over a folder that is not ours."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def held_folder(out: Path) -> Iterator[None]:
-    """``out``, made if it was not there, and held by this process alone.
+    """Create ``out`` if missing, and hold its lock for this process.
 
-    Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if it cannot be written.
+    Raises ``OutputInUseError`` if another run writes there, ``OutputError`` if ``out`` cannot be written.
     """
     make_folder(out)
     with exclusive(out):
@@ -36,11 +36,11 @@ def held_folder(out: Path) -> Iterator[None]:
 def check_apart(inputs: Sequence[Path], out: Path) -> None:
     """Raise ``UsageError`` if ``out`` and an input (file or folder) contain each other.
 
-    The outputs of one run would be the input of the next, and replacing the outputs could remove the input.
+    Otherwise the outputs of one run would be the input of the next, and replacing outputs could remove the input.
     """
     folder = Path(os.path.realpath(out))
     for path in inputs:
-        # Not by Path's methods, which raise for a path that cannot be looked at: that is one image's trouble.
+        # Not Path's methods: they raise for a path that cannot be inspected, which is one image's problem.
         is_folder = os.path.isdir(path)  # noqa: PTH112
         place = Path(os.path.realpath(path if is_folder else path.parent))
         if place.is_relative_to(folder) or (is_folder and folder.is_relative_to(place)):
@@ -50,20 +50,20 @@ def check_apart(inputs: Sequence[Path], out: Path) -> None:
 
 
 def tells_of(record: Path, totals: Mapping[str, int] | None) -> bool:
-    """Whether ``record``, a run.json, tells of a run that came to its end with these ``totals``; None: with any."""
+    """Whether ``record``, a run.json, describes a finished run with these ``totals``; None: with any totals."""
     content = content_of(record)
     return content.get("status") == "finished" and totals in (None, content.get("totals"))
 
 
 def is_running(record: Path) -> bool:
-    """Whether ``record``, a run.json, tells of a run that has not ended, or whose process was killed."""
+    """Whether ``record``, a run.json, describes a run that is under way or whose process was killed."""
     return content_of(record).get("status") == "running"
 
 
 def make_place(out: Path, relative: str) -> Path:
-    """The path of the output file ``relative`` (posix) in ``out``, its folders made.
+    """Return the path of the output file ``relative`` (posix) in ``out``, after creating its folders.
 
-    Raises ``OutputError`` if the file would appear outside of ``out``: by its name, or as one of its folders is a link.
+    Raises ``OutputError`` if the file would lie outside ``out``: because of its name, or of a folder that is a link.
     """
     if not is_inside(relative):
         raise OutputError(f"{relative!r}: would lie outside of the output folder {out}; expected a path within it")
@@ -76,26 +76,26 @@ def make_place(out: Path, relative: str) -> Path:
 
 
 def foreign_names(names: Iterable[str]) -> list[str]:
-    """Those of ``names`` that are neither our lock nor temporary files and folders of a run that was killed, sorted."""
+    """Return those ``names``, sorted, that are neither our lock nor temporary files or folders of a killed run."""
     return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
 
 def places(formats: Iterable[Format], output_names: Iterable[str]) -> set[str]:
-    """Where the files of the images whose files are called ``output_names`` lie in the output folder (posix)."""
+    """Return the paths (posix) in the output folder of the files named ``output_names`` in ``formats``."""
     names = list(output_names)
     return {format.place(name) for format in formats if format.folder for name in names}
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one that was never finished."""
+    """Whether ``name`` is that of an unfinished file."""
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
 def remove_ours(out: Path, ours: Collection[str]) -> list[str]:
-    """Remove from ``out`` the files ``ours`` (relative to it, posix) and temporary ones, and say so; gives them.
+    """Remove from ``out`` the files ``ours`` (relative to it, posix) and temporary files; log and return their names.
 
-    Everything else stays, whatever it is called: it may be somebody's work. Raises ``OutputError`` before anything is
-    removed if a folder of ours is a link: what it leads to is not ours.
+    Everything else stays, whatever its name: it may be somebody's work. Raises ``OutputError`` before anything is
+    removed if a folder of ours is a link: its target is not ours.
     """
     found = [path.relative_to(out).as_posix() for path in _files(out)]
     removed = [name for name in found if name in ours or is_temporary(name.rpartition("/")[2])]
@@ -106,23 +106,23 @@ def remove_ours(out: Path, ours: Collection[str]) -> list[str]:
 
 
 def remove_earlier_run(out: Path, formats: Sequence[Format], output_names: Collection[str]) -> None:
-    """Remove a run that saved ``formats`` of images whose files are called ``output_names``, and nothing else.
+    """Remove a run that saved files named ``output_names`` in ``formats``, and nothing else.
 
-    Folders that are empty then go too. Raises ``OutputError``, also for a folder that is a link.
+    Folders that become empty are removed too. Raises ``OutputError``, also for a folder that is a link.
     """
     removed = remove_ours(out, places(formats, output_names))
     folders = {parent for name in removed for parent in PurePosixPath(name).parents} - {PurePosixPath()}
-    for folder in sorted(folders, reverse=True):  # what a folder holds comes before it
+    for folder in sorted(folders, reverse=True):  # subfolders first
         _remove_if_empty(out / folder)
     run_files = [format.run_file for format in formats if format.run_file]
-    for name in (*TABLES, *run_files, RUN_JSON, JOURNAL):  # the last: without one of these it is not recognised as ours
+    for name in (*TABLES, *run_files, RUN_JSON, JOURNAL):  # last: they mark the folder as ours
         if os.path.lexists(out / name):
             remove(out / name)
             _log.info("%s: removed, of an earlier run", out / name)
 
 
 def check_no_links(out: Path) -> None:
-    """Raise ``OutputError`` if a folder of results in ``out`` is a link, as a run there will."""
+    """Raise ``OutputError`` if a folder of results in ``out`` is a link, as a run there would."""
     for _ in _files(out):
         pass
 
@@ -136,7 +136,7 @@ def _remove_if_empty(path: Path) -> None:
 
 
 def _files(out: Path) -> Iterator[Path]:
-    """Files in ``out`` itself and, at any depth, in the folders that formats have there."""
+    """Yield the files in ``out`` itself and, at any depth, in the folders of the formats."""
     yield from (path for path in sorted(out.iterdir()) if path.is_symlink() or path.is_file())
     for folder in sorted({format.folder for format in FORMATS if format.folder}):
         if (out / folder).is_symlink():

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: for ``--dry-run``, and for a run to begin with."""
+"""The plan of a run: for ``--dry-run``, and as the first step of a run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Action = Literal["work", "skip", "fail"]
 
 @dataclass(frozen=True)
 class Planned:
-    """One image. ``work``: it is to be done, for ``reason``; ``skip``: it is done; ``fail``: it may not be read.
+    """One image. ``work``: to be done, for ``reason``; ``skip``: already done; ``fail``: must not be read.
 
-    ``output_name``: name of its files without ending; ``files``: all of them, relative to the output folder.
-    ``edited``: those of them that somebody edited; ``is_changed``: see ``resume.Decision``.
+    ``output_name``: name of its files without extension; ``files``: all its files, relative to the output folder.
+    ``edited``: files that somebody edited; ``is_changed``: see ``resume.Decision``.
     """
 
     image: FoundImage
@@ -36,25 +36,25 @@ class Planned:
 
     @property
     def explanation(self) -> str:
-        """``reason``, or else what there is to say of a finished image."""
+        """Return ``reason``, or else a remark on a finished image; empty if there is none."""
         return self.reason or (f"{some(self.edited)} edited since the run, kept" if self.edited else "")
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """``folder``: what lies in the output folder. ``items``: the images in the order of the run."""
+    """``folder``: what the output folder holds. ``items``: the images in the order of the run."""
 
     folder: FolderKind
     items: tuple[Planned, ...]
 
     @property
     def counts(self) -> dict[Action, int]:
-        """How many images for each action."""
+        """Number of images per action."""
         counter = Counter(item.action for item in self.items)
         return {action: counter[action] for action in get_args(Action)}
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: the same as data."""
+        """Return the plan as JSON data."""
         return {
             "folder": self.folder,
             "found": len(self.items),
@@ -74,9 +74,9 @@ class RunPlan:
 def plan(
     images: Sequence[FoundImage], out: Path, folder: FolderKind, state: RunState, formats: Sequence[Format]
 ) -> RunPlan:
-    """What a run of ``images`` into ``out``, a ``folder`` of that kind with the run ``state``, would do with each.
+    """Plan a run of ``images`` into ``out``, a folder of kind ``folder`` with the run ``state``.
 
-    Reads images and outputs that are recorded as done, to compare them (see ``resume.decide``), and writes nothing.
+    Reads finished images and their outputs to compare them (see ``resume.decide``); writes nothing.
     """
     names = output_names([image.name for image in images], state.output_names)
     items = []

@@ -1,4 +1,4 @@
-"""Options and totals of a folder run, its identity, and run.json: what ran, with what, how long."""
+"""Options, totals and identity of a folder run, and run.json: the record of model, engine, settings and times."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ EDITED = "edited"
 """In run.json: result files that somebody edited."""
 
 MEASURED = "measured"
-"""Recorded for the scale if each group of images was measured. Earlier versions measured each image: ``auto``."""
+"""Recorded as the scale if it was measured per group of images. Earlier versions measured each image: ``auto``."""
 
 SKIPPED = "skipped"
-"""Status of an image that was done before."""
+"""Status of an image that an earlier run had done."""
 
 _LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "pillow", "tifffile", "imagecodecs")
-# Facts of an engine that change no result: where its file lies, how much it does at a time.
+# Properties of an engine that change no result: location of its file, amount of work at a time.
 _WITHOUT_EFFECT = frozenset(
     (
         *("threads", "streams", "static_batch", "batch_profile", "cuda_graph"),
@@ -53,12 +53,12 @@ _WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What to write and how to read, with the defaults of ``cellseg-infer``; ``UsageError`` if it cannot be meant.
+    """Options for reading and writing, with the defaults of ``cellseg-infer``; ``UsageError`` for invalid values.
 
-    ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: an earlier run in the folder
-    is replaced, else resumed. ``pixel_size_um``: side of a pixel in the specimen in micrometres, whatever files
-    say. ``field_of_view``: ``full`` takes whole pictures for it, surround and all.
-    ``scales``: by group of images, as an earlier run measured them (see ``run.scales``): not measured again.
+    ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: replace an earlier run in
+    the folder; otherwise it is resumed. ``pixel_size_um``: side of a pixel in the specimen in micrometres, overriding
+    the files. ``field_of_view``: ``full`` takes the whole image as the field of view, surround included.
+    ``scales``: by group of images, as measured by an earlier run (see ``run.scales``); these are not measured again.
     """
 
     save: tuple[str, ...] = DEFAULT
@@ -78,7 +78,7 @@ class RunOptions:
 
     @property
     def reading(self) -> ReadOptions:
-        """How images are read."""
+        """Options for reading images."""
         return ReadOptions(self.max_pixels, self.bit_depth, self.pixel_size_um)
 
 
@@ -92,7 +92,7 @@ class Inputs:
 
     @classmethod
     def of(cls, paths: Iterable[Path], *, follow_links: bool = False) -> Inputs:
-        """Those that ``find_images`` was called with. Raises ``UsageError`` as it does."""
+        """Return the inputs for the ``paths`` passed to ``find_images``. Raises ``UsageError`` as it does."""
         paths = list(paths)
         roots = input_roots(paths)
         return cls(tuple(str(absolute(path)) for path in paths), tuple(str(root) for root in roots), follow_links)
@@ -102,9 +102,9 @@ class Inputs:
 class ImageResult:
     """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers.
 
-    ``cells``: all that were found; ``counted``: those that the count rule lets in. ``seconds``: by stage; of a call of
-    the network with tiles of several images, each has its share. ``by_class``: cells of each class that the count rule
-    lets in, where the model tells classes apart.
+    ``cells``: all cells found; ``counted``: cells that the count rule includes. ``seconds``: by stage; a network call
+    with tiles of several images is shared among them. ``by_class``: cells of each class that the count rule includes,
+    if the model distinguishes classes.
     """
 
     image: str
@@ -122,7 +122,7 @@ class ImageResult:
 
     @classmethod
     def of(cls, record: ImageRecord) -> ImageResult:
-        """What the journal records of an image."""
+        """Return the result that the journal records for an image."""
         known = {field.name for field in fields(cls)}
         numbers = {name: value for name, value in record.result.items() if name in known}
         return cls(record.image, record.status, seconds=record.seconds, **numbers)
@@ -130,15 +130,15 @@ class ImageResult:
 
 @dataclass
 class RunSummary:
-    """Totals of a run; ``remaining`` is 0 unless it was stopped.
+    """Totals of a run; ``remaining`` is 0 unless the run was stopped.
 
-    ``images``: status (``done``, ``failed``, ``skipped``, "" while to be done), cells, counted cells and cells of each
-    class of each image that was passed. ``others``: rows of the tables of other images. ``warnings``: of all rows of
-    the tables as they were last written, see ``tables.warned``. ``classes``: those that the model tells apart;
-    ``counting``: those that count as cells.
-    ``edited``: files of images, relative to ``output``, that somebody edited since they were written: kept.
-    ``stage_seconds``: sums over images, which overlap, so together more than ``wall_seconds``. ``engine_seconds``: how
-    long some call of the network was under way.
+    ``images``: status (``done``, ``failed``, ``skipped``, "" while pending), cells, counted cells and cells per class
+    of each image that was passed. ``others``: number of table rows of other images. ``warnings``: warnings in all rows
+    of the tables as last written, see ``tables.warned``. ``classes``: classes that the model distinguishes;
+    ``counting``: classes that count as cells.
+    ``edited``: files of images, relative to ``output``, that somebody edited after they were written; they are kept.
+    ``stage_seconds``: sums over images; images overlap, so the sums may exceed ``wall_seconds``. ``engine_seconds``:
+    time during which a network call was running.
     """
 
     output: Path
@@ -164,17 +164,17 @@ class RunSummary:
 
     @property
     def failed(self) -> int:
-        """Images that failed now."""
+        """Images that failed in this run."""
         return self._with("failed")
 
     @property
     def skipped(self) -> int:
-        """Images that an earlier run, which this one resumed, had done."""
+        """Images already done by the earlier run that this one resumed."""
         return self._with(SKIPPED)
 
     @property
     def remaining(self) -> int:
-        """Images that are neither done nor failed."""
+        """Images that are still to be done."""
         return self._with("")
 
     @property
@@ -184,12 +184,12 @@ class RunSummary:
 
     @property
     def counted(self) -> int:
-        """The same, of those that the count rule lets in."""
+        """Cells that the count rule includes, of the same images."""
         return sum(counted for _, _, counted, _ in self.images.values())
 
     @property
     def by_class(self) -> dict[str, int]:
-        """As ``counted``, for each class that the model tells apart, those that do not count as cells included."""
+        """As ``counted``, per class of the model, including classes that do not count as cells."""
         of_images = [by_class for *_, by_class in self.images.values()]
         return {name: sum(by_class.get(name, 0) for by_class in of_images) for name in self.classes}
 
@@ -200,7 +200,7 @@ class RunSummary:
 
     @property
     def totals(self) -> dict[str, Any]:
-        """For run.json: of all images that were given, whenever they were done."""
+        """Totals for run.json: over all images that were passed, whichever run did them."""
         return {
             "found": self.found,
             "done": self.done + self.skipped,
@@ -217,7 +217,7 @@ class RunSummary:
         return self.engine_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
     def add(self, result: ImageResult, status: str | None = None) -> None:
-        """Count an image, as ``status`` if that is another one than the result's. The last call of an image holds."""
+        """Count an image; ``status`` overrides the status of the result. The last call for an image holds."""
         self.images[result.image] = (status or result.status, result.cells or 0, result.counted or 0, result.by_class)
         for stage, seconds in result.seconds.items() if status is None else ():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
@@ -238,7 +238,7 @@ def run_json(
     started: datetime.datetime,
     scales: Mapping[str, float],
 ) -> bytes:
-    """Content of run.json; ``status``: ``running``, ``finished`` or ``stopped``. Enough to do the run again."""
+    """Content of run.json, enough to repeat the run; ``status``: ``running``, ``finished`` or ``stopped``."""
     backend, spec = segmenter.backend, segmenter.backend.spec
     engine = backend.describe()
     record = {
@@ -286,14 +286,14 @@ def run_json(
         "warnings": summary.warnings,
         EDITED: summary.edited_files,
     }
-    # Paths that are no UTF-8 are kept, as escapes.
+    # Paths that are not valid UTF-8 are kept as escapes.
     return json.dumps(record, indent=2, allow_nan=False).encode("ascii") + b"\n"
 
 
 def with_edited_files(record: Path, summary: RunSummary) -> bytes | None:
-    """Content of ``record``, a run.json that tells of earlier work, with the edited files of now; None if it has them.
+    """Content of ``record``, a run.json of earlier work, with its edited files updated; None if nothing changed.
 
-    Those of images that were not passed now stay named.
+    Edited files of images that were not passed this time stay listed.
     """
     content = content_of(record)
     before = content.get(EDITED, [])
@@ -304,7 +304,7 @@ def with_edited_files(record: Path, summary: RunSummary) -> bytes | None:
 
 
 def scales_in(record: Path) -> dict[str, float]:
-    """The scales that ``record``, a run.json, says were measured, by group of images; none if it is something else."""
+    """Return the measured scales recorded in ``record``, a run.json, by group of images; empty if it is invalid."""
     try:
         said = content_of(record)["settings"]["scales"]
         return {str(group): check_scale(float(scale)) for group, scale in said.items()}
@@ -319,7 +319,7 @@ def library_versions() -> Mapping[str, str]:
 
 
 def program() -> str:
-    """Name and version of what writes results."""
+    """Name and version of the program that writes results."""
     return f"{PROGRAM} {version('cellseg-deploy')}"
 
 
@@ -363,7 +363,7 @@ def _given_sha256(backend: Backend) -> str | None:
 
 
 def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]:
-    """Settings that results depend on, by the names of the options. Models without classes have no choice of them."""
+    """Settings that results depend on, by option name. ``classes`` only for models that have classes."""
     classes = {"classes": list(segmenter.counting_classes)} if segmenter.backend.spec.classes else {}
     return {
         "scale": MEASURED if segmenter.auto_scale else segmenter.scale,

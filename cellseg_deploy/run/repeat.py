@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What a run.json says. ``model``: the file that was given; ``form``: the one that was opened."""
+    """Content of a run.json. ``model``: the file that was passed; ``form``: the file that was opened."""
 
     file: Path
     identity: RunIdentity
@@ -34,7 +34,7 @@ class RecordedRun:
     scales: Mapping[str, float] = field(default_factory=dict)
 
     def result_options(self) -> dict[str, Any]:
-        """Options of ``cellseg-infer`` that results depend on, by their parameters' names."""
+        """Options of ``cellseg-infer`` that results depend on, by parameter name."""
         settings, engine = self.identity.settings, engine_arguments(self.identity)
         is_auto = settings["scale"] in (MEASURED, "auto")
         return {
@@ -52,16 +52,16 @@ class RecordedRun:
         }
 
     def other_options(self) -> dict[str, Any]:
-        """Options that may be given besides: what is written, and how large images may be."""
+        """Remaining options: formats to write, and the maximum image size."""
         return {
             "save": ",".join(self.identity.saved) or "none",
             "max_pixels": self.max_pixels,
         }
 
     def model_file(self, given: Path | None) -> Path | None:
-        """The model to open, None for the one that ships; ``given``: where the user says it lies.
+        """Return the model to open, None for the one that ships; ``given``: location passed by the user, if any.
 
-        Raises ``ModelError`` if it is not where it was.
+        Raises ``ModelError`` if the recorded model file is missing.
         """
         if given is not None or self.identity.model.get("sha256") == DEFAULT_SHA256:
             return given
@@ -71,9 +71,9 @@ class RecordedRun:
         return there
 
     def check(self, now: RunIdentity) -> None:
-        """Raise ``ModelError`` if ``now`` runs another model; warn of what else differs, as versions may."""
+        """Raise ``ModelError`` if ``now`` uses another model; warn about other differences, such as versions."""
         before = self.identity
-        # Labels depend on the content of the file that was opened, not on what --model gave.
+        # Labels depend on the content of the file that was opened, not on the file passed as --model.
         model = {**now.model, "given_sha256": before.model.get("given_sha256")}
         alike = replace(now, inputs=before.inputs, saved=before.saved, model=model)
         others = differences(self.identity, alike)
@@ -87,7 +87,7 @@ class RecordedRun:
 
 
 def read_run(file: Path) -> RecordedRun:
-    """The run that ``file``, a run.json, records. Raises ``UsageError`` if it is none, or of an older program."""
+    """Read the run recorded in ``file``. Raises ``UsageError`` if it is not a run.json, or of an older version."""
     try:
         content: Any = json.loads(file.read_bytes())
         if content["program"] != PROGRAM:
@@ -101,7 +101,7 @@ def read_run(file: Path) -> RecordedRun:
             max_pixels=int(content["settings"]["max_pixels"]),
             scales={str(k): check_scale(float(v)) for k, v in content["settings"].get("scales", {}).items()},
         )
-        recorded.result_options()  # raises where something is missing in it
+        recorded.result_options()  # raises if a setting is missing
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror or error})") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -111,21 +111,21 @@ def read_run(file: Path) -> RecordedRun:
 
 
 def engine_to_resume(recorded: RunIdentity, model: Path) -> dict[str, Any] | None:
-    """Return what opens ``model`` as the ``recorded`` run did, None if impossible: ``path``, ``given``, and settings of
-    ``EngineOptions``.
+    """Return the arguments that open ``model`` as the ``recorded`` run did, None if impossible: ``path``, ``given``,
+    and settings of ``EngineOptions``.
 
-    So that a run is resumed with its engine although ``backend="auto"`` might choose another one now. What is opened
-    is the form next to ``model`` that was chosen then; ``model`` stays the file that was passed.
+    A run is thus resumed with its engine, although ``backend="auto"`` might choose another engine now. The file to
+    open is the form next to ``model`` that was chosen then; ``model`` stays the file that was passed.
     """
     engine = engine_arguments(recorded)
     form = model.with_name(str(recorded.backend.get("form") or model.name))
     if form.suffix == model.suffix and recorded.model["sha256"] == recorded.model["given_sha256"]:
-        form = model  # it was opened itself, and may be called otherwise by now
+        form = model  # the model itself was opened, and may have been renamed since
     if engine["backend"] not in BACKENDS or not os.path.isfile(form):  # noqa: PTH113
         return None
     try:
         is_given = sha256_of(model) == recorded.model.get("given_sha256")
-    except OSError:  # opening it will say so
+    except OSError:  # opening the model will report the error
         return None
     return {"path": form, "given": model, **engine} if is_given else None
 

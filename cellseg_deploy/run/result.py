@@ -1,4 +1,4 @@
-"""A folder run as it is called from Python, and what became of each of its images."""
+"""The folder run as called from Python, and the outcome of each of its images."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from cellseg_deploy.threads import ThreadPlan
 
 @dataclass(frozen=True)
 class RunImage:
-    """One image of a run. ``name``: its path in the folder. ``error``: why it failed, empty if it is done.
+    """One image of a run. ``name``: its path in the folder. ``error``: why the image failed, empty if it is done.
 
-    ``cells``: all that were found; ``counted``: those that the count rule lets in; None if it failed. ``warning``: what
-    the user should know, empty if nothing.
+    ``cells``: all cells found; ``counted``: cells that the count rule includes; both None if the image failed.
+    ``warning``: remarks for the user, empty if there are none.
     """
 
     name: str
@@ -36,7 +36,7 @@ class RunImage:
 
 @dataclass(frozen=True)
 class FolderResult:
-    """A run over a folder. ``images``: in the order of their names, done now or before. ``out``: the output folder.
+    """A run over a folder. ``images``: in order of name, done now or earlier. ``out``: the output folder.
 
     >>> result = model.run("photographs", out="counts")
     >>> [(image.name, image.cells > 0) for image in result.done], result.failed
@@ -63,7 +63,7 @@ class FolderResult:
 
     @property
     def counted(self) -> int:
-        """Cells that the count rule lets in, in all images."""
+        """Cells that the count rule includes, in all images."""
         return sum(image.counted or 0 for image in self.images)
 
 
@@ -98,7 +98,7 @@ def run(
 
 
 def _rows(table: Path, names: Sequence[str]) -> tuple[RunImage, ...]:
-    """Rows of ``table``, an images.csv, of the images ``names``: it may tell of earlier ones too."""
+    """Rows of ``table``, an images.csv, for the images ``names``: it may also have rows of earlier images."""
     by_text = {utf8(format_cell(name)): name for name in names}
     with table.open(encoding="utf-8", newline="") as file:
         return tuple(

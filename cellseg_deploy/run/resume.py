@@ -1,6 +1,6 @@
-"""Resuming a run: what an output folder holds, which images are done, and what must go before it is written to.
+"""Resuming a run: what an output folder holds, which images are done, and what to remove before writing to it.
 
-Everything here looks; only ``sweep`` removes. The caller holds the folder's lock for as long as the answers matter.
+Only ``begin`` and ``sweep`` remove anything. The caller holds the folder's lock for as long as the answers matter.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ FolderKind = Literal["fresh", "resume", "different", "foreign"]
 
 @dataclass(frozen=True)
 class FolderState:
-    """What lies in an output folder.
+    """State of an output folder.
 
-    ``fresh``: nothing, or only what a killed start left (our lock, temporary files). ``resume``: a run of ours that can
-    be resumed; ``journal`` is there. ``different``: a run of ours, but with other settings or without a journal
-    that can be read; ``reasons`` says what. ``foreign``: other things, some of which are in ``reasons``.
+    ``fresh``: empty, or only leftovers of a killed start (our lock, temporary files). ``resume``: a run of ours that
+    can be resumed; ``journal`` is set. ``different``: a run of ours, but with other settings or without a readable
+    journal; ``reasons`` lists them. ``foreign``: other files, some of which are named in ``reasons``.
     """
 
     kind: FolderKind
@@ -45,9 +45,9 @@ class FolderState:
 
 
 def look_at(out: Path) -> FolderState:
-    """What ``out`` holds, before anybody asks for a run: a journal that can be read is one to resume.
+    """Return the state of ``out`` regardless of the run requested: any readable journal of ours can be resumed.
 
-    So that a resumed run can keep the recorded backend. Raises ``OutputError`` if the folder cannot be listed.
+    A resumed run can thus keep the recorded backend. Raises ``OutputError`` if the folder cannot be listed.
     """
     try:
         names = [path.name for path in out.iterdir()] if out.exists() else []
@@ -74,7 +74,7 @@ def look_at(out: Path) -> FolderState:
 
 
 def classify(out: Path, asked: RunIdentity) -> FolderState:
-    """``look_at``, where a run of another identity than ``asked`` is a different one, with the differences in words."""
+    """Like ``look_at``, but a run whose identity is not ``asked`` is ``different``, with the differences as reasons."""
     state = look_at(out)
     if state.journal is None:
         return state
@@ -94,7 +94,7 @@ def check_usable(state: FolderState, out: Path) -> None:
 
 
 def different_run(out: Path, reasons: Sequence[str]) -> OutputError:
-    """What to raise if the run in ``out`` is another one than was asked for."""
+    """Return the error to raise if the run in ``out`` is not the one requested."""
     return OutputError(
         f"{out}: contains a different run and cannot be resumed: {'; '.join(reasons)}. "
         "Use the same settings, choose another folder, or start over with --overwrite"
@@ -102,9 +102,9 @@ def different_run(out: Path, reasons: Sequence[str]) -> OutputError:
 
 
 def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
-    """Make ``out`` ready for a run that is ``asked`` for: ``fresh`` or ``resume`` afterwards.
+    """Prepare ``out`` for the requested run ``asked``: afterwards ``out`` is ``fresh`` or ``resume``.
 
-    ``overwrite``: an earlier run of ours goes first, with the outputs that its journal names and its tables, and
+    ``overwrite``: first remove an earlier run of ours, that is its tables and the outputs its journal names, and
     nothing else. Raises ``OutputError`` if ``out`` cannot be used.
     """
     remove_abandoned(out)
@@ -124,11 +124,11 @@ def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
 
 @dataclass(frozen=True)
 class Decision:
-    """``skip``: an image is done; ``work``: it is to be done, for ``reason``.
+    """``skip``: the image is already done; ``work``: it is to be done, for ``reason``.
 
-    An image that is done and cannot be read now is skipped, with the ``reason``: what was counted then still holds.
-    ``edited``: its files that somebody edited since (see ``check_files``). They stay as they are, but where the image
-    itself ``is_changed``: its new files need their places.
+    A finished image that can no longer be read is skipped, with a ``reason``: its earlier count still holds.
+    ``edited``: its files that somebody edited since (see ``check_files``). They are kept in place unless the image
+    itself ``is_changed``: then its new files need their names.
     """
 
     action: Literal["work", "skip"]
@@ -138,10 +138,10 @@ class Decision:
 
 
 def decide(image: FoundImage, entry: Entry | None, out: Path) -> Decision:
-    """Whether ``image`` needs nothing any more: the same bytes were read, and its files are there and whole.
+    """Decide whether ``image`` can be skipped: its bytes are unchanged, and its files are present and intact.
 
-    Files are compared by size and SHA-256 (about a second a gigabyte), never by their time. A file that is readable
-    but another one was edited: it does not make an image work.
+    Files are compared by size and SHA-256 (about a second per gigabyte), never by time stamp. An output file that is
+    readable but differs was edited; it does not cause its image to be done again.
     """
     if entry is None:
         return Decision("work", "not done yet")
@@ -161,10 +161,10 @@ def decide(image: FoundImage, entry: Entry | None, out: Path) -> Decision:
 
 
 def check_files(record: ImageRecord, out: Path) -> tuple[str, tuple[str, ...]]:
-    """What is wrong with the first file of ``record`` that must be made again, "" if none; and which were edited.
+    """Return the problem of the first file of ``record`` that must be made again ("" if none), and the edited files.
 
-    Edited is a file that is not the one that was written, and that can be read. One that is missing, empty, unreadable
-    or behind a link must be made again.
+    A file is edited if it differs from the one that was written but is readable. A file that is missing, empty,
+    unreadable or behind a link must be made again.
     """
     problem, edited = "", list[str]()
     for file in record.outputs:
@@ -176,23 +176,23 @@ def check_files(record: ImageRecord, out: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def sweep(out: Path, keep: Collection[str], ours: Collection[str] = ()) -> list[str]:
-    """Remove from ``out`` those files of ``ours`` that are not in ``keep``, and temporary files.
+    """Remove from ``out`` the files in ``ours`` but not in ``keep``, and temporary files; return those removed.
 
-    Both are paths relative to ``out`` (posix). ``ours``: where files of images lie that are given now or that the
-    journal names; what a killed run had written but not recorded is among them, and would otherwise look like results.
-    Nothing else is removed, however it is called. Gives what was. Raises ``OutputError``, also for a folder that is a
-    link: what it leads to is not ours.
+    Both are paths relative to ``out`` (posix). ``ours``: paths of the files of images passed now or named in the
+    journal. These include orphaned files, written but not recorded by a killed run, which would otherwise look like
+    results. Nothing else is removed, whatever its name. Raises ``OutputError``, also for a folder that is a link: its
+    target is not ours.
     """
     return remove_ours(out, set(ours) - set(keep))
 
 
 def some(names: Collection[str]) -> str:
-    """The first three of ``names``, and how many more there are."""
+    """Return the first three of ``names``, and the number of the others."""
     return ", ".join(list(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _changed(out: Path, file: OutputFile) -> str | None:
-    """What is wrong with a file that a record names, "" if nothing is, None if it was edited."""
+    """Return the problem with a recorded file, "" if there is none, None if the file was edited."""
     path = out / file.path
     if any((out / parent).is_symlink() for parent in Path(file.path).parents) or path.is_symlink():
         return "is behind a link"

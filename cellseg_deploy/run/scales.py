@@ -1,6 +1,6 @@
-"""At which scale a folder run works: measured once for each group of like images, and kept with the run.
+"""The scale of a folder run: measured once per group of similar images, and recorded with the run.
 
-Given the scales, no result depends on the other images.
+For given scales, no result depends on the other images.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["group_of", "groups_of", "said", "sample"]
 
 
 def sample(images: Sequence[FoundImage], options: RunOptions) -> Iterator[npt.NDArray[np.uint8]]:
-    """``groups.sample`` as the run reads images."""
+    """Call ``groups.sample`` with the reading options of the run."""
     return groups.sample(images, options.reading)
 
 
 def said(group: str, choice: ScaleChoice, model_diameter_px: float) -> str:
-    """What was found, in a line."""
+    """Describe the measured scale in one line."""
     images = f"{choice.images} image{'' if choice.images == 1 else 's'} measured"
     if choice.note:
         return f"{group}: {choice.note} ({images})"

@@ -1,8 +1,8 @@
 """The course of a run: begin or resume, do the images of each round, write the tables.
 
-Helper threads do everything about an image but its writing (``image_work``); files and the journal are written by the
-caller's thread (``commit``), image by image in the order of the run. Tables, and other files that tell of all images,
-are written from the journal when the run ends or is stopped.
+Helper threads do everything for an image except writing (``image_work``); the caller's thread writes files and journal
+(``commit``), image by image in the order of the run. Tables and other run-level files are written from the journal
+when the run ends or is stopped.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ from cellseg_deploy.threads import ThreadPlan
 
 _log = logging.getLogger(__name__)
 
-_TABLES_SHARE = 20  # tables are written from the whole journal: that many times as long the run does other things
+_TABLES_SHARE = 20  # tables take the whole journal: between two writes, do other work for this many times as long
 
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What a run is to do, but for its images.
+    """Settings of a run, except its images.
 
-    ``on_result``: called with each image worked on, in the order of the run; ``on_plan``: with what is to be done in
-    each round, before it is; ``on_scale``: with a line for each scale that was measured. ``tables_seconds``: how often
-    tables are written while there is news; None: at the end.
+    ``on_result``: called with each processed image, in the order of the run; ``on_plan``: called with the plan of each
+    round before its work begins; ``on_scale``: called with one line per measured scale. ``tables_seconds``: interval
+    at which tables are written while there are new results; None: only at the end.
     """
 
     segmenter: Segmenter
@@ -72,7 +72,7 @@ class RunSetup:
 
     @cached_property
     def identity(self) -> RunIdentity:
-        """What its results depend on."""
+        """Identity of the run: everything that its results depend on."""
         return identity_of(self.segmenter, self.options, self.inputs)
 
     @cached_property
@@ -82,17 +82,17 @@ class RunSetup:
 
 
 def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
-    """Do the images of each of ``rounds``, in a new run or in the one that is in the folder.
+    """Process the images of each of ``rounds``, in a new run or resuming the run in the folder.
 
-    An image may come again: it is done again if it was changed. Tables take their place whether the run ends well, is
-    interrupted or breaks. Raises ``OutputError`` if the folder is not usable, or cannot be written.
+    An image may come again: it is done again if it was changed. Tables are written whether the run ends normally, is
+    interrupted or fails. Raises ``OutputError`` if the folder is not usable, or cannot be written.
     """
     out, identity = setup.out, setup.identity
     with held_folder(out):
         folder = begin(out, identity, overwrite=setup.options.overwrite)
         with Committer.opened(out, folder.journal, identity, setup.formats) as committer:
             state = committer.state
-            if folder.journal is not None:  # run.json has scales too, should a line of the journal be lost
+            if folder.journal is not None:  # run.json has the scales too, in case a journal line is lost
                 state.scales = scales_in(out / RUN_JSON) | state.scales
             sweep(out, state.image_files, places(setup.formats, state.output_names.values()))
             session = _Session(setup, committer, folder.kind)
@@ -106,7 +106,7 @@ def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
 
 
 class _Session:
-    """What changes between the first and the last image of ``run``."""
+    """The mutable state of ``run``."""
 
     def __init__(self, setup: RunSetup, committer: Committer, folder: FolderKind) -> None:
         self.setup = setup
@@ -123,7 +123,7 @@ class _Session:
     # ---------------------------------------------------------------------------------------------------- each round
 
     def do(self, images: Sequence[FoundImage]) -> None:
-        """Do ``images``, but for those that are done."""
+        """Process ``images``, except those that are already done."""
         todo = plan(images, self.setup.out, self._folder, self._state, self.setup.formats)
         for item in todo.items:
             self._take(item)
@@ -171,7 +171,7 @@ class _Session:
         )
         with ExitStack() as stack:
             stack.enter_context(thread_plans.single_threaded_libraries())
-            # Left in reverse order: after an interrupt the tables are written first, then threads are waited for.
+            # Exited in reverse order: after an interrupt the tables are written first, then the threads are joined.
             stack.enter_context(outcomes)
             stack.enter_context(self.tables_if_stopped(outcomes.stop))
             before = self.summary.engine_seconds
@@ -184,7 +184,7 @@ class _Session:
                 self.write_tables_if_due()  # here too: one round may take hours
 
     def _find_scales(self, items: Sequence[Planned]) -> dict[str, float]:
-        """The scale of each image by name, where it is measured: of each group once in the life of a run."""
+        """Return the scale of each image by name, if scales are measured: once per group in the life of a run."""
         segmenter, options = self.setup.segmenter, self.setup.options
         if not segmenter.auto_scale:
             return {}
@@ -215,7 +215,7 @@ class _Session:
     def _one_image(self, item: Planned, outcome: Outcome[Finished]) -> ImageResult:
         try:
             finished = outcome.get()
-            with deferred_signals():  # journal and totals are of the same images
+            with deferred_signals():  # so that journal and totals cover the same images
                 result = self._committer.commit(item, finished)
                 self.summary.add(result)
             return result
@@ -239,7 +239,7 @@ class _Session:
     # -------------------------------------------------------------------------------------------------------- the end
 
     def write_tables_if_due(self) -> None:
-        """Write the tables if there is news, and it is time."""
+        """Write the tables if there are new results and the interval has passed."""
         start = time.monotonic()
         if self.setup.tables_seconds is None or not self._has_news or start < self._tables_not_before:
             return
@@ -249,14 +249,14 @@ class _Session:
         self._tables_not_before = end + max(self.setup.tables_seconds, _TABLES_SHARE * (end - start))
 
     def end(self) -> None:
-        """Write what tells of all images. Raises ``OutputError``, and ``RuntimeError`` if an image was lost."""
+        """Write the run-level files. Raises ``OutputError``, and ``RuntimeError`` if an image was lost."""
         for write in self._committer.writers():
             write()
         if self.summary.remaining:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary.remaining} were not recorded")
         self._count()
         record = self.setup.out / RUN_JSON
-        # A run.json that tells of the work is not replaced by one that tells of none, or of some of its images only.
+        # Keep the run.json of the actual work: never replace it by one of a run without work, or with fewer images.
         if self._has_worked or not tells_of(record, None if self.summary.others else self.summary.totals):
             self._write_run_json("finished")
         elif (content := with_edited_files(record, self.summary)) is not None:
@@ -264,14 +264,14 @@ class _Session:
 
     @contextmanager
     def tables_if_stopped(self, stop: Callable[[], None]) -> Iterator[None]:
-        """The tables of what is done take their place if the block raises; ``stop`` is called before."""
+        """Write the tables of the finished images if the block raises; ``stop`` is called first."""
         try:
             yield
-        except BaseException:  # of any kind: hours of counting must not go with it; raised again below
+        except BaseException:  # of any kind: hours of counting must not be lost; raised again below
             stop()
             if not self._is_stopped:
                 self._is_stopped = True
-                with deferred_signals():  # a second Ctrl-C waits for it
+                with deferred_signals():  # a second Ctrl-C waits until the tables are written
                     self._write_what_is_done()
             raise
 
@@ -285,7 +285,7 @@ class _Session:
         for write in (*self._committer.writers(), write_run_json):
             try:
                 write()
-            except OutputError as error:  # as on a full disk
+            except OutputError as error:  # for example a full disk
                 _log.warning("%s; it will be written when the run is resumed", error)
 
     def _count(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run knows: what its journal says, kept up to date while lines are added."""
+"""State of a run: the content of its journal, kept up to date as lines are added."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from cellseg_deploy.run.journal import Entry, JournalContent
 
 @dataclass
 class RunState:
-    """``entries``: the last line of each image, by its name: the tables tell of these, and of nothing else.
+    """``entries``: the last line of each image, by image name; the tables contain exactly these images.
 
-    ``scales``: by group of images. ``files``: SHA-256 of all that was written to a file that tells of all images, by
-    its name.
+    ``scales``: by group of images. ``files``: SHA-256 of every content written to each run-level file, by file name.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -21,11 +20,11 @@ class RunState:
 
     @classmethod
     def of(cls, content: JournalContent | None) -> RunState:
-        """Return the state after the lines of ``content``, which it takes over; of a new run for None."""
+        """Return the state after ``content``, whose dictionaries it reuses; for None, that of a new run."""
         return cls() if content is None else cls(content.entries, content.scales, content.files)
 
     def add(self, entry: Entry) -> None:
-        """Take note of a line that was added: what the image's earlier lines said no longer holds."""
+        """Register a line that was added; it replaces the image's earlier lines."""
         self.entries[entry.record.image] = entry
 
     def done(self, image: str) -> Entry | None:
@@ -35,15 +34,15 @@ class RunState:
 
     @property
     def in_order(self) -> list[Entry]:
-        """Entries in the order of the images' names, in which tables tell of them."""
+        """Entries sorted by image name, the order of the tables."""
         return [self.entries[name] for name in sorted(self.entries)]
 
     @property
     def output_names(self) -> dict[str, str]:
-        """What files of the images are called, without endings, by image; see ``names.output_names``."""
+        """Names of the images' files, without extension, by image; see ``names.output_names``."""
         return {name: entry.record.output_name for name, entry in self.entries.items() if entry.record.output_name}
 
     @property
     def image_files(self) -> set[str]:
-        """Paths, relative to the output folder (posix), of all files that the lines of images vouch for."""
+        """Paths, relative to the output folder (posix), of all files that image lines vouch for."""
         return {file.path for entry in self.entries.values() for file in entry.record.outputs}

@@ -1,7 +1,7 @@
 """cells.csv and images.csv from the journal, in the order of the input, whatever the order in which images were done.
 
-Columns in micrometres are there if the pixel size of at least one image is known, and empty for the others. Columns of
-classes are there if an image is done and the model tells classes apart.
+Micrometre columns exist if the pixel size of at least one image is known, and are empty for the other images. Class
+columns exist if at least one image is done and the model distinguishes classes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _NUMBERS = ("cells", COUNTED, "confluence", "field_of_view_share", "median_cell_
 IMAGE_UM_COLUMNS = ("pixel_size_um", "pixel_size_source", "median_cell_area_um2", "counted_per_mm2")
 _WORDS = ("warning", "error")
 WARNINGS = "warnings"
-"""In a record's result: kind of warning -> the first of that kind in words. No column of the tables."""
+"""In a record's result: kind of warning -> text of the first of that kind. Not a column of the tables."""
 BY_CLASS, _COUNT = "by_class", "count_"
-"""In a record's result: class -> number of cells. In images.csv a column each: ``count_red``."""
+"""In a record's result: class -> number of cells. In images.csv one column per class: ``count_red``."""
 IMAGE_COLUMNS = ("image", "status", *_NUMBERS, *_WORDS)
 
 
@@ -42,9 +42,9 @@ def done(
     outputs: Sequence[OutputFile],
     notes: Iterable[str] = (),
 ) -> ImageRecord:
-    """The record of an image that was segmented, and whose files ``outputs``, called ``output_name``, are written.
+    """Return the record of a segmented image whose files ``outputs`` are named ``output_name``.
 
-    ``warnings`` in its result: the first note of each kind, conversions left out; see ``notes``.
+    ``warnings`` in its result: the first note of each kind except conversions; see ``notes``.
     """
     notes = tuple(notes)
     areas = image.table.columns["area_px"]
@@ -87,7 +87,7 @@ def done(
 
 
 def warned(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
-    """Kind of warning -> number of images that have it, and the first of ``entries`` with it, in words."""
+    """Return kind of warning -> number of images that have it, and name and warning text of the first of them."""
     kinds: dict[str, dict[str, Any]] = {}
     for entry in entries:
         for kind, text in entry.record.result.get(WARNINGS, {}).items():  # journals of 0.1.0 have none
@@ -97,7 +97,7 @@ def warned(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
 
 
 def failed(name: str, error: str) -> ImageRecord:
-    """The record of an image that could not be worked on, with the reason."""
+    """Return the record of an image that failed, with the reason."""
     return ImageRecord(name, "failed", {"warning": "", "error": _one_line(error)})
 
 
@@ -115,7 +115,7 @@ def write(path: Path, table: str, journal: Path, entries: Sequence[Entry]) -> No
 
 
 def _classes_of(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Names of the classes in the tables; all images are of one model."""
+    """Names of the classes in the tables; all images come from one model."""
     return next((tuple(entry.record.result[BY_CLASS]) for entry in entries if BY_CLASS in entry.record.result), ())
 
 
@@ -129,7 +129,7 @@ def _header(name: str, with_um: bool, classes: tuple[str, ...]) -> bytes:
 def _rows(
     table: str, journal: Path, entries: Iterable[Entry], with_um: bool, classes: tuple[str, ...]
 ) -> Iterator[bytes]:
-    """The rows of each of ``entries`` that has some."""
+    """Yield the rows of each of ``entries`` that has any."""
     if table == CELLS_CSV:
         for record in whole_records(journal, (entry for entry in entries if entry.record.result.get("cells"))):
             yield _cell_rows(record, with_um)
@@ -155,7 +155,7 @@ def _cell_rows(record: ImageRecord, with_um: bool) -> bytes:
 
 
 def _lines(columns: Mapping[str, np.ndarray[Any, Any]]) -> str:
-    """A line of CSV a cell; numbers, truth values and printable words only, so that a line is a line."""
+    """One CSV line per cell; only numbers, booleans and printable words, so that no value contains a line break."""
     return tables.csv_rows(zip(*(column.tolist() for column in columns.values()), strict=True)).decode()
 
 
@@ -165,7 +165,7 @@ def _value(record: ImageRecord, column: str) -> Any:
     if column.startswith(_COUNT):
         return record.result.get(BY_CLASS, {}).get(column.removeprefix(_COUNT))
     value = record.result.get(column, "" if column in _WORDS else None)
-    # Four decimals are too few for a pixel, and would be wrong to multiply with.
+    # Four decimals are too few for a pixel size that others will multiply with.
     return f"{value:.6g}" if column == "pixel_size_um" and value is not None else value
 
 

@@ -1,9 +1,9 @@
-"""A run that follows a folder which somebody else is filling: the folder run, round by round.
+"""Watch a folder that another program is filling: the folder run, round by round.
 
-A microscope's program makes a file, writes to it for a while, and never says that it is done. A file is taken for
-complete when its size and time have not changed for some seconds of our own clock (a file server's may be another) and
-its header can be read. One whose header cannot is waited for longer, and then handed over all the same: it is to fail
-with a reason, and not to be forgotten.
+Microscope software creates a file, writes to it for a while, and never signals that it is done. A file counts as
+complete when its size and time stamp have not changed for some seconds of our own clock (a file server's clock may
+differ) and its header can be read. A file without a readable header is given more time and then processed anyway, so
+that it fails with a reason instead of being forgotten.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POLL_SECONDS = 1.0
 TABLES_SECONDS = 30.0
 QUIET_SECONDS = 5.0
 PATIENCE = 12
-"""So many times the quiet seconds a file without a readable header is waited for."""
+"""A file without a readable header is waited for this many times the quiet seconds."""
 
 
 def watch_folder(
@@ -52,11 +52,11 @@ def watch_folder(
 ) -> RunSummary:
     """Segment the images of ``folder`` into ``out`` as they become complete, until interrupted.
 
-    ``idle_seconds``: end when for so long nothing new was complete and nothing was being written. A file whose content
-    changes later is done again. Tables are written at the end, and every half minute in which there is news.
-    A folder that cannot be listed for a while, as when it is moved or its server restarts, is waited for, with one
-    warning; at the first look it is an error. The rest is as in ``folder.run_folder``; ``on_plan`` is called for each
-    round of files.
+    ``idle_seconds``: end after this time without a newly complete file or a file being written. A file whose content
+    changes later is done again. Tables are written at the end, and every half minute while there are new results.
+    If the folder cannot be listed for a while (moved, or its server restarts), the run warns once and waits; at the
+    start this is an error. Everything else is as in ``folder.run_folder``; ``on_plan`` is called once per round of
+    files.
     """
     if not os.path.isdir(folder):  # noqa: PTH112  (never raises)
         raise UsageError(f"{folder}: not a folder; only one folder can be watched")
@@ -88,11 +88,11 @@ def _rounds(
     idle_seconds: float | None,
     poll_seconds: float,
 ) -> Iterator[list[FoundImage]]:
-    """What became complete in the folder, poll by poll, until it is idle. ``images``: of the first look at it."""
+    """Yield the newly complete files, poll by poll, until the folder is idle. ``images``: from its first listing."""
     folder, is_away = Path(setup.inputs.paths[0]), False
     since = time.monotonic()
     while True:
-        # What cannot be listed is neither new nor gone: files that were done are not to be taken for new ones.
+        # If listing fails, files are neither new nor gone: finished files must not be taken for new ones.
         found = [] if images is None else complete.newly_complete(images)
         yield found
         if found or (images is not None and complete.waiting):
@@ -102,7 +102,7 @@ def _rounds(
         if not found:
             time.sleep(poll_seconds)
         try:
-            # Not Path.is_dir, which raises for a server that does not answer; and a link to nothing is no image.
+            # Not Path.is_dir: it raises if a server does not answer. And find_images takes a broken link for an image.
             if not os.path.isdir(folder):  # noqa: PTH112
                 raise UsageError(f"{folder}: the folder is not there")
             images = find_images([folder], follow_links=setup.inputs.follow_links, is_silent=True)
@@ -118,7 +118,7 @@ def _rounds(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a file looked like, since when, and whether it was handed over like that."""
+    """Size and time stamp of a file, since when it has had them, and whether it was handed over in that state."""
 
     size: int
     mtime_ns: int
@@ -127,9 +127,9 @@ class _Seen:
 
 
 class CompleteFiles:
-    """Which of the files found in a growing folder are complete; asked again and again.
+    """Tracks which files of a growing folder are complete; queried at every poll.
 
-    ``clock``, ``stat``, ``is_readable`` stand in for the time, the file system and ``has_header`` in tests.
+    ``clock``, ``stat`` and ``is_readable`` let tests replace the time, the file system and ``has_header``.
     """
 
     def __init__(
@@ -147,9 +147,9 @@ class CompleteFiles:
         self._seen: dict[Path, _Seen] = {}
 
     def newly_complete(self, found: Iterable[FoundImage]) -> list[FoundImage]:
-        """Those of ``found``, in order, that are complete now and were not before, or have changed since.
+        """Return those of ``found``, in order, that have become complete, or complete again after a change.
 
-        Files that are gone are forgotten, and new if they come back. An image with a ``problem`` is complete at once.
+        Deleted files are forgotten, and count as new if they return. An image with a ``problem`` is complete at once.
         """
         now = self._clock()
         seen, complete = {}, []
@@ -166,7 +166,7 @@ class CompleteFiles:
 
     @property
     def waiting(self) -> list[Path]:
-        """Files of the last look that are not complete yet."""
+        """Files of the last poll that are not complete yet."""
         return [path for path, state in self._seen.items() if not state.is_taken]
 
     def _look(self, path: Path, now: float) -> _Seen | None:
@@ -175,8 +175,8 @@ class CompleteFiles:
         except FileNotFoundError:
             if not os.path.lexists(path):
                 return None
-            return self._seen.get(path, _Seen(-1, -1, now))  # a link to nothing: somebody may still make its target
-        except OSError:  # cannot be looked at: the reader will say why
+            return self._seen.get(path, _Seen(-1, -1, now))  # a broken link: its target may still appear
+        except OSError:  # cannot be inspected: the reader will report why
             return self._seen.get(path, _Seen(-1, -1, now))
         before = self._seen.get(path)
         if before is not None and (before.size, before.mtime_ns) == (status.st_size, status.st_mtime_ns):
