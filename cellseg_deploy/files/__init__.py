@@ -1,1 +1,1 @@
-"""The file system: whole or absent, one writer, the same bytes."""
+"""File system helpers: files whole or absent, one writer, the same bytes."""

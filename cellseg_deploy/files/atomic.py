@@ -1,7 +1,7 @@
 """Files that appear whole or not at all.
 
-Write to a temporary file in the same folder, fsync, rename over the final name, fsync the folder. The order is what is
-promised; whether a power cut keeps it is up to the disk. About 16 ms a file.
+Write to a temporary file in the same folder, fsync, rename to the final name, fsync the folder. This order is what is
+promised; whether it survives a power cut is up to the disk. About 16 ms per file.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ TEMPORARY_SUFFIX = ".tmp"
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write to; it takes the name ``path`` when the block ends, and is gone if the block raises.
+    """Open a binary file for writing that is named ``path`` when the block ends, and removed if the block raises.
 
     The folder must exist. A link at ``path`` is replaced, never written through. Raises ``OutputError`` if the file
-    cannot be made, finished or renamed; what the block itself raises goes on as it is (see ``writing``).
+    cannot be created, finished or renamed; errors of the block itself propagate unchanged (see ``writing``).
     """
-    # A short name of its own: the final one may already have the 255 bytes a file system allows.
+    # A short name of its own: the final name may already have the 255 bytes that a file system allows.
     temporary = temporary_in(path.parent)
     with writing(path):
-        # 0o666 and not mkstemp's 0o600, so that the user's umask decides who may read results.
+        # 0o666 instead of mkstemp's 0o600, so that the user's umask decides who may read results.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    file = open(descriptor, "wb")  # noqa: PTH123, SIM115  (a descriptor; closed below, where its error is told apart)
+    file = open(descriptor, "wb")  # noqa: PTH123, SIM115  (a descriptor; closed below, where its error is handled)
     try:
         yield file
         with writing(path):
@@ -52,7 +52,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` of the block, which does nothing but write ``path``, into ``OutputError``."""
+    """Turn an ``OSError`` of the block, which must only write ``path``, into ``OutputError``."""
     try:
         yield
     except OSError as error:
@@ -68,7 +68,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename ``source``, a finished file of the same file system; a file or link at ``target`` is replaced.
+    """Rename ``source``, a finished file on the same file system; a file or link at ``target`` is replaced.
 
     Raises ``OutputError``.
     """
@@ -78,7 +78,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove the file ``path`` if it is there. Raises ``OutputError``."""
+    """Remove the file ``path`` if it exists. Raises ``OutputError``."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -91,14 +91,14 @@ def temporary_in(folder: Path) -> Path:
 
 
 def rename(finished: Path, path: Path) -> None:
-    """Give the file ``finished``, which is fsynced, the name ``path`` in the same folder. Raises ``OutputError``."""
+    """Rename ``finished``, an fsynced file, to ``path`` in the same folder. Raises ``OutputError``."""
     with writing(path):
         finished.replace(path)
         _sync_folder(path.parent)
 
 
 def set_aside(path: Path) -> Path:
-    """Rename ``path``, which somebody edited, to ``NAME.edited-N.EXT`` with the first number that is free.
+    """Rename ``path``, which somebody edited, to ``NAME.edited-N.EXT`` with the first free number.
 
     Returns the new path. Raises ``OutputError``.
     """
@@ -115,13 +115,13 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what a killed process left half written in ``folder``; the caller holds the folder's lock."""
+    """Remove files that a killed process left unfinished in ``folder``; the caller holds the folder's lock."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:
-    """Create ``path`` and its parents where missing. Raises ``OutputError``."""
+    """Create the folder ``path`` and its parents if missing. Raises ``OutputError``."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a file is, so that another time it can be told whether it is still the same: size, time, and SHA-256."""
+"""Fingerprint of a file, to recognise later whether it is still the same: size, time stamp and SHA-256."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cellseg_deploy.files.regular import opened
 class Fingerprint:
     """``size`` in bytes, ``mtime_ns`` since 1970, ``sha256`` in hexadecimal.
 
-    The time is for people who wonder; copies of a file have another one and are the same file.
+    The time stamp is informative only; it is not compared, as copies of a file have another one.
     """
 
     size: int
@@ -26,11 +26,11 @@ class Fingerprint:
 
 
 def of_bytes(data: bytes, mtime_ns: int) -> Fingerprint:
-    """Fingerprint of a file with the content ``data``."""
+    """Return the fingerprint of a file with the content ``data``."""
     return Fingerprint(len(data), mtime_ns, hashlib.sha256(data).hexdigest())
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces; never waits for a pipe. Raises ``OSError``."""
+    """SHA-256 of a file, read in chunks; never waits for a pipe. Raises ``OSError``."""
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""JSON files that say which program wrote them."""
+"""JSON files that record which program wrote them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def was_written_by(program: str, record: Path) -> bool:
-    """Whether ``record``, a JSON file, says that ``program`` wrote it; False if it is missing or something else."""
+    """Whether the JSON file ``record`` names ``program`` as its writer; False if the file is missing or invalid."""
     return content_of(record).get("program") == program
 
 
 def content_of(record: Path) -> dict[str, Any]:
-    """Of ``record``, a JSON file; empty if it is missing or something else."""
+    """JSON object stored in ``record``, or {} if the file is missing or invalid."""
     try:
         content = json.loads(record.read_bytes())
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""One writer an output folder. The only module that knows how this operating system locks files.
+"""One writer per output folder. The only module that knows how this operating system locks files.
 
-The lock belongs to the process and ends with it, however it ends; a file with a process number in it would not.
+The lock belongs to the process and ends with it, however it ends; a file with a process ID could outlive it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ LOCK_NAME = ".cellseg-lock"
 
 @contextmanager
 def exclusive(folder: Path, name: str = LOCK_NAME, *, wait: bool = False) -> Iterator[None]:
-    """Hold ``folder`` (which exists) for this process; the lock file is gone afterwards.
+    """Lock ``folder`` (which exists) for this process; the lock file is removed afterwards.
 
-    ``name``: of the lock file; another one holds but a part of the folder. ``wait``: until the other process that
-    holds it lets go or ends. Raises ``OutputInUseError`` if another process holds it, ``OutputError`` if the folder
-    cannot be written.
+    ``name``: name of the lock file; another name locks only a part of the folder. ``wait``: wait until the process
+    that holds the lock releases it or ends. Raises ``OutputInUseError`` if another process holds the lock,
+    ``OutputError`` if the folder cannot be written.
     """
     path = folder / name
     descriptor = _acquire(path, folder, wait)
@@ -32,12 +32,12 @@ def exclusive(folder: Path, name: str = LOCK_NAME, *, wait: bool = False) -> Ite
         yield
     finally:
         if os.name == "posix":
-            with contextlib.suppress(OSError):  # the disk became read-only: without its process the file locks nothing
-                path.unlink(missing_ok=True)  # while still locked; whoever opened it meanwhile notices in _acquire
+            with contextlib.suppress(OSError):  # the disk became read-only: without our process the file locks nothing
+                path.unlink(missing_ok=True)  # while still locked; a process that just opened it notices in _acquire
             os.close(descriptor)
         else:
             os.close(descriptor)
-            with contextlib.suppress(OSError):  # Windows: another process may have opened it by now
+            with contextlib.suppress(OSError):  # Windows: another process may already have opened it
                 path.unlink(missing_ok=True)
 
 
@@ -59,7 +59,7 @@ def _acquire(path: Path, folder: Path, wait: bool) -> int:
         except BaseException:  # Ctrl-C while waiting
             os.close(descriptor)
             raise
-        # The former owner may have removed the file between our open and our lock: then ours locks nothing.
+        # The previous owner may have removed the file between our open and our lock: then our lock has no effect.
         try:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor

@@ -1,4 +1,4 @@
-"""Opening a file that may turn out to be a pipe, a device or a folder, without waiting for one."""
+"""Open a file that may turn out to be a pipe, a device or a folder, without blocking."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 class NotARegularFileError(OSError):
-    """A folder, pipe or device is where a file was expected."""
+    """A folder, pipe or device was found where a file was expected."""
 
 
 def opened(path: Path) -> BufferedReader:
-    """``path``, open for reading. Never blocks; raises ``NotARegularFileError``, and ``OSError`` as ``open`` does."""
+    """Open ``path`` for reading. Never blocks; raises ``NotARegularFileError``, and ``OSError`` as ``open`` does."""
 
     def opener(name: str, flags: int) -> int:
         descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))

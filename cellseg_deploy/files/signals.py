@@ -1,4 +1,4 @@
-"""Signals that wait: what belongs together is written together, and only then does Ctrl-C end the run."""
+"""Deferred signals: files that belong together are all written before Ctrl-C ends the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is unknown to Windows
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Hold back the signals that a Python handler would turn into an exception until the block is left.
+    """Until the block ends, defer signals that a Python handler would turn into an exception.
 
-    Signals that are ignored, or that end the process outright, are left as they are. Does nothing outside of the main
-    thread, where Python runs no handlers.
+    Signals that are ignored, or that end the process outright, are unaffected. Does nothing outside the main thread,
+    because Python runs handlers only in the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,7 +1,7 @@
-"""A hidden folder to make a file in that other programs must be able to open before it gets its name.
+"""A hidden folder in which to create a file that other programs must be able to open before it gets its final name.
 
-It lies beside the final file, so that a rename is enough at the end, and is locked while its process lives: what a
-killed process left is told by the lock that nobody holds, and removed by the next one.
+It lies next to the final file, so that a rename completes the file, and is locked while its process lives. The next
+process recognises a folder orphaned by a killed process by its unheld lock, and removes it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _NEW_SECONDS = 60.0
 
 @contextmanager
 def workspace(folder: Path) -> Iterator[Path]:
-    """A new folder within ``folder`` (which exists), gone with all that is in it when the block ends.
+    """Create a folder within ``folder`` (which exists), and remove it with its content when the block ends.
 
-    Nobody else may look into it. Raises ``OutputError`` if it cannot be made.
+    Other users have no access to it. Raises ``OutputError`` if it cannot be created.
     """
     remove_abandoned(folder)
     place = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
@@ -41,29 +41,29 @@ def workspace(folder: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left of their workspaces in ``folder``; those of running ones stay."""
+    """Remove orphaned workspaces of killed processes in ``folder``; workspaces of running processes stay."""
     for place in folder.glob(f"{TEMPORARY_PREFIX}*/"):
         try:
             if not _is_ours(place) or _may_be_new(place):
                 continue
             with exclusive(place):
                 shutil.rmtree(place, ignore_errors=True)
-        except OSError:  # gone in the meantime: its own process was faster
+        except OSError:  # already removed by its own process
             continue
         except OutputError:  # in use: not ours to remove
             continue
-        shutil.rmtree(place, ignore_errors=True)  # where an open lock file cannot be removed
+        shutil.rmtree(place, ignore_errors=True)  # for systems on which an open lock file cannot be removed
 
 
 def _is_ours(place: Path) -> bool:
-    """Whether it is a folder of this user: where all may write, as in /tmp, anybody may have made one of that name."""
+    """Whether ``place`` is a folder of this user: where all may write, as in /tmp, others can create such names."""
     found = place.lstat()
     return stat.S_ISDIR(found.st_mode) and (sys.platform == "win32" or found.st_uid == os.getuid())
 
 
 def _may_be_new(place: Path) -> bool:
-    """Whether its process may be about to lock it: it exists a moment before it is held, and nothing else lies there
-    then."""
+    """Whether a process may be about to lock ``place``: it exists for a moment before it is locked, and is then empty
+    except for the lock file."""
     lock = place / LOCK_NAME
     inside = [path for path in place.iterdir() if path != lock]
     made = (lock if lock.exists() else place).stat().st_mtime
