@@ -1,18 +1,18 @@
-"""How many threads do what: the one place that decides it.
+"""Thread counts of every component, decided in this one place.
 
 ========================  =======================================================================================
-engine, on a CPU          as many as there are in all: with a network of any size it is most of the work, and its
-                          threads share the cores with the helpers' by the operating system. Where fewer than the
-                          cores were asked for, a quarter is the helpers', so that the number is kept.
+engine, on a CPU          the full total: a network of any size is most of the work, and the operating system
+                          shares the cores between its threads and the helpers. If fewer threads than cores were
+                          requested, a quarter goes to the helpers, so that the total is respected.
 engine, on a GPU          one: it waits for the GPU.
-helpers                   one a core, at most 16: decoding, labelling, encoding of different images. They do what
-                          the engine needs first and then wait, so more of them than needed cost nothing.
-OpenCV inside a helper    one: images are what is shared among threads, not the rows of one image.
-tifffile, inside          one (``maxworkers=1`` where it is called), imagecodecs and Pillow use one as they are.
-BLAS, OpenMP of numpy     none of the stages calls BLAS, so its threads sleep; nothing to set.
+helpers                   one per core, at most 16: decoding, labelling, encoding of different images. They first do
+                          what the engine needs and then wait, so surplus helpers cost nothing.
+OpenCV inside a helper    one: work is split among threads by image, not by rows within an image.
+tifffile, inside          one (``maxworkers=1`` in each call); imagecodecs and Pillow use one by default.
+BLAS, OpenMP of numpy     no stage calls BLAS, so its threads sleep; nothing to set.
 ========================  =======================================================================================
 
-One thread in all (``exclusive``): helper and engine take turns.
+With one thread in total (``exclusive``), helper and engine take turns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_HELPERS = 16
 
 @dataclass(frozen=True)
 class ThreadPlan:
-    """``engine``: CPU threads of the engine, None for its own default. ``helpers``: threads for all the rest.
+    """``engine``: CPU threads of the engine, None for its own default. ``helpers``: threads for everything else.
     ``exclusive``: engine and helpers take turns."""
 
     engine: int | None
@@ -41,7 +41,7 @@ class ThreadPlan:
 
 
 def plan(total: int | None = None, *, device: str = "cpu") -> ThreadPlan:
-    """Threads for a run of ``total`` in all, None for all cores; ``device``: what the network runs on.
+    """Plan a run with ``total`` threads overall, None for all cores; ``device``: device of the network.
 
     Raises ``UsageError`` if ``total`` is below 1.
     """
@@ -49,7 +49,7 @@ def plan(total: int | None = None, *, device: str = "cpu") -> ThreadPlan:
 
 
 def plan_for(n_cores: int, total: int | None, *, on_gpu: bool) -> ThreadPlan:
-    """``plan`` on a machine of ``n_cores``; see the module."""
+    """Return ``plan`` for a machine with ``n_cores`` cores; see the module docstring."""
     if total is not None and total < 1:
         raise UsageError(f"threads must be at least 1, got {total}")
     usable = min(n_cores, MAX_HELPERS)
@@ -64,25 +64,25 @@ def plan_for(n_cores: int, total: int | None, *, on_gpu: bool) -> ThreadPlan:
 
 
 def plan_of_engine(threads: int | None) -> ThreadPlan:
-    """Threads for many images with an engine that was opened with ``threads``, None for one per core: as many helpers,
-    which wait for the engine most of the time. With one thread they take turns."""
+    """Plan for many images with an engine opened with ``threads``, None for one per core: the same number of helpers,
+    at most 16, which usually wait for the engine. With one thread engine and helper take turns."""
     usable = min(cores() if threads is None else threads, MAX_HELPERS)
     return ThreadPlan(threads, usable, exclusive=threads == 1)
 
 
 def cores() -> int:
-    """Processors that this process may use: those it may run on, and no more than a container's quota pays for."""
-    is_linux = hasattr(os, "sched_getaffinity")  # where a batch system often leaves a job only some
+    """Number of cores this process may use: limited by its CPU affinity and by a container's quota."""
+    is_linux = hasattr(os, "sched_getaffinity")  # batch systems often restrict a job to some cores
     available = len(os.sched_getaffinity(0)) if is_linux else os.cpu_count() or 1
     quota = cpu_quota()
     return available if quota is None else max(1, min(available, math.ceil(quota)))
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Cores' worth of time that the control groups of this process grant, the least of all; None without a limit.
+    """CPU time in cores that the control groups of this process grant, the smallest quota; None without a limit.
 
-    Version 2 (cpu.max) and version 1 (cpu.cfs_quota_us) of the kernel's control groups. ``root``: where they are
-    mounted; ``own``: the file that names this process's groups. Inside a container both stand at the top.
+    Reads version 2 (cpu.max) and version 1 (cpu.cfs_quota_us) of the kernel's control groups. ``root``: their mount
+    point; ``own``: the file that names this process's groups. Inside a container the quota is at the top level.
     """
     folders = [root, root / "cpu", root / "cpu,cpuacct"]
     for line in _text(own).splitlines():
@@ -112,14 +112,14 @@ def _text(file: Path) -> str:
 
 
 _opencv = threading.Lock()
-_opencv_blocks: list[int] = []  # how many threads OpenCV had when each block that lasts began
+_opencv_blocks: list[int] = []  # OpenCV's thread count at the start of each active block
 
 
 @contextmanager
 def single_threaded_libraries() -> Iterator[None]:
-    """Each call of OpenCV in one thread while the block lasts; a setting of the whole process.
+    """Run each OpenCV call in one thread during the block; the setting applies to the whole process.
 
-    Blocks of several threads may overlap: the last to end restores what was before the first.
+    Blocks in several threads may overlap: the last to end restores the setting from before the first.
     """
     import cv2
 
