@@ -1,17 +1,17 @@
-"""Many images through one network at once: workers that block, and one thread that batches.
+"""Many images through one network in parallel: workers that block, and one thread that batches.
 
     workers (many)       read, resize, cut --> hand over tiles, wait --> stitch, label, measure, encode
                                                      |         ^
     engine thread (one)                              `--> batch of tiles of several images --> network
     caller's thread      begins jobs, takes results in order
 
-What happens to an image is a plain function that is given a ``Network``: a callable that fills in the probabilities of
-``ImageTiles`` and returns. ``alone`` makes one for a single image; ``Overlapped`` runs many such functions side by
-side, and lets their tiles share batches (what Triton calls a dynamic batcher).
+The work on an image is a plain function that receives a ``Network``: a callable that fills in the probabilities of
+``ImageTiles`` and returns. ``alone`` makes a network for a single image; ``Overlapped`` runs many such functions in
+parallel and lets their tiles share batches (Triton calls this a dynamic batcher).
 
-Everything is threads of one process: the heavy work is in libraries that release Python's lock, and a process forked
-after OpenCV or an engine has started threads hangs. Which images share a batch depends on timing. No result does: each
-tile is answered for itself, and each pixel belongs to one tile.
+All threads belong to one process: the heavy work is in libraries that release Python's lock, and a process forked
+after OpenCV or an engine has started threads hangs. Which images share a batch depends on timing, but no result does:
+each tile is computed independently, and each pixel belongs to one tile.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ Predict = Callable[[Tiles], Probabilities]
 """``Backend.predict``: tiles uint8 (N, S, S, 3) to probabilities float32 (N, K, S, S)."""
 
 MAX_BYTES = 1 << 30
-"""Of images in flight, by ``Job.nbytes``: some fifty smears of 1600 x 1200 px, or one image that is larger, alone."""
-_BATCHES_AHEAD = 2  # no image is begun while more tiles wait: a decoded image is larger than its file
-_POLL_SECONDS = 0.1  # a signal that hits another thread, or any on Windows, does not wake a thread that waits
+"""Limit for images in flight, by ``Job.nbytes``: some fifty smears of 1600 x 1200 px, or one larger image alone."""
+_BATCHES_AHEAD = 2  # no image is started while more tiles wait: a decoded image is larger than its file
+_POLL_SECONDS = 0.1  # a signal to another thread, or any signal on Windows, does not wake a waiting thread
 
 
 Network = Callable[[ImageTiles], None]
-"""Has every tile answered and stitched, then returns. Raises what the network raises."""
+"""Runs and stitches every tile, then returns. Raises what the network raises."""
 
 
 def alone(predict: Predict, batch: int) -> Network:
-    """A network for one image at a time, in the calling thread; ``batch`` tiles per call of ``predict``."""
+    """Make a network for one image at a time, in the calling thread; ``batch`` tiles per call of ``predict``."""
 
     def network(tiles: ImageTiles) -> None:
         for start in range(0, len(tiles), batch):
@@ -66,7 +66,7 @@ def alone(predict: Predict, batch: int) -> Network:
 
 @dataclass(eq=False)
 class _Request:
-    """Consecutive tiles of one image, which may be spread over two batches."""
+    """Consecutive tiles of one image, which may be split over two batches."""
 
     tiles_nhwc: Tiles
     clock: StageClock
@@ -76,7 +76,7 @@ class _Request:
     collected: Probabilities | None = None
 
     def answer(self, start: int, probabilities_nkhw: Probabilities) -> None:
-        """Take the answers for the tiles from ``start`` on; complete the future once all are there."""
+        """Store the probabilities of the tiles from ``start`` on; complete the future once all have arrived."""
         n = len(self.tiles_nhwc)
         if len(probabilities_nkhw) == n:
             self.collected = probabilities_nkhw
@@ -89,14 +89,14 @@ class _Request:
             self.answers.set_result(self.collected)
 
     def fail(self, error: BaseException) -> None:
-        """End the request with ``error``, unless it has ended already."""
+        """End the request with ``error``, unless it has already ended."""
         if not self.answers.done():
             self.answers.set_exception(error)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Tiles ``start`` to ``stop`` of a request, in one batch."""
+    """The tiles from ``start`` to before ``stop`` of a request, in one batch."""
 
     request: _Request
     start: int
@@ -108,18 +108,18 @@ class _Part:
 
 
 class BatchedNetwork:
-    """Calls the network from one thread with tiles of all the threads that wait for it.
+    """Calls the network from one thread, with tiles from all threads that wait for it.
 
-    Called with ``ImageTiles``, it blocks until they are stitched. A batch of several images that fails with an error
-    of one image (``errors.concerns_one_image``) is run again image by image. Any other error breaks the network: it is
-    raised to all that wait, and to all that come later.
+    When called with ``ImageTiles``, it blocks until they are stitched. If a batch of several images fails with an error
+    of one image (``errors.concerns_one_image``), it is retried image by image. Any other error breaks the network: it
+    is raised in all threads that wait, and in all later calls.
 
-    A network may compute in steps of several tiles (a fixed batch, filled up with black tiles). Fewer tiles than a step
-    therefore wait for others, but no longer than the call would take.
+    A network may compute in steps of several tiles (a fixed batch, padded with black tiles). Fewer tiles than a step
+    therefore wait for more, but no longer than the call would take.
     """
 
     def __init__(self, predict: Predict, *, batch: int, step: int = 1) -> None:
-        """``batch``: most tiles per call, rounded up to a multiple of ``step``. Raises ``UsageError`` below 1."""
+        """``batch``: maximum tiles per call, rounded up to a multiple of ``step``. Raises ``UsageError`` below 1."""
         for name, value in (("batch", batch), ("step", step)):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
@@ -129,13 +129,13 @@ class BatchedNetwork:
         self._changed = threading.Condition()
         self._waiting: deque[_Request] = deque()
         self._n_waiting = 0  # tiles
-        self._ended: BaseException | None = None  # why no tile is taken any more
-        self._last_seconds = self._step_seconds = 0.0  # of a call, and of each step of it
+        self._ended: BaseException | None = None  # why no more tiles are accepted
+        self._last_seconds = self._step_seconds = 0.0  # of the last call, and per step of it
 
     def __call__(self, tiles: ImageTiles, away: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """Have ``tiles`` answered and stitched. While one batch is computed, the next is cut.
+        """Run and stitch ``tiles``. While one batch is computed, the next is cut.
 
-        ``away``: a context to be in while this thread waits for the network.
+        ``away``: context entered while this thread waits for the network.
         """
         pending: deque[tuple[int, _Request]] = deque()
 
@@ -157,7 +157,7 @@ class BatchedNetwork:
                 self._withdraw(request)
 
     def predict(self, tiles_nhwc: Tiles) -> Probabilities:
-        """One call of the network, timed."""
+        """Call the network once, timed."""
         start = time.perf_counter()
         try:
             return self._predict(tiles_nhwc)
@@ -167,26 +167,26 @@ class BatchedNetwork:
             self.seconds += self._last_seconds
 
     def has_room(self) -> bool:
-        """Whether so few tiles wait that another image may be begun."""
+        """Whether few enough tiles wait to start another image."""
         return self._n_waiting <= _BATCHES_AHEAD * self.batch
 
     def wait_for_room(self) -> None:
-        """Return once there is room, or once no tile is taken any more."""
+        """Return once there is room, or once no more tiles are accepted."""
         with self._changed:
             while not self.has_room() and self._ended is None:
                 self._changed.wait()
 
     def serve(self) -> None:
-        """Run batches until ``end``: the engine's thread."""
+        """Run batches until ``end`` is called; body of the engine's thread."""
         try:
             while parts := self._next_batch():
                 self._run(parts)
-                del parts  # nothing is kept while waiting
-        except BaseException as error:  # a fault of this class must not leave the workers waiting
+                del parts  # hold no tiles while waiting
+        except BaseException as error:  # a bug in this class must not leave the workers waiting
             self.end(error)
 
     def end(self, why: BaseException) -> None:
-        """Take no more tiles; ``why`` is raised to all that wait, and to all that come. The first reason holds."""
+        """Accept no more tiles; raise ``why`` in all waiting and all later calls. The first reason holds."""
         with self._changed:
             self._ended = self._ended or why
             for request in self._waiting:
@@ -211,7 +211,7 @@ class BatchedNetwork:
                 self._n_waiting -= len(request.tiles_nhwc) - request.taken
 
     def _next_batch(self) -> list[_Part]:
-        """Tiles to run, oldest first; none once the network has ended."""
+        """Return the tiles to run, oldest first; empty once the network has ended."""
         deadline: float | None = None
         with self._changed:
             while self._ended is None:
@@ -249,7 +249,7 @@ class BatchedNetwork:
             return
         try:
             self._call(parts)
-        except BaseException as error:  # of any kind: it belongs to the images whose tiles these are
+        except BaseException as error:  # of any kind: passed to the images that own these tiles
             if len(parts) > 1 and concerns_one_image(error):
                 for part in parts:
                     self._run([part])
@@ -275,8 +275,8 @@ class BatchedNetwork:
 
 @dataclass(frozen=True)
 class Job(Generic[T]):
-    """One image to do. ``work``: does it, with the network it is given. ``nbytes``: memory it takes, roughly; asked
-    once, before the work begins, in the caller's thread."""
+    """One image to process. ``work``: the function that does so with the network passed to it. ``nbytes``: estimate of
+    the memory it takes; called once, in the caller's thread, before the work begins."""
 
     work: Callable[[Network], T]
     nbytes: Callable[[], int] = lambda: 0
@@ -284,28 +284,28 @@ class Job(Generic[T]):
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What became of one job: a value, or the error that ended it."""
+    """Outcome of one job: a value, or the error that ended the job."""
 
     value: T | None = None
     error: BaseException | None = None
 
     def get(self) -> T:
-        """The value; raises the error if there is one."""
+        """Return the value, or raise the error if there is one."""
         if self.error is not None:
             raise self.error
         return self.value  # type: ignore[return-value]  # None only where T allows it
 
 
 class Overlapped(Generic[T]):
-    """Runs jobs side by side; iterating over it gives an ``Outcome`` each, in the order of the jobs.
+    """Runs jobs in parallel; iterating over it yields one ``Outcome`` per job, in the order of the jobs.
 
     >>> with Overlapped(jobs, backend.predict, batch=8) as outcomes:  # doctest: +SKIP
     ...     for outcome in outcomes:
     ...         keep(outcome.get())
 
-    An error that a job raises is its own outcome and no other's; what breaks the network is the outcome of every job
-    that still needs it. At most ``max_jobs`` jobs, and ``max_bytes`` of them, are begun whose result was not taken.
-    Leaving the block ends and joins all threads; a call of the network that runs cannot be cut short and is waited for.
+    An error raised by a job is the outcome of that job only; an error that breaks the network is the outcome of every
+    job that still needs the network. At most ``max_jobs`` jobs, together ``max_bytes``, are in flight: begun, with the
+    result not yet taken. Leaving the block ends and joins all threads, after waiting for a running network call.
     """
 
     def __init__(
@@ -321,8 +321,8 @@ class Overlapped(Generic[T]):
         max_bytes: int = MAX_BYTES,
     ) -> None:
         """``predict``: the network, called from one thread. ``batch``, ``step``: see ``BatchedNetwork``. ``helpers``:
-        how many jobs compute at a time while others wait for the network. ``exclusive``: one job after the other, in
-        the caller's thread, for one core. ``max_jobs``: by default as many as fill all batches with images of one tile.
+        number of jobs that compute at a time while others wait for the network. ``exclusive``: one job after the other
+        in the caller's thread, for one core. ``max_jobs``: by default enough to fill all batches with one-tile images.
 
         Raises ``UsageError`` for anything below 1.
         """
@@ -335,25 +335,25 @@ class Overlapped(Generic[T]):
         self._jobs, self._exclusive, self._max_bytes = jobs, exclusive, max_bytes
         self._max_jobs = max_jobs
         self._next_nbytes: int | None = None
-        self._begun: dict[int, int] = {}  # bytes of each job that was begun and whose result was not taken
+        self._begun: dict[int, int] = {}  # bytes of each job in flight: begun, its result not yet taken
         self._n_begun = 0
         self._cores = threading.Semaphore(helpers)
-        self._next_in_line = threading.Lock()  # images are begun in their order, one worker at a time
+        self._next_in_line = threading.Lock()  # images are started in order, one worker at a time
         self._count = threading.Lock()
         self._n_busy = 0  # workers that have left that line
         self._stopping = False
-        # Queues written in C: a signal may interrupt the caller's thread at any point, and must not leave a lock behind
-        # that the other threads wait for.
+        # Queues written in C: a signal may interrupt the caller's thread at any point, and must not leave a lock held
+        # that other threads wait for.
         self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[int, Outcome[T]]] = queue.SimpleQueue()
-        # Images of one tile fill the batch that runs and the next, while as many as there are helpers compute. A
-        # worker is started when all others are busy: each keeps some memory, and large images need few.
+        # One-tile images fill the running batch and the next, while as many jobs as helpers compute. A worker is
+        # started only when all others are busy: each worker keeps some memory, and large images need few workers.
         self._max_workers = min(max_jobs, len(jobs), helpers + _BATCHES_AHEAD * self._network.batch)
         self._threads: list[threading.Thread] = []
 
     @property
     def engine_seconds(self) -> float:
-        """How long some call of the network ran."""
+        """Total time during which a network call was running."""
         return self._network.seconds
 
     def __enter__(self) -> Self:
@@ -363,7 +363,7 @@ class Overlapped(Generic[T]):
         if self._exclusive:
             yield from self._one_after_the_other()
             return
-        # Not sooner: a signal that ends the start of threads is then within the block that ends them.
+        # Threads start only here, inside the block that ends them, in case a signal interrupts their start.
         with deferred_signals():
             self._start("engine", self._network.serve)
             self._start("worker", self._work)
@@ -380,7 +380,7 @@ class Overlapped(Generic[T]):
             del self._begun[index]
 
     def stop(self) -> None:
-        """Begin nothing new; does not wait for what runs."""
+        """Begin no new jobs; does not wait for running jobs."""
         with deferred_signals():
             self._stopping = True
             self._network.end(RuntimeError("stopped before these tiles were run"))
@@ -395,7 +395,7 @@ class Overlapped(Generic[T]):
                 thread.join(_POLL_SECONDS)
 
     def _begin_more(self) -> None:
-        """Hand out jobs, in order, as long as they fit; one that is too large for the bound goes alone."""
+        """Hand out jobs in order as long as they fit; a job larger than the limit runs alone."""
         while self._n_begun < len(self._jobs) and len(self._begun) < self._max_jobs:
             if self._next_nbytes is None:
                 self._next_nbytes = self._jobs[self._n_begun].nbytes()
@@ -413,9 +413,9 @@ class Overlapped(Generic[T]):
             yield _outcome(job, network)
 
     def _start(self, name: str, target: Callable[[], None]) -> None:
-        # Daemons are not waited for when the program ends; they are joined here, unless a second Ctrl-C forbids it.
+        # Python does not join daemons at exit; ``__exit__`` does, unless a second Ctrl-C interrupts it.
         thread = threading.Thread(target=target, name=f"cellseg-{name}-{len(self._threads)}", daemon=True)
-        self._threads.append(thread)  # first: the thread itself counts them
+        self._threads.append(thread)  # before it starts: the new thread reads the length
         try:
             thread.start()
         except BaseException:
@@ -434,7 +434,7 @@ class Overlapped(Generic[T]):
             del outcome
 
     def _take_turn(self) -> int | None:
-        """The next job to begin, with a core to compute on; none at the end."""
+        """Return the next job to begin, with a core to compute on; None at the end."""
         with self._next_in_line:
             index = self._todo.get()
             if index is None or self._stopping:
@@ -443,7 +443,7 @@ class Overlapped(Generic[T]):
             self._take_core()
             with self._count:
                 self._n_busy += 1
-                none_is_left = self._n_busy == len(self._threads) - 1  # the engine's thread is no worker
+                none_is_left = self._n_busy == len(self._threads) - 1  # the engine's thread is not a worker
             if none_is_left and self._n_busy < self._max_workers:
                 self._start_another()
         return index
@@ -451,11 +451,11 @@ class Overlapped(Generic[T]):
     def _start_another(self) -> None:
         try:
             self._start("worker", self._work)
-        except RuntimeError:  # the system has no more threads: the workers that there are do the work
+        except RuntimeError:  # the system has no more threads: the existing workers do the work
             self._max_workers = self._n_busy
 
     def _take_core(self) -> None:
-        """Take a core, once the network is short of tiles."""
+        """Take a core once the network is short of tiles."""
         while True:
             self._network.wait_for_room()
             self._cores.acquire()
@@ -464,7 +464,7 @@ class Overlapped(Generic[T]):
             self._cores.release()
 
     def _answer(self, tiles: ImageTiles) -> None:
-        """The network, for a worker: another has its core while it waits."""
+        """Network for a worker: another worker uses its core while it waits."""
         self._network(tiles, self._core_given_up)
 
     @contextmanager
@@ -481,8 +481,8 @@ def _outcome(job: Job[T], network: Network) -> Outcome[T]:
         return Outcome(job.work(network))
     except BaseException as raised:  # of any kind: raised again where the outcome is taken
         if isinstance(raised, MemoryError):
-            # The large image for which memory was short would stay in memory until its turn comes, and others would
-            # fail for it. No other error: one that ends the network is raised in many threads, and its traceback has
-            # frames that they are just leaving.
+            # Otherwise a large image that ran out of memory would stay in memory until its turn, and others would fail
+            # because of it. Only for MemoryError: an error that ends the network is raised in many threads, and its
+            # traceback has frames that these threads are just leaving.
             traceback.clear_frames(raised.__traceback__)
         return Outcome(error=raised)
