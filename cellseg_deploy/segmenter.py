@@ -1,10 +1,10 @@
-"""One image through everything: scale, tile, predict, stitch, label, measure.
+"""The whole pipeline for one image: scale, tile, predict, stitch, label, measure.
 
 image_hwc --resize--> model scale --pad, cut--> tiles --backend--> probabilities
     --stitch--> probabilities_khw --segment--> labels (image scale) --measure--> table
 
-``Segmenter.segment`` says this once, for a network that is given to it: that of one image alone when a ``Segmenter`` is
-called, one that many images share in a folder run.
+``Segmenter.segment`` implements it for any network passed to it: the network of a single image when a ``Segmenter`` is
+called, a network shared by many images in a folder run.
 """
 
 from __future__ import annotations
@@ -92,18 +92,18 @@ class Segmenter:
         classes: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> None:
-        """Settings for all images that follow; the backend stays the caller's to close.
+        """Set options for all images; the caller remains responsible for closing the backend.
 
-        ``task``: whose operating point to use. ``scale``: model px per image px; or ``cell_diameter_px``: median
+        ``task``: selects the operating point. ``scale``: model px per image px; or ``cell_diameter_px``: median
         cell diameter in the images, from which the scale follows; with neither, images have the scale of the
         training images. With ``auto`` each image is measured alone, unless ``measured_scales`` has its size (h, w).
-        ``batch_size``: tiles a call of the network; results do not depend on it. ``halo``: context px on each side of
-        a tile that are thrown away, None for the model's own. ``border_cells``: which cells cut by the border are
-        labelled: ``visible``, or ``model``, those above the ``min_border_area_rel`` of its operating point, as in
-        earlier versions. ``threads``: CPU threads of the engine, None for one per core: ``map`` and ``run`` add as
+        ``batch_size``: tiles per network call; results do not depend on it. ``halo``: context px on each side of a
+        tile that are discarded, None for the model's own. ``border_cells``: which cells cut by the border are
+        labelled: ``visible``, or ``model``, cells above the ``min_border_area_rel`` of its operating point, as in
+        earlier versions. ``threads``: CPU threads of the engine, None for one per core; ``map`` and ``run`` add as
         many. ``classes``: which of the model's classes count as cells, None for all but platelets.
 
-        Raises ``UsageError`` for a setting outside its range, or a class that the model does not know.
+        Raises ``UsageError`` for a setting outside its range, or a class that the model does not have.
         """
         spec = backend.spec
         self.backend = backend
@@ -143,7 +143,7 @@ class Segmenter:
         border_cells: BorderCells = "visible",
         classes: Sequence[str] | None = None,
     ) -> Segmenter:
-        """Open the model file ``model``, or the model that ships with the package, in ``engine``.
+        """Open the model file ``model``, by default the model that ships with the package, in ``engine``.
 
         ``scale``: model px per image px. ``auto``, the default as in ``cellseg-infer``, measures each image unless
         ``cell_diameter_px`` is passed; None: the scale of the model's training images. ``given``: see
@@ -185,16 +185,16 @@ class Segmenter:
         count_rule: CountRule = DEFAULT_RULE,
         scale: float | None = None,
     ) -> Segmentation:
-        """Cells of ``image``: a path, uint8 RGB (h, w, 3) of any size from 1 x 1, a PIL image, or a file open for
+        """Segment ``image``: a path, uint8 RGB (h, w, 3) of any size from 1 x 1, a PIL image, or a file open for
         reading bytes.
 
-        ``read``: how files are read. ``field``: ``full`` takes the whole image for the field of view, surround and all.
-        ``count_rule``: which cells at the border count (``Segmentation.counted``). ``scale``: model px per image px;
-        None for the segmenter's own, which where it is measured is measured in this image alone: the result is that of
-        ``cellseg-infer`` over a folder with this one image.
+        ``read``: options for reading files. ``field``: ``full`` takes the whole image as the field of view, surround
+        included. ``count_rule``: which cells at the border count (``Segmentation.counted``). ``scale``: model px per
+        image px; None for the segmenter's own. A measured scale is measured in this image alone, so the result is that
+        of ``cellseg-infer`` over a folder with only this image.
 
-        May be called from any number of threads. Raises ``UsageError`` for another kind of image, ``DataError`` if it
-        cannot be used or the network's answer for it is unusable.
+        May be called from any number of threads. Raises ``UsageError`` for another type of image, ``DataError`` if the
+        image or the network's output for it is unusable.
 
         >>> with open("smear.png", "rb") as file:
         ...     model(file).count == model("smear.png").count
@@ -211,10 +211,10 @@ class Segmenter:
         count_rule: CountRule = DEFAULT_RULE,
         scale: float | None = None,
     ) -> Generator[Segmentation, None, None]:
-        """Call the segmenter on each of ``images``; results are the same and come in order, sooner.
+        """Call the segmenter on each of ``images``, faster, with the same results in the same order.
 
-        Different images are read, run and measured at the same time, at most about 1 GB of them. An image that cannot
-        be used raises when its turn comes and ends the iteration; ``run`` goes on.
+        Images are read, run and measured in parallel, with at most about 1 GB of them in flight. An unusable image
+        raises when its turn comes and ends the iteration; ``run`` would continue.
 
         >>> [cells.name for cells in model.map(["smear.png", "other.png"])]
         ['smear.png', 'other.png']
@@ -237,12 +237,12 @@ class Segmenter:
     ) -> FolderResult:
         """Segment a folder of images into the folder ``out``, as ``cellseg-infer`` does.
 
-        A run that was stopped is resumed, and one bad image never stops it: it is among ``failed`` of the result.
+        A stopped run is resumed. One bad image never stops a run: it is listed in ``failed`` of the result.
         ``save``: kinds of files to write, see ``outputs.formats``; tables are always written. ``overwrite``: replace an
-        earlier run in ``out``. ``on_image``: called with the name of each image worked on, in order. The scale, where
-        it is measured, is measured once for the images of one folder and size.
+        earlier run in ``out``. ``on_image``: called with the name of each processed image, in order. A measured scale
+        is measured once for all images of one folder and size.
 
-        Raises ``NothingToDoError`` without an image, ``UsageError``, and ``OutputError`` for the folder.
+        Raises ``NothingToDoError`` without images, ``UsageError``, and ``OutputError`` for the folder.
 
         >>> result = model.run("photographs", out="counts")
         >>> [image.name for image in result.failed]
@@ -291,11 +291,11 @@ class Segmenter:
         field: Field = "auto",
         scale: float | None = None,
     ) -> Segmentation:
-        """Calling the segmenter, with a ``network`` of one's own.
+        """Segment an array like a call of the segmenter, with the ``network`` passed.
 
-        ``clock``: takes the seconds of each stage. ``field``: ``full`` takes the whole image for the field of view,
-        surround and all. ``scale``: model px per image px as ``find_scale`` gave it; None: the segmenter's, which with
-        ``cell_diameter_px="auto"`` is searched for in this image alone.
+        ``clock``: collects the seconds of each stage. ``field``: ``full`` takes the whole image as the field of view,
+        surround included. ``scale``: model px per image px as returned by ``find_scale``; None: the segmenter's, which
+        with ``cell_diameter_px="auto"`` is measured in this image alone.
         """
         any_image.check_array(image_hwc)
         check_field(field)
@@ -313,7 +313,7 @@ class Segmenter:
         if self.auto_scale and scale is None:
             scale = self.measured_scales.get((image_hwc.shape[0], image_hwc.shape[1]))
         if scale is None and self.auto_scale:
-            choice = self.find_scale([image_hwc], network, clock, field="full")  # the surround is gone already
+            choice = self.find_scale([image_hwc], network, clock, field="full")  # the surround is already removed
             scale = choice.scale
             notes += [choice.note] if choice.note else []
         scale = self.scale if scale is None else scale
@@ -322,13 +322,13 @@ class Segmenter:
             with clock("label"):
                 labels, n_drawn = without_drawn(image_hwc, labels)
             notes += [drawn_note(n_drawn)] if n_drawn else []
-        if not is_found and scale == self.backend.spec.image_scale:  # not recorded if typed: a run again says the same
+        if not is_found and scale == self.backend.spec.image_scale:  # by value, so that a rerun gives the same note
             note = size_note(labels, self.backend.spec.cell_diameter_px, scale)
             notes += [note] if note else []
         foreground = probabilities[list(self.backend.spec.channels).index("foreground")]
         if inside is None:
             note = lost_note(foreground, labels, self.params.foreground_threshold)
-        else:  # what lies around the field is its mirror image
+        else:  # pixels around the field are its mirror image
             seen = foreground[resize_mask(inside, (foreground.shape[0], foreground.shape[1]))]
             note = lost_note(seen, labels[inside], self.params.foreground_threshold)
         notes += [note] if note else []
@@ -355,7 +355,7 @@ class Segmenter:
         )
 
     def _model_cell_px(self, scale: float) -> float:
-        """Area of the model's typical cell in px of an image at ``scale``."""
+        """Area of the model's typical cell, in px of an image at ``scale``."""
         return float(np.pi / 4 * (self.backend.spec.cell_diameter_px / scale) ** 2)
 
     def find_scale(
@@ -366,11 +366,11 @@ class Segmenter:
         *,
         field: Field = "auto",
     ) -> ScaleChoice:
-        """The scale at which the cells of ``images``, uint8 RGB (h, w, 3), are as large as the model's; see
-        ``cells.scale``. Of each image a part is kept; those after the first ``SAMPLE_IMAGES`` are not asked for.
+        """Find the scale at which the cells of ``images``, uint8 RGB (h, w, 3), are as large as the model's cells; see
+        ``cells.scale``. Keeps a part of each image, and reads no more than ``SAMPLE_IMAGES`` images.
 
-        The model's own scale where the cells are nearly as large (``TOLERANCE``), and, with a note, where there are too
-        few to tell. Raises as ``segment``.
+        Returns the model's own scale if the cells are nearly as large (``TOLERANCE``) or, with a note, if there are too
+        few cells to tell. Raises as ``segment``.
         """
         spec, network, clock = self.backend.spec, network or self._alone(), clock or StageClock()
         most = round(spec.tile_size * max(scales.SEARCH_DIAMETERS_PX) / spec.cell_diameter_px)
@@ -395,7 +395,7 @@ class Segmenter:
         )
 
     def overlapped(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Overlapped[T]:
-        """Runs ``jobs``, which call ``segment`` with the network they are given, side by side; see ``batching``."""
+        """Run ``jobs``, which call ``segment`` with the network passed to them, in parallel; see ``batching``."""
         return Overlapped(
             jobs,
             self.backend.predict,
@@ -406,8 +406,8 @@ class Segmenter:
         )
 
     def results(self, jobs: Sequence[Job[T]], threads: ThreadPlan) -> Generator[T, None, None]:
-        """What ``jobs`` return, in order; the first error of one is raised and ends all. Close it before the segmenter,
-        if it may be left early (``contextlib.closing``): its threads use the backend."""
+        """Yield the results of ``jobs`` in order; the first error is raised and ends all jobs. If iteration may stop
+        early, close the generator before the segmenter (``contextlib.closing``): its threads use the backend."""
         with single_threaded_libraries(), self.overlapped(jobs, threads) as outcomes:
             for outcome in outcomes:
                 yield outcome.get()
@@ -416,8 +416,8 @@ class Segmenter:
         return alone(self.backend.predict, self.batch_size)
 
     def bytes_in_flight(self, pixels: int, scale: float | None = None) -> int:
-        """Bytes that an image of ``pixels`` px holds between its first step and its last: itself and its labels, and
-        at model scale the image and its probabilities. A stage may hold more for a moment."""
+        """Estimate the bytes that an image of ``pixels`` px takes while in flight: the image and its labels, and at
+        model scale the image and its probabilities. A stage may briefly take more."""
         model_pixels = round(pixels * (self.scale if scale is None else scale) ** 2)
         return pixels * (3 + 4) + model_pixels * (3 + 4 * len(self.backend.spec.channels))
 
@@ -441,7 +441,7 @@ class Segmenter:
                 cell_diameter_px=self.backend.spec.cell_diameter_px,
                 out_hw=None if at_model_scale else (image_hwc.shape[0], image_hwc.shape[1]),
                 border_cells=self.border_cells,
-                classes=() if at_model_scale else self.backend.spec.classes,  # platelets say nothing of the scale
+                classes=() if at_model_scale else self.backend.spec.classes,  # platelets do not indicate the scale
             )
             if inside is not None:
                 rel = self.params.min_border_area_rel
@@ -458,13 +458,13 @@ class Segmenter:
         with clock("resize"):
             scaled = resize(image_hwc, scale)
         tiles = ImageTiles(scaled, tile_size=spec.tile_size, halo=self.halo, n_channels=len(spec.channels), clock=clock)
-        del scaled  # the tiles have it, as long as they last
+        del scaled  # ``tiles`` keeps it as long as needed
         network(tiles)
         with clock("tile"):
             return checked_probabilities(tiles.out_khw)
 
     def probabilities(self, image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Probabilities (K, h', w') float32 of ``image_hwc`` at model scale, before any labelling."""
+        """Return the probabilities (K, h', w') float32 of ``image_hwc`` at model scale, before any labelling."""
         any_image.check_array(image_hwc)
         return self._probabilities(image_hwc, self.scale, self._alone(), StageClock())
 
@@ -480,8 +480,8 @@ class Segmenter:
 
 
 def as_read(found: Segmentation, loaded: LoadedImage, *, name: str, count_rule: CountRule) -> Segmentation:
-    """``found`` in the pixels of ``loaded``, the image ``name``, with the remarks on it and its pixel size, unless the
-    cells speak against that."""
+    """Return ``found`` with the pixels and notes of ``loaded``, named ``name``, and with its pixel size unless the
+    cell sizes contradict that."""
     size = checked_by_cells(loaded.pixel_size, found.measured.columns["equivalent_diameter_px"])
     doubts = [Note(size.note, "pixel size")] if size.note != loaded.pixel_size.note else []
     return replace(
