@@ -256,7 +256,7 @@ class _Session:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary.remaining} were not recorded")
         self._count()
         record = self.setup.out / RUN_JSON
-        # Keep the run.json of the actual work: never replace it by one of a run without work, or with fewer images.
+        # A run that had nothing to do must not replace a finished run's run.json, which may also cover more images.
         if self._has_worked or not tells_of(record, None if self.summary.others else self.summary.totals):
             self._write_run_json("finished")
         elif (content := with_edited_files(record, self.summary)) is not None:
@@ -271,7 +271,7 @@ class _Session:
             stop()
             if not self._is_stopped:
                 self._is_stopped = True
-                with deferred_signals():  # a second Ctrl-C waits until the tables are written
+                with deferred_signals():  # a second Ctrl-C waits until this is done
                     self._write_what_is_done()
             raise
 
