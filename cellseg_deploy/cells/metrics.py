@@ -8,8 +8,8 @@ Definitions
     ``pq_strict``: panoptic quality, sum of matched IoU / (TP + FP/2 + FN/2), with IoU > 0.5
     (Kirillov et al., Panoptic Segmentation, CVPR 2019). Two equal cells merged into one have an IoU of exactly 0.5: a
     match for ``f1``, but not for ``pq_strict``.
-    ``merges``: predicted cells that hold more than half the area of each of two or more true cells; ``splits``: true
-    cells that hold more than half of each of two or more predicted ones.
+    ``merges``: predicted cells that contain more than half the area of each of two or more true cells; ``splits``: true
+    cells that contain more than half of each of two or more predicted cells.
     ``dice``, ``iou``: of the two foreground masks over all pixels, specks included.
     ``count_bias``: mean over images of predicted - true cells, with cells at the border subject to the count rule;
     ``count_mae``: mean of its absolute value; ``count_mape``: mean of |predicted - true| / true as a fraction, over
@@ -86,7 +86,7 @@ class CellSums:
 
 @dataclass(frozen=True)
 class ForegroundSums:
-    """Foreground pixels of truth, prediction and both."""
+    """Foreground pixels of ground truth, prediction and their intersection."""
 
     true_px: int
     predicted_px: int
@@ -181,7 +181,7 @@ def score_image(
     border_predicted = ~counted(predicted_boxes, image_hw, "exclude-border")
 
     def let_in(labels: npt.NDArray[np.integer[Any]], number: Ints, box: Ints, area: Ints, kept: Flags) -> Flags:
-        """Which of the cells ``kept`` (n,) pass the count rule; specks must not influence the typical cell."""
+        """Whether each cell is ``kept`` (n,) and passes the count rule; specks must not influence the typical cell."""
         at_edge = None if field is None else edges(labels, field, int(labels.max(initial=0)))[number - 1][kept]
         result = np.zeros_like(kept)
         result[kept] = counted(box[kept], image_hw, count_rule, at_edge, areas_px=area[kept])

@@ -1,4 +1,4 @@
-"""Colour of a smear: light and colour of the background, and how much of it the stain of the cells absorbs.
+"""Colour of a smear: light and colour of the background, and how much light the stain of the cells absorbs.
 
 Lightness L* and the colour axes a* (green to red) and b* (blue to yellow) are CIE 1976 L*a*b* of the file's sRGB under
 D65. Optical density is ``-log10((value + 1) / 256)`` of a channel, the 1 for black pixels (as Ruifrok and Johnston,
