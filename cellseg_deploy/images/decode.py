@@ -43,7 +43,7 @@ _MAX_CHUNKS = 500_000  # of a PNG; 4 GB in the usual pieces of 8 kB
 
 @dataclass(frozen=True)
 class Decoded:
-    """Samples as the file holds them. ``kind``: grey, rgb, cmyk or palette (then ``palette`` is uint8 (n, 3 or 4)).
+    """Samples as stored in the file. ``kind``: grey, rgb, cmyk or palette (then ``palette`` is uint8 (n, 3 or 4)).
 
     ``samples``: (h, w) for grey and palette, else (h, w, channels); ``alpha``: (h, w) or None, same dtype.
     ``bits``: bits per sample declared by the file. ``resolution``: pixel sizes stated by the file.
