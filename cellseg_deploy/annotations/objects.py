@@ -19,7 +19,7 @@ Kind = Literal["boxes", "points"]
 
 @dataclass(frozen=True)
 class Boxes:
-    """``boxes_xyxy``: float64 (n, 4), left, top, right, bottom. ``classes``: n names, empty where there is none."""
+    """``boxes_xyxy``: float64 (n, 4), left, top, right, bottom. ``classes``: n names, "" for boxes without a class."""
 
     boxes_xyxy: Floats
     classes: tuple[str, ...]
@@ -34,7 +34,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Points:
-    """``points_xy``: float64 (n, 2). ``classes``: n names, empty where there is none."""
+    """``points_xy``: float64 (n, 2). ``classes``: n names, "" for points without a class."""
 
     points_xy: Floats
     classes: tuple[str, ...]

@@ -97,7 +97,7 @@ class _Found:
 
 
 def at_border(boxes_xyxy: Floats, image_hw: tuple[int, int]) -> Bools:
-    """Which boxes (n, 4) reach within 1 px of the image's border, bool (n,)."""
+    """Whether each box (n, 4) reaches within 1 px of the image's border, bool (n,)."""
     height, width = image_hw
     low = (boxes_xyxy[:, :2] <= _BORDER_PX).any(axis=1)
     high = (boxes_xyxy[:, 2:] >= np.array([width, height]) - _BORDER_PX).any(axis=1)
