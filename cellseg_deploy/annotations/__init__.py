@@ -1,1 +1,1 @@
-"""Cells that people marked without drawing them: boxes and points, from the files that annotation tools write."""
+"""Cells marked by boxes or points instead of outlines, from the files of annotation tools."""

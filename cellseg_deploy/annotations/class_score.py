@@ -1,10 +1,10 @@
-"""Cells whose class a model says, against marks that have classes: is a red cell found, and called a red cell?
+"""Scores per class, of cells that the model classifies against marks with classes: is a red cell found as a red cell?
 
-``--classes red=RBC,white=WBC`` says what the classes of the model are called in the file of marks. Names that are equal
-need not be said; one class may be several of the file (``red=ring,red=trophozoite``).
+``--classes red=RBC,white=WBC`` maps the model's classes to the names in the file of marks. Equal names may be omitted;
+one class of the model may stand for several of the file (``red=ring,red=trophozoite``).
 
-Of one class: the cells that the model takes for it against the marks of it alone, as in ``score``. So a cell that is
-found but taken for another class is missed in its own and an invention in the other.
+Each class is scored as in ``score``: the cells that the model assigns to the class against the marks of that class. So
+a cell found but assigned to another class is a false negative in its own class and a false positive in the other.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _FIGURES = ("f1", "precision", "recall", "count_bias", "n_true", "n_predicted")
 
 
 def names_in_file(asked: Sequence[str]) -> tuple[str, ...]:
-    """What the file of marks calls the classes ``asked`` for."""
+    """Names in the file of marks of the requested classes ``asked``."""
     return tuple(name.partition("=")[2].strip() or name for name in asked)
 
 
 def class_pairs(asked: Sequence[str], of_model: Sequence[str], of_marks: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Class of the model -> what the marks call it, in the model's order: by the names ``asked`` for, or if there are
-    none those that model and marks have in common.
+    """Map each class of the model, in the model's order, to its names in the marks: by the pairs ``asked`` for, or if
+    there are none, the names that model and marks have in common.
 
     Raises ``UsageError`` for a pair whose first name the model does not know.
     """
@@ -55,7 +55,7 @@ def score_classes(
     *,
     min_area_px: int = 0,
 ) -> dict[str, MarkScore]:
-    """Score of each class of ``pairs`` in one image, whose ``labels`` (h, w) are 1..n and have ``classes``."""
+    """Score each class of ``pairs`` in one image. ``labels`` (h, w): 1..n; ``classes``: of these cells."""
     return {
         name: score_marks(
             _of_class(true, called),
@@ -70,7 +70,7 @@ def pool_classes(
     scores: Sequence[Mapping[str, MarkScore]], pairs: Mapping[str, tuple[str, ...]]
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each class over images: ``f1``, ``precision``, ``recall``, ``count_bias``, ``n_true``,
-    ``n_predicted``, and what the marks call it (``marked``)."""
+    ``n_predicted``, and its names in the marks (``marked``)."""
     found = {}
     for name, called in pairs.items():
         pooled = pool_marks([score[name] for score in scores])

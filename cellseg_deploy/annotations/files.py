@@ -1,13 +1,13 @@
-"""Files of annotation tools to rows: CSV tables, folders of YOLO text files, COCO json. Told apart by content.
+"""Files of annotation tools to rows: CSV tables, folders of YOLO text files, COCO json. Distinguished by content.
 
 =======  =========================================================================================================
-format   how it looks; how it says that an image holds nothing
+format   layout; how an image without objects is marked
 =======  =========================================================================================================
 boxes    CSV with the header ``image,class,x0,y0,x1,y1`` in any order, ``class`` may be missing; a row whose numbers
          are all empty
 points   CSV with ``image,class,x,y``; likewise
-YOLO     folder with a text file an image, ``class cx cy w h`` a line in shares of the image's sides; names of the
-         classes from ``classes.txt`` or ``data.yaml`` there or one folder up; an empty text file
+YOLO     folder with one text file per image, ``class cx cy w h`` per line in shares of the image's sides; class names
+         from ``classes.txt`` or ``data.yaml`` there or one folder up; an empty text file
 COCO     json with ``images`` and ``annotations`` (``bbox`` left, top, width, height); an image without annotations
 =======  =========================================================================================================
 """
@@ -35,8 +35,8 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Row:
-    """One mark as it stands in a file. ``place``: file and line, for messages. ``numbers``: left, top, right, bottom of
-    a box, or x, y of a point; shares of the image's sides if ``is_relative``. None: the image holds nothing."""
+    """One mark as written in a file. ``place``: file and line, for messages. ``numbers``: left, top, right, bottom of a
+    box, or x, y of a point; shares of the image's sides if ``is_relative``. None: the image has no objects."""
 
     place: str
     image: str
@@ -46,7 +46,7 @@ class Row:
 
 
 def read_rows(path: Path, kind: Kind) -> list[Row]:
-    """Every row of ``path``. Raises ``DataError`` naming file and line, what stands there and what was expected."""
+    """Read every row of ``path``. Raises ``DataError`` naming file and line, what was found and what was expected."""
     if path.is_dir():
         if kind == "points":
             raise DataError(f"{path} is a folder; expected {_EXPECTED[kind]}")
@@ -118,7 +118,7 @@ def _yolo(folder: Path) -> Iterator[Row]:
 
 
 def _yolo_names(folder: Path) -> dict[int, str]:
-    """Names of the classes by number; of data.yaml only its ``names``, a list or a mapping, in either YAML style."""
+    """Class names by number; from data.yaml only its ``names``, a list or a mapping, in either YAML style."""
     for place in (folder, folder.parent):
         if (place / "classes.txt").is_file():
             lines = _text(place / "classes.txt").strip().splitlines()

@@ -1,5 +1,5 @@
-"""What was marked in one image, and in a set of them. Coordinates in px of the upright image; pixel (0, 0) reaches from
-0 to 1, so a box over the whole image is (0, 0, width, height)."""
+"""Marks of one image and of a set of images. Coordinates in px of the upright image; pixel (0, 0) spans 0 to 1, so a
+box over the whole image is (0, 0, width, height)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Kind = Literal["boxes", "points"]
 
 @dataclass(frozen=True)
 class Boxes:
-    """``boxes_xyxy``: float64 (n, 4), left, top, right, bottom. ``classes``: n names, empty where there is none."""
+    """``boxes_xyxy``: float64 (n, 4), left, top, right, bottom. ``classes``: n names, "" for boxes without a class."""
 
     boxes_xyxy: Floats
     classes: tuple[str, ...]
@@ -34,7 +34,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Points:
-    """``points_xy``: float64 (n, 2). ``classes``: n names, empty where there is none."""
+    """``points_xy``: float64 (n, 2). ``classes``: n names, "" for points without a class."""
 
     points_xy: Floats
     classes: tuple[str, ...]
@@ -49,8 +49,8 @@ class Points:
 
 @dataclass(frozen=True)
 class Annotations:
-    """``by_image``: what was marked, by the image's name as the caller gave it; images that the file does not name are
-    not in it. ``remarks``: what was left out or changed in reading, a sentence each."""
+    """``by_image``: marks by image name as passed by the caller; images that the file does not name are omitted.
+    ``remarks``: what was left out or changed in reading, one sentence each."""
 
     kind: Kind
     by_image: dict[str, Boxes | Points]
@@ -58,11 +58,11 @@ class Annotations:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of all classes that an object has, sorted."""
+        """Names of all classes that occur, sorted."""
         return tuple(sorted({name for marked in self.by_image.values() for name in marked.classes if name}))
 
     def __str__(self) -> str:
-        """Such as ``24 images, 1,114 boxes (RBC 1,000, WBC 114)``."""
+        """Summary such as ``24 images, 1,114 boxes (RBC 1,000, WBC 114)``."""
         classes = Counter(name for marked in self.by_image.values() for name in marked.classes)
         total = classes.total()
         what = {"boxes": "box", "points": "point"}[self.kind] if total == 1 else self.kind

@@ -1,7 +1,7 @@
 """Rows of an annotation file to the boxes or points of each image.
 
-Which images it speaks of: those with a row, and those that it says hold nothing (see ``files``). An image that it does
-not name is unknown, not empty, and left out; the remarks count these.
+A file covers the images with a row and the images it marks as having no objects (see ``files``). An image that the file
+does not name is unknown, not empty, and left out; the remarks count such images.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from cellseg_deploy.errors import DataError
 
 
 def read_annotations(path: Path, kind: Kind, sizes_hw: Mapping[str, tuple[int, int]]) -> Annotations:
-    """Boxes or points that ``path`` has of the images in ``sizes_hw``.
+    """Read the boxes or points in ``path`` for the images in ``sizes_hw``.
 
-    ``sizes_hw``: height and width by the image's name, a path relative to the images' folder in posix style. The file
-    may name an image by that, without its ending, or by its file's name alone where only one image has it. Boxes that
-    reach out of the image are clipped, rows that stand there twice count once; both are remarked upon.
+    ``sizes_hw``: height and width by image name, a posix path relative to the folder of images. The file may name an
+    image by this path, by the path without its ending, or by the file name alone if only one image has it. Boxes that
+    extend beyond the image are clipped and duplicate rows count once; both are mentioned in the remarks.
 
-    Raises ``DataError`` with file and line for what cannot be read, a box without area or a mark outside its image, a
-    name that fits several images, or if no image is named.
+    Raises ``DataError`` with file and line for a row that cannot be read, a box without area, a mark outside its image,
+    or a name that fits several images, and if no image is named.
     """
     rows = read_rows(path, kind)
     by_name = _Names(sizes_hw)
@@ -66,7 +66,7 @@ def _marks(kind: Kind, rows: list[tuple[object, ...]]) -> Boxes | Points:
 
 
 class _Names:
-    """Finds an image by what an annotation file calls it."""
+    """Finds an image by its name in an annotation file."""
 
     def __init__(self, names: Mapping[str, object]) -> None:
         self._known = set(names)
@@ -94,7 +94,7 @@ class _Names:
 
 
 def _in_px(row: Row, image_hw: tuple[int, int]) -> tuple[tuple[float, ...], bool]:
-    """Coordinates within the image, and whether they had to be clipped."""
+    """Return the coordinates clipped to the image, and whether clipping was needed."""
     assert row.numbers is not None
     height, width = image_hw
     sides = (width, height) * (len(row.numbers) // 2)
@@ -111,5 +111,5 @@ def _in_px(row: Row, image_hw: tuple[int, int]) -> tuple[tuple[float, ...], bool
         raise DataError(f"{row.place}: box {said} has no area; expected left, top, right, bottom in px")
     if not (inside[0] < inside[2] and inside[1] < inside[3]):
         raise DataError(f"{row.place}: box {said} lies outside {row.image}, which is {width} x {height} px")
-    # A box of shares of the sides can miss the border by the last digit that was written.
+    # A box in shares of the sides can miss the border by its last written digit.
     return inside, max(abs(a - b) for a, b in zip(numbers, inside, strict=True)) > 0.5

@@ -1,24 +1,23 @@
-"""Do label images agree with boxes or points? Pure arithmetic on arrays.
+"""Agreement of label images with boxes or points. Pure arithmetic on arrays.
 
 Definitions
-    *Left out*, counting neither way: true objects of a class that was not asked for; true boxes that reach within 1 px
+    *Left out*, counting neither way: true objects of a class that was not requested; true boxes that reach within 1 px
     of the image's border; predicted cells within 1 px of the border, unless they match a box that counts; points in
     such a cell; points in no cell, at most half the image's median predicted diameter (disc of equal area) from the
-    border; and predicted cells that match only what is left out.
+    border; and predicted cells that match only true objects that are left out.
     *Hit*, boxes: IoU of the true box and the box around the predicted cell >= 0.5, one to one, as many as possible;
-    first among the boxes that count, then, of the cells that are left, among those left out.
-    *Hit*, points: the cell under the point has no other point. A cell with several is one invention, its points are
-    missed; with none it is an invention.
+    first among the boxes that count, then, for the remaining cells, among the boxes left out.
+    *Hit*, points: the cell under the point has no other point. A cell with several points is one false positive and its
+    points are false negatives; a cell without a point is a false positive.
     ``merges``: boxes: predicted cells that cover more than half of the area of each of two or more true boxes, not
     counting boxes that another cell matches (in a pile a whole cell may cover its neighbour's box); points: cells
     with several points.
-    ``pieces``: inventions, other than merges, whose box has its centre in a true box that counts: fragments of a cell,
-    or its nucleus. Each belongs to the box in whose ellipse it lies deepest.
-    ``recall_overlapping``, ``recall_apart``: of boxes that have an IoU > 0.15 with another true box of any class asked
-    for, and of the others.
-    ``count_bias``, ``count_mae``: predicted less true cells that count, and its absolute value; mean over images.
-Pooling: counts are added up over images before a ratio is formed. Where nothing is there to be divided: 1 if nothing
-was found either, else 0.
+    ``pieces``: false positives, other than merges, whose box has its centre in a true box that counts: fragments of a
+    cell, or its nucleus. Each belongs to the box in whose ellipse it lies deepest.
+    ``recall_overlapping``, ``recall_apart``: recall of boxes that have an IoU > 0.15 with another true box of any
+    requested class, and of the other boxes.
+    ``count_bias``, ``count_mae``: predicted minus true cells that count, and its absolute value; mean over images.
+Pooling: counts are summed over images before a ratio is formed. Division by zero: 1 if nothing was found, else 0.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ClassScore:
-    """True objects of one class that count, those hit, and the ``pieces`` in them."""
+    """True objects of one class: those that count, those hit, and the ``pieces`` in them."""
 
     n_true: int
     hits: int
@@ -52,9 +51,9 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class MarkScore:
-    """Sums of one image. ``overlapping``: number of boxes that overlap another, and of these hit; zeros for points.
-    ``by_class``: by its name, empty where the truth has none. ``of_model``: by a class of the model, the score of the
-    cells that it takes for it; see ``class_score``."""
+    """Sums of one image. ``overlapping``: number of boxes that overlap another, and of those hit; zeros for points.
+    ``by_class``: by class name, empty if the ground truth has no classes. ``of_model``: by the model's class, the score
+    of the cells assigned to it; see ``class_score``."""
 
     n_true: int
     n_predicted: int
@@ -76,7 +75,7 @@ def score_marks(
 ) -> MarkScore:
     """Compare ``labels`` (h, w), whose numbers may have gaps, with boxes or points of the same image.
 
-    ``classes``: the only ones that count; all if empty. ``min_area_px``: smaller predicted objects are no cells.
+    ``classes``: the classes that count; all if empty. ``min_area_px``: smaller predicted objects are not cells.
     """
     area = np.bincount(labels.reshape(-1).astype(np.int64))
     area[:1] = 0
@@ -98,7 +97,7 @@ class _Found:
 
 
 def at_border(boxes_xyxy: Floats, image_hw: tuple[int, int]) -> Bools:
-    """Which boxes (n, 4) reach within 1 px of the image's border, bool (n,)."""
+    """Whether each box (n, 4) reaches within 1 px of the image's border, bool (n,)."""
     height, width = image_hw
     low = (boxes_xyxy[:, :2] <= _BORDER_PX).any(axis=1)
     high = (boxes_xyxy[:, 2:] >= np.array([width, height]) - _BORDER_PX).any(axis=1)
@@ -106,7 +105,7 @@ def at_border(boxes_xyxy: Floats, image_hw: tuple[int, int]) -> Bools:
 
 
 def intersections(first_xyxy: Floats, second_xyxy: Floats) -> tuple[Floats, Floats]:
-    """Area of intersection and of union of every two boxes, float64 (n, m) each."""
+    """Areas of intersection and union of every pair of boxes, float64 (n, m) each."""
     low = np.maximum(first_xyxy[:, None, :2], second_xyxy[None, :, :2])
     high = np.minimum(first_xyxy[:, None, 2:], second_xyxy[None, :, 2:])
     common: Floats = np.clip(high - low, 0, None).prod(axis=2)
@@ -153,7 +152,7 @@ def _score_boxes(true: Boxes, wanted: Bools, found: _Found) -> MarkScore:
 
 
 def _merging(boxes: Floats, counts: Bools, partner: Ints, found: _Found) -> Bools:
-    """Which predicted cells cover more than half of two boxes that count and that no other cell matches."""
+    """Whether each predicted cell covers more than half of two boxes that count and that no other cell matches."""
     height, width = found.labels.shape
     held = np.zeros(len(found.numbers), np.int64)
     for index in np.flatnonzero(counts):
@@ -170,7 +169,7 @@ def _merging(boxes: Floats, counts: Bools, partner: Ints, found: _Found) -> Bool
 
 
 def _owner(centres_xy: Floats, boxes: Floats, counts: Bools) -> Ints:
-    """Index of the box that counts around each centre, the one of smallest elliptic distance; -1 if in none."""
+    """Index of the counting box around each centre, with the smallest elliptic distance if several; -1 if none."""
     away = np.abs(centres_xy[:, None] - (boxes[None, :, :2] + boxes[None, :, 2:]) / 2)
     away = away / ((boxes[None, :, 2:] - boxes[None, :, :2]) / 2)  # 1 at the sides of the box
     distance = np.where((away <= 1).all(axis=2) & counts, (away**2).sum(axis=2), np.inf)

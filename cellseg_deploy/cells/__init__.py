@@ -1,1 +1,1 @@
-"""Numpy only, no input or output: tiles, labels, numbers."""
+"""Tiles, labels and measurements. Numpy only, no file access."""

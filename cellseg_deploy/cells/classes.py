@@ -1,8 +1,8 @@
-"""Which class each cell has, by the network's class channels, and which classes count as cells.
+"""Class of each cell, from the network's class channels, and which classes count as cells.
 
 A cell's probability of a class is the mean of that channel over the pixels of the network's input whose centre lies in
-the cell; in one too small to hold any, over the pixel at its centroid. Its class is the most probable one, the first of
-equal ones. So it costs a pass over the image at the model's scale, whatever the size of the photograph.
+the cell, or the value at the cell's centroid if the cell is too small to contain any. The most probable class wins, the
+first one in a tie. The cost is one pass over the image at the model's scale, whatever the size of the photograph.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cellseg_deploy.errors import UsageError
 CLASS, CLASS_PROBABILITY = "class", "class_probability"
 CLASS_COLUMNS = (CLASS, CLASS_PROBABILITY)
 NOT_COUNTED: tuple[str, ...] = ("platelet",)
-"""Classes that are found and labelled but no cells to be counted, unless they are asked for."""
+"""Classes that are found and labelled but not counted as cells, unless requested."""
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -29,10 +29,10 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CellClasses:
-    """The classes of the n cells of an image, in the order of their labels.
+    """Classes of the n cells of an image, in label order.
 
-    ``names``: all that the model tells apart. ``counting``: those of them that count as cells. ``index``: int64 (n,),
-    which of ``names`` each cell has. ``probability``: float64 (n,) in [0, 1], of that class.
+    ``names``: all classes of the model. ``counting``: the classes that count as cells. ``index``: int64 (n,), position
+    in ``names`` of each cell's class. ``probability``: float64 (n,) in [0, 1], of that class.
     """
 
     names: tuple[str, ...]
@@ -42,7 +42,7 @@ class CellClasses:
 
     @property
     def counts(self) -> Bools:
-        """Whether each cell has a class that counts, bool (n,)."""
+        """Whether each cell's class counts, bool (n,)."""
         return np.array([name in self.counting for name in self.names], np.bool_)[self.index]
 
     @property
@@ -51,30 +51,30 @@ class CellClasses:
         return {CLASS: np.array(self.names)[self.index], CLASS_PROBABILITY: self.probability}
 
     def numbers(self, which: Bools) -> dict[str, int]:
-        """How many of the cells ``which``, bool (n,), have each class, by its name."""
+        """Number of cells per class name, among the cells selected by ``which``, bool (n,)."""
         found = np.bincount(self.index[which], minlength=len(self.names))
         return dict(zip(self.names, found.tolist(), strict=True))
 
 
 def counting_labels(labels: Labels, classes: CellClasses | None) -> Labels:
-    """``labels`` (h, w) without the cells of classes that do not count; numbers are kept. All without ``classes``."""
+    """``labels`` (h, w) without cells of classes that do not count, numbers kept; unchanged without ``classes``."""
     if classes is None or classes.counts.all():
         return labels
     return labels_where(labels, classes.counts)
 
 
 def labels_where(labels: Labels, which: Bools) -> Labels:
-    """``labels`` (h, w) of the cells 1..n ``which``, bool (n,), and 0 for the others; numbers are kept."""
+    """``labels`` (h, w) with only the cells of 1..n selected by ``which``, bool (n,); others become 0, numbers stay."""
     kept = np.arange(len(which) + 1, dtype=np.int32)
     kept[1:][~which] = 0
     return np.take(kept, labels)
 
 
 def counting_classes(known: Sequence[str], asked: Sequence[str] | None) -> tuple[str, ...]:
-    """Of the classes ``known`` to a model, in its order, those that count as cells: those ``asked`` for, by default all
-    but ``NOT_COUNTED``.
+    """Return the classes that count as cells, in the order of ``known``, the model's classes: those ``asked`` for, by
+    default all but ``NOT_COUNTED``.
 
-    Raises ``UsageError`` for one that the model does not know, for none, and for a model without classes.
+    Raises ``UsageError`` if ``asked`` is empty, names an unknown class, or names classes of a model without any.
     """
     if asked is None:
         return tuple(name for name in known if name not in NOT_COUNTED)
@@ -94,7 +94,7 @@ def classify(
     names: Sequence[str],
     counting: Sequence[str],
 ) -> CellClasses | None:
-    """Classes of the cells 1..n of ``labels`` (h, w), added to their ``table``; None where there are no ``names``.
+    """Classify the cells 1..n of ``labels`` (h, w) and add the classes to ``table``; None if ``names`` is empty.
 
     ``probabilities_khw``: (K, h', w') at the model's scale; the last channels are those of ``names``.
     """
@@ -110,7 +110,7 @@ def classify(
 def class_means(labels: Labels, planes_khw: npt.NDArray[np.float32], table: CellTable) -> Floats:
     """Mean of each of ``planes_khw`` (K, h', w') over every cell of ``labels`` (h, w), float64 (n, K); see the module.
 
-    Sums are formed in the order of the pixels: they depend on the image alone.
+    Sums are taken in pixel order, so they depend on the image alone.
     """
     n_planes, *plane_hw = planes_khw.shape
     rows, columns = (_under_centres(n, n_of) for n, n_of in zip(plane_hw, labels.shape, strict=True))
@@ -122,7 +122,7 @@ def class_means(labels: Labels, planes_khw: npt.NDArray[np.float32], table: Cell
         if not len(inside):
             continue
         at = number[inside] - 1
-        first = int(at.min())  # a band has few of the labels, of close numbers
+        first = int(at.min())  # a band holds few labels, with nearby numbers
         at -= first
         found = np.bincount(at)
         here = slice(first, first + len(found))
@@ -141,5 +141,5 @@ def class_means(labels: Labels, planes_khw: npt.NDArray[np.float32], table: Cell
 
 
 def _under_centres(n: int, n_of: int) -> Ints:
-    """Which of ``n_of`` pixels lies under the centre of each of ``n`` that cover the same length, int64 (n,)."""
+    """Index, among ``n_of`` pixels, of the one under the centre of each of ``n`` over the same length, int64 (n,)."""
     return (2 * np.arange(n, dtype=np.int64) + 1) * n_of // (2 * n)

@@ -1,4 +1,4 @@
-"""How an image is covered, square by square: its longer side is cut into eight; squares differ by a pixel at most."""
+"""Coverage of an image, square by square: its longer side is cut into eight; squares differ by at most one pixel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SQUARES = 8
 
 @dataclass(frozen=True)
 class Grid:
-    """Figures of the squares, each (rows, columns). ``x``, ``y``: their borders in px, (columns + 1,), (rows + 1,).
+    """Figures per square, each (rows, columns). ``x``, ``y``: borders in px, (columns + 1,), (rows + 1,).
 
     ``field_px``: pixels of the field of view. ``covered_px``: pixels of cells.
     ``cells``, ``counted``: cells whose centroid lies in the square.
@@ -30,7 +30,7 @@ class Grid:
 
     @property
     def share(self) -> npt.NDArray[np.float64]:
-        """Covered share of the field in each square, 0 to 1; NaN where it shows none of the field."""
+        """Covered share of the field in each square, 0 to 1; NaN for squares outside the field."""
         nothing = np.full(self.field_px.shape, np.nan)
         return np.asarray(np.divide(self.covered_px, self.field_px, out=nothing, where=self.field_px > 0))
 
@@ -41,17 +41,17 @@ def grid(
     counted: npt.NDArray[np.bool_],
     field: npt.NDArray[np.bool_] | None = None,
 ) -> Grid:
-    """The squares of ``labels`` (h, w), whose cells are the rows of ``table`` and are ``counted`` (n,) or not.
+    """Return the squares of ``labels`` (h, w). ``table`` has one row per cell; ``counted`` (n,): whether it counts.
     ``field`` (h, w): the field of view, None for all.
 
-    Their sums over the image are its covered pixels and its cells.
+    Summed over the squares, the figures are the image's covered pixels and cells.
     """
     height, width = labels.shape
     side = max(height, width) / SQUARES
     y, x = (_borders(length, min(length, max(1, round(length / side)))) for length in (height, width))
     field_px = np.outer(np.diff(y), np.diff(x)) if field is None else _pixels(field, y, x)
     centroids = [table.columns[f"centroid_{axis}_px"] for axis in "yx"]
-    # Centroids are of pixel centres, which lie half a pixel from the borders: none can lie on one from outside.
+    # Centroids average pixel centres, half a pixel from any border, so a centroid cannot lie on the outer border.
     at = [
         np.searchsorted(borders, values + 0.5, side="right") - 1
         for borders, values in zip((y, x), centroids, strict=True)

@@ -1,9 +1,9 @@
-"""What lies over the field of view and is no specimen: an eyepiece's pointer, a drawn scale bar, letters.
+"""Marks over the field of view that are not specimen: an eyepiece's pointer, a drawn scale bar, letters.
 
-A pointer is opaque, thin, straight and comes from the edge of the field. It is painted over before cells are looked
-for, so that a cell it crosses stays one. Drawn marks are black or of a pure colour: an object that consists of such
-pixels is no cell. Stain leaves more light: of 7,648 cells of five laboratories the blackest has 21 % of such black
-pixels and the most colourful 7 % of such colours; bars and letters that a network took for cells have 37 % and more.
+A pointer is opaque, thin, straight and comes from the edge of the field. It is painted over before segmentation, so
+that a cell it crosses stays one. Drawn marks are black or of a pure colour: an object made of such pixels is not a
+cell. Stain lets more light through: of 7,648 cells of five laboratories the blackest has 21 % of such black pixels and
+the most colourful 7 % of such colours; bars and letters that a network labelled as cells have 37 % and more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cellseg_deploy.cells.notes import Note
 Mask = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
 
-_LOOKED_AT_PX, _MIN_SIDE_PX = 400, 32  # longest and shortest side
+_LOOKED_AT_PX, _MIN_SIDE_PX = 400, 32  # longest and shortest side for the search
 _BRIGHT = 80  # least median brightness of a field in bright field
 _DARK, _OPAQUE = 0.3, 0.15  # of the field's brightness: pixels of a pointer, and their median
 _LENGTH, _ASPECT, _FILL = 0.1, 5.0, 0.4  # of the longest side; length to width; of the box: a needle tapers
@@ -24,11 +24,11 @@ _REACH_PX, _DEPTH = 2, 0.5  # from the edge; of the length, how far it reaches i
 _BLACK, _MOST_BLACK = 0.06, 12  # of the background's brightness, and in grey levels
 _PURE, _GREYISH = 200, 80  # between the largest and the smallest channel; the same of a background without a cast
 _DRAWN_SHARE = 0.35
-_STEP = 3  # every third row and column is looked at for drawn marks
+_STEP = 3  # drawn marks are searched for in every third row and column
 
 
 def find_pointer(image_hwc: Image, field: Mask | None = None) -> Mask | None:
-    """Pointers, hairs and the like in ``image_hwc``, uint8 RGB (h, w, 3): bool (h, w), None without one.
+    """Find pointers, hairs and the like in ``image_hwc``, uint8 RGB (h, w, 3): bool (h, w), or None.
 
     ``field``: the field of view, bool (h, w), None for all; a pointer reaches in from its edge or the picture's.
     """
@@ -73,7 +73,7 @@ def find_pointer(image_hwc: Image, field: Mask | None = None) -> Mask | None:
 
 
 def without_pointer(image_hwc: Image, pointer: Mask) -> Image:
-    """``image_hwc`` (h, w, 3) with ``pointer`` (h, w) painted over in the colours beside it (Telea, J. Graph. Tools 9
+    """``image_hwc`` (h, w, 3) with ``pointer`` (h, w) painted over in the colours next to it (Telea, J. Graph. Tools 9
     (2004) 23-34)."""
     import cv2
 
@@ -81,8 +81,8 @@ def without_pointer(image_hwc: Image, pointer: Mask) -> Image:
 
 
 def without_drawn(image_hwc: Image, labels: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], int]:
-    """``labels`` (h, w), int32, of ``image_hwc`` (h, w, 3) without objects that are drawn, numbered 1..n as before, and
-    how many went. Nothing goes where the background is dark, pure colours stay where it has a strong cast."""
+    """Remove drawn objects from ``labels`` (h, w), int32, of ``image_hwc`` (h, w, 3). Returns the labels, renumbered
+    1..n in the same order, and the number removed: none on a dark background, no pure colours on a strong cast."""
     red, green, blue = (image_hwc[::_STEP, ::_STEP, channel] for channel in range(3))
     largest, smallest = (both(both(red, green), blue) for both in (np.maximum, np.minimum))
     coarse = largest[::_STEP, ::_STEP]
@@ -112,7 +112,7 @@ def without_drawn(image_hwc: Image, labels: npt.NDArray[np.int32]) -> tuple[npt.
 
 
 def pointer_note() -> Note:
-    """What the user should know of a picture with a pointer."""
+    """Note for the user on a picture with a pointer."""
     return Note(
         "something dark, thin and straight, as an eyepiece's pointer, reaches into the field and was painted over "
         "before cells were looked for: look at the cells beside it; `field='full'` takes the picture as it is",
@@ -121,7 +121,7 @@ def pointer_note() -> Note:
 
 
 def drawn_note(n: int) -> Note:
-    """What the user should know of a picture of which ``n`` objects were drawn."""
+    """Note for the user on a picture with ``n`` drawn objects."""
     what = "1 object is" if n == 1 else f"{n} objects are"
     return Note(
         f"{what} black or of a pure colour, as scale bars and letters are, and no cell; cells below such marks may be "

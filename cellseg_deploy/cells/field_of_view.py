@@ -1,8 +1,8 @@
-"""The part of a picture that shows the specimen: eyepiece surround, frame, letterbox and information band are not.
+"""The part of a picture that shows the specimen, without eyepiece surround, frame, letterbox and information band.
 
-What is left out touches a corner of the picture, is much darker than the field or of one exact colour, and lies
-outside the convex hull of the rest. So dark cells at the border stay (the field around them would not be convex), a
-fluorescence image stays whole (its median is as dark as its background), and so does an empty field of normal colour.
+An area is left out if it touches a corner of the picture, is much darker than the field or of one exact colour, and
+lies outside the convex hull of the rest. So dark cells at the border stay (the field around them would not be convex),
+and so do all of a fluorescence image (its median is as dark as its background) and an empty field of normal colour.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ Mask = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
 
 MAX_AREA = 25.0
-"""Cells' areas of the model's own cell from which an object in a picture with surround is no cell."""
+"""Multiple of the model's cell area above which an object in a picture with surround is not a cell."""
 _LOOKED_AT_PX = 400  # longest side
 _MIN_SIDE_PX = 32
-_DARK, _DARKEST_FIELD = 0.3, 80  # of the field's median brightness; its least
-_FLAT = 12  # grey levels that pixels of one colour differ by: JPEG rings beside an edge
-_MIN_PART, _MIN_OUTSIDE, _MIN_FIELD = 0.004, 0.03, 0.15  # of the picture; a dark last row is no surround
-_MAX_IN_HULL, _MAX_IN_HULL_STRAIGHT = 0.15, 0.04  # of an area left out; a round body in a corner has 0.36
+_DARK, _DARKEST_FIELD = 0.3, 80  # share of the field's brightness; its least median brightness
+_FLAT = 12  # grey levels by which pixels of one colour differ: JPEG rings next to an edge
+_MIN_PART, _MIN_OUTSIDE, _MIN_FIELD = 0.004, 0.03, 0.15  # share of the picture; a dark last row is not a surround
+_MAX_IN_HULL, _MAX_IN_HULL_STRAIGHT = 0.15, 0.04  # share of an area left out; a round body in a corner has 0.36
 _MAX_CORNERS, _STRAIGHT = 8, 0.99
-_RIM = 1.5  # small pixels inside the outermost that is not left out: they show both
-_REACH_PX = 3  # from the field's edge within which a cell touches it
+_RIM = 1.5  # small pixels cut off inside the outermost one kept: they show both
+_REACH_PX = 3  # a cell this close to the field's edge touches it
 
 
 def check_field(field: str) -> None:
-    """Raise ``UsageError`` if there is no such setting."""
+    """Raise ``UsageError`` if ``field`` is unknown."""
     if field not in FIELDS:
         raise UsageError(f"field must be one of {', '.join(FIELDS)}, got {field!r}")
 
 
 def find_field(image_hwc: npt.NDArray[np.uint8]) -> Mask | None:
-    """Field of view of ``image_hwc``, uint8 RGB (h, w, 3): bool (h, w), a convex area; None if it is the whole."""
+    """Find the field of view of ``image_hwc``, uint8 RGB (h, w, 3): bool (h, w), convex; None if it is all of it."""
     import cv2
 
     height, width = image_hwc.shape[:2]
@@ -78,8 +78,8 @@ def find_field(image_hwc: npt.NDArray[np.uint8]) -> Mask | None:
 
 
 def without_surround(image_hwc: npt.NDArray[np.uint8], field: Mask) -> npt.NDArray[np.uint8]:
-    """``image_hwc`` (h, w, 3) with the mirror image of ``field`` (h, w), a convex area, around it: its edge then cuts
-    cells as a picture's border does. Where the mirror shows nothing, with the colour of an empty field."""
+    """Fill ``image_hwc`` (h, w, 3) outside ``field`` (h, w), a convex area, with the field's mirror image, so that its
+    edge cuts cells as a picture's border does. Where the mirror image ends, the colour of an empty field is used."""
     import cv2
 
     height, width = field.shape
@@ -87,7 +87,7 @@ def without_surround(image_hwc: npt.NDArray[np.uint8], field: Mask) -> npt.NDArr
     colour = np.quantile(image_hwc[::step, ::step][field[::step, ::step]], 0.8, axis=0).astype(np.uint8)
     corners = cv2.approxPolyDP(_hull(field).reshape(-1, 1, 2), 1.0, closed=True).reshape(-1, 2).astype(np.float64)
     normals, offsets = _sides(corners)
-    # The side that is nearest is looked for in a coarse grid, how far it is in every pixel.
+    # The nearest side is found on a coarse grid, its distance at every pixel.
     grid_y, grid_x = np.mgrid[step // 2 : height + step : step, step // 2 : width + step : step]
     nearest, farthest = np.zeros(grid_y.shape, np.int64), np.full(grid_y.shape, -np.inf)
     for side, (normal, offset) in enumerate(zip(normals, offsets, strict=True)):
@@ -111,10 +111,10 @@ def without_surround(image_hwc: npt.NDArray[np.uint8], field: Mask) -> npt.NDArr
 def inside_field(
     labels: npt.NDArray[np.int32], field: Mask, *, min_edge_area_rel: float, max_area_px: float
 ) -> npt.NDArray[np.int32]:
-    """``labels`` (h, w), int32, with what lies in ``field`` (h, w) alone, numbered 1..n as before.
+    """Crop ``labels`` (h, w), int32, to ``field`` (h, w), renumbered 1..n in the same order.
 
-    A cell goes if the edge leaves less than ``min_edge_area_rel`` of the median area, or if it is larger than
-    ``max_area_px``: that is no cell.
+    A cell is removed if the edge leaves less than ``min_edge_area_rel`` of the median area, or if it is larger than
+    ``max_area_px`` and so is not a cell.
     """
     kept_px = np.where(field, labels, 0)
     after = np.bincount(kept_px.reshape(-1), minlength=labels.max() + 1)
@@ -132,7 +132,7 @@ def inside_field(
 def edges(labels: npt.NDArray[np.integer[Any]], field: Mask, count: int) -> Mask:
     """Whether the field's edge lies at the left, top, right or bottom of each cell, bool (count, 4).
 
-    ``labels`` (h, w), 1..count. What lies beyond the picture is outside ``field`` (h, w).
+    ``labels`` (h, w), 1..count. Everything beyond the picture is outside ``field`` (h, w).
     """
     found = np.zeros((count + 1, 4), np.bool_)
     framed: Mask = np.pad(field, _REACH_PX)
@@ -155,7 +155,7 @@ def edges(labels: npt.NDArray[np.integer[Any]], field: Mask, count: int) -> Mask
 
 
 def note(field: Mask) -> Note:
-    """What the user should know of a picture of which ``field`` (h, w) is a part."""
+    """Note for the user on a picture of which ``field`` (h, w) is only a part."""
     return Note(
         f"the field of view is {field.mean():.0%} of the picture; the rest (surround, frame or band) is left out of "
         "cells, confluence and density: look at the overlay; `field='full'` takes the whole picture",
@@ -164,9 +164,9 @@ def note(field: Mask) -> Note:
 
 
 def _left_out(candidates: Mask, *, straight: bool) -> Mask:
-    """The parts of ``candidates`` (h, w) that touch a corner and lie around a convex rest.
+    """Return the parts of ``candidates`` (h, w) that touch a corner and leave a convex rest.
 
-    ``straight``: the rest must have straight edges: overexposed background is of one colour too.
+    ``straight``: the rest must have straight edges, because overexposed background has one colour too.
     """
     import cv2
 
@@ -179,7 +179,7 @@ def _left_out(candidates: Mask, *, straight: bool) -> Mask:
     together = np.isin(parts, numbers)
     if together.all():
         return result
-    # What the parts enclose or cut off, as letters of a band, is no field.
+    # Regions that the parts enclose or cut off, such as letters of a band, are not field.
     hull = _hull(_largest(~together))
     inside = _drawn(hull, parts.shape) > 0
     most = _MAX_IN_HULL_STRAIGHT if straight else _MAX_IN_HULL
@@ -210,8 +210,8 @@ def _hull(mask: Mask) -> npt.NDArray[np.int32]:
 
 
 def _sides(corners: Points) -> tuple[Points, npt.NDArray[np.float64]]:
-    """Outward normals (n, 2) of the sides of a convex polygon, each from a corner (n, 2) to the next, and how far from
-    the origin each lies along its normal (n,)."""
+    """Outward normals (n, 2) of the sides of a convex polygon, each from a corner (n, 2) to the next, and the offset of
+    each side from the origin along its normal (n,)."""
     along = np.roll(corners, -1, axis=0) - corners
     normals = np.stack([along[:, 1], -along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True)
     normals *= np.sign(np.sum(normals * (corners - corners.mean(axis=0)), axis=1, keepdims=True))

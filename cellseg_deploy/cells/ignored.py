@@ -1,4 +1,4 @@
-"""Foreground of unknown instance: pixels of a truth that belong to cells, but nobody said to which."""
+"""Foreground of unknown instance: pixels of the ground truth that belong to cells, without saying to which."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 import numpy.typing as npt
 
 IGNORED = 65535
-"""Its value in label images of 16 bit and more. No cell ever has this number in a truth."""
+"""Value of ignored pixels in label images of 16 bit and more. No cell of a ground truth has this number."""
 
 Labels = npt.NDArray[np.integer[Any]]
 
 
 def without_ignored(labels: Labels) -> Labels:
-    """``labels`` (h, w) with ignored pixels as background; the same array where there are none."""
+    """``labels`` (h, w) with ignored pixels set to background; the same array if there are none."""
     ignored = labels == IGNORED
     return np.where(ignored, 0, labels).astype(labels.dtype) if ignored.any() else labels
 
 
 def set_aside(true: Labels, predicted: Labels) -> tuple[Labels, Labels]:
-    """Both label images (h, w) as they are judged: nothing counts on ignored pixels of ``true``.
+    """Return both label images (h, w) as they are scored: nothing counts on ignored pixels of ``true``.
 
-    A predicted object with more than half of its pixels there is taken out whole; of the others these pixels only.
+    A predicted object with more than half of its pixels there is removed; others lose only their pixels there.
     """
     ignored = true == IGNORED
     if not ignored.any():

@@ -1,4 +1,4 @@
-"""One image at model scale as tiles for a network, and the seconds that its stages take."""
+"""Tiles of one image at model scale for a network, and a clock for the stages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_MODEL_PIXELS = 400_000_000
 
 
 class StageClock:
-    """Wall seconds by stage, summed over calls and over the threads that take part."""
+    """Wall seconds per stage, summed over calls and threads."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -69,13 +69,13 @@ class ImageTiles:
             return tiles_nhwc
 
     def stitch(self, start: int, probabilities_nkhw: Probabilities) -> None:
-        """Write the answers (n, K, S, S) for tiles ``start``, ``start + 1``, ... to their place in ``out_khw``."""
+        """Write the probabilities (n, K, S, S) of tiles ``start``, ``start + 1``, ... to their place in ``out_khw``."""
         with self.clock("tile"):
             tiling.stitch_into(self.out_khw, self._plan, start, probabilities_nkhw)
 
 
 def checked_probabilities(probabilities: Probabilities) -> Probabilities:
-    """``probabilities`` with rounding at 0 and 1 clipped in place. Raises ``ModelError`` where it is more than that."""
+    """Clip rounding errors of ``probabilities`` at 0 and 1 in place. Raises ``ModelError`` for larger deviations."""
     low, high = float(probabilities.min()), float(probabilities.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):
         raise ModelError(
@@ -86,7 +86,7 @@ def checked_probabilities(probabilities: Probabilities) -> Probabilities:
 
 
 def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
-    """``image_hwc`` (h, w, 3) at ``scale`` output px per input px, at least 1 x 1: by area down, bilinear up.
+    """Resize ``image_hwc`` (h, w, 3) by ``scale`` output px per input px, to at least 1 x 1: area down, bilinear up.
 
     The same interpolation as in training. Raises ``DataError`` if the result would be too large.
     """
@@ -107,7 +107,7 @@ def resize(image_hwc: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uin
 
 
 def resize_mask(mask: npt.NDArray[np.bool_], hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """``mask`` (h, w) at the size ``hw``."""
+    """Resize ``mask`` (h, w) to ``hw``, nearest neighbour."""
     import cv2
 
     return np.asarray(cv2.resize(mask.astype(np.uint8), hw[::-1], interpolation=cv2.INTER_NEAREST)) > 0

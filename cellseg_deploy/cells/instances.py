@@ -9,30 +9,30 @@ boundary. With *score* = foreground - boundary_weight * boundary:
 2. Seeds: 4-connected pieces of ``score >= seed_threshold`` inside the foreground, not below ``min_seed_area_rel``.
 3. A component with one seed is one cell. With several, it is flooded from the seeds (watershed) in the order of
    falling score. The score, not the distance to the background, is the relief: the network has seen the line between
-   the cells, while distance assumes that cells are convex and of one size; and as the seeds are the relief's own peaks,
-   every basin goes on downhill from its seed and meets its neighbour on the predicted line.
+   the cells, while distance assumes that cells are convex and of one size. As the seeds are the relief's own peaks,
+   every basin continues downhill from its seed and meets its neighbour on the predicted line.
 4. A component without a seed is still one cell if the foreground *alone* passes the test of a seed: at least
-   ``min_seed_area_rel`` of it reaches ``seed_threshold``. Then it was the boundary penalty that hid the seed, as in
-   slivers at the image border and in cells hardly wider than two boundaries; dropping them would lose cells without
-   a word. Where the foreground itself stays doubtful, nothing is counted.
-5. Cells below ``min_area_rel`` are fragments. One that touches a cell (the lens between two overlapping cells, which
-   boundaries on all sides made a seed of its own) goes to the neighbour with the longest common border, so that no
-   hole is left in the foreground; one that stands alone is a speck and is dropped, and so is one at the image border:
-   the end of a cell that lies outside. Cells that touch the image border are dropped below ``min_border_area_rel``.
-   With ``border_cells="visible"`` cells at the image border stay from ``VISIBLE_AREA_REL`` on, and which of them count
-   is the count rule's business. Of fragments there, one that shares a longer line with a cell than with the border is
-   a part of that cell, split off like any other; the rest are the ends of cells that lie outside.
-   Small pieces from ``VISIBLE_AREA_REL`` on that the network's classes call platelets are neither: they stay what they
-   are, though they have less than a tenth of a red cell.
-6. Holes up to ``max_hole_rel`` that lie inside a single cell are filled (pallor). A gap between several cells is no
-   hole, however small.
+   ``min_seed_area_rel`` of it reaches ``seed_threshold``. Then the boundary penalty hid the seed, as in slivers at the
+   image border and in cells hardly wider than two boundaries; dropping them would lose cells silently. Where the
+   foreground itself is doubtful, nothing is counted.
+5. Cells below ``min_area_rel`` are fragments. A fragment that touches a cell (the lens between two overlapping cells,
+   made a seed of its own by boundaries on all sides) is merged into the neighbour with the longest common border, so
+   that the foreground has no hole. An isolated one is a speck and is dropped, and so is one at the image border, the
+   end of a cell that lies outside. Cells that touch the image border are dropped below ``min_border_area_rel``.
+   With ``border_cells="visible"`` cells at the image border are kept from ``VISIBLE_AREA_REL`` on, and the count rule
+   decides which of them count. A fragment there that shares a longer line with a cell than with the border is part of
+   that cell, split off like any other; the rest are the ends of cells that lie outside.
+   Small pieces from ``VISIBLE_AREA_REL`` on that the network classifies as platelets are neither fragments nor specks:
+   they are kept, although they are less than a tenth of a red cell.
+6. Holes up to ``max_hole_rel`` inside a single cell are filled (pallor). A gap between several cells is not a hole,
+   however small.
 
 ``distance``: the same with score = distance, the share of the way from a cell's edge (0) to its middle (1). In step 4
-a component without a seed is always one cell: the channel says where the middle of a cell is, not whether there is
-one; that is the foreground's part.
+a component without a seed is always one cell: the distance channel says where the middle of a cell is; whether there
+is a cell is for the foreground to say.
 
-Areas are relative to the disc of the model's median cell diameter; the limits of step 5 to the typical cell of the
-image itself where that is smaller, so that a picture at a lower magnification does not lose its cells as specks.
+Areas are relative to the disc of the model's median cell diameter. The limits of step 5 are relative to the image's
+own typical cell if that is smaller, so that an image at a lower magnification does not lose its cells as specks.
 Numbers are 1..n in raster order of each cell's first pixel. Everything is deterministic: equal probabilities give equal
 labels.
 """
@@ -56,10 +56,10 @@ Mask = npt.NDArray[np.bool_]
 BorderCells = Literal["visible", "model"]
 BORDER_CELLS: tuple[BorderCells, ...] = ("visible", "model")
 VISIBLE_AREA_REL = 0.03
-"""Share of the typical cell that a piece at the image border must have to be labelled: a strip of 7 % of a diameter, 54
-px for a cell of 48 px. Networks draw smaller ones of noise, and a seed (``min_seed_area_rel``) is no smaller either."""
+"""Least share of the typical cell for a piece at the image border to be labelled: a strip of 7 % of a diameter, 54 px
+for a cell of 48 px. Smaller pieces can be noise, and a seed (``min_seed_area_rel``) is not smaller either."""
 SMALL_CLASSES: tuple[str, ...] = ("platelet",)
-"""Classes whose cells are smaller than the limit for fragments of others."""
+"""Classes whose cells are smaller than the limit for fragments of other cells."""
 _FEW_CELLS = 8
 
 
@@ -76,12 +76,12 @@ def segment(
     """Label image int32 of ``probabilities_khw`` (K, h, w) in [0, 1]; 0 = background, cells 1..n in raster order.
 
     ``channels``: names of the K channels; the type of ``params`` chooses the method. ``cell_diameter_px``: median cell
-    diameter in px of the probabilities. ``out_hw``: size of the labels, by default (h, w). With another size cells are
-    found at (h, w) and brought to it afterwards, see ``enlarge``. ``border_cells``: of those that the image border cuts
-    all that are visible, or those that the limits of ``params`` let in, as a calibration on masks needs it.
+    diameter in px of the probabilities. ``out_hw``: size of the labels, by default (h, w). For another size, cells are
+    found at (h, w) and resized afterwards, see ``enlarge``. ``border_cells``: which cells cut by the image border to
+    keep: all that are visible, or those within the limits of ``params``, as calibration on masks requires.
     ``classes``: names of the last channels, if they are classes of cells.
 
-    Raises ``UsageError`` for shapes, channels or parameters that cannot be meant.
+    Raises ``UsageError`` for invalid shapes, channels or parameters.
     """
     _check(probabilities_khw, channels, params, cell_diameter_px, out_hw)
     disc_px = math.pi / 4 * cell_diameter_px**2
@@ -107,17 +107,17 @@ def segment(
         runs = enlarge(labels, foreground, params.foreground_threshold, out_hw)
     else:
         runs = row_runs(labels)
-    del labels  # as large as the probabilities, and the result is to come
+    del labels  # as large as the probabilities; free it before the result is allocated
     return paint(runs, raster_ranks(runs.label)[runs.label])
 
 
 def label_threshold(foreground: Plane, params: ThresholdParams) -> Labels:
-    """4-connected components of ``foreground`` (h, w) at the threshold, as labels int32 with gaps allowed."""
+    """4-connected components of ``foreground`` (h, w) at the threshold, as int32 labels, possibly with gaps."""
     return _components(foreground >= params.foreground_threshold)[0]
 
 
 def label_boundary(foreground: Plane, boundary: Plane, params: BoundaryParams, *, disc_px: float) -> Labels:
-    """Cells of ``foreground`` and ``boundary`` (h, w), parted as the module describes; labels int32, gaps allowed.
+    """Cells of ``foreground`` and ``boundary`` (h, w), split as the module describes: int32 labels, gaps possible.
 
     ``disc_px``: area of the disc of the median cell diameter, in px.
     """
@@ -128,7 +128,7 @@ def label_boundary(foreground: Plane, boundary: Plane, params: BoundaryParams, *
 
 
 def label_distance(foreground: Plane, distance: Plane, params: DistanceParams, *, disc_px: float) -> Labels:
-    """Cells of ``foreground`` and ``distance`` (h, w), parted as the module describes; labels int32, gaps allowed."""
+    """Cells of ``foreground`` and ``distance`` (h, w), split as the module describes: int32 labels, gaps possible."""
     inside = foreground >= params.foreground_threshold
     return _label_seeded(distance, inside, inside, params, params.min_seed_area_rel * disc_px)
 
@@ -136,7 +136,7 @@ def label_distance(foreground: Plane, distance: Plane, params: DistanceParams, *
 def _label_seeded(
     score: Plane, inside: Mask, convinced: Mask, params: BoundaryParams | DistanceParams, min_seed_px: float
 ) -> Labels:
-    """Steps 1 to 4 of the module, all planes (h, w). ``convinced``: what counts in a component without a seed."""
+    """Steps 1 to 4 of the module docstring; planes are (h, w). ``convinced``: pixels that count without a seed."""
     component, boxes = _components(inside)
     n_components = len(boxes)
     seeds = drop_small(_components(inside & (score >= params.seed_threshold))[0], min_seed_px)
@@ -162,15 +162,15 @@ def _label_seeded(
 
 
 def flood(score: Plane, seeds: Labels, inside: Mask) -> Labels:
-    """Grow ``seeds`` over ``inside`` in the order of falling ``score`` (all (h, w)), 4-connected.
+    """Grow ``seeds`` over ``inside`` in order of falling ``score`` (all (h, w)), 4-connected.
 
-    ``inside`` must be one component that holds every seed; each of its pixels gets the number of a seed.
+    ``inside`` must be one component that contains every seed; each of its pixels gets the number of a seed.
     """
     import cv2
     from skimage.segmentation import watershed
 
-    # Pixels deep in a seed have nothing to give to their neighbours. Left out of the queue they change no result, and
-    # they are most of the area.
+    # Pixels deep inside a seed cannot grow into their neighbours. Leaving them out of the queue does not change the
+    # result, and they are most of the area.
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     deep = cv2.erode((seeds > 0).astype(np.uint8), cross).astype(np.bool_)
     grown = watershed(-score, np.where(deep, 0, seeds), connectivity=1, mask=inside & ~deep)
@@ -178,7 +178,7 @@ def flood(score: Plane, seeds: Labels, inside: Mask) -> Labels:
 
 
 def whole_areas(labels: Labels) -> npt.NDArray[np.intp]:
-    """Area in px of each label of ``labels`` (h, w) that does not touch the image border, in no order that matters."""
+    """Area in px of each label of ``labels`` (h, w) that does not touch the image border, in any order."""
     area = np.bincount(labels.reshape(-1))
     area[0] = 0
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
@@ -189,8 +189,8 @@ def whole_areas(labels: Labels) -> npt.NDArray[np.intp]:
 def typical_area(labels: Labels, disc_px: float) -> float:
     """Area in px that the limits for small cells refer to: ``disc_px``, or the image's own median cell if smaller.
 
-    The median is over labels that do not touch the image border and have a twentieth of ``disc_px``; with fewer than
-    ``_FEW_CELLS`` of them it says nothing. Never below a quarter of ``disc_px``, half the model's cell diameter.
+    The median is over labels that do not touch the image border and have a twentieth of ``disc_px`` or more; with fewer
+    than ``_FEW_CELLS`` it is not used. Never below a quarter of ``disc_px``, i.e. half the model's cell diameter.
     """
     area = whole_areas(labels)
     cells = area[area >= 0.05 * disc_px]
@@ -208,8 +208,8 @@ def _min_border_rel(params: InstanceParams, border_cells: BorderCells) -> float:
 def small_cells(
     labels: Labels, planes_khw: npt.NDArray[np.float32], classes: Sequence[str], min_px: float, max_px: float
 ) -> Mask:
-    """Which numbers of ``labels`` (h, w), of ``min_px`` or more and fewer than ``max_px`` pixels, are whole cells of a
-    class whose cells are that small, bool (largest number + 1,). ``planes_khw``: of each class, (K, h, w)."""
+    """Whether each number of ``labels`` (h, w) is a whole cell of a class with small cells and has at least ``min_px``
+    but fewer than ``max_px`` pixels, bool (largest number + 1,). ``planes_khw``: probabilities per class, (K, h, w)."""
     area = np.bincount(labels.reshape(-1))
     asked = (area >= min_px) & (area < max_px)
     asked[0] = False
@@ -223,9 +223,9 @@ def small_cells(
 def drop_small(
     labels: Labels, min_px: float, min_border_px: float | None = None, *, kept: Mask | None = None
 ) -> Labels:
-    """``labels`` without those of fewer than ``min_px`` pixels, unless ``kept``, bool by number; numbers stay.
+    """Drop labels of fewer than ``min_px`` pixels, except those in ``kept``, bool by number; numbers stay.
 
-    For those with a pixel in the outermost row or column ``min_border_px`` is the limit, if given.
+    For labels with a pixel in the outermost row or column, ``min_border_px`` is the limit if passed.
     """
     area = np.bincount(labels.reshape(-1))
     large = area >= min_px
@@ -239,13 +239,13 @@ def drop_small(
 
 
 def join_fragments(labels: Labels, min_px: float, *, at_border: bool = False, kept: Mask | None = None) -> Labels:
-    """``labels`` with each one below ``min_px`` pixels given to the large neighbour of the longest common border.
+    """Merge each label below ``min_px`` pixels into the large neighbour with the longest common border.
 
-    Border length: pairs of 4-neighbours; of equal ones the smaller number. A fragment that only touches fragments waits
-    until one of them was given away; one that touches nothing stays, with its number. So does one at the image border:
-    it is more likely the end of a cell of its own, most of which lies outside the picture; with ``at_border`` unless
-    its border with that neighbour is longer than its line of pixels at the image border. Nor are those that are
-    ``kept``, bool by number.
+    Border length: pairs of 4-neighbours; the smaller number wins a tie. A fragment that touches only fragments waits
+    until one of them has been merged; one that touches nothing keeps its number. So does one at the image border, which
+    is more likely the end of another cell, mostly outside the picture; with ``at_border`` it is merged if its border
+    with the neighbour is longer than its line of pixels at the image border. Labels in ``kept``, bool by number, are
+    never merged.
     """
     area = np.bincount(labels.reshape(-1))
     is_cell = area >= min_px
@@ -287,9 +287,9 @@ def join_fragments(labels: Labels, min_px: float, *, at_border: bool = False, ke
 
 
 def fill_holes(labels: Labels, max_px: float) -> Labels:
-    """Give holes of at most ``max_px`` pixels to the cell around them, if it is a single one.
+    """Fill holes of at most ``max_px`` pixels with the label of the cell around them, if it is a single cell.
 
-    A hole is an 8-connected piece of background that does not touch the image border. One that borders on several
+    A hole is an 8-connected piece of background that does not touch the image border. A hole that borders on several
     cells is the gap between them and stays.
     """
     hole, boxes, area = _components_with_area(labels == 0, connectivity=8)
@@ -297,7 +297,7 @@ def fill_holes(labels: Labels, max_px: float) -> Labels:
     left, top = boxes[:, 0], boxes[:, 1]
     enclosed = (left > 0) & (top > 0) & (left + boxes[:, 2] < width) & (top + boxes[:, 3] < height)
     small = enclosed & (area <= max_px)
-    small[0] = False  # component 0 is what is not background
+    small[0] = False  # component 0 is everything but background
     at = np.flatnonzero(small[hole])
     if not len(at):
         return labels
@@ -316,10 +316,10 @@ def fill_holes(labels: Labels, max_px: float) -> Labels:
 
 
 def enlarge(labels: Labels, foreground: Plane, threshold: float, out_hw: tuple[int, int]) -> Runs:
-    """Runs of ``labels`` (h, w) at size ``out_hw``, rims where bilinear ``foreground`` crosses ``threshold``.
+    """Resize ``labels`` (h, w) to runs at ``out_hw``, outlined where bilinear ``foreground`` crosses ``threshold``.
 
     Labels are repeated (nearest) and cut by the enlarged foreground, so outlines are smooth while the lines between
-    touching cells stay where they were found. Each cell stays one 4-connected piece: its largest. A cell smaller than
+    touching cells stay where they were found. Each cell keeps only its largest 4-connected piece. A cell smaller than
     a pixel of the result can vanish. Numbers may have gaps afterwards.
     """
     import cv2
@@ -331,7 +331,7 @@ def enlarge(labels: Labels, foreground: Plane, threshold: float, out_hw: tuple[i
     nearest = _nearest_rows(len(labels), out_hw[0])
     above, weight = _linear_rows(len(labels), out_hw[0])
     parts = []
-    for rows in bands(out_hw):  # rows first, then columns by OpenCV: the enlarged planes never stand in memory
+    for rows in bands(out_hw):  # rows first, then columns by OpenCV: the enlarged planes are never in memory at once
         low = solid[above[rows]]
         low += (solid[np.minimum(above[rows] + 1, len(solid) - 1)] - low) * weight[rows, np.newaxis]
         out_wh = (out_hw[1], rows.stop - rows.start)
@@ -342,7 +342,7 @@ def enlarge(labels: Labels, foreground: Plane, threshold: float, out_hw: tuple[i
 
 
 def _nearest_rows(n: int, n_out: int) -> npt.NDArray[np.int32]:
-    """Row of ``n`` that is nearest to each of ``n_out``, (n_out,), as OpenCV has it for columns."""
+    """Index of the row among ``n`` nearest to each of ``n_out``, (n_out,), by OpenCV's rule for columns."""
     import cv2
 
     column = np.arange(n, dtype=np.int32)[:, np.newaxis]
@@ -350,15 +350,15 @@ def _nearest_rows(n: int, n_out: int) -> npt.NDArray[np.int32]:
 
 
 def _linear_rows(n: int, n_out: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Between which of ``n`` rows each of ``n_out`` lies, pixel centres aligned: the upper one, and the weight of the
-    lower, both (n_out,). Beyond the first and the last row the image goes on as it ends."""
+    """Rows among ``n`` that each of ``n_out`` lies between, pixel centres aligned: index of the upper row and weight of
+    the lower one, both (n_out,). Beyond the first and the last row, that row is repeated."""
     at = np.clip((np.arange(n_out) + 0.5) * (n / n_out) - 0.5, 0, n - 1)
     above = at.astype(np.int32)
     return above, (at - above).astype(np.float32)
 
 
 def _neighbour(labels: Labels) -> Labels:
-    """Largest label beside each pixel, else the largest diagonal one, else 0.
+    """Largest label directly next to each pixel, else the largest diagonal one, else 0.
 
     Growing by one pixel suffices: bilinear interpolation never looks further.
     """
@@ -382,7 +382,7 @@ def _components(mask: Mask, connectivity: int = 4) -> tuple[Labels, npt.NDArray[
 def _components_with_area(mask: Mask, connectivity: int) -> tuple[Labels, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     import cv2
 
-    # CV_32S: sixteen bits overflow at 65,535 components, which noise reaches early.
+    # CV_32S: 16 bits overflow at 65,535 components, which noise reaches early.
     _, numbers, stats, _ = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=connectivity, ltype=cv2.CV_32S
     )
@@ -417,7 +417,7 @@ def _check(
 
 
 def check_border_cells(border_cells: str) -> None:
-    """Raise ``UsageError`` if there is no such setting."""
+    """Raise ``UsageError`` if ``border_cells`` is unknown."""
     if border_cells not in BORDER_CELLS:
         raise UsageError(f"border cells must be one of {', '.join(BORDER_CELLS)}, got {border_cells!r}")
 

@@ -1,4 +1,4 @@
-"""A label image as its horizontal runs: what counting, renumbering and measuring have in common.
+"""A label image as horizontal runs: the common basis of counting, renumbering and measuring.
 
 A photograph of 1600 x 1200 pixels with a hundred cells has two million pixels but only some twenty thousand runs.
 Areas, overlaps, moments and connected pieces are sums over runs, so everything after one pass over the pixels is
@@ -25,12 +25,12 @@ Labels = npt.NDArray[np.int32]
 Ints = npt.NDArray[np.int64]
 
 BAND_PIXELS = 1 << 19
-"""Of a large image that are looked at together: few enough for the processor's caches."""
+"""Pixels of a large image that are processed at once: few enough for the processor's caches."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Maximal horizontal runs of one label each, background left out, in raster order.
+    """Maximal horizontal runs of one label each, without background, in raster order.
 
     ``label``, ``row``, ``start``, ``stop``: int64 (n,); a run covers columns ``start <= x < stop`` of ``row``.
     ``image_hw``: size of the image they come from.
@@ -54,16 +54,16 @@ class Runs:
 def row_runs(labels: npt.NDArray[np.integer[Any]]) -> Runs:
     """Runs of ``labels`` (h, w), any integer type, 0 = background.
 
-    Raises ``UsageError`` for another shape, for floats and masks, and for negative labels.
+    Raises ``UsageError`` for other shapes, floats, masks and negative labels.
     """
     check_labels(labels)
     return stacked([_runs_of_band(labels[rows]) for rows in bands((labels.shape[0], labels.shape[1]))])
 
 
 def bands(image_hw: tuple[int, int], *, at_least: int = 1) -> list[slice]:
-    """Rows of an image in pieces of about ``BAND_PIXELS`` and ``at_least`` rows; one piece, empty, if there are none.
+    """Split the rows of an image into bands of about ``BAND_PIXELS`` and ``at_least`` rows; one empty band if no rows.
 
-    What needs arrays as large as the image for a moment needs them for a band only.
+    Temporary arrays then need the size of a band instead of the image.
     """
     height, width = image_hw
     rows = max(at_least, BAND_PIXELS // max(width, 1))
@@ -71,7 +71,7 @@ def bands(image_hw: tuple[int, int], *, at_least: int = 1) -> list[slice]:
 
 
 def stacked(parts: Sequence[Runs]) -> Runs:
-    """Runs of the image that consists of ``parts``, one below the other, all of one width; at least one part."""
+    """Runs of the image made of ``parts`` stacked vertically; at least one part, all of one width."""
     tops = np.cumsum([0, *(part.image_hw[0] for part in parts)])
     rows = [part.row + top for part, top in zip(parts, tops, strict=False)]
     label, start, stop = (
@@ -109,7 +109,7 @@ def check_labels(labels: npt.NDArray[Any]) -> None:
 
 
 def pieces(runs: Runs) -> Ints:
-    """Number of the 4-connected piece of equal label that each run belongs to, int64 (n,), 0..n_pieces-1."""
+    """Number of the 4-connected piece of one label that each run belongs to, int64 (n,), 0..n_pieces-1."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -117,7 +117,7 @@ def pieces(runs: Runs) -> Ints:
         return np.empty(0, np.int64)
     width = runs.image_hw[1]
     start, stop = runs.row * width + runs.start, runs.row * width + runs.stop
-    # Runs are sorted and disjoint, so those of the next row that share a column with a run are consecutive.
+    # Runs are sorted and disjoint, so the runs of the next row that share a column with a run are consecutive.
     below_first = np.searchsorted(stop, start + width, side="right")
     below_stop = np.searchsorted(start, stop + width, side="left")
     count = below_stop - below_first
@@ -131,7 +131,7 @@ def pieces(runs: Runs) -> Ints:
 
 
 def largest_pieces(runs: Runs) -> Runs:
-    """The runs of each label's largest 4-connected piece; of two equal ones, the first in raster order."""
+    """Runs of each label's largest 4-connected piece; the first in raster order wins a tie."""
     piece = pieces(runs)
     if not len(runs) or piece.max() + 1 == len(np.unique(runs.label)):
         return runs
@@ -154,7 +154,7 @@ def raster_ranks(label: Ints) -> Labels:
     """
     missing = len(label)
     first = np.full(int(label.max(initial=0)) + 1, missing, np.int64)
-    # Written backwards, so that the first appearance of a label is what stays.
+    # Written backwards, so that the first appearance of a label wins.
     first[label[::-1]] = np.arange(missing)[::-1]
     order = np.argsort(first, kind="stable")
     n_present = int(np.count_nonzero(first < missing))
@@ -164,18 +164,18 @@ def raster_ranks(label: Ints) -> Labels:
 
 
 def renumber(labels: npt.NDArray[np.integer[Any]]) -> Labels:
-    """``labels`` as int32 with numbers 1..n without gaps, in raster order of each label's first pixel.
+    """Renumber ``labels`` 1..n without gaps, int32, in raster order of each label's first pixel.
 
-    Takes any integer type, also sparse numbering with very large numbers. Raises ``UsageError`` as ``row_runs`` does.
+    Takes any integer type, including sparse, very large numbers. Raises ``UsageError`` as ``row_runs`` does.
     """
     runs = row_runs(labels)
-    # Numbers may be anything a tool writes; tables are made for their ranks, not their values.
+    # Numbers may be anything a tool writes, so tables are indexed by their ranks, not their values.
     dense = np.unique(runs.label, return_inverse=True)[1].astype(np.int64) + 1
     return paint(runs, raster_ranks(dense)[dense])
 
 
 def paint(runs: Runs, label: npt.NDArray[np.integer[Any]]) -> Labels:
-    """Image (h, w) int32 with each run filled with its number in ``label`` (n,); the rest is 0."""
+    """Paint an image (h, w), int32, with each run filled with its number in ``label`` (n,); the rest is 0."""
     height, width = runs.image_hw
     start = runs.row * width + runs.start
     # Background gaps and runs alternate: fill the image from left to right by repeating each value.

@@ -1,4 +1,4 @@
-"""Label image -> table of cells: where each is, how large, and of what shape.
+"""Label image -> table of cells: position, size and shape.
 
 Definitions (pixels are unit squares, centres at whole numbers: the top left pixel is at (0, 0))
     ``area_px`` A: number of pixels. ``equivalent_diameter_px``: of the disc of that area, sqrt(4 A / pi).
@@ -10,7 +10,7 @@ Definitions (pixels are unit squares, centres at whole numbers: the top left pix
     Unlike the length of a pixel staircase it is right on average for smooth outlines; outlines of holes count too.
     ``circularity``: 4 pi A / P^2. 1 for a disc (digital ones: 0.97 to 1.01), lower for rough or long cells.
     ``solidity``: A / pixels in the convex hull of the pixel centres; 1 for every digitally convex cell.
-    ``touches_border``: a pixel lies in the first or last row or column, so the cell may be cut.
+    ``touches_border``: a pixel is in the first or last row or column, so the cell may be cut.
 Area, centroid, box, axes, eccentricity and perimeter are those of ``skimage.measure.regionprops`` (its
 ``perimeter_crofton``); solidity is skimage's with ``convex_hull_image(offset_coordinates=False)``.
 """
@@ -53,14 +53,14 @@ UM_COLUMNS: tuple[str, ...] = (
     "minor_axis_um",
     "perimeter_um",
 )
-"""What lengths and areas become where the size of a pixel is known."""
+"""Columns for lengths and areas where the pixel size is known."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class CellTable:
-    """One row a cell, in order of label. ``columns``: name -> array (n,); int64, float64, or bool (touches_border)."""
+    """One row per cell, in label order. ``columns``: name -> array (n,); int64, float64, or bool (touches_border)."""
 
     columns: dict[str, npt.NDArray[Any]]
 
@@ -114,7 +114,7 @@ def measure(labels: npt.NDArray[np.integer[Any]]) -> CellTable:
 
 
 def solidities(labels: npt.NDArray[np.integer[Any]], numbers: npt.NDArray[np.integer[Any]]) -> Floats:
-    """Solidity of the labels ``numbers`` (ascending, all present in ``labels``) alone, float64 (n,); see the module.
+    """Solidity of only the labels ``numbers`` (ascending, all present in ``labels``), float64 (n,); see the module.
 
     Raises ``UsageError`` for anything that is not a label image.
     """
@@ -136,7 +136,7 @@ def in_micrometres(table: CellTable, pixel_size_um: float) -> dict[str, Floats]:
 
 
 def boxes(labels: npt.NDArray[np.integer[Any]], numbers: Ints) -> Ints:
-    """Left, top, width, height in px of the labels ``numbers`` (ascending, all of ``labels``), int64 (n, 4)."""
+    """Left, top, width, height in px of ``numbers`` (ascending, exactly the labels in ``labels``), int64 (n, 4)."""
     runs = row_runs(labels)
     at = np.searchsorted(numbers, runs.label)
     low = np.full((len(numbers), 2), np.iinfo(np.int64).max)
@@ -160,7 +160,7 @@ def _sorted_by_label(runs: Runs) -> Runs:
 def _moments(runs: Runs, first_run: Ints, area: Ints, left: Ints, top: Ints) -> tuple[Floats, Floats, Floats, Floats]:
     """Centroid x and y, major and minor axis of each cell, from sums over runs in closed form.
 
-    Coordinates are taken from the corner of each cell's box, so that the sums are small whole numbers and exact.
+    Coordinates are relative to the corner of each cell's box, so that the sums are small integers and exact.
     """
     cell = np.repeat(np.arange(len(first_run)), np.diff(first_run, append=len(runs)))
     length, start, row = runs.length, runs.start - left[cell], runs.row - top[cell]
@@ -188,19 +188,19 @@ def _sum_of_squares(n: Ints) -> Ints:
 def crofton_perimeters(labels: npt.NDArray[np.integer[Any]], label: Ints) -> Floats:
     """Perimeter in px of each number in ``label`` (ascending, all present in ``labels``).
 
-    Every 2 x 2 neighbourhood that is not of one label says, for each label in it, which of its four pixels belong to
-    it; the sixteen patterns have fixed weights. Only the outlines are looked at, all cells at once.
+    Every 2 x 2 neighbourhood with more than one label has, for each label in it, one of sixteen patterns with fixed
+    weights: which of its four pixels have that label. Only outlines are processed, all cells at once.
     """
     count = np.zeros((len(label), len(_CROFTON)), np.int64)
     height, width = labels.shape
-    for rows in bands((height + 1, width)):  # of neighbourhoods: one row more than the image has
+    for rows in bands((height + 1, width)):  # rows of neighbourhoods: one more than the image has
         framed = np.zeros((rows.stop - rows.start + 1, width + 2), labels.dtype)
         inside = slice(max(rows.start - 1, 0), min(rows.stop, height))
         top = inside.start - (rows.start - 1)
         framed[top : top + inside.stop - inside.start, 1:-1] = labels[inside]
         for own, pattern in _patterns(framed):
             at = np.searchsorted(label, own) * len(_CROFTON) + pattern
-            first = int(at.min(initial=count.size))  # a band has few of the labels, of close numbers
+            first = int(at.min(initial=count.size))  # a band holds few labels, with nearby numbers
             found = np.bincount(at - first)
             count.reshape(-1)[first : first + len(found)] += found
     return count @ _CROFTON
@@ -218,7 +218,7 @@ def _patterns(framed: npt.NDArray[np.integer[Any]]) -> Iterator[tuple[npt.NDArra
     # Order of the pattern's bits: top left 1, bottom left 2, top right 4, bottom right 8 (symmetric in the weights).
     quad = np.stack([flat[at + step] for step in (0, framed.shape[1], 1, framed.shape[1] + 1)])
     for pixel in range(4):
-        # Each label of a neighbourhood is looked at once: at the first of its pixels.
+        # Each label of a neighbourhood is handled once, at the first of its pixels.
         is_first = quad[pixel] > 0
         for earlier in range(pixel):
             is_first &= quad[earlier] != quad[pixel]
@@ -232,7 +232,7 @@ def _crofton_weights() -> Floats:
 
     Crofton: P = 1/2 * integral over directions 0..pi of (crossings with parallel lines * their spacing), so with four
     directions pi/8 * sum of spacing * crossings. Rows and columns of pixel centres lie 1 px apart, diagonals 1/sqrt(2).
-    A pair of pixels side by side is seen by two neighbourhoods, so it counts half in each.
+    Two adjacent pixels belong to two neighbourhoods, so the pair counts half in each.
     """
     weights = np.zeros(16)
     for pattern in range(16):
@@ -250,7 +250,7 @@ _CROFTON = _crofton_weights()
 def _convex_areas(runs: Runs, first_run: Ints) -> Ints:
     """Pixels whose centres lie in the convex hull of each cell's pixel centres.
 
-    The hull's corners are whole numbers, so Pick's theorem counts the points inside and on it without drawing it:
+    The hull's corners are integers, so Pick's theorem counts the points in and on the hull without drawing it:
     area + points on the outline / 2 + 1.
     """
     import cv2

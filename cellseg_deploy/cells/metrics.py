@@ -1,4 +1,4 @@
-"""Do the labels agree with the truth? Dice, IoU, matched cells, F1, AP, count error, merges and splits.
+"""Agreement of labels with the ground truth: Dice, IoU, matched cells, F1, AP, count error, merges and splits.
 
 Definitions
     *Match*: a true and a predicted cell may be matched if their IoU >= t; each takes part in at most one match, and
@@ -6,39 +6,39 @@ Definitions
     ``f1``, ``precision``, ``recall``: at t = 0.5. ``map``: mean over t = 0.50:0.05:0.95 of TP / (TP + FP + FN); this is
     what Cellpose calls average precision and StarDist accuracy, not COCO's ranked AP.
     ``pq_strict``: panoptic quality, sum of matched IoU / (TP + FP/2 + FN/2), with IoU > 0.5
-    (Kirillov et al., Panoptic Segmentation, CVPR 2019). Two equal cells merged into one lie exactly at IoU 0.5: a
-    match for ``f1``, none for ``pq_strict``.
-    ``merges``: predicted cells that hold more than half the area of each of two or more true cells; ``splits``: true
-    cells that hold more than half of each of two or more predicted ones.
+    (Kirillov et al., Panoptic Segmentation, CVPR 2019). Two equal cells merged into one have an IoU of exactly 0.5: a
+    match for ``f1``, but not for ``pq_strict``.
+    ``merges``: predicted cells that contain more than half the area of each of two or more true cells; ``splits``: true
+    cells that contain more than half of each of two or more predicted cells.
     ``dice``, ``iou``: of the two foreground masks over all pixels, specks included.
-    ``count_bias``: mean of predicted - true cells an image, those at the border as the count rule says;
-    ``count_mae``: of its absolute value; ``count_mape``: mean of |predicted - true| / true as a fraction, over
+    ``count_bias``: mean over images of predicted - true cells, with cells at the border subject to the count rule;
+    ``count_mae``: mean of its absolute value; ``count_mape``: mean of |predicted - true| / true as a fraction, over
     the images that have a true cell (NaN if none has).
 
-Masks that hold no instances merge overlapping cells into one component; who parts them rightly would be punished.
-So the same numbers are also given with such components left out, under names that end in ``_apart``:
+Masks without instances merge overlapping cells into one component, so splitting them correctly would be penalised.
+The same numbers are therefore also reported without such components, under names that end in ``_apart``:
     A true component *looks like several cells* if its area is above ``CLUMP_AREA`` = 1.3 times the median of the
-    image's true components (specks not among them) and its solidity (see ``measure``) below ``CLUMP_SOLIDITY`` = 0.93.
-    They count neither way, and neither do predicted cells more than half of whose area lies in one of them.
-    ``f1_apart``, ``precision_apart``, ``recall_apart``, ``count_*_apart``: as above, of the cells that are left,
-    matched among themselves. ``n_clumps``: true components left out. The rule looks at the truth alone, so it is the
-    same for every model; where the truth has instances, it leaves out the few large cells of odd shape.
+    image's true components (without specks) and its solidity (see ``measure``) is below ``CLUMP_SOLIDITY`` = 0.93.
+    Such components count neither way, and neither do predicted cells with more than half of their area in one.
+    ``f1_apart``, ``precision_apart``, ``recall_apart``, ``count_*_apart``: as above, for the remaining cells,
+    matched among themselves. ``n_clumps``: true components left out. The rule uses the ground truth only, so it is the
+    same for every model; if the ground truth has instances, the rule leaves out the few large cells of odd shape.
 
-Sources of truth differ in what they draw of a cell that the image border cuts: all of it, none, or only large pieces.
-So the same numbers are also given without border objects on either side, under names that end in ``_inner``:
+Ground truths differ in what they draw of a cell that the image border cuts: all of it, none, or only large pieces.
+The same numbers are therefore also reported without border objects on either side, under names that end in ``_inner``:
     A *border object*, speck or cell, has a pixel in the outermost row or column of the image. True border cells count
-    neither way. Nor does a predicted cell that is a border object, or more than half of whose area lies in one true
+    neither way. Nor does a predicted cell that is a border object or has more than half of its area in one true
     border object, unless it is matched to an inner true cell: then it is a TP like any other.
     ``f1_inner``, ``precision_inner``, ``recall_inner``, ``map_inner``, ``count_*_inner``: as above, with
     TP = the largest matching of the inner true cells to all predicted ones, found = inner predicted cells + the other
-    predicted cells matched (as few of these as possible; at IoU 0.5 for the counts). The count rule has no say here.
+    predicted cells matched (as few of these as possible; at IoU 0.5 for the counts). The count rule is not applied.
     ``dice_inner``: Dice over the pixels that lie in no border object of either side. ``n_border``: true cells left out.
 
 Pooling: pixels, TP, FP and FN are summed over images before a ratio is formed, as stardist's
 ``matching_dataset(by_image=False)`` does; the count errors are means over images.
 
-Where nothing is there to be divided: an empty field that was found empty is perfect (1.0, StarDist says 0); with
-cells on one side only, every ratio is 0.0.
+Division by zero: an empty field predicted as empty is perfect (1.0; StarDist returns 0); with cells on one side only,
+every ratio is 0.0.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ MAP_THRESHOLDS: tuple[float, ...] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85,
 F1_THRESHOLD = 0.5
 CLUMP_AREA, CLUMP_SOLIDITY = 1.3, 0.93
 MIN_AREA_PX = 200
-"""Objects below this area, in px of the mask as it is, are specks: neither true nor predicted cells."""
+"""Objects below this area, in px of the original mask, are specks: neither true nor predicted cells."""
 
 
 @dataclass(frozen=True)
 class CellSums:
-    """Sums over some of an image's cells: all of them, those apart from clumps, or the inner ones.
+    """Sums over some of an image's cells: all of them, those outside clumps, or the inner ones.
 
-    At each threshold ``true_positives``: matches; ``n_predicted``: predicted cells that count there. ``counted``: true
-    and predicted cells that the count rule lets in, None where it has no say.
+    Per threshold, ``true_positives``: matches; ``n_predicted``: predicted cells that count. ``counted``: true and
+    predicted cells that pass the count rule, None where it is not applied.
     """
 
     n_true: int
@@ -80,13 +80,13 @@ class CellSums:
     counted: tuple[int, int] | None
 
     def counts(self, level: int) -> tuple[int, int]:
-        """True and predicted cells for the count errors; ``level``: of the threshold 0.5."""
+        """True and predicted cells for the count errors; ``level``: index of the threshold 0.5."""
         return self.counted or (self.n_true, self.n_predicted[level])
 
 
 @dataclass(frozen=True)
 class ForegroundSums:
-    """Foreground pixels of truth, prediction and both."""
+    """Foreground pixels of ground truth, prediction and their intersection."""
 
     true_px: int
     predicted_px: int
@@ -97,9 +97,9 @@ class ForegroundSums:
 class ImageScore:
     """Sums of one image from which every metric follows, alone or pooled.
 
-    ``whole``: of all cells; ``apart``: without true components that look like several cells and what was predicted in
-    them; ``inner``: without border objects. ``foreground``, ``inner_foreground``: over all pixels, and over those in
-    no border object. ``strict_matches``, ``strict_iou``: number and summed IoU of the pairs with IoU > 0.5.
+    ``whole``: all cells; ``apart``: without true components that look like several cells and the cells predicted in
+    them; ``inner``: without border objects. ``foreground``, ``inner_foreground``: over all pixels, and over those not
+    in a border object. ``strict_matches``, ``strict_iou``: number and summed IoU of the pairs with IoU > 0.5.
     """
 
     thresholds: tuple[float, ...]
@@ -138,7 +138,7 @@ class ImageScore:
 
 
 def level_of(threshold: float, thresholds: Sequence[float]) -> int:
-    """Where ``threshold`` is among ``thresholds``. Raises ``UsageError`` if it is not."""
+    """Index of ``threshold`` in ``thresholds``. Raises ``UsageError`` if it is not one of them."""
     for level, known in enumerate(thresholds):
         if abs(known - threshold) < 1e-9:
             return level
@@ -158,8 +158,8 @@ def score_image(
 
     ``min_area_px``: smaller objects count as background on either side, except in ``dice`` and ``iou``.
     ``thresholds``: IoU levels in (0, 1]. ``count_rule``: which cells at the image border enter the count errors (and
-    nothing else), see ``count_rules``; ``field``: bool (h, w), the field of view, whose edge is border to it, None if
-    it is the whole image. Pixels of ``true`` with the value 65535 are foreground of unknown instance: nothing counts
+    nothing else), see ``count_rules``; ``field``: bool (h, w), the field of view, whose edge the rule treats as border,
+    None for the whole image. Pixels of ``true`` with the value 65535 are foreground of unknown instance: nothing counts
     there (``ignored.set_aside``). Raises ``UsageError`` if shapes differ or a value is invalid.
     """
     _check(true, predicted, min_area_px, thresholds)
@@ -181,7 +181,7 @@ def score_image(
     border_predicted = ~counted(predicted_boxes, image_hw, "exclude-border")
 
     def let_in(labels: npt.NDArray[np.integer[Any]], number: Ints, box: Ints, area: Ints, kept: Flags) -> Flags:
-        """Which of the cells ``kept`` (n,) the count rule lets in; specks are no measure of a cell."""
+        """Whether each cell is ``kept`` (n,) and passes the count rule; specks must not influence the typical cell."""
         at_edge = None if field is None else edges(labels, field, int(labels.max(initial=0)))[number - 1][kept]
         result = np.zeros_like(kept)
         result[kept] = counted(box[kept], image_hw, count_rule, at_edge, areas_px=area[kept])
@@ -195,7 +195,7 @@ def score_image(
 
     nearby = [at_least(common, union, float(t)) for t in thresholds]
     strict = 2 * common > union
-    choices = [bool((near & ~strict).any()) for near in nearby]  # above IoU 0.5 a cell has one partner at most
+    choices = [bool((near & ~strict).any()) for near in nearby]  # above IoU 0.5 a cell has at most one partner
 
     def matches(true_cells: Flags, predicted_cells: Flags) -> tuple[int, ...]:
         among = true_cells[true_index] & predicted_cells[predicted_index]
@@ -217,7 +217,7 @@ def score_image(
 
     inner_true = kept_true & ~border_true
     inner = sums(inner_true, kept_predicted & ~doubtful)
-    # A matching can only grow along paths that leave no matched cell behind: the growth is what the others add.
+    # Growing a matching along augmenting paths keeps matched cells matched: the growth comes from the other cells.
     positives = matches(inner_true, kept_predicted)
     found = tuple(
         n + more - fewer for n, more, fewer in zip(inner.n_predicted, positives, inner.true_positives, strict=True)
@@ -239,7 +239,7 @@ def score_image(
 
 
 def _foreground(overlap: OverlapTable, without_true: Flags, without_predicted: Flags) -> ForegroundSums:
-    """Foreground over the pixels in none of the objects ``without_true`` (n_true,), ``without_predicted``."""
+    """Foreground sums over pixels outside the objects ``without_true`` (n_true,) and ``without_predicted``."""
     out_true, out_predicted = without_true[overlap.true_index], without_predicted[overlap.predicted_index]
     common = overlap.common_px
     return ForegroundSums(
@@ -252,9 +252,9 @@ def _foreground(overlap: OverlapTable, without_true: Flags, without_predicted: F
 def looks_like_several(
     true: npt.NDArray[np.integer[Any]], overlap: OverlapTable, kept: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """Which objects of ``true`` look like several cells, bool (n_true,) in the order of ``overlap``.
+    """Whether each object of ``true`` looks like several cells, bool (n_true,) in the order of ``overlap``.
 
-    ``kept``: which of them are cells and no specks; they make the median, and only they are looked at.
+    ``kept``: whether each is a cell and not a speck; only these form the median and are examined.
     """
     result = np.zeros(len(kept), np.bool_)
     if kept.any():
@@ -264,9 +264,9 @@ def looks_like_several(
 
 
 def in_clumps(overlap: OverlapTable, clumps: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which predicted objects have more than half of their area in one true object of ``clumps``, bool (n_predicted,).
+    """Whether each predicted object has more than half of its area in one object of ``clumps``, bool (n_predicted,).
 
-    ``clumps``: bool (n_true,), these or other true objects that are left out.
+    ``clumps``: bool (n_true,), clumps or other true objects that are left out.
     """
     result = np.zeros(len(overlap.predicted_area), np.bool_)
     mostly = 2 * overlap.common_px > overlap.predicted_area[overlap.predicted_index]
@@ -275,10 +275,10 @@ def in_clumps(overlap: OverlapTable, clumps: npt.NDArray[np.bool_]) -> npt.NDArr
 
 
 def pool(scores: Sequence[ImageScore]) -> dict[str, float]:
-    """Metrics of one or many images under the names of ``metrics.json``; see the module's definitions.
+    """Metrics of one or more images under the names of ``metrics.json``; see the module's definitions.
 
-    Counts (``merges``, ``splits``, ``n_*``) are ints. Raises ``UsageError`` if there is no score, or if IoU 0.5 was
-    not among the thresholds, or the thresholds differ between images.
+    Counts (``merges``, ``splits``, ``n_*``) are ints. Raises ``UsageError`` if there are no scores, IoU 0.5 is not
+    among the thresholds, or the thresholds differ between images.
     """
     if not scores:
         raise UsageError("no image was scored; there is nothing to pool")
@@ -341,7 +341,7 @@ def _dice_iou(images: Sequence[ForegroundSums]) -> tuple[float, float]:
 
 
 def _count_errors(counts: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """Mean count errors over images of (true, predicted) cells each."""
+    """Mean count errors over images. ``counts``: (true, predicted) cells per image."""
     cells, found = np.array(counts, np.float64).T
     error, has_cells = found - cells, cells > 0
     return {
@@ -353,11 +353,11 @@ def _count_errors(counts: Sequence[tuple[int, int]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class OverlapTable:
-    """Which true and predicted objects share pixels: the contingency table without its zeros.
+    """Pixels shared by true and predicted objects: the contingency table without its zeros.
 
-    ``true_area``, ``predicted_area``: int64, px of each object, by index (order of its number, which ``true_number``
-    and ``predicted_number`` hold). Entry i: objects
-    ``true_index[i]`` and ``predicted_index[i]`` have ``common_px[i]`` > 0 pixels in common.
+    ``true_area``, ``predicted_area``: int64, px of each object, in order of number; the numbers themselves are in
+    ``true_number`` and ``predicted_number``. Entry i: objects ``true_index[i]`` and ``predicted_index[i]`` have
+    ``common_px[i]`` > 0 pixels in common.
     """
 
     true_number: Ints
@@ -370,9 +370,9 @@ class OverlapTable:
 
 
 def overlap_table(true: npt.NDArray[np.integer[Any]], predicted: npt.NDArray[np.integer[Any]]) -> OverlapTable:
-    """Count the pixels that each true and predicted object have alone and together (exact integers)."""
+    """Count the pixels of each true object, each predicted object and each overlap (exact integers)."""
     flat_true, flat_predicted = true.reshape(-1), predicted.reshape(-1)
-    # Stretches over which neither number changes: far fewer than pixels, so the sort below is cheap.
+    # Stretches in which neither number changes are far fewer than pixels, so the sort below is cheap.
     changes = flat_true[1:] != flat_true[:-1]
     changes |= flat_predicted[1:] != flat_predicted[:-1]
     start = np.concatenate([np.zeros(min(true.size, 1), np.int64), np.flatnonzero(changes) + 1])
@@ -385,7 +385,7 @@ def overlap_table(true: npt.NDArray[np.integer[Any]], predicted: npt.NDArray[np.
     pair, pair_at = np.unique(true_at * np.int64(len(predicted_label)) + predicted_at, return_inverse=True)
     common = _sum_by(pair_at, length, len(pair))
     true_index, predicted_index = np.divmod(pair, max(len(predicted_label), 1))
-    # The background, where there is any, sorts first; its row and column are no objects.
+    # The background, if there is any, sorts first; its row and column are not objects.
     no_true, no_predicted = int(0 in true_label[:1]), int(0 in predicted_label[:1])
     objects = (true_index >= no_true) & (predicted_index >= no_predicted)
     return OverlapTable(
@@ -405,9 +405,9 @@ def _sum_by(index: Ints, amount: Ints, n: int) -> Ints:
 
 
 def at_least(common: Ints, union: Ints, threshold: float) -> npt.NDArray[np.bool_]:
-    """IoU >= ``threshold``, compared as whole numbers so that 3/5 passes 0.6, which 0.6 * 5 <= 3 in floats may not.
+    """Whether IoU >= ``threshold``, compared in integers so that 3/5 passes 0.6, which 0.6 * 5 <= 3 in floats may not.
 
-    The decimal that was meant is the fraction of small denominator next to the float.
+    The intended decimal is the nearest fraction with a small denominator.
     """
     exact = Fraction(threshold).limit_denominator(10_000)
     passes: npt.NDArray[np.bool_] = common * exact.denominator >= union * exact.numerator
@@ -415,10 +415,10 @@ def at_least(common: Ints, union: Ints, threshold: float) -> npt.NDArray[np.bool
 
 
 def match(true_index: Ints, predicted_index: Ints, may_match: npt.NDArray[np.bool_]) -> Ints:
-    """A largest one-to-one matching among the pairs that ``may_match``: positions in the three arrays, ascending.
+    """Find a maximum one-to-one matching among the pairs that ``may_match``: positions in the three arrays, ascending.
 
-    Above IoU 0.5 a cell has at most one partner. At 0.5 two halves of a cell can both qualify, below it anything can:
-    a real maximum matching (Hopcroft-Karp) is needed, and it is cheap.
+    Above IoU 0.5 a cell has at most one partner. At 0.5 both halves of a cell can qualify, and below it there is no
+    limit, so a true maximum matching (Hopcroft-Karp) is needed; it is cheap.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -433,12 +433,12 @@ def match(true_index: Ints, predicted_index: Ints, may_match: npt.NDArray[np.boo
 
 
 def _ratio(part: float, whole: float) -> float:
-    """``part / whole``; 1.0 where there is nothing at all, because nothing was missed and nothing invented."""
+    """``part / whole``; 1.0 if ``whole`` is 0, because there are no false negatives and no false positives."""
     return float(part / whole) if whole else 1.0
 
 
 def _share(part: int, whole: int, other_side: int) -> float:
-    """``part / whole``, for a ratio that looks at one side only: 0.0 if just that side is empty, 1.0 if both are."""
+    """``part / whole`` for a ratio over one side: 0.0 if only that side is empty, 1.0 if both are."""
     return float(part / whole) if whole else float(other_side == 0)
 
 

@@ -1,4 +1,4 @@
-"""Remarks on one image: a sentence for people, with the kind of it, by which a run counts them."""
+"""Notes on one image: a sentence for the user, and its kind, by which a run counts notes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Literal, Self
 Kind = Literal[
     "conversion", "damage", "pages", "bit depth", "pixel size", "cell size", "lost cells", "field of view", "negative"
 ]
-"""``conversion``: how the pixels were converted, nothing to worry about. All others are warnings."""
+"""``conversion``: how the pixels were converted, which is harmless. All other kinds are warnings."""
 
 
 class Note(str):
-    """A sentence about one image. Plain text counts as a conversion.
+    """A sentence about one image. A plain string counts as a conversion.
 
     >>> Note("12-bit samples scaled to 8 bit", "bit depth").kind
     'bit depth'
@@ -20,12 +20,12 @@ class Note(str):
     kind: Kind
 
     def __new__(cls, text: str, kind: Kind = "conversion") -> Self:
-        """``text`` with its ``kind``."""
+        """Create a note from ``text`` and its ``kind``."""
         note = super().__new__(cls, text)
         note.kind = kind
         return note
 
 
 def kind_of(note: str) -> Kind:
-    """The kind of ``note``; of plain text ``conversion``."""
+    """Kind of ``note``; ``conversion`` for a plain string."""
     return note.kind if isinstance(note, Note) else "conversion"

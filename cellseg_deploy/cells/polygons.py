@@ -1,16 +1,16 @@
 """Label image -> polygons of every cell along the edges of its pixels.
 
-Coordinates are those of ImageJ, QuPath and COCO: a pixel is a unit square and its *corners* have whole numbers, the
-image's top left corner being (0, 0). So the pixel of column 7 and row 3 covers 7..8 x 3..4, the polygon of a cell
-encloses exactly its pixels, and its area *is* the number of its pixels. (Tables of cells give centroids of pixel
-centres, which have whole numbers there: half a pixel less in x and y.)
+Coordinates are those of ImageJ, QuPath and COCO: a pixel is a unit square, its *corners* have integer coordinates, and
+the image's top left corner is (0, 0). So the pixel of column 7 and row 3 covers 7..8 x 3..4, the polygon of a cell
+encloses exactly its pixels, and its area *is* the number of its pixels. (Tables of cells have centroids of pixel
+centres, which are integers there: half a pixel less in x and y.)
 
     labels         polygon of cell 1
     . 1 1 .        (1,0) (3,0) (3,1) (2,1) (2,2) (1,2)     area 3
     . 1 . .
 
-A contour through pixel centres, which most libraries give, is half a pixel too small all around: 2 % of the area of a
-cell of 90 px. So contours are taken of an image enlarged twice and moved to the nearest pixel corner, which is exact.
+A contour through pixel centres, which most libraries return, is half a pixel too small all around: 2 % of the area of
+a cell of 90 px. So contours are traced in an image enlarged twice and moved to the nearest pixel corner: exact.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ and columns in turn."""
 
 @dataclass(frozen=True)
 class CellPolygons:
-    """Polygons of one cell: mostly one, several where a label is in several 4-connected pieces.
+    """Polygons of one cell: usually one, several if the label is in several 4-connected pieces.
 
-    A polygon is a tuple of rings, the outer one first and holes behind it. Seen with y upwards, outer rings run
-    counterclockwise and holes clockwise, as GeoJSON has it (RFC 7946, 3.1.6): ``ring_area`` is positive for outer
-    rings and negative for holes, and the sum over all rings is the cell's area in pixels.
+    A polygon is a tuple of rings, the outer ring first, followed by its holes. With y upwards, outer rings run
+    counterclockwise and holes clockwise, as in GeoJSON (RFC 7946, 3.1.6): ``ring_area`` is positive for outer rings
+    and negative for holes, and the sum over all rings is the cell's area in pixels.
     """
 
     label: int
@@ -43,7 +43,7 @@ class CellPolygons:
 
     @property
     def is_simple(self) -> bool:
-        """One polygon without a hole."""
+        """Whether the cell is one polygon without a hole."""
         return len(self.polygons) == 1 and len(self.polygons[0]) == 1
 
 
@@ -51,13 +51,13 @@ def cell_polygons(labels: npt.NDArray[np.integer[Any]]) -> list[CellPolygons]:
     """Polygons of all cells of ``labels`` (h, w), 0 = background, in order of label; numbers may have gaps.
 
     Every ring is simple, and the polygons are valid by OGC's rules. Raises ``UsageError`` for anything that is not a
-    label image. Needs 4 bytes a pixel of the largest cell's box.
+    label image. Needs 4 bytes per pixel of the largest cell's box.
     """
     runs = row_runs(labels)
     piece = pieces(runs)
     label_of_piece = runs.label[np.unique(piece, return_index=True)[1]]
-    # Each 4-connected piece is followed on its own: two that only meet at a corner would share a ring that crosses
-    # itself. Then one outer ring comes out of a piece, and every hole is simple.
+    # Each 4-connected piece is traced separately: two pieces that meet only at a corner would share a ring that crosses
+    # itself. This way a piece has one outer ring, and every hole is simple.
     numbered = paint(runs, piece + 1)
     piece_boxes = boxes(numbered, np.arange(1, len(label_of_piece) + 1)).tolist()
     rings_of_piece = _rings(
@@ -79,9 +79,9 @@ def ring_area(ring: Ring) -> int:
 
 
 def _contours(mask: npt.NDArray[np.bool_], left: int, top: int) -> list[Ints]:
-    """Contours of the one 4-connected piece in ``mask`` (h, w) enlarged twice, the outer one first.
+    """Contours of the single 4-connected piece in ``mask`` (h, w), enlarged twice, the outer contour first.
 
-    Each (n, 2), x and y in the enlarged image; the corner of ``mask`` lies at ``left``, ``top`` of the original.
+    Each (n, 2), x and y in the enlarged image; the corner of ``mask`` is at ``left``, ``top`` of the original.
     """
     import cv2
 
@@ -92,10 +92,10 @@ def _contours(mask: npt.NDArray[np.bool_], left: int, top: int) -> list[Ints]:
 
 
 def _rings(contours_of_piece: list[list[Ints]]) -> list[tuple[Ring, ...]]:
-    """Contours of the enlarged image -> rings of the original; all at once, since a ring is a few dozen points.
+    """Contours of the enlarged image -> rings of the original; all at once, since a ring has only a few dozen points.
 
-    Pixel k of the original became 2k and 2k + 1 in the enlarged image: the former lies at its near edge k, the latter
-    at its far edge k + 1.
+    Pixel k of the original became 2k and 2k + 1 in the enlarged image: 2k maps to the pixel's near edge k, 2k + 1 to
+    its far edge k + 1.
     """
     contours = [contour for contours in contours_of_piece for contour in contours]
     if not contours:
@@ -115,7 +115,7 @@ def _rings(contours_of_piece: list[list[Ints]]) -> list[tuple[Ring, ...]]:
 
 
 def _neighbours(size: Ints) -> tuple[Ints, Ints]:
-    """Index of the point before and behind each point of consecutive closed rings of ``size`` points."""
+    """Index of the points before and after each point of consecutive closed rings of ``size`` points."""
     stop = np.cumsum(size)
     before, after = np.arange(-1, stop[-1] - 1), np.arange(1, stop[-1] + 1)
     before[stop - size], after[stop - 1] = stop - 1, stop - size
@@ -123,7 +123,7 @@ def _neighbours(size: Ints) -> tuple[Ints, Ints]:
 
 
 def _normal(ring: Ring, *, is_hole: bool) -> Ring:
-    """``ring`` in its proper direction, beginning at the corner that is furthest up, then left."""
+    """Return ``ring`` in its proper direction, starting at the topmost, then leftmost corner."""
     first = int(np.lexsort((ring[:, 0], ring[:, 1]))[0])
     ring = np.concatenate([ring[first:], ring[:first]])
     return ring if (ring_area(ring) < 0) == is_hole else np.concatenate([ring[:1], ring[:0:-1]])

@@ -1,9 +1,9 @@
-"""Are the probabilities true? Of the pixels that the network calls cell with 0.8, eight in ten should be cell.
+"""Calibration of the probabilities: of the pixels with a cell probability of 0.8, eight in ten should be cell.
 
 Reliability curve and expected calibration error: ECE = sum over bins of (share of pixels) * |mean probability - share
 that is cell|, in bins of equal width (Naeini et al., AAAI 2015; Guo et al., On Calibration of Modern Neural Networks,
-ICML 2017). Binary: the probability is that of "cell", not of the winning class, so that it says where a threshold lies.
-Most pixels are easy and lie in the outer bins; the inner ones show what a threshold does.
+ICML 2017). Binary: the probability is that of "cell", not of the winning class, so that it relates to a threshold.
+Most pixels are easy and fall into the outer bins; the inner bins show the effect of a threshold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reliability:
-    """Sums by bin of probability, [i/n, (i+1)/n): pixels, their probabilities, and how many are cell; each (n,)."""
+    """Sums per probability bin [i/n, (i+1)/n): pixels, their probabilities, and pixels that are cell; each (n,)."""
 
     pixels: Floats
     probability: Floats
@@ -32,13 +32,13 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error, 0 (true) to 1; NaN without a pixel."""
+        """Expected calibration error, 0 (calibrated) to 1; NaN without pixels."""
         total = self.pixels.sum()
         return float(np.abs(self.probability - self.cell).sum() / total) if total else float("nan")
 
     @property
     def curve(self) -> tuple[Floats, Floats]:
-        """Mean probability and share of cell of the bins that hold a pixel."""
+        """Mean probability and share of cell pixels, for each bin that is not empty."""
         there = self.pixels > 0
         return self.probability[there] / self.pixels[there], self.cell[there] / self.pixels[there]
 
@@ -48,7 +48,7 @@ def reliability(
 ) -> Reliability:
     """Reliability of the probabilities ``foreground`` (h, w) of one image against ``true_labels`` of any size (H, W).
 
-    Truth is looked up at the centre of each pixel of the probabilities. Raises ``UsageError`` for other shapes.
+    Ground truth is sampled at the centre of each probability pixel. Raises ``UsageError`` for other shapes.
     """
     if foreground.ndim != 2 or true_labels.ndim != 2 or bins < 1:
         raise UsageError(

@@ -1,9 +1,9 @@
-"""At which scale images should go through the network: from settings, or from a search over scales.
+"""Scale at which images go through the network: from settings, or from a search over scales.
 
-A network finds cells best at the size of those it was trained on, and is surest of them there: of the pixels that might
-be foreground (p > 0.3) the largest share is so for sure (p > 0.9). The search looks at crops of a sample of the images
-at scales for cells of all sizes. Among scales at which the median whole cell is about as large as the model's, it takes
-the surest, and corrects it by what is left between that median and the model's cell.
+A network works best on cells of the size it was trained on, and is most certain there: of the pixels that may be
+foreground (p > 0.3) the largest share is certain (p > 0.9). The search runs the network on crops of a sample of the
+images, at scales for cells of all sizes. Among scales at which the median whole cell is about as large as the model's,
+it takes the most certain one, corrected by the remaining ratio of that median to the model's cell.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from cellseg_deploy.errors import UsageError
 
 MAX_SCALE = 32.0
 MIN_CELLS = 10
-"""With fewer whole cells in an image their median says little of it."""
+"""With fewer whole cells in an image, their median is unreliable."""
 TOLERANCE = 1.15
-"""Cells that many times larger or smaller than the model's need no second pass: people and smears differ as much."""
+"""Cells up to this factor larger or smaller than the model's need no second pass: people and smears vary as much."""
 
 SEARCH_DIAMETERS_PX = (12, 24, 48, 96, 192)
-"""Cell diameters in image px that the search tries, for cells of 10 to 250 px. Steps of 1.41 with three crops found the
+"""Cell diameters in image px that the search tries, for cells of 10 to 250 px. Steps of 1.41 with three crops gave the
 same diameters within 5 % on ten sets (one differed by 8 %), in 2.5 times the time."""
 FITTING = (0.55, 1.8)
 """A scale is considered if its median cell is between these multiples of the model's: wider than the search's step, so
-that cells of any size have a scale or two, and narrow enough to leave out nuclei (too small) and piles (too large)."""
+that cells of any size fit one or two scales, and narrow enough to exclude nuclei (too small) and piles (too large)."""
 POSSIBLE, SURE = 0.3, 0.9
 MIN_MEASURED = 5
-"""Whole cells that a scale must show to be considered. Red cells of one smear differ by some 15 % in diameter, so the
-median of five is right within about 8 %, far less than the search's step; a small field has no more of them."""
+"""Whole cells required for a scale to be considered. Red cells of one smear vary by some 15 % in diameter, so the
+median of five is right within about 8 %, far less than the search's step; a small field may have no more."""
 SEARCH_CROPS = 2
 """Crops of a tile's size that the network sees at each scale."""
 SAMPLE_IMAGES = 6
-"""Images of a folder that are sampled: those after the first ``SEARCH_CROPS`` only refine the diameter."""
+"""Images sampled from a folder: those after the first ``SEARCH_CROPS`` only refine the diameter."""
 ENOUGH_CELLS = 300
 
 MIN_SEEN = 0.01
-"""Less of an image that the network takes for cells is dirt as likely."""
+"""A smaller foreground share of an image may just as well be dirt."""
 
 REMARKABLE = 1.3
-"""Cells that many times larger or smaller than the model's are counted noticeably worse without a second pass."""
+"""Cells at least this factor larger or smaller than the model's are counted noticeably worse without a second pass."""
 
 Look = Callable[[npt.NDArray[np.uint8], float], tuple[npt.NDArray[np.float32], Labels]]
 CellDiameter = float | Literal["auto"] | None
@@ -55,8 +55,8 @@ CellDiameter = float | Literal["auto"] | None
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """``scale``: model px per image px. ``note``: what the user should know of it, empty if nothing. ``images``: how
-    many were measured."""
+    """``scale``: model px per image px. ``note``: note for the user on the scale, or empty. ``images``: number of
+    images measured."""
 
     scale: float
     note: str = ""
@@ -65,9 +65,9 @@ class ScaleChoice:
 
 @dataclass(frozen=True)
 class View:
-    """What the network said of some crops at ``scale``.
+    """The network's results for some crops at ``scale``.
 
-    ``areas_px``: of whole cells, in model px (n,). ``sure``, ``possible``: numbers of foreground pixels.
+    ``areas_px``: areas of whole cells, in model px (n,). ``sure``, ``possible``: numbers of foreground pixels.
     """
 
     scale: float
@@ -76,7 +76,7 @@ class View:
     possible: int
 
     def with_crop(self, foreground: npt.NDArray[np.float32], labels: Labels) -> View:
-        """This view and one more crop: probability of foreground (h, w) and the cells found in it (h, w)."""
+        """Return this view plus one more crop: its foreground probability (h, w) and its cells (h, w)."""
         return View(
             self.scale,
             np.concatenate([self.areas_px, whole_areas(labels)]),
@@ -86,25 +86,25 @@ class View:
 
     @property
     def median_px(self) -> float:
-        """Median diameter of the whole cells in model px (disc of equal area); 0 without one."""
+        """Median diameter of the whole cells in model px (disc of equal area); 0 without whole cells."""
         return math.sqrt(4 / math.pi * float(np.median(self.areas_px))) if len(self.areas_px) else 0.0
 
 
 def empty_view(scale: float) -> View:
-    """A view of no crop."""
+    """View without crops."""
     return View(scale, np.zeros(0, np.intp), 0, 0)
 
 
 def surest(views: Sequence[View], model_diameter_px: float) -> View | None:
-    """The view whose scale fits the cells best; None if no scale shows enough cells of about the model's size."""
+    """Return the view whose scale fits the cells best; None if no scale has enough cells of about the model's size."""
     low, high = (times * model_diameter_px for times in FITTING)
     fitting = [view for view in views if len(view.areas_px) >= MIN_MEASURED and low <= view.median_px <= high]
     return max(fitting, key=lambda view: view.sure / max(1, view.possible), default=None)
 
 
 def crop_of(image_hw: tuple[int, int], side_px: int, index: int) -> tuple[slice, slice]:
-    """Rows and columns of a square of ``side_px``, or less where the image ends: in the image's middle for ``index`` 0,
-    elsewhere for others, always at the same places."""
+    """Rows and columns of a square of ``side_px``, or less if the image is smaller: in the image's middle for ``index``
+    0, elsewhere for other indices, always at the same places."""
     rows, columns = (
         slice(start, start + min(side_px, length))
         for length, step in zip(image_hw, (0.618034, 0.414214), strict=True)
@@ -121,15 +121,15 @@ def search(
     model_diameter_px: float,
     image_scale: float,
 ) -> ScaleChoice:
-    """The scale at which the cells of ``parts``, images or parts of them (h, w, 3), are as large as the model's.
+    """Search for the scale at which the cells of ``parts``, images or crops (h, w, 3), are as large as the model's.
 
-    ``look(crop, scale)``: probability of foreground in ``crop`` and the cells found there, both (h', w') at ``scale``.
-    ``tile_size``, ``model_diameter_px``, ``image_scale``: of the ModelSpec; the last is kept where cells are nearly as
-    large (``TOLERANCE``), and, with a note, where there are too few to tell.
+    ``look(crop, scale)``: foreground probability of ``crop`` and the cells found there, both (h', w') at ``scale``.
+    ``tile_size``, ``model_diameter_px``, ``image_scale``: from the ModelSpec. ``image_scale`` is kept if cells are
+    nearly as large (``TOLERANCE``), and, with a note, if there are too few cells to tell.
     """
 
     def with_part(view: View, index: int, seen: set[tuple[int, str]]) -> View:
-        """``view`` with crop ``index`` of the parts, which take turns, unless it was ``seen``."""
+        """Add crop ``index`` to ``view``, unless already ``seen``; the parts take turns."""
         part = parts[turn := index % len(parts)]
         crop = crop_of((part.shape[0], part.shape[1]), int(tile_size / view.scale), index)
         if (name := (turn, str(crop))) in seen:
@@ -155,7 +155,7 @@ def search(
 
 
 def too_few_note(model_diameter_px: float, image_scale: float) -> Note:
-    """What to say where the search found no scale."""
+    """Note for the user when the search found no scale."""
     return Note(
         f"fewer than {MIN_MEASURED} whole cells to estimate their size from; the model's own scale was kept (cells of "
         f"{model_diameter_px / image_scale:.0f} px), give `cell_diameter_px` if the magnification is another",
@@ -166,9 +166,9 @@ def too_few_note(model_diameter_px: float, image_scale: float) -> Note:
 def fixed_scale(
     image_scale: float, model_diameter_px: float, *, scale: float | None, cell_diameter_px: CellDiameter
 ) -> float:
-    """Model px per image px from what the user gave, else (and to begin with for ``auto``) the model's own.
+    """Model px per image px from the user's settings, else (and as the initial value for ``auto``) the model's own.
 
-    ``image_scale``, ``model_diameter_px``: of the ModelSpec. Raises ``UsageError`` for invalid settings.
+    ``image_scale``, ``model_diameter_px``: from the ModelSpec. Raises ``UsageError`` for invalid settings.
     """
     if scale is not None and cell_diameter_px is not None:
         raise UsageError("scale and cell diameter exclude each other: the scale follows from the diameter; give one")
@@ -186,7 +186,7 @@ def fixed_scale(
 
 
 def check_scale(scale: float) -> float:
-    """``scale`` itself. Raises ``UsageError`` if it is out of range."""
+    """Return ``scale``. Raises ``UsageError`` if it is out of range."""
     if not (math.isfinite(scale) and 1 / MAX_SCALE <= scale <= MAX_SCALE):
         raise UsageError(
             f"scale must lie between 1/{MAX_SCALE:g} and {MAX_SCALE:g} model px per image px, got {scale:g}"
@@ -195,9 +195,9 @@ def check_scale(scale: float) -> float:
 
 
 def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: float) -> ScaleChoice:
-    """The scale at which the cells of ``labels`` (h, w), found at ``first_scale``, are as large as the model's.
+    """Return the scale at which the cells of ``labels`` (h, w), found at ``first_scale``, are as large as the model's.
 
-    ``first_scale`` itself where the cells are nearly as large, and, with a note, where there are too few to tell.
+    Keeps ``first_scale`` if the cells are nearly as large, and, with a note, if there are too few cells to tell.
     """
     whole = whole_areas(labels)
     if len(whole) < MIN_CELLS:
@@ -214,10 +214,10 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
 
 
 def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: float) -> str:
-    """What to say where most of what the network takes for cells became none: 0 cells look like an empty field.
+    """Return a note if most of the foreground did not become cells, else "": 0 cells look like an empty field.
 
-    ``foreground`` (h', w'): its probability; cells are from ``threshold`` on. ``labels`` (h, w). Of both, the pixels of
-    the field of view may be given alone. Empty if nothing.
+    ``foreground`` (h', w'): foreground probability; foreground is from ``threshold`` on. ``labels`` (h, w). Either may
+    be restricted to the pixels of the field of view.
     """
     seen = float(np.count_nonzero(foreground >= threshold) / foreground.size)
     kept = float(np.count_nonzero(labels) / labels.size)
@@ -231,7 +231,7 @@ def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: fl
 
 
 def size_note(labels: Labels, model_diameter_px: float, scale: float) -> str:
-    """What to say of ``labels`` (h, w), found at the model's own ``scale``; empty if nothing."""
+    """Return a note on the cell size in ``labels`` (h, w), found at the model's own ``scale``, or ""."""
     fitting = scale_from_cells(labels, model_diameter_px, scale).scale
     if max(fitting / scale, scale / fitting) < REMARKABLE:
         return ""

@@ -1,10 +1,10 @@
-"""Colour of a smear: light and colour of the background, and what the stain of the cells takes away of it.
+"""Colour of a smear: light and colour of the background, and how much light the stain of the cells absorbs.
 
 Lightness L* and the colour axes a* (green to red) and b* (blue to yellow) are CIE 1976 L*a*b* of the file's sRGB under
 D65. Optical density is ``-log10((value + 1) / 256)`` of a channel, the 1 for black pixels (as Ruifrok and Johnston,
-Anal. Quant. Cytol. Histol. 23 (2001) 291-299, with the largest value as the light that went in); it adds up where dyes
-lie over each other, and more light takes the same from the background as from the cells. So the cells' density less
-that of the background is strength and colour of the stain, whatever the light was.
+Anal. Quant. Cytol. Histol. 23 (2001) 291-299, with the largest value as the incident light). It is additive where dyes
+overlap, and more light lowers it by the same amount in background and cells. So the cells' density minus that of the
+background is the strength and colour of the stain, whatever the light was.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from cellseg_deploy.cells.notes import Note
 
 FIELD = ("field_lightness", "field_a", "field_b", "field_od_spread")
 CELL = ("stain_red", "stain_green", "stain_blue", "cell_od_spread")
-_PIXELS = 200_000  # looked at in an image, in a regular grid: medians need no more
+_PIXELS = 200_000  # sampled per image, in a regular grid: medians need no more
 _FEW_PIXELS = 20_000  # for a yes or no
 _DARK = 30.0  # L* of a background; the darkest of 279 fields of five laboratories has 42
-_BLACK = 15.0  # L* of most of an image, darker than any stain leaves it
+_BLACK = 15.0  # median L* of an image that is darker than any stain makes it
 _TAIL, _TAIL_RATIO = 20.0, 3.0  # of L* above the median and below it; the ratio is at most 1.1 in 118 smears
-_BRIGHTER = 10.0  # L* of cells above their background: stain takes light away, fluorescence and dark field add it
+_BRIGHTER = 10.0  # L* of cells above their background: stain absorbs light, fluorescence and dark field add it
 
 
 def colours(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Figures of one image, uint8 RGB (h, w, 3), whose cells are ``inside_hw``; without those that are not defined.
+    """Colour figures of one image, uint8 RGB (h, w, 3), with cells ``inside_hw``; undefined figures are omitted.
 
-    ``FIELD``: median L*, a* and b* of the background and the spread of its mean optical density, half of what lies
-    between the 16th and 84th percentile (the standard deviation if it were normal). ``CELL``: median optical density of
-    the cells in red, green and blue less that of the background, and the same spread of the cells.
+    ``FIELD``: median L*, a* and b* of the background and the spread of its mean optical density, half the range between
+    the 16th and 84th percentile (the standard deviation of a normal distribution). ``CELL``: median optical density of
+    the cells in red, green and blue minus that of the background, and the same spread for the cells.
     """
     import cv2
 
@@ -52,8 +52,8 @@ def colours(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bool_]) 
 
 
 def negative_note(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bool_]) -> str:
-    """What to say of an image, uint8 RGB (h, w, 3), that looks like the negative of a smear in bright field, as dark
-    field, fluorescence or an inverted picture do. ``inside_hw``: its cells. Empty if nothing."""
+    """Return a note if an image, uint8 RGB (h, w, 3), looks like the negative of a smear in bright field (dark field,
+    fluorescence, an inverted image), else "". ``inside_hw``: its cells."""
     import cv2
 
     step = max(1, math.isqrt(inside_hw.size // _FEW_PIXELS))
@@ -63,7 +63,7 @@ def negative_note(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bo
     background = float(np.median(lightness if cell.all() else lightness[~cell]))
     cells = float(np.median(lightness[cell])) if cell.any() else background
     whole = float(np.median(lightness))
-    if whole < _BLACK:  # the background, whatever of it was taken for cells
+    if whole < _BLACK:  # this is background, even if parts of it were labelled as cells
         background, cells = min(background, whole), max(cells, whole)
     low, high = (float(value) for value in np.quantile(lightness, (0.01, 0.99)))
     if cell.mean() < 0.5 and high - whole > max(_TAIL, _TAIL_RATIO * (whole - low)):  # most of it is background

@@ -1,4 +1,4 @@
-"""Cut an image into tiles for a network of fixed input size, and put the answers together. Index arithmetic only.
+"""Cut an image into tiles for a network of fixed input size, and stitch the results. Index arithmetic only.
 
 One axis of an image (length L) with tiles of size T and halo h::
 
@@ -12,17 +12,17 @@ One axis of an image (length L) with tiles of size T and halo h::
     tile 1            |<  halo  >|  inner region  |<  halo  >|
                        context     written          context
 
-*Halo*: context that the network needs around a pixel for a sound answer. On inner sides it is thrown away; at the
-image border there is nothing beyond, so the tile is used up to its edge. Neighbours overlap by at least 2 h and each
-pixel of the overlap belongs to the tile in whose middle it lies: every output pixel is *owned by exactly one tile*,
-so nothing is blended, and no value depends on the order or the batch in which tiles were computed.
+*Halo*: context that the network needs around a pixel for a reliable result. On inner sides it is discarded; at the
+image border there is nothing beyond, so the tile is used up to its edge. Neighbours overlap by at least 2 h, and each
+pixel of the overlap belongs to the tile whose middle is nearer: every output pixel is *owned by exactly one tile*, so
+nothing is blended, and no value depends on the order or the batch in which tiles were computed.
 
-Tiles are spread evenly: the number needed is the smallest possible, and whatever they overlap beyond 2 h is more
-context for all seams instead of one.
+Tiles are spread evenly: their number is the smallest possible, and any overlap beyond 2 h adds context to all seams
+instead of one.
 
-*Padding* happens only where the image is smaller than a tile, on its right and lower side, by reflection::
+*Padding* happens only if the image is smaller than a tile, on its right and lower side, by reflection::
 
-    |==image==:~reflected~|   one tile; what it says about the padding is never written
+    |==image==:~reflected~|   one tile; its result for the padding is never written
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _Span:
 
 
 def plan(image_hw: tuple[int, int], tile_size: int, halo: int) -> TilePlan:
-    """Tiles of ``tile_size`` px square that cover an image of ``image_hw`` px with ``halo`` px of context at seams.
+    """Plan square tiles of ``tile_size`` px for an image of ``image_hw`` px, with ``halo`` px of context at seams.
 
     Raises ``UsageError`` for an empty image, or if ``2 * halo`` leaves nothing of a tile.
     """
@@ -111,17 +111,17 @@ def _spans(length: int, tile_size: int, halo: int) -> list[_Span]:
 
 
 def pad(image_hwc: npt.NDArray[np.uint8], plan: TilePlan) -> npt.NDArray[np.uint8]:
-    """``image_hwc`` (h, w, C), reflected on the right and below up to ``plan.padded_hw``; unchanged if large enough."""
+    """Pad ``image_hwc`` (h, w, C) on the right and below to ``plan.padded_hw`` by reflection, if it is smaller."""
     _check_size(image_hwc.shape[:2], plan.image_hw, "image")
     if plan.padded_hw == plan.image_hw:
         return image_hwc
     below, right = (padded - size for padded, size in zip(plan.padded_hw, plan.image_hw, strict=True))
-    # numpy reflects as often as it takes, and repeats the edge of an image that is one pixel wide.
+    # numpy reflects as often as needed, and repeats the edge of an image that is one pixel wide.
     return np.pad(image_hwc, ((0, below), (0, right), (0, 0)), mode="reflect")
 
 
 def cut(padded_hwc: npt.NDArray[np.uint8], plan: TilePlan, start: int, stop: int) -> npt.NDArray[np.uint8]:
-    """Tiles ``start`` to ``stop`` (excluded, may lie beyond the last) as (n, tile_size, tile_size, C), contiguous."""
+    """Cut tiles ``start`` to ``stop`` (exclusive, may exceed the last) as (n, tile_size, tile_size, C), contiguous."""
     count = len(plan.tiles[start:stop])
     out = np.empty((count, plan.tile_size, plan.tile_size, padded_hwc.shape[2]), padded_hwc.dtype)
     cut_into(out, padded_hwc, plan, start)
@@ -147,9 +147,9 @@ def cut_into(out_nhwc: npt.NDArray[np.uint8], padded_hwc: npt.NDArray[np.uint8],
 def stitch_into(
     out_khw: npt.NDArray[np.floating[Any]], plan: TilePlan, start: int, probs_nkhw: npt.NDArray[np.floating[Any]]
 ) -> None:
-    """Write the answers for tiles ``start``, ``start + 1``, ... into ``out_khw`` (K, h, w of the image), in place.
+    """Write the results of tiles ``start``, ``start + 1``, ... into ``out_khw`` (K, h, w of the image), in place.
 
-    ``probs_nkhw``: (n, K, tile_size, tile_size). Once every tile was written, every pixel of ``out_khw`` was, once.
+    ``probs_nkhw``: (n, K, tile_size, tile_size). After all tiles, each pixel of ``out_khw`` was written exactly once.
     Raises ``UsageError`` if sizes do not fit the plan.
     """
     _check_size(out_khw.shape[1:], plan.image_hw, "output")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PIXELS", "FoundImage", "ReadOptions", "find_images", "pair_by_stem", "read_image", "read_labels"]
 
-# Loaded when first asked for: a command's --help imports modules of this room without numpy.
+# Loaded on first access: a command's --help imports modules of this package without numpy.
 _HOMES = {
     "FoundImage": "cellseg_deploy.images.find",
     "MAX_PIXELS": "cellseg_deploy.images.options",

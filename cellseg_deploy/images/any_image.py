@@ -1,4 +1,4 @@
-"""Images as people have them in Python: a path, pixels, a PIL image, an open file."""
+"""Images in the forms Python users have them: a path, pixels, a PIL image, an open file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNNAMED = "image"
 
 
 def load(image: ImageLike, options: ReadOptions) -> LoadedImage:
-    """``image`` as uint8 RGB, upright; files and PIL images are converted as ``read_image`` does.
+    """Load ``image`` as uint8 RGB, upright; files and PIL images are converted as by ``read_image``.
 
     Raises ``UsageError`` for anything else, ``DataError`` for an image that cannot be used.
     """
@@ -38,7 +38,7 @@ def load(image: ImageLike, options: ReadOptions) -> LoadedImage:
         check_pixels(path, image.width, image.height, options.max_pixels)
         try:
             return as_rgb(path, decode_pillow(path, image), options)
-        except (OSError, SyntaxError) as error:  # Pillow decodes when the pixels are asked for
+        except (OSError, SyntaxError) as error:  # Pillow decodes only when the pixels are accessed
             raise DataError(f"{path}: damaged or incomplete image: {error}") from error
     file: Any = image
     if not hasattr(file, "read"):
@@ -53,7 +53,7 @@ def load(image: ImageLike, options: ReadOptions) -> LoadedImage:
 
 
 def name_of(image: ImageLike) -> str:
-    """The last part of the file's name, where ``image`` has one, else ``image``."""
+    """Name of the file without its folder, if ``image`` has one, else ``UNNAMED``."""
     if isinstance(image, (str, Path)):
         return Path(image).name
     name: Any = getattr(image, "filename", "") or getattr(image, "name", "")
@@ -61,7 +61,7 @@ def name_of(image: ImageLike) -> str:
 
 
 def pixels_of(image: ImageLike) -> int:
-    """Number of pixels, before anything is decoded; 0 where that cannot be told."""
+    """Number of pixels, without decoding; 0 if unknown."""
     if isinstance(image, (str, Path)):
         return declared_pixels(Path(image))
     if isinstance(image, np.ndarray):
@@ -70,7 +70,7 @@ def pixels_of(image: ImageLike) -> int:
 
 
 def check_array(image_hwc: npt.NDArray[Any]) -> None:
-    """Raise ``UsageError`` unless ``image_hwc`` is uint8 RGB (h, w, 3) with a pixel."""
+    """Raise ``UsageError`` unless ``image_hwc`` is uint8 RGB (h, w, 3) and not empty."""
     if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or image_hwc.size == 0:
         raise UsageError(
             f"image must be uint8 RGB (h, w, 3), got {image_hwc.dtype} {image_hwc.shape}; "
@@ -79,5 +79,5 @@ def check_array(image_hwc: npt.NDArray[Any]) -> None:
 
 
 def _is_pillow(image: Any) -> TypeGuard[Image]:
-    """Without importing PIL: whoever has such an image has imported it."""
+    """Whether ``image`` is a PIL image, without importing PIL: whoever has such an image has imported it already."""
     return any(base.__module__ == "PIL.Image" and base.__name__ == "Image" for base in type(image).__mro__)

@@ -1,9 +1,9 @@
-"""How many of a sample's bits the camera really used: what a file says, what its pixels look like, and the scaling.
+"""Number of a sample's bits that the camera really used: from the file and its pixels; and the scaling to 8 bit.
 
-A camera of 12 bits mostly writes 16-bit files whose upper bits are zero; scaled by their full range they are black. The
-scaling follows what the user says, else the file, else the range of the file format: never the pixels, by which two
-photographs of one slide would be scaled differently. The pixels decide only whether there is a warning, and it names
-the depth to give.
+A 12-bit camera usually writes 16-bit files whose upper bits are zero; scaled by their full range they are black. The
+scaling follows the user's setting, else the file, else the range of the file format: never the pixels, which would
+scale two photographs of one slide differently. The pixels decide only whether there is a warning, which names the
+depth to set.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from cellseg_deploy.cells.notes import Note
 _MAX_SAMPLE_VALUE = 281  # TIFF 6.0
 _OME_BITS = re.compile(r"""<(?:\w+:)?Pixels\b[^<>]*\bSignificantBits\s*=\s*["'](\d{1,3})["']""")
 _IMAGEJ_MIN_MAX = re.compile(r"^(min|max)=([0-9.]+)\s*$", re.MULTILINE)
-_USUAL = (10, 12, 14)  # of cameras
+_USUAL = (10, 12, 14)  # bit depths of cameras
 _STRAY = 0.001  # share of hot pixels and of letters with soft edges
 _OVERLAY = 0.05  # largest share of an image that a scale bar of one colour takes
-_LOOKED_AT = 1_000_000  # samples; enough to see how they were written
+_LOOKED_AT = 1_000_000  # samples examined; enough to see how they were written
 
 
 @dataclass(frozen=True)
 class SaidBits:
-    """Bits of a sample that are used, as the part ``source`` of the file says.
+    """Number of bits used per sample, as stated by the part ``source`` of the file.
 
-    ``may_be_scaled``: the format wants such samples scaled to its full range (PNG's sBIT), and not all writers do it.
-    ``is_hint``: it says how the image was last shown, and only serves a warning.
+    ``may_be_scaled``: the format wants such samples scaled to its full range (PNG's sBIT), but not all writers do it.
+    ``is_hint``: the value only tells how the image was last displayed, and is used for a warning only.
     """
 
     bits: int
@@ -41,16 +41,16 @@ class SaidBits:
 
 
 def of_png(sbit: bytes, colour_type: int) -> SaidBits | None:
-    """From the content of a PNG's sBIT chunk: a byte a channel, the last one alpha for colour types 4 and 6."""
+    """Parse the content of a PNG's sBIT chunk: one byte per channel, the last is alpha for colour types 4 and 6."""
     colours = sbit[:-1] if colour_type & 4 else sbit
     return _credible(max(colours, default=0), "PNG sBIT", may_be_scaled=True)
 
 
 def of_tiff(tiff: Any, page: Any) -> SaidBits | None:
-    """Of ``page`` of a ``tifffile.TiffFile``: OME's SignificantBits, MaxSampleValue, ImageJ's display range."""
+    """Read ``page`` of a ``tifffile.TiffFile``: OME's SignificantBits, MaxSampleValue, ImageJ's display range."""
     ome = _OME_BITS.search(tiff.pages[0].description) if tiff.is_ome else None
     if ome and (said := _credible(int(ome[1]), "OME SignificantBits")) and said.bits < page.bitspersample:
-        return said  # equal to the file format's bits it is a default and says nothing
+        return said  # if equal to the file format's bits, it is a default without meaning
     tag = page.tags.get(_MAX_SAMPLE_VALUE)
     highest = 0 if tag is None else max(np.atleast_1d(tag.value).tolist(), default=0)
     if bits := _bits_of_limit(highest):
@@ -65,9 +65,9 @@ def of_tiff(tiff: Any, page: Any) -> SaidBits | None:
 def bits_to_scale(
     samples: npt.NDArray[Any], bits: int, said: SaidBits | None, given: int | None
 ) -> tuple[int, list[Note]]:
-    """Bits whose range is to be scaled to 8 bit, and what there is to say; the unsigned ``samples`` have ``bits``.
+    """Return the number of bits whose range is scaled to 8 bit, and notes. ``samples``: unsigned, of ``bits`` each.
 
-    ``given``: by the user. What lies above the range is clipped by ``scale_to_8``, and counted here.
+    ``given``: set by the user. Samples above the range are clipped by ``scale_to_8`` and counted here.
     """
     used, source = bits, ""
     if given is not None:
@@ -107,7 +107,7 @@ def bits_to_scale(
 
 
 def scale_to_8(samples: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
-    """``samples * 255 // (2 ** bits - 1)`` as uint8, larger ones clipped; for 16 bit that is ``// 257``."""
+    """``samples * 255 // (2 ** bits - 1)`` as uint8, larger samples clipped; for 16 bit this is ``// 257``."""
     if bits == 8:
         return np.minimum(samples, 255).astype(np.uint8) if samples.dtype != np.uint8 else samples
     table = (np.arange(2**bits, dtype=np.uint32) * 255 // (2**bits - 1)).astype(np.uint8)
@@ -117,7 +117,7 @@ def scale_to_8(samples: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
 
 
 def _likely_bits(histogram: npt.NDArray[np.int64]) -> int:
-    """The usual depth of a camera, 8 or more, that ``histogram`` of samples fits but for hot pixels and a scale bar."""
+    """Return 8 or the usual camera depth that ``histogram`` of samples fits, apart from hot pixels and a scale bar."""
     total = int(histogram.sum())
     for bits in (8, *_USUAL):
         above = histogram[2**bits :]
@@ -130,7 +130,7 @@ def _likely_bits(histogram: npt.NDArray[np.int64]) -> int:
 def _is_scaled(samples: npt.NDArray[Any], used: int, bits: int) -> bool:
     """Whether samples of ``used`` bits were scaled to ``bits``: shifted, bits repeated, or multiplied (PNG, 12.4).
 
-    Then the upper bits tell the lower ones.
+    In that case the upper bits determine the lower ones.
     """
     some = samples.ravel()[:: samples.size // _LOOKED_AT + 1].astype(np.int64)
     upper = some >> (bits - used)
@@ -145,5 +145,5 @@ def _credible(bits: int, source: str, **settings: bool) -> SaidBits | None:
 
 
 def _bits_of_limit(highest: float) -> int:
-    """Bits whose largest value ``highest`` is, 9 to 15, else 0: any other is the brightest pixel and no limit."""
+    """Number of bits, 9 to 15, whose largest value is ``highest``; else 0: it is the brightest pixel, not a limit."""
     return next((bits for bits in range(9, 16) if highest == 2**bits - 1), 0)

@@ -1,9 +1,9 @@
-"""Bytes of a PNG, JPEG or TIFF to the samples that are in it; nothing missing, nothing converted.
+"""Bytes of a PNG, JPEG or TIFF to its samples; nothing missing, nothing converted.
 
-The decoders below us fill gaps or cut bits without a word (tifffile: missing tiles become zeros; Pillow: 16-bit RGB
-keeps its high bytes; libjpeg: what is missing becomes grey, what is damaged a smear of colour). So each format is
-checked before it is decoded, JPEGs are decoded with libjpeg's warnings as errors, and what a decoder only logs or warns
-of is collected: errors fail the image, the rest becomes a note.
+The underlying decoders silently fill gaps or cut bits (tifffile: missing tiles become zeros; Pillow: 16-bit RGB keeps
+only its high bytes; libjpeg: missing data becomes grey, damaged data a smear of colour). So each format is checked
+before decoding, JPEGs are decoded with libjpeg's warnings as errors, and a decoder's logs and warnings are collected:
+errors fail the image, the rest becomes a note.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cellseg_deploy.images.other_formats import what_it_is
 from cellseg_deploy.images.resolution import Resolution
 
 _PNG_PALETTE = 3  # colour type
-# Parts of a PNG that neither turn nor mask its pixels, nor hold anything compressed but these.
+# Chunks of a PNG that neither rotate nor mask its pixels, and contain no compressed data except the pixels.
 _PNG_PLAIN = (b"IDAT", b"IEND", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"tIME", b"tEXt")
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_TEXT_TURNS = (b"Raw profile type", b"XML:")  # EXIF and XMP data as text
@@ -43,13 +43,13 @@ _MAX_CHUNKS = 500_000  # of a PNG; 4 GB in the usual pieces of 8 kB
 
 @dataclass(frozen=True)
 class Decoded:
-    """Samples as the file holds them. ``kind``: grey, rgb, cmyk or palette (then ``palette`` is uint8 (n, 3 or 4)).
+    """Samples as stored in the file. ``kind``: grey, rgb, cmyk or palette (then ``palette`` is uint8 (n, 3 or 4)).
 
     ``samples``: (h, w) for grey and palette, else (h, w, channels); ``alpha``: (h, w) or None, same dtype.
-    ``bits``: bits that the file declares for a sample. ``resolution``: what it says of the size of its pixels.
-    ``said_bits``: how many of the ``bits`` are used, if it says so.
-    ``white_is_zero``: samples are to be shown as their negative (TIFF 6.0, PhotometricInterpretation 0).
-    ``source``: fingerprint of the bytes that were decoded, if it was asked for.
+    ``bits``: bits per sample declared by the file. ``resolution``: pixel sizes stated by the file.
+    ``said_bits``: how many of the ``bits`` are used, if the file states it.
+    ``white_is_zero``: samples are displayed as their negative (TIFF 6.0, PhotometricInterpretation 0).
+    ``source``: fingerprint of the decoded bytes, if requested.
     """
 
     container: str
@@ -67,14 +67,14 @@ class Decoded:
 
 
 def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> Decoded:
-    """Samples of ``path`` as they are in the file; every failure of a decoder becomes a ``DataError``."""
+    """Decode the samples of ``path`` as stored; every failure of a decoder becomes a ``DataError``."""
     data, mtime_ns = _read_regular_file(path)
     decoded = decode_bytes(path, data, max_pixels)
     return replace(decoded, source=of_bytes(data, mtime_ns)) if with_fingerprint else decoded
 
 
 def decode_bytes(path: Path, data: bytes, max_pixels: int) -> Decoded:
-    """``decode`` of ``data``, the content of a file; ``path``: its name, for messages."""
+    """Like ``decode``, for ``data``, the content of a file; ``path``: its name, for messages."""
     reader = _reader_for(path, data)
     with collected() as messages:
         try:
@@ -91,10 +91,9 @@ def decode_bytes(path: Path, data: bytes, max_pixels: int) -> Decoded:
 
 
 def decode_pillow(path: Path, image: Any) -> Decoded:
-    """Samples of ``image``, a ``PIL.Image.Image``, as it holds them; ``path``: what messages call it.
+    """Samples of ``image``, a ``PIL.Image.Image``, as stored; ``path``: its name in messages.
 
-    Raises ``DataError`` for a mode other than those of 1, 8 and 16 bit, and what Pillow raises where it decodes only
-    now.
+    Raises ``DataError`` for modes other than those of 1, 8 and 16 bit, and Pillow's own errors if it decodes lazily.
     """
     if image.mode.startswith("I;16"):
         return Decoded("PIL", "grey", np.asarray(image).astype(np.uint16), 16, orientation=_orientation_of(image))
@@ -102,16 +101,16 @@ def decode_pillow(path: Path, image: Any) -> Decoded:
 
 
 def declared_pixels(path: Path) -> int:
-    """Pixels that the header of ``path`` declares, before anything is decoded; 0 where that cannot be told."""
+    """Number of pixels declared by the header of ``path``, without decoding; 0 if unknown."""
     (height, width), _ = declared_size(path)
     return height * width
 
 
 def declared_size(path: Path) -> tuple[tuple[int, int], float | None]:
-    """Size (height, width) in px and side of a pixel in micrometres, None if unknown, by the header of ``path``; (0, 0)
-    where that cannot be told.
+    """Size (height, width) in px, (0, 0) if unknown, and side of a pixel in micrometres, None if unknown, from the
+    header of ``path``.
 
-    To plan by. Why a file cannot be read is for ``decode`` to say, so no error is raised here.
+    For planning only: no error is raised here, because ``decode`` reports why a file cannot be read.
     """
     um: float | None = None
     try:
@@ -134,13 +133,13 @@ def declared_size(path: Path) -> tuple[tuple[int, int], float | None]:
                     um = resolution.believed_pixel_size(resolution.of_tiff(tiff, page)).um
             else:
                 return (0, 0), None
-    except Exception:  # as in decode, which will meet it again
+    except Exception:  # as in decode, which will raise it again
         return (0, 0), None
     return (int(height), int(width)), um
 
 
 def _read_regular_file(path: Path) -> tuple[bytes, int]:
-    """All bytes of ``path``, and when it was last changed in ns. Notices a file that changes under our hands."""
+    """Read all bytes of ``path`` and its modification time in ns. Detects a file that changes while it is read."""
     try:
         with opened(path) as file:
             before = os.fstat(file.fileno())
@@ -183,15 +182,15 @@ def _decode_png(path: Path, data: bytes, max_pixels: int) -> Decoded:
         decoded = _decode_by_libpng(data, head)
         said = bit_depth.of_png(head.significant, head.colour)
         return replace(decoded, orientation=orientation, resolution=resolution.of_png(data), said_bits=said)
-    # The class itself instead of Image.open: no guessing of formats, and our own limit instead of a global one.
+    # The class itself instead of Image.open: no format detection, and our own limit instead of a global one.
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
         return replace(_from_pillow(path, "PNG", image), resolution=resolution.of_png(data))
 
 
 class _PngHead(NamedTuple):
-    """``is_plain``: samples of 8 bits and none but plain parts.
+    """``is_plain``: samples of 8 bits and only plain chunks.
 
-    ``turning``: the parts, whole, that may say which side is up. ``significant``: content of its sBIT.
+    ``turning``: the complete chunks that may state the orientation. ``significant``: content of the sBIT chunk.
     """
 
     width: int
@@ -204,7 +203,7 @@ class _PngHead(NamedTuple):
 
 
 def _check_png(path: Path, data: bytes) -> _PngHead:
-    """What the PNG is, after walking all its chunks: libpng and Pillow do not miss an end marker."""
+    """Walk all chunks of the PNG and describe it: libpng and Pillow do not notice a missing end marker."""
     head: _PngHead | None = None
     turning: list[memoryview] = []
     position, view = len(PNG), memoryview(data)
@@ -215,7 +214,7 @@ def _check_png(path: Path, data: bytes) -> _PngHead:
         end = position + 8 + length
         if end + 4 > len(data):
             raise DataError(f"{path}: the PNG is cut short inside its {_chunk_name(kind)} part")
-        # Decoders check the pixels themselves; a wrong pHYs, sBIT or tRNS they pass over.
+        # Decoders check the pixels themselves, but ignore a wrong pHYs, sBIT or tRNS.
         if kind != b"IDAT" and zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise DataError(f"{path}: the PNG is damaged: wrong checksum in its {_chunk_name(kind)} part")
         if head is None:
@@ -245,9 +244,9 @@ def _chunk_name(kind: bytes) -> str:
 
 
 def _orientation_in(parts: tuple[memoryview, ...]) -> int:
-    """EXIF orientation 1..8 that these parts of a PNG state (EXIF, XMP, either as text); 1 if none does.
+    """EXIF orientation 1..8 stated by these chunks of a PNG (EXIF, XMP, either as text); 1 if none does.
 
-    Pillow reads them from a PNG of one pixel, since it would decode those of 16 bits only to lose their low bytes.
+    Pillow reads them from a PNG of one pixel, because it would decode 16-bit samples only to lose their low bytes.
     """
     if not parts:
         return 1
@@ -265,7 +264,7 @@ def _orientation_of(image: Any) -> int:
 
 
 def _decode_by_libpng(data: bytes, head: _PngHead) -> Decoded:
-    """PNG of 16 bits, which Pillow would cut to 8 without a word, or plain one: in half of Pillow's time."""
+    """Decode a 16-bit PNG, which Pillow would silently cut to 8, or a plain PNG, in half of Pillow's time."""
     import imagecodecs
 
     samples = imagecodecs.png_decode(data)
@@ -285,9 +284,9 @@ def _decode_by_libpng(data: bytes, head: _PngHead) -> Decoded:
 
 
 def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
-    """Grey and RGB by simplejpeg, to the bytes that Pillow gives; CMYK and what simplejpeg cannot read by Pillow.
+    """Decode grey and RGB with simplejpeg, to the same bytes as Pillow; CMYK and files it cannot read with Pillow.
 
-    Pillow reads the headers of all: size, orientation, density.
+    Pillow always reads the headers: size, orientation, density.
     """
     from PIL import JpegImagePlugin
 
@@ -331,8 +330,8 @@ def _from_pillow(path: Path, container: str, image: Any) -> Decoded:
 
 
 def _not_multiplied(samples: npt.NDArray[Any], alpha: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
-    """Colours of ``samples`` (h, w) or (h, w, C), which are stored times ``alpha`` (h, w) ("associated", TIFF 6.0, tag
-    338), without that; any where ``alpha`` is 0."""
+    """Divide ``samples`` (h, w) or (h, w, C), stored multiplied by ``alpha`` (h, w) ("associated", TIFF 6.0, tag 338),
+    by it; arbitrary where ``alpha`` is 0."""
     full = 2**bits - 1
     weight = np.maximum(alpha, 1).astype(np.float32)
     weight = weight[..., None] if samples.ndim == 3 else weight
@@ -341,7 +340,7 @@ def _not_multiplied(samples: npt.NDArray[Any], alpha: npt.NDArray[Any], bits: in
 
 
 def _palette_alpha(transparency: int | bytes, size: int) -> npt.NDArray[np.uint8]:
-    """Alpha of each palette colour: PNG's tRNS lists those that are not opaque; a single one Pillow gives as index."""
+    """Alpha of each palette colour. PNG's tRNS lists those that are not opaque; Pillow gives a single one as index."""
     alpha = np.full(size, 255, np.uint8)
     if isinstance(transparency, int):
         alpha[transparency] = 0
@@ -356,7 +355,7 @@ def _palette_alpha(transparency: int | bytes, size: int) -> npt.NDArray[np.uint8
 def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
     import tifffile
 
-    # Objects of tifffile hold each other: closed, the buffer does not keep the file's bytes until they are collected.
+    # tifffile's objects form cycles: closing the buffer frees the file's bytes before they are garbage-collected.
     with io.BytesIO(data) as buffer, tifffile.TiffFile(buffer) as tiff:
         picture = tiff_pages.picture_of(path, tiff)
         page = picture.page
@@ -372,7 +371,7 @@ def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
 
 
 def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any], first: Any) -> Decoded:
-    """``first``: the file's first page, which says which side is up where the picture's own (DNG) does not."""
+    """Describe ``page``. ``first``: the file's first page, whose orientation is used if the page (DNG) has none."""
     photometric = int(page.photometric)
     tag = page.tags.get(274) or first.tags.get(274)
     orientation = int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
@@ -400,7 +399,7 @@ def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any], first: Any
             alpha = None
             notes.append("a channel of unknown meaning was dropped")
     if photometric == 3:
-        # 16 bit by the standard; writers multiply 8 bit by 256 or 257. Some leave 8 bit (libtiff's own test for it).
+        # 16 bit by the standard; writers multiply 8 bit by 256 or 257. Some keep 8 bit (this is libtiff's own test).
         colours16 = np.asarray(page.colormap).T
         palette = (colours16 if int(colours16.max()) < 256 else colours16 >> 8).astype(np.uint8)
         return Decoded("TIFF", "palette", samples, bits, alpha, palette, orientation, tuple(notes))

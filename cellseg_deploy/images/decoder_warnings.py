@@ -1,8 +1,8 @@
-"""What decoders say on the side, by thread: tifffile logs, Pillow warns, and both matter to the image in hand.
+"""Messages of decoders, by thread: tifffile logs, Pillow warns, and both matter to the current image.
 
-Warnings and loggers are settings of the process, and ``warnings.catch_warnings`` saves and restores them as a whole:
-two threads that use it at a time swallow each other's and may leave the wrong ones behind. Here the first thread that
-listens adds a filter and a hook to each, which sort by thread, and the last one takes them away again.
+Warnings and loggers are process-wide, and ``warnings.catch_warnings`` saves and restores the whole state: two threads
+that use it at once swallow each other's warnings and may restore the wrong state. Here the first listening thread adds
+a filter and a hook to each, which sort messages by thread, and the last one removes them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _lock = threading.Lock()
 
 @dataclass
 class Messages:
-    """``errors``: what a decoder could not do. ``notes``: what it warned of."""
+    """``errors``: failures that a decoder reported. ``notes``: its warnings."""
 
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -33,9 +33,9 @@ _listening: dict[int, Messages] = {}  # by thread
 
 @contextmanager
 def collected() -> Iterator[Messages]:
-    """Takes what the decoders say in this thread while the block lasts; nobody else hears of it.
+    """Collect the decoders' messages of this thread during the block, and hide them from everyone else.
 
-    Warnings of other threads and other modules go where they always did.
+    Warnings of other threads and other modules are not affected.
     """
     messages, thread = Messages(), threading.get_ident()
     with _lock:
@@ -52,7 +52,7 @@ def collected() -> Iterator[Messages]:
 
 
 class _Sorter(logging.Filter):
-    """On the logger itself, before any handler and any parent hears of a record."""
+    """Filter on the logger itself, so that it runs before any handler or parent logger sees a record."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Sorter(logging.Filter):
 
 
 class _Hooks:
-    """The settings of the process that are changed while somebody listens."""
+    """Process-wide settings that are changed while any thread listens."""
 
     def __init__(self) -> None:
         self._sorter = _Sorter()
@@ -87,12 +87,12 @@ class _Hooks:
         self._former_show, warnings.showwarning = warnings.showwarning, self._show
 
     def remove(self) -> None:
-        """Takes away what ``install`` added, and only that: another thread's catch_warnings may have changed the rest,
-        or have taken it away already."""
+        """Remove only what ``install`` added: another thread's catch_warnings may have changed the rest, or removed it
+        already."""
         self._logger.removeFilter(self._sorter)
         self._logger.setLevel(self._former_level)
         if self._filter in warnings.filters:
-            warnings.filters.remove(self._filter)  # type: ignore[attr-defined]  # a list, whatever the stubs say
+            warnings.filters.remove(self._filter)  # type: ignore[attr-defined]  # a list, despite the stubs
         if warnings.showwarning == self._show:
             warnings.showwarning = self._former_show
 

@@ -1,7 +1,7 @@
-"""Which files are images, what they are called in every output, and which mask belongs to which image.
+"""Find image files, name them as in every output, and pair images with masks.
 
-Paths are asked through ``os.path`` and not ``Path``, whose ``is_dir`` and ``exists`` raise where nobody may look, for a
-name that is too long and for a server that does not answer: that is one image's trouble.
+Paths are examined with ``os.path`` instead of ``Path``, whose ``is_dir`` and ``exists`` raise without permission, for a
+name that is too long and for a server that does not respond: such a failure must affect only one image.
 """
 
 # ruff: noqa: PTH110, PTH112, PTH114
@@ -41,7 +41,7 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class Pair:
-    """A training or test image and the mask that belongs to it; ``stem`` is the common relative path, no suffix."""
+    """A training or test image and its mask; ``stem`` is their common relative path without suffix."""
 
     stem: str
     image: Path
@@ -51,13 +51,13 @@ class Pair:
 def find_images(paths: Iterable[Path], *, follow_links: bool = False, is_silent: bool = False) -> list[FoundImage]:
     """Return the image files under ``paths`` (files and folders, folders recursively), sorted by name.
 
-    In folders the suffix decides (``SUFFIXES``, any case) and hidden files are passed over; all others are left out
-    with one warning that counts them by ending. A file that is named itself is taken whatever its ending. Names are
-    relative to the folder passed; where there are several, each name starts with its folder's (see ``input_roots``).
+    In folders the suffix decides (``SUFFIXES``, any case) and hidden files are skipped; all others are left out with
+    one warning that counts them by ending. A file passed itself is accepted whatever its ending. Names are relative to
+    the folder passed; if there are several, each name starts with its folder's name (see ``input_roots``).
 
-    Links out of a passed folder are followed only with ``follow_links`` (a linked folder once, and not where it leads
-    into a passed folder); without it a linked file has a ``problem`` and a linked folder is left out with a warning.
-    ``is_silent``: without warnings, as for a second look. Raises ``UsageError`` for a path that does not exist, a
+    Links out of a passed folder are followed only with ``follow_links`` (a linked folder once, and not if it leads into
+    a passed folder); without it a linked file has a ``problem`` and a linked folder is left out with a warning.
+    ``is_silent``: without warnings, as for a repeated search. Raises ``UsageError`` for a path that does not exist, a
     folder that cannot be listed, and two folders of one name.
     """
     paths = list(paths)
@@ -86,8 +86,8 @@ def find_images(paths: Iterable[Path], *, follow_links: bool = False, is_silent:
 def input_roots(paths: Iterable[Path]) -> list[Path]:
     """Return the absolute folders that names of ``find_images(paths)`` are relative to, sorted.
 
-    A folder itself, a file's folder; what lies in a passed folder is part of it. Raises ``UsageError`` if two of them
-    have one name (also but for case): images of the same name could not be told apart.
+    A root is a passed folder, or the folder of a passed file; paths inside a passed folder belong to it. Raises
+    ``UsageError`` if two roots have the same name, ignoring case: images of the same name would be ambiguous.
     """
     return sorted(_roots(list(paths)))
 
@@ -95,8 +95,8 @@ def input_roots(paths: Iterable[Path]) -> list[Path]:
 def paths_in_list(file: Path) -> list[Path]:
     """Return the paths in the text file ``file``, one per line, or NUL-terminated as ``find -print0`` writes them.
 
-    ``-`` is stdin. Empty lines are passed over; names that are not UTF-8 are kept. Raises ``UsageError`` if the file
-    cannot be read, is in UTF-16 or names nothing.
+    ``-`` is stdin. Empty lines are skipped; names that are not UTF-8 are kept. Raises ``UsageError`` if the file cannot
+    be read, is in UTF-16 or contains no path.
     """
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
@@ -113,9 +113,9 @@ def paths_in_list(file: Path) -> list[Path]:
 
 
 def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
-    """Every image of ``images_dir`` with the mask of the same relative path and stem, sorted by stem.
+    """Pair every image of ``images_dir`` with the mask of the same relative path and stem, sorted by stem.
 
-    Raises ``UsageError`` if a folder is none, ``NothingToDoError`` if there is no image, ``DataError`` naming the
+    Raises ``UsageError`` if a path is not a folder, ``NothingToDoError`` if there is no image, ``DataError`` naming the
     files if one has no partner or two share a stem.
     """
     images, masks = images_by_stem(images_dir), images_by_stem(masks_dir)
@@ -145,17 +145,17 @@ def check_same_size(pair: Pair, image_hw: tuple[int, int], mask_hw: tuple[int, i
 
 
 def absolute(path: Path) -> Path:
-    """``path`` from the root of the file system, by its words: links stay, and so the names that the user gave."""
+    """Make ``path`` absolute without resolving links, so that the names passed by the user are kept."""
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _roots(paths: Sequence[Path]) -> dict[Path, bool]:
-    """The folders that names are relative to, and whether they were passed themselves; see ``input_roots``."""
+    """Folders that names are relative to, and whether each was passed itself; see ``input_roots``."""
     roots: dict[Path, bool] = {}
     reals = set[Path]()
     folders = {absolute(path): Path(os.path.realpath(path)) for path in paths if os.path.isdir(path)}
     for folder, real in sorted(folders.items(), key=lambda item: (len(item[1].parts), item[0])):
-        if reals.isdisjoint((real, *real.parents)):  # else the same folder, or one inside
+        if reals.isdisjoint((real, *real.parents)):  # otherwise the same folder, or one inside it
             reals.add(real)
             roots[folder] = True
     for file in (absolute(path) for path in paths if not os.path.isdir(path)):
@@ -169,7 +169,7 @@ def _roots(paths: Sequence[Path]) -> dict[Path, bool]:
 
 
 def _root_of(file: Path, roots: Mapping[Path, bool]) -> Path:
-    """The passed folder around ``file``, or else its own folder."""
+    """Passed folder that contains ``file``, or else the file's own folder."""
     return next((place for place in file.parents if roots.get(place)), file.parent)
 
 
@@ -180,10 +180,10 @@ def _folder_name(folder: Path) -> str:
 def _walk(
     root: Path, reals: Collection[Path], entered: set[str], others: set[Path], *, follow_links: bool, is_silent: bool
 ) -> Iterator[Path]:
-    """Image files under ``root``; all other files are added to ``others``.
+    """Yield image files under ``root``; all other files are added to ``others``.
 
-    Folders whose real path is among ``entered`` are passed over, the others added to it; so are links into one of
-    ``reals``, the real paths of all passed folders: an image there is named by where it lies.
+    Folders whose real path is in ``entered`` are skipped, the others added to it. Links into one of ``reals``, the real
+    paths of all passed folders, are skipped too: an image there is named by its real location.
     """
     for folder, folders, files in os.walk(root, onerror=_raise_unlistable, followlinks=follow_links):
         if (here := os.path.realpath(folder)) in entered:
@@ -215,7 +215,7 @@ def _is_inside(path: Path, reals: Collection[Path]) -> bool:
 
 
 def _warn_of_others(files: set[Path]) -> None:
-    """Say what was left out: an ending nobody thought of may be that of the images."""
+    """Warn of files left out: their ending may be an unexpected image format."""
     if files:
         counts = Counter(file.suffix.lower() for file in files)
         said = [f"{count} {ending or 'without ending'}" for ending, count in sorted(counts.items(), key=_most_first)]
@@ -234,9 +234,9 @@ def _most_first(ending_and_count: tuple[str, int]) -> tuple[int, str]:
 
 
 def _leads_out(file: Path, root: Path) -> str:
-    """Why ``file`` must not be read if it is a link that leads out of the passed folder ``root``."""
+    """Return why ``file`` must not be read, if it is a link out of the passed folder ``root``, else ""."""
     if not os.path.islink(file) or not os.path.exists(file):
-        return ""  # a link to nothing, or to where nobody may look, is reported when it is read
+        return ""  # a dangling or inaccessible link is reported when it is read
     if _is_inside(file, [Path(os.path.realpath(root))]):
         return ""
     return f"{file}: a link out of the folder {root}; if that is meant, give --follow-links"
@@ -247,7 +247,7 @@ def _raise_unlistable(error: OSError) -> None:
 
 
 def stem_of(name: str) -> str:
-    """``name`` without image endings; ``a.png.tif``, the label image of ``a.png``, has the stem ``a`` too."""
+    """Strip image endings from ``name``; ``a.png.tif``, the label image of ``a.png``, has the stem ``a`` too."""
     stem = name
     while stem.lower().endswith(SUFFIXES) and "." in stem.rpartition("/")[2][1:]:
         stem = stem.rpartition(".")[0]
@@ -255,9 +255,9 @@ def stem_of(name: str) -> str:
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """The images of ``folder`` by relative path and stem.
+    """Images of ``folder`` by relative path and stem.
 
-    Raises ``UsageError`` if it is no folder, ``DataError`` naming the files if two share a stem.
+    Raises ``UsageError`` if it is not a folder, ``DataError`` naming the files if two share a stem.
     """
     if not os.path.isdir(folder):
         raise UsageError(f"{folder}: not a folder; expected one with images")

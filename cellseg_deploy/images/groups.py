@@ -1,4 +1,4 @@
-"""Groups of like images: those of one folder, size in px and pixel size, from one camera at one magnification."""
+"""Groups of similar images: same folder, size in px and pixel size, as from one camera at one magnification."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def group_of(image: FoundImage) -> str:
-    """Folder, size and pixel size of ``image`` by its header, in words; "" for one that must not be read."""
+    """Folder, size and pixel size of ``image`` from its header, as text; "" if it must not be read."""
     if image.problem:
         return ""
     (height, width), um = declared_size(image.path)
@@ -29,7 +29,7 @@ def group_of(image: FoundImage) -> str:
 
 
 def groups_of(images: Iterable[FoundImage]) -> dict[str, list[FoundImage]]:
-    """``images`` by group, in the order of their names."""
+    """Group ``images``, in the order of their names; images without a group are left out."""
     groups: dict[str, list[FoundImage]] = {}
     for image in sorted(images, key=lambda image: image.name):
         if group := group_of(image):
@@ -38,8 +38,8 @@ def groups_of(images: Iterable[FoundImage]) -> dict[str, list[FoundImage]]:
 
 
 def sample(images: Sequence[FoundImage], options: ReadOptions) -> Iterator[npt.NDArray[np.uint8]]:
-    """Pixels of at most ``SAMPLE_IMAGES`` of ``images``, spread evenly; those that cannot be read are left out, and
-    reported when their turn comes."""
+    """Yield the pixels of at most ``SAMPLE_IMAGES`` of ``images``, evenly spaced. Unreadable images are skipped here;
+    they are reported when they are processed."""
     step = max(1.0, len(images) / SAMPLE_IMAGES)
     for index in range(min(len(images), SAMPLE_IMAGES)):
         try:

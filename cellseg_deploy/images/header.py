@@ -1,4 +1,4 @@
-"""Whether the beginning of an image file is there: how large it is can be told, and its pixels lie within the file."""
+"""Check that an image file has a complete header: its size is known, and its pixels lie within the file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cellseg_deploy.images.tiff_pages import picture_of
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""What a TIFF begins with; the last two are BigTIFF."""
+"""First bytes of a TIFF; the last two are BigTIFF."""
 _HEAD_BYTES = 1 << 20  # a JPEG's frame comes after EXIF data and colour profile
 _PNG_HEAD = PNG + b"\0\0\0\rIHDR"
 
 
 def has_header(path: Path) -> bool:
-    """Whether ``path`` begins as a PNG, JPEG or TIFF with a size. False also if it cannot be read; never blocks.
+    """Whether ``path`` begins as a PNG, JPEG or TIFF with a size. Also False if it cannot be read; never blocks.
 
-    Says nothing of damage further on: that is for the reader to find.
+    Damage further on is not detected here but by the reader.
     """
     try:
         with opened(path) as file:
@@ -39,17 +39,17 @@ def has_header(path: Path) -> bool:
 
 
 def _has_tiff_header(path: Path) -> bool:
-    """A TIFF's directory mostly stands behind its pixels, where it is written last."""
+    """Whether the TIFF's directory is there: usually it follows the pixels and is written last."""
     import tifffile
 
     try:
         size = path.stat().st_size
-        with collected(), tifffile.TiffFile(path) as tiff:  # of a file that is half there much could be said
+        with collected(), tifffile.TiffFile(path) as tiff:  # an incomplete file causes many messages
             try:
                 page = picture_of(path, tiff).page
-            except DataError:  # for the reader to say
+            except DataError:  # reported by the reader
                 page = tiff.pages[0]
             parts = zip(page.dataoffsets, page.databytecounts, strict=True)
             return bool(page.imagewidth and page.imagelength and all(sum(part) <= size for part in parts))
-    except Exception:  # tifffile raises whatever it meets
+    except Exception:  # tifffile may raise anything
         return False

@@ -1,9 +1,9 @@
-"""A JPEG's skeleton (its size, its scans, whether it ends) without decoding it, and its pixels by a strict decoder.
+"""Structure of a JPEG (size, scans, end marker) without decoding it, and its pixels from a strict decoder.
 
-libjpeg goes wrong in silence: what is missing becomes grey, and damage a smear of colour. simplejpeg makes errors of
-its warnings. What it cannot see is looked at here: a file made to keep a decoder busy, a progressive file that was cut
-between two scans, which is whole but for its detail, and a JPEG inside of a TIFF, which is decoded at its own size,
-however large, and then cropped to the size that the TIFF declares.
+libjpeg fails silently: missing data becomes grey, and damage a smear of colour. simplejpeg turns its warnings into
+errors. Checked here is what simplejpeg cannot detect: a file made to keep a decoder busy, a progressive file cut
+between two scans, which lacks only detail, and a JPEG inside a TIFF, which is decoded at its own size, however large,
+and then cropped to the size that the TIFF declares.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
 _SCAN, _END = 0xDA, 0xD9
 _PROGRESSIVE = b"\xc2"
 _COMMON = (b"\xc0", b"\xc1", _PROGRESSIVE)  # baseline, extended, progressive with Huffman codes
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # tables of codes have markers among those of frames
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # code tables have markers in the range of frames
 MAX_SCANS = 32
-"""Progressive files have about ten. Each costs a pass over all pixels, even if it is empty."""
+"""Progressive files have about ten scans. Each costs a pass over all pixels, even if it is empty."""
 MAX_SEGMENTS = 20_000
-"""A colour profile has at most 255."""
+"""A colour profile has at most 255 segments."""
 
 
 @dataclass(frozen=True)
 class JpegStructure:
-    """``height``, ``width`` in px, 0 without a frame header. ``scans``, ``segments``: how many were seen, at most one
-    more than the limits. ``has_end``: its end marker stands behind a scan. ``lacks_scans``: it is progressive, and a
+    """``height``, ``width`` in px, 0 without a frame header. ``scans``, ``segments``: number found, at most one more
+    than the limits. ``has_end``: an end marker follows a scan. ``lacks_scans``: the file is progressive, and some
     component's coefficients were not sent to the last bit. ``is_common``: ``decode_strictly`` can read it."""
 
     height: int
@@ -49,8 +49,8 @@ class JpegStructure:
 def walk(data: bytes) -> JpegStructure:
     """Structure of the JPEG file or stream ``data`` from its start to its end marker.
 
-    What is behind that is no matter: phones append a film or a depth map. An embedded preview has an end marker of its
-    own, inside of a segment.
+    Data after the end marker is ignored: phones append a video or a depth map. An embedded preview has its own end
+    marker, inside a segment.
     """
     height = width = scans = segments = 0
     has_end, position = False, 2
@@ -82,13 +82,13 @@ def walk(data: bytes) -> JpegStructure:
 
 
 class _Sent:
-    """The coefficients of a progressive JPEG that its scans sent to the last bit (ITU-T T.81, B.2.3 and G.1.1.1)."""
+    """Coefficients of a progressive JPEG that its scans sent to the last bit (ITU-T T.81, B.2.3 and G.1.1.1)."""
 
     def __init__(self) -> None:
         self._whole: dict[int, set[int]] = {}
 
     def add(self, header: bytes) -> None:
-        """Take note of a scan's header, from its number of components on; ignore a damaged one."""
+        """Record a scan's header, starting at its number of components; ignore a damaged one."""
         n = header[0] if header else 0
         if len(header) < 4 + 2 * n:
             return
@@ -98,13 +98,13 @@ class _Sent:
                 self._whole.setdefault(component, set()).update(range(first, min(last, 63) + 1))
 
     def has_all(self, component: int) -> bool:
-        """Whether all 64 coefficients of the component of this number are there."""
+        """Whether all 64 coefficients of this component are complete."""
         return len(self._whole.get(component, ())) == 64
 
 
 def _has_common_sampling(components: list[bytes]) -> bool:
-    """Whether these are components whose sampling TurboJPEG has a name for: grey, or 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1
-    with chroma of one sample."""
+    """Whether the components' sampling is one that TurboJPEG knows: grey, or 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1 with
+    chroma of one sample."""
     if len(components) == 1:
         return True
     factors = [one[1] for one in components if len(one) == 3]
@@ -112,9 +112,9 @@ def _has_common_sampling(components: list[bytes]) -> bool:
 
 
 def decode_strictly(data: bytes, colours: Literal["GRAY", "RGB"]) -> npt.NDArray[Any]:
-    """Samples of a common JPEG as uint8 (h, w) for ``GRAY``, else (h, w, 3), the bytes that Pillow gives.
+    """Decode a common JPEG as uint8 (h, w) for ``GRAY``, else (h, w, 3), to the same bytes as Pillow.
 
-    Raises ``ValueError`` with libjpeg's words where it would warn of damage and go on.
+    Raises ``ValueError`` with libjpeg's message where libjpeg would only warn of damage and continue.
     """
     import simplejpeg
 
@@ -125,7 +125,7 @@ def decode_strictly(data: bytes, colours: Literal["GRAY", "RGB"]) -> npt.NDArray
 
 
 def check_whole(path: Path, found: JpegStructure) -> None:
-    """Raise ``DataError`` for a JPEG that was cut. libjpeg fills what is missing with grey, or leaves detail out."""
+    """Raise ``DataError`` for a truncated JPEG. libjpeg fills missing data with grey, or leaves detail out."""
     if not found.has_end:
         raise DataError(f"{path}: the JPEG is cut short: its end marker is missing")
     if found.lacks_scans:

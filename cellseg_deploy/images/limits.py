@@ -1,4 +1,4 @@
-"""How large an image may be, asked before anything of it is decoded."""
+"""Limit on the size of an image, checked before decoding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cellseg_deploy.errors import DataError
 
 
 def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
-    """Raise ``DataError`` if an image of this size is none, or larger than the user lets us decode."""
+    """Raise ``DataError`` if an image of this size is empty, or larger than ``max_pixels``."""
     if width < 1 or height < 1:
         raise DataError(f"{path}: image of {width} x {height} px; expected at least 1 x 1")
     if width * height > max_pixels:

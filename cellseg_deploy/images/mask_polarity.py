@@ -1,9 +1,9 @@
-"""Whether a mask was saved as its own negative: its background looks like one huge cell, its cells like holes in it.
+"""Detection of masks saved as their own negative: the background looks like one huge cell, the cells like its holes.
 
-A component (or a label) that touches all four sides is the background of nearly every mask. It is refused where what
-it leaves free is shaped like cells: compact pieces that are nearly convex (area over area of the convex hull; the 90
-masks of BBBC041Seg and 41 of DSB 2018 have a mean of 0.74 and more, weighted by area). The gaps of a confluent layer
-are slits, or lie between round cells and curve inwards (three discs that touch leave 0.37), so a layer is taken.
+A component (or a label) that touches all four sides is the background of nearly every mask. It is refused if the area
+it leaves free is shaped like cells: compact, nearly convex pieces (area over area of the convex hull; the 90 masks of
+BBBC041Seg and 41 of DSB 2018 have a mean of 0.74 and more, weighted by area). The gaps of a confluent layer are slits,
+or lie between round cells and curve inwards (three touching discs leave 0.37), so such a layer is accepted.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy.typing as npt
 from cellseg_deploy.cells.label_runs import pieces, row_runs
 
 MARGIN = 0.01
-"""Share of a side."""
+"""Share of a side that an empty frame may take."""
 MIN_PIECE_PX = 20
-"""Smaller pieces have no shape to speak of."""
+"""Smaller pieces have no meaningful shape."""
 CELL_SOLIDITY = 0.6
 """Between gaps of round cells (below 0.5) and cells, single or in chains (0.74 and more)."""
 MIN_ASPECT = 0.15
-"""Pieces thinner than that in relation to their length are slits."""
+"""Pieces with a smaller ratio of width to length are slits."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A component that touches all four sides: its ``share`` of the image, how many ``pieces`` it leaves free, and
-    ``is_background``: whether these are shaped like cells."""
+    """A component that touches all four sides: its ``share`` of the image, the number of ``pieces`` it leaves free, and
+    ``is_background``: whether these pieces are shaped like cells."""
 
     share: float
     pieces: int
@@ -37,9 +37,9 @@ class Frame:
 
 
 def frame_of(labels: npt.NDArray[np.int32]) -> Frame | None:
-    """The label of ``labels`` (h, w) that touches all four sides, in one piece; None if none does.
+    """Find the label of ``labels`` (h, w) that touches all four sides, in one piece; None if none does.
 
-    Empty rows and columns at the sides, up to ``MARGIN`` of them, are no part of it: some programs draw a frame.
+    Empty rows and columns at the sides, up to ``MARGIN``, are ignored: some programs draw a frame.
     """
     labels = labels[within_margin(labels)]
     sides = [np.unique(side) for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1])]
@@ -53,7 +53,7 @@ def frame_of(labels: npt.NDArray[np.int32]) -> Frame | None:
 
 
 def within_margin(values: npt.NDArray[Any]) -> tuple[slice, slice]:
-    """Rows and columns of ``values`` (h, w) without those at the sides that hold nothing but 0, if these are few."""
+    """Rows and columns of ``values`` (h, w) without those at the sides that contain only 0, if these are few."""
     inner = []
     for length, used in ((values.shape[0], values.any(axis=1)), (values.shape[1], values.any(axis=0))):
         most = max(1, round(MARGIN * length))

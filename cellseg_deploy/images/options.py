@@ -1,4 +1,4 @@
-"""How images are read: the settings of ``read_image``, and the defaults of every command."""
+"""Settings for reading images: those of ``read_image``, and the defaults of every command."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ReadOptions:
     """Settings for reading images.
 
     ``max_pixels``: larger images are refused before they are decoded. ``bit_depth`` (9 to 16): bits that the camera
-    really used in a file of 16-bit samples; None: what the file says, or its full range. ``pixel_size_um``: side of a
-    pixel in the specimen in micrometres, whatever the file says; None: a TIFF's own, if a microscope can have it.
+    really used in a file of 16-bit samples; None: as stated in the file, or its full range. ``pixel_size_um``: side of
+    a pixel in the specimen in micrometres, overriding the file; None: the TIFF's value, if plausible for a microscope.
 
     Raises ``UsageError`` for a value outside its range.
 

@@ -1,4 +1,4 @@
-"""What a file is that is no PNG, JPEG or TIFF, by its first bytes, and what to do with it."""
+"""Identify files that are not PNG, JPEG or TIFF by their first bytes, and advise what to do with them."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _MARKUP = (
 
 
 def what_it_is(head: bytes) -> str:
-    """What a file that begins with ``head`` (200 bytes and more) is and what to do with it, "" if it is not known.
+    """Name the format of a file that begins with ``head`` (200 bytes or more) and what to do with it; "" if unknown.
 
     >>> what_it_is(b"GIF89a")
     'this is a GIF image; convert it to PNG or TIFF'
     """
     if head[4:8] == b"ftyp":
         brands = (head[8:12], *(head[at : at + 4] for at in range(16, min(int.from_bytes(head[:4]), 64), 4)))
-        for known, what, advice in _BRANDS:  # mif1 says no more than "a picture": the others come first
+        for known, what, advice in _BRANDS:  # mif1 only means "a picture": the others come first
             if any(brand in known for brand in brands):
                 return f"this is {what}; {advice}"
         return "this is a video; save the picture you want as PNG or TIFF"

@@ -1,13 +1,12 @@
-"""The only place that reads images: PNG, JPEG and TIFF, told apart by content and never by name.
+"""The only place that reads images: PNG, JPEG and TIFF, distinguished by content and never by name.
 
-Whatever comes out of here is complete. A file that is cut short, damaged or ambiguous raises ``DataError``; nothing is
-filled in, because a black corner looks exactly like "no cells". What had to be converted is said in
-``LoadedImage.notes``.
+Every image returned is complete. A file that is truncated, damaged or ambiguous raises ``DataError``; nothing is filled
+in, because a black corner looks exactly like "no cells". Conversions are reported in ``LoadedImage.notes``.
 
-What cannot be seen: many a flipped bit inside a JPEG, and any inside an uncompressed TIFF. Neither format holds a
-checksum; a JPEG that was cut and then given an end marker again is noticed.
+Not detectable: many flipped bits inside a JPEG, and any inside an uncompressed TIFF, because neither format has a
+checksum. A JPEG that was cut and then got a new end marker is detected.
 
-The conversions (by the file format, what the file says of itself and what the user says; never by the brightness of the
+The conversions (based on the file format, the file's metadata and the user's settings; never on the brightness of the
 pixels, so two photographs of one slide are treated alike):
 
 =====================  =========================================================================================
@@ -15,9 +14,9 @@ in the file            becomes
 =====================  =========================================================================================
 grey, 1-bit, palette   RGB
 9 to 16 bit            8 bit by ``value * 255 // (2 ** bits - 1)``, larger values clipped; ``bits`` is ``bit_depth``
-                       if given, else what the file says that is used (OME SignificantBits, TIFF MaxSampleValue of
+                       if set, else the bits used according to the file (OME SignificantBits, TIFF MaxSampleValue of
                        2 ** n - 1, PNG sBIT unless its samples are scaled already), else the samples' size
-alpha, transparency    composited on white, the colour of an empty field; dropped where it is opaque everywhere
+alpha, transparency    composited on white, the colour of an empty field; dropped if opaque everywhere
 TIFF of several pages  the picture at full resolution, wherever it lies; its transparency mask as alpha
 CMYK                   RGB, without colour profile
 EXIF / TIFF rotation   the upright image; every output has the upright image's size and coordinates
@@ -74,16 +73,15 @@ _DEFAULTS = ReadOptions()
 _log = logging.getLogger(__name__)
 
 _OBJECT_PX = 20
-"""Smaller pieces say nothing about whether a file is a label image: annotation tools leave crumbs."""
+"""Smaller pieces do not help to decide whether a file is a label image: annotation tools leave crumbs."""
 
 
 @dataclass(frozen=True)
 class LoadedImage:
     """``pixels_hwc``: uint8 RGB (h, w, 3), upright. ``notes``: what was converted or looks odd, one sentence each.
 
-    ``resolution``: what the file says of the size of its pixels, as it lies in the file. ``pixel_size``: of a pixel
-    in the specimen, as the user says or else the file. ``source``: fingerprint of the very bytes that were decoded, if
-    it was asked for.
+    ``resolution``: pixel sizes stated by the file, in the file's orientation. ``pixel_size``: pixel size in the
+    specimen, from the user or else the file. ``source``: fingerprint of exactly the bytes decoded, if requested.
     """
 
     pixels_hwc: npt.NDArray[np.uint8]
@@ -94,17 +92,17 @@ class LoadedImage:
 
 
 def read_image(path: Path, options: ReadOptions = _DEFAULTS, *, with_fingerprint: bool = False) -> LoadedImage:
-    """The image in ``path`` as uint8 RGB, upright.
+    """Read the image in ``path`` as uint8 RGB, upright.
 
-    ``with_fingerprint``: also say which bytes were read (``source``).
+    ``with_fingerprint``: also return a fingerprint of the bytes read (``source``).
 
-    Raises ``DataError`` on anything that is not a complete PNG, JPEG or TIFF with one plane of 1 to 16 bit samples.
+    Raises ``DataError`` for anything but a complete PNG, JPEG or TIFF with one plane of 1 to 16 bit samples.
     """
     return as_rgb(path, decode(path, options.max_pixels, with_fingerprint=with_fingerprint), options)
 
 
 def as_rgb(path: Path, decoded: Decoded, options: ReadOptions = _DEFAULTS) -> LoadedImage:
-    """``decoded`` as uint8 RGB, upright; ``path``: for messages. Raises ``DataError`` for samples of another type."""
+    """Convert ``decoded`` to uint8 RGB, upright; ``path``: for messages. Raises ``DataError`` for other samples."""
     if decoded.samples.dtype not in (np.uint8, np.uint16):
         raise DataError(
             f"{path}: samples of type {decoded.samples.dtype}, whose range is not defined; expected 8 or 16 bit; "
@@ -113,7 +111,7 @@ def as_rgb(path: Path, decoded: Decoded, options: ReadOptions = _DEFAULTS) -> Lo
     notes = list(decoded.notes)
     rgb, alpha = _to_rgb8(path, decoded, options.bit_depth, notes)
     if decoded.white_is_zero:
-        rgb = 255 - rgb  # once scaled: before, the bits that are not used would become ones
+        rgb = 255 - rgb  # after scaling: before it, the unused bits would become ones
         notes.append("white is zero in this TIFF; inverted")
     if alpha is not None:
         rgb = _on_white(rgb, alpha, notes)
@@ -129,19 +127,19 @@ def as_rgb(path: Path, decoded: Decoded, options: ReadOptions = _DEFAULTS) -> Lo
 def read_labels(
     path: Path, *, max_pixels: int = MAX_PIXELS, foreground: MaskForeground = "auto", keep_ignored: bool = False
 ) -> npt.NDArray[np.int32]:
-    """The mask or label image in ``path`` as int32 labels (h, w): 0 background, 1..n in raster order of first pixel.
+    """Read the mask or label image ``path`` as int32 labels (h, w): 0 background, 1..n in raster order of first pixel.
 
-    The numbers that are stored count, not how they are shown: neither a palette nor an inverting TIFF changes them.
+    The stored numbers count, not how they are displayed: neither a palette nor an inverting TIFF changes them.
     At most two values (0 and one other) make a binary mask, whose 4-connected components become the labels. More
-    values make a label image, whose regions are kept as they are; a label may be in several pieces, but if most are,
-    the values are no labels. A lossy JPEG is read as a binary mask cut at 128, if nearly all of its pixels are nearly
-    black or white. ``foreground``: which numbers are cells (``mask_foreground``).
+    values make a label image, whose regions are kept; a label may be in several pieces, but if most labels are, the
+    values are not labels. A lossy JPEG is read as a binary mask thresholded at 128, if nearly all of its pixels are
+    nearly black or white. ``foreground``: which numbers are cells (``mask_foreground``).
 
-    In a label image of 16 bit or more, 65535 beside other numbers, none of them larger, marks foreground of unknown
+    In a label image of 16 bit or more, 65535 next to other numbers, none of them larger, marks foreground of unknown
     instance: background here, or with ``keep_ignored`` the value ``IGNORED``, which no cell then has.
 
-    Raises ``DataError`` where it is not clear which of the two it is, it looks like a negative, or the file is
-    damaged.
+    Raises ``DataError`` if it is unclear whether the file is a mask or a label image, if it looks like a negative, or
+    if it is damaged.
     """
     return read_numbered_labels(path, max_pixels=max_pixels, foreground=foreground, keep_ignored=keep_ignored)[0]
 
@@ -149,12 +147,12 @@ def read_labels(
 def read_numbered_labels(
     path: Path, *, max_pixels: int = MAX_PIXELS, foreground: MaskForeground = "auto", keep_ignored: bool = False
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Labels as of ``read_labels``, and the number (n + 1,) that each of 0..n has in the file, -1 where none is of a
-    cell (``IGNORED``).
+    """Return labels as ``read_labels`` does, and the number (n + 1,) of each label 0..n in the file, -1 for labels that
+    are not a cell (``IGNORED``).
 
-    The numbers of a binary mask are those of its labels.
+    For a binary mask, the numbers are those of its labels.
     """
-    ReadOptions(max_pixels)  # raises for one that is out of range
+    ReadOptions(max_pixels)  # raises if out of range
     if foreground not in MASK_FOREGROUNDS:
         raise UsageError(f"mask foreground must be one of {', '.join(MASK_FOREGROUNDS)}, got {foreground!r}")
     decoded = decode(path, max_pixels)
@@ -181,7 +179,7 @@ def read_numbered_labels(
 def _numbers(
     values: npt.NDArray[Any], labels: npt.NDArray[np.int32], ignored: npt.NDArray[np.bool_] | None
 ) -> npt.NDArray[np.int64]:
-    """Stored value of each label; the labels themselves where several cells are stored as one value."""
+    """Stored value of each label; the labels themselves if several cells share one value."""
     stored = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
     stored[labels] = values
     cells = np.unique(labels)
@@ -193,7 +191,7 @@ def _numbers(
 
 
 def _ignored(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    """Pixels (h, w) of unknown instance; None where 65535 is absent, or means a cell: 0 and 65535 are a mask."""
+    """Pixels (h, w) of unknown instance; None if 65535 is absent or means a cell: 0 and 65535 alone are a mask."""
     if values.dtype.itemsize < 2 or values.size == 0 or values.max() != IGNORED:
         return None
     ignored = np.asarray(values == IGNORED)
@@ -201,8 +199,8 @@ def _ignored(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
 
 
 def _negative(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """``values`` counted from their largest one down; of a single value, 0 becomes 1 and all others 0. A black frame
-    of a few pixels stays 0."""
+    """Invert ``values``, counting down from the largest; a single value of 0 becomes 1, any other 0. A black frame of a
+    few pixels stays 0."""
     if values.min() == values.max():
         return np.asarray(values == 0).astype(values.dtype)
     inner = within_margin(values)
@@ -232,7 +230,7 @@ def _labels_of(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 
 
 def _check_polarity(path: Path, labels: npt.NDArray[np.int32], foreground: MaskForeground) -> None:
-    """Raise ``DataError`` where ``labels`` look like the negative of a mask; warn of a layer that covers the field."""
+    """Raise ``DataError`` if ``labels`` look like the negative of a mask; warn of a layer that covers the field."""
     frame = frame_of(labels)
     if frame is None:
         return
@@ -254,7 +252,7 @@ def _check_polarity(path: Path, labels: npt.NDArray[np.int32], foreground: MaskF
 
 @cache
 def _warn_once(text: str) -> None:
-    """Training reads masks again in each epoch."""
+    """Warn only once per text, because training reads masks again in each epoch."""
     _log.warning("%s", text)
 
 
@@ -300,7 +298,7 @@ def _on_white(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], notes: l
 
 
 def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """``pixels`` (h, w, ...) turned as EXIF/TIFF orientation 1..8 asks (TIFF 6.0, tag 274)."""
+    """Turn ``pixels`` (h, w, ...) upright according to EXIF/TIFF orientation 1..8 (TIFF 6.0, tag 274)."""
     if orientation >= 5:
         pixels = np.swapaxes(pixels, 0, 1)
     if orientation in (3, 4, 7, 8):
@@ -314,7 +312,7 @@ def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 
 def _label_values(path: Path, decoded: Decoded) -> npt.NDArray[Any]:
-    """(h, w) unsigned integers: palette indices and grey values as they are, RGB only where it is grey."""
+    """Values (h, w), unsigned integers: palette indices and grey values unchanged, RGB only if it is grey."""
     samples = decoded.samples
     if decoded.alpha is not None and int(decoded.alpha.min()) != 2**decoded.bits - 1:
         raise DataError(f"{path}: mask with transparent pixels; save it without alpha channel")
@@ -349,15 +347,15 @@ def _distinct(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def _is_smoothed_mask(values: npt.NDArray[np.uint8]) -> bool:
-    """A soft-edged mask: more than 20 grey values, and 255 alone more than half of the foreground."""
+    """Whether this is a soft-edged mask: more than 20 grey values, and 255 makes up over half of the foreground."""
     histogram = np.bincount(values.ravel(), minlength=256)
     return bool(np.count_nonzero(histogram) > 20 and histogram[255] * 2 > histogram[1:].sum())
 
 
 def _check_a_value_a_cell(path: Path, labels: npt.NDArray[np.int32], n_values: int) -> None:
-    """Raise ``DataError`` where a few values cover many separate objects: a class mask, a softened or a stained one.
+    """Raise ``DataError`` if a few values cover many separate objects: a class mask, a softened or a stained one.
 
-    Counted are pieces of ``_OBJECT_PX`` and more, and the labels that have one.
+    Only pieces of at least ``_OBJECT_PX`` count, and the labels that have one.
     """
     runs = row_runs(labels)
     piece = pieces(runs)

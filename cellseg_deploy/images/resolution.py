@@ -1,9 +1,9 @@
-"""What an image file says of the size of its pixels, and what of that is believed.
+"""Pixel size stated by an image file, and whether it is credible.
 
 A microscope's software writes a pixel size; cameras and editors write 72, 96 or 300 dpi, which is meant for a screen or
-a printer and says nothing of the magnification: 72 dpi is 353 micrometres a pixel. A tag that is missing, zero or
-damaged is as if it were not there: the pixels are whole without it. PNG and JPEG hold a density for printers only;
-it is listed, and never believed.
+a printer and says nothing about the magnification: 72 dpi is 353 micrometres per pixel. A tag that is missing, zero or
+damaged is ignored: the pixels are complete without it. PNG and JPEG hold only a density for printers; it is listed,
+but never believed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 PRINT_UM = 5.0
-"""A red cell is 6 to 8 micrometres wide: pixels of this size and more are those of a page or a screen."""
+"""A red cell is 6 to 8 micrometres wide: pixels of this size or more belong to a page or a screen."""
 GIVEN = "given"
-"""Source of a pixel size that the user gave."""
+"""Source of a pixel size set by the user."""
 PLAUSIBLE_UM = (0.01, 20.0)
-"""Side of a pixel: from a fine camera behind a 100x objective to a plate scanner of 1,300 dpi."""
+"""Side of a pixel, from a fine camera behind a 100x objective to a plate scanner of 1,300 dpi."""
 CELL_UM = (2.0, 100.0)
 """Diameter of the median cell: platelets are the smallest, 2 to 4, and few cells of the body are larger than 100."""
-_PLACEHOLDER_UM, _PLACEHOLDER_CELL_UM = 1.0, 30.0  # written where nobody set a size; then a doubt comes earlier
+_PLACEHOLDER_UM, _PLACEHOLDER_CELL_UM = 1.0, 30.0  # written if nobody set a size; then the limit for doubt is lower
 _OF_MICROSCOPES = ("OME", "ImageJ", "TIFF")
 _SQUARE = 0.01  # relative difference of a pixel's sides that rounding explains
 _UM_PER_INCH, _UM_PER_CM = 25_400.0, 10_000.0
@@ -41,21 +41,21 @@ _UM_OF = {
     **dict.fromkeys(("inch", "in", "inches"), _UM_PER_INCH),
     **{"m": 1e6, "å": 1e-4, "pm": 1e-6},
 }
-# By pattern and not by an XML parser: a file from anywhere must not make one unfold its entities.
+# A pattern instead of an XML parser: an untrusted file must not make a parser expand its entities.
 _OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^<>]*>")
 _OME_SIZE = re.compile(r"""\bPhysicalSize([XY](?:Unit)?)\s*=\s*["']([^"']*)["']""")
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """Size of a pixel, width and height in micrometres, as the tag ``source`` of the file says."""
+    """Size of a pixel, width and height in micrometres, as stated by the tag ``source`` of the file."""
 
     source: str
     um_per_px: tuple[float, float]
 
     @property
     def is_of_print(self) -> bool:
-        """Whether this is the resolution of a page or screen, and says nothing of the magnification."""
+        """Whether this is the resolution of a page or screen, unrelated to the magnification."""
         return min(self.um_per_px) >= PRINT_UM
 
     def __str__(self) -> str:
@@ -67,8 +67,8 @@ class Resolution:
 
 @dataclass(frozen=True)
 class PixelSize:
-    """``um``: side of a pixel in micrometres, None if nothing credible is known. ``source``: who says so, a tag of the
-    file or the user. ``note``: what was not believed, or is doubted."""
+    """``um``: side of a pixel in micrometres, None if nothing credible is known. ``source``: origin, a tag of the file
+    or the user. ``note``: what was rejected or is doubtful."""
 
     um: float | None = None
     source: str = ""
@@ -79,8 +79,8 @@ UNKNOWN = PixelSize()
 
 
 def believed_pixel_size(said: Sequence[Resolution]) -> PixelSize:
-    """The pixel size among what a file says, in the order in which it says it: what no light microscope gives is not
-    believed, nor are the densities of PNG and JPEG."""
+    """Choose the pixel size from those a file states, in the file's order. Sizes that no light microscope has are
+    rejected, and so are the densities of PNG and JPEG."""
     sizes = [one for one in said if one.source in _OF_MICROSCOPES]
     if not sizes:
         return UNKNOWN
@@ -100,9 +100,9 @@ def believed_pixel_size(said: Sequence[Resolution]) -> PixelSize:
 
 
 def checked_by_cells(size: PixelSize, diameters_px: npt.NDArray[np.float64]) -> PixelSize:
-    """``size`` with a ``note`` if cells of these diameters (n,) in px, in the median, would be of no cell's size.
+    """Add a ``note`` to ``size`` if the median of these cell diameters (n,) in px would not be the size of a cell.
 
-    Then a file's size becomes unknown; one that the user gave stays. Without cells nothing is doubted.
+    Then a size from the file becomes unknown; one set by the user is kept. Without cells, ``size`` is not questioned.
     """
     if size.um is None or not len(diameters_px):
         return size
@@ -126,7 +126,7 @@ def checked_by_cells(size: PixelSize, diameters_px: npt.NDArray[np.float64]) -> 
 
 
 def of_png(data: bytes) -> tuple[Resolution, ...]:
-    """From the pHYs chunk of a whole PNG file, if it is in metres."""
+    """Read the pHYs chunk of a complete PNG file, if it is in metres."""
     position = 8
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -140,7 +140,7 @@ def of_png(data: bytes) -> tuple[Resolution, ...]:
 
 
 def of_jpeg(image: Any) -> tuple[Resolution, ...]:
-    """From the JFIF header of a Pillow image, else from its EXIF data."""
+    """Read the JFIF header of a Pillow image, else its EXIF data."""
     unit = {1: _UM_PER_INCH, 2: _UM_PER_CM}.get(image.info.get("jfif_unit"))
     x, y = image.info.get("jfif_density", (None, None))
     jfif = _made("JPEG", x, y, unit)
@@ -149,7 +149,7 @@ def of_jpeg(image: Any) -> tuple[Resolution, ...]:
 
 
 def of_tiff(tiff: Any, page: Any) -> tuple[Resolution, ...]:
-    """Of ``page`` of a ``tifffile.TiffFile``: OME, then ImageJ's unit or the page's own."""
+    """Read ``page`` of a ``tifffile.TiffFile``: OME, then ImageJ's unit or the page's own."""
     x, y, unit = (None if tag is None else tag.value for tag in map(page.tags.get, (_EXIF_X, _EXIF_Y, _EXIF_UNIT)))
     found = _of_ome(tiff.pages[0].description) if tiff.is_ome else ()
     if tiff.is_imagej:
@@ -163,15 +163,15 @@ def _of_ome(description: str) -> tuple[Resolution, ...]:
     if pixels is None:
         return ()
     said = {name: html.unescape(value) for name, value in _OME_SIZE.findall(pixels[0])}
-    if "Y" not in said:  # no pixel of a microscope is oblong unless it says so
+    if "Y" not in said:  # a microscope's pixels are square unless stated otherwise
         said |= {name.replace("X", "Y"): value for name, value in said.items() if name.startswith("X")}
-    units = [_UM_OF.get(said.get(f"{axis}Unit", "µm").strip().casefold(), math.nan) for axis in "XY"]  # as the schema
+    units = [_UM_OF.get(said.get(f"{axis}Unit", "µm").strip().casefold(), math.nan) for axis in "XY"]  # µm: the schema
     um = [_number(said.get(axis)) * unit for axis, unit in zip("XY", units, strict=True)]
     return (Resolution("OME", (um[0], um[1])),) if _is_size(um) else ()
 
 
 def _made(source: str, x: Any, y: Any, um_per_unit: float | None) -> tuple[Resolution, ...]:
-    """From pixels per unit in both directions; nothing where that cannot be meant."""
+    """Convert pixels per unit in both directions; empty if invalid."""
     if um_per_unit is None:
         return ()
     per_unit = [_number(value) for value in (x, y)]
@@ -180,7 +180,7 @@ def _made(source: str, x: Any, y: Any, um_per_unit: float | None) -> tuple[Resol
 
 
 def _number(value: Any) -> float:
-    """A number, a pair (numerator, denominator), or NaN."""
+    """Convert a number or a pair (numerator, denominator) to float; NaN if invalid."""
     try:
         return float(value[0] / value[1]) if isinstance(value, tuple) else float(value)
     except (TypeError, ValueError, ZeroDivisionError, IndexError):

@@ -1,6 +1,6 @@
-"""What must hold of a TIFF before it is decoded; ``page`` is a tifffile page, whose reader is lenient.
+"""Checks of a TIFF before it is decoded; ``page`` is a tifffile page, whose reader is lenient.
 
-tifffile fills a missing tile with zeros and says nothing, which looks exactly like an empty field.
+tifffile silently fills a missing tile with zeros, which looks exactly like an empty field.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from cellseg_deploy.images.limits import check_pixels
 JPEG = (6, 7)
 """Values of the tag Compression that stand for JPEG."""
 # Decoders of these stop at the size that the TIFF declares. Those of JPEG 2000, PNG, WebP, JPEG XR, JPEG XL ... inside
-# of a TIFF decode whatever size is in their own header, which could be a million times as much.
+# a TIFF decode whatever size their own header declares, which could be a million times as much.
 _BOUNDED_IN_TIFF = {
     **{1: "none", 2: "CCITT RLE", 3: "CCITT T.4", 4: "CCITT T.6", 5: "LZW", 32773: "PackBits"},
     **{8: "Deflate", 32946: "Deflate", 34925: "LZMA", 34926: "Zstd", 50000: "Zstd"},
-    **dict.fromkeys(JPEG, "JPEG"),  # whose header is looked at
+    **dict.fromkeys(JPEG, "JPEG"),  # its own header is checked
 }
 
 
 def check_page(path: Path, page: Any, data: bytes, max_pixels: int) -> None:
-    """Everything that must hold before decoding: tifffile fills a missing tile with zeros and says nothing."""
+    """Check everything required before decoding: tifffile silently fills a missing tile with zeros."""
     check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
     if int(page.compression) not in _BOUNDED_IN_TIFF:
         raise DataError(
@@ -51,12 +51,12 @@ def check_page(path: Path, page: Any, data: bytes, max_pixels: int) -> None:
     if int(page.compression) in JPEG:
         _check_jpeg_parts(path, page, data)
     elif int(page.compression) == 1 and sum(counts) < (needed := _raw_bytes(page)):
-        # tifffile would take what follows in the file, whatever it is, for the missing pixels.
+        # tifffile would read whatever follows in the file as the missing pixels.
         raise DataError(f"{path}: damaged TIFF: its pixels have {sum(counts)} bytes; expected {needed}")
 
 
 def _raw_bytes(page: Any) -> int:
-    """Bytes of all pixels of an uncompressed page; rows begin with a byte of their own, tiles are always whole."""
+    """Number of bytes of all pixels of an uncompressed page; each row starts at a new byte, tiles are never cropped."""
     planes = page.samplesperpixel if int(page.planarconfig) == 2 else 1
     full_h, full_w, down, across = _layout(page)
     row_bytes = -(-full_w * (page.samplesperpixel // planes) * page.bitspersample // 8)
@@ -65,7 +65,7 @@ def _raw_bytes(page: Any) -> int:
 
 
 def _layout(page: Any) -> tuple[int, int, int, int]:
-    """Height and width of a whole strip or tile, and how many lie below each other and side by side."""
+    """Height and width of a full strip or tile, and their number vertically and horizontally."""
     if page.is_tiled:
         height, width = page.tilelength, page.tilewidth
     else:
@@ -74,7 +74,7 @@ def _layout(page: Any) -> tuple[int, int, int, int]:
 
 
 def _check_jpeg_parts(path: Path, page: Any, data: bytes) -> None:
-    """Each JPEG of a TIFF is whole, and as large as the strip or tile that it is for; the last ones may be smaller."""
+    """Check that each JPEG of a TIFF is complete and of the size of its strip or tile; the last ones may be smaller."""
     full_h, full_w, down, across = _layout(page)
     tables = bytes(page.jpegtables or b"")
     cut = 0
@@ -93,7 +93,7 @@ def _check_jpeg_parts(path: Path, page: Any, data: bytes) -> None:
                 f"{full_w} x {full_h} px"
             )
         if is_whole and found.is_common and int(page.compression) == 7:
-            # tifffile fills what is damaged with grey. Tables stand in a tag of their own (TIFF Technical Note 2).
+            # tifffile fills damaged parts with grey. Tables are in a separate tag (TIFF Technical Note 2).
             decode_strictly(tables[:-2] + part[2:] if tables else part, "GRAY")
     if cut:
         raise DataError(

@@ -1,8 +1,8 @@
-"""Which page of a TIFF is the picture, by what the file says of its pages; ``tiff`` is a ``tifffile.TiffFile``.
+"""Choose the page of a TIFF that is the picture, from the tags of its pages; ``tiff`` is a ``tifffile.TiffFile``.
 
-A TIFF may hold the picture, reduced copies of it and its transparency mask, as pages of their own or below another one
-(SubIFDs), in any order: a camera's DNG begins with the thumbnail. The tag NewSubfileType says which is which, where the
-writer cared. Pages that differ in more than size are several pictures, and nobody but the user knows which is meant.
+A TIFF may contain the picture, reduced copies of it and its transparency mask, as separate pages or below another page
+(SubIFDs), in any order: a camera's DNG begins with the thumbnail. The tag NewSubfileType tells them apart if the writer
+set it. Pages that differ in more than size are several pictures, and only the user knows which one is wanted.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _SAVE = "save the plane you want as an image of its own (in Fiji: Image > Duplic
 
 @dataclass(frozen=True)
 class Picture:
-    """``page``: the tifffile page that is the picture. ``mask``: page of its size that says where it is transparent.
+    """``page``: the tifffile page that is the picture. ``mask``: page of the same size with its transparency.
 
-    ``notes``: pages that were left out without being marked as copies.
+    ``notes``: pages that were left out although not marked as copies.
     """
 
     page: Any
@@ -38,9 +38,9 @@ class Picture:
 
 
 def picture_of(path: Path, tiff: Any) -> Picture:
-    """The picture at full resolution, wherever it lies.
+    """Find the picture at full resolution, wherever it is in the file.
 
-    Raises ``DataError`` that says what the pages are if there is none, or several.
+    Raises ``DataError`` describing the pages if there is no picture, or several.
     """
     if len(tiff.pages) == 0:
         raise DataError(f"{path}: TIFF without an image")
@@ -54,7 +54,7 @@ def picture_of(path: Path, tiff: Any) -> Picture:
             f"{path}: TIFF without a full-size picture: {_listed(pages)}; expected one that is not marked as a reduced "
             "copy or a mask; save the picture itself"
         )
-    page = max(full, key=_area)  # the first of several
+    page = max(full, key=_area)  # the first one in a tie
     previews = [one for one in full if one is not page]
     larger = [one for one in pages if one.subfiletype & _REDUCED and _area(one) > _area(page)]
     if larger or not all(_is_preview(one, page) for one in previews):
@@ -78,7 +78,7 @@ def _all_pages(tiff: Any) -> Iterator[Any]:
 
 
 def _check_one_plane(path: Path, page: Any) -> None:
-    """One page may hold a whole stack: tifffile, ImageJ above 4 GB and MetaMorph write the others behind its pixels."""
+    """Check for a stack in one page: tifffile, ImageJ above 4 GB and MetaMorph append other planes to its pixels."""
     if page.imagedepth != 1:
         raise DataError(f"{path}: TIFF volume of {page.imagedepth} slices; expected one plane; save the slice you want")
     planes = _planes_said(page)
@@ -89,7 +89,7 @@ def _check_one_plane(path: Path, page: Any) -> None:
 
 
 def _planes_said(page: Any) -> int:
-    """Planes that the description of the only page of a stack speaks of; 1 if none does."""
+    """Number of planes that the metadata of the only page of a stack state; 1 if none is stated."""
     from tifffile.tifffile import imagej_description_metadata, shaped_description_metadata
 
     said: list[int] = []
@@ -97,7 +97,7 @@ def _planes_said(page: Any) -> int:
         said.append(imagej_description_metadata(page.imagej_description).get("images", 1))
     if page.shaped_description:
         shape = tuple(shaped_description_metadata(page.shaped_description)["shape"])
-        if _size(page) in (shape[-2:], shape[-3:-1]):  # of another size: left over from another picture
+        if _size(page) in (shape[-2:], shape[-3:-1]):  # a shape of another size is left over from another picture
             said.append(math.prod(shape) // (_area(page) * page.samplesperpixel))
     if 33629 in page.tags:  # UIC2 of MetaMorph: a time stamp for each plane
         said.append(page.tags[33629].count)
@@ -105,7 +105,7 @@ def _planes_said(page: Any) -> int:
 
 
 def _is_preview(page: Any, picture: Any) -> bool:
-    """Whether an unmarked page can only be a smaller copy: at most half as wide, of the same shape within a pixel."""
+    """Whether an unmarked page can only be a smaller copy: at most half as wide, same proportions within a pixel."""
     (height, width), (full_h, full_w) = _size(page), _size(picture)
     return bool(
         0 < width <= _PREVIEW * full_w

@@ -1,4 +1,4 @@
-"""The model that ships with the package, with its card and its weights."""
+"""The model shipped with the package, with its card and its weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cellseg_deploy.errors import ModelError
 from cellseg_deploy.files.fingerprint import sha256_of
 
 DEFAULT_SHA256 = "acbaf6893800e89d205a3ea3d301ec8cfecd7860da9e69960fbda4c0ca716da8"
-"""Of the shipped default.onnx: written here by hand with each new model, so that no other file passes for it."""
+"""SHA-256 of the shipped default.onnx, updated by hand with each new model, so that no other file passes for it."""
 
 
 def default_model_path() -> Path:
-    """Path of the shipped model; raises ``ModelError`` if this installation has none, or one that was changed."""
+    """Path of the shipped model; raises ``ModelError`` if it is missing from this installation or was modified."""
     path = Path(__file__).with_name("default.onnx")
     if not path.is_file():
         raise ModelError(
@@ -34,7 +34,7 @@ def _sha256(path: Path) -> str:
 
 
 def default_weights_path() -> Path:
-    """The same model as PyTorch weights, which other forms are made from; ``ModelError`` if they are not here."""
+    """Path of the model's PyTorch weights, from which other forms are made; raises ``ModelError`` if missing."""
     path = Path(__file__).with_name("default.safetensors")
     if not path.is_file():
         raise ModelError(f"no weights ship with this installation ({path} does not exist); give a training run")

@@ -1,7 +1,7 @@
 """The one-file model: reading, checking and identifying it, and writing its ModelSpec.
 
-Nothing is run before all of this holds: the file is whole, its weights are inside it and finite, it takes ``tiles`` and
-gives ``probabilities`` as promised, and its ModelSpec fits. ONNX Runtime itself would accept NaN weights and follow
+No model is run before all of this holds: the file is complete, its weights are embedded and finite, it maps ``tiles``
+to ``probabilities`` as specified, and its ModelSpec fits. ONNX Runtime itself would accept NaN weights and follow
 external-data paths out of the model's folder.
 """
 
@@ -26,10 +26,10 @@ _PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A checked model file. ``data`` are the very bytes that were checked: run these, not the path.
+    """A checked model file. ``data``: exactly the bytes that were checked; run these, not the path.
 
-    ``identity``: SHA-256 over graph and weights without metadata (see ``model_identity``). ``precision``: what the
-    weights are multiplied in (``fp32``, ``fp16``, ``bf16``, ``int8``, or ``mixed``: some parts fp16, some fp32).
+    ``identity``: SHA-256 over graph and weights without metadata (see ``model_identity``). ``precision``: type in which
+    weights are multiplied (``fp32``, ``fp16``, ``bf16``, ``int8``, or ``mixed``: some parts fp16, some fp32).
     """
 
     path: Path
@@ -42,12 +42,12 @@ class ModelFile:
 
 
 def read_model_file(path: Path) -> ModelFile:
-    """Read and check the ``.onnx`` file ``path``; raises ``ModelError`` with one clear sentence."""
+    """Read and check the ``.onnx`` file ``path``; raises ``ModelError`` with a one-sentence reason."""
     return check_model(path, _read_bytes(path))
 
 
 def check_model(path: Path, data: bytes) -> ModelFile:
-    """Check ``data``, the bytes of a model file that ``path`` names in messages; raises as ``read_model_file``."""
+    """Check ``data``, the bytes of a model file; ``path`` names it in messages. Raises as ``read_model_file``."""
     model = _parse(path, data)
     if not model.graph.node:
         raise ModelError(f"{path}: the model has no node; the file is empty or cut short; copy or export it again")
@@ -69,7 +69,7 @@ def check_model(path: Path, data: bytes) -> ModelFile:
 
 
 def read_spec(model: Any, *, source: str) -> ModelSpec:
-    """ModelSpec in the metadata of ``model`` (onnx.ModelProto); ``source`` names the file in errors."""
+    """Return the ModelSpec in the metadata of ``model`` (onnx.ModelProto); ``source`` names the file in errors."""
     for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
             return from_json(entry.value, source=source)
@@ -79,7 +79,7 @@ def read_spec(model: Any, *, source: str) -> ModelSpec:
 
 
 def set_spec(model: Any, spec: ModelSpec) -> None:
-    """Put ``spec`` into the metadata of ``model`` (onnx.ModelProto), in place of one that is there."""
+    """Store ``spec`` in the metadata of ``model`` (onnx.ModelProto), replacing any existing one."""
     kept = [entry for entry in model.metadata_props if entry.key != METADATA_KEY]
     others = [(entry.key, entry.value) for entry in kept]
     del model.metadata_props[:]
@@ -88,9 +88,9 @@ def set_spec(model: Any, spec: ModelSpec) -> None:
 
 
 def write_spec(path: Path, spec: ModelSpec) -> None:
-    """Replace the ModelSpec of the model file ``path``; graph, weights and so the model identity stay.
+    """Replace the ModelSpec of the model file ``path``; graph, weights and therefore the model identity stay.
 
-    The file is replaced whole or not at all. Raises ``ModelError``, or ``OutputError`` if it cannot be written.
+    The file is replaced atomically. Raises ``ModelError``, or ``OutputError`` if it cannot be written.
     """
     from cellseg_deploy.files.atomic import write_bytes
 
@@ -100,7 +100,7 @@ def write_spec(path: Path, spec: ModelSpec) -> None:
 
 
 def rewritten(model: ModelFile, spec: ModelSpec) -> bytes:
-    """The bytes of ``model`` with ``spec`` in place of its own; graph, weights and so the identity stay."""
+    """Return the bytes of ``model`` with ``spec`` instead of its own; graph, weights and therefore identity stay."""
     proto = _parse(model.path, model.data)
     set_spec(proto, spec)
     data: bytes = proto.SerializeToString(deterministic=True)
@@ -110,8 +110,8 @@ def rewritten(model: ModelFile, spec: ModelSpec) -> bytes:
 def model_identity(model: Any) -> str:
     """SHA-256 (hex) of what ``model`` (onnx.ModelProto) computes: opsets, functions, nodes, inputs, outputs, weights.
 
-    Metadata, comments, names of the producer and the way a tensor is stored do not enter, so calibrating or
-    re-saving a model keeps its identity.
+    Metadata, comments, producer names and tensor storage are excluded, so calibrating or re-saving a model keeps its
+    identity.
     """
     digest = hashlib.sha256()
 
@@ -168,7 +168,7 @@ def _parse(path: Path, data: bytes) -> Any:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
-        return onnx.load_model_from_string(data)  # from bytes: external data is never looked for
+        return onnx.load_model_from_string(data)  # from bytes: external data is never loaded
     except DecodeError as error:
         raise ModelError(f"{path}: not a whole ONNX file ({error}); copy or export it again") from error
 
@@ -185,7 +185,7 @@ def _check_embedded(path: Path, model: Any) -> None:
 
 
 def _check_versions(path: Path, model: Any) -> None:
-    """Neither the checker nor OpenVINO minds an operator set of the future; they read it as the latest they know."""
+    """Check the versions: the ONNX checker and OpenVINO read a future operator set as the latest one they know."""
     import onnx
 
     for what, version, latest in (
@@ -203,7 +203,7 @@ def _check_well_formed(path: Path, data: bytes) -> None:
     import onnx
 
     try:
-        onnx.checker.check_model(data)  # the bytes: of the model it would make another copy
+        onnx.checker.check_model(data)  # the bytes: passing the model would make another copy
     except (onnx.checker.ValidationError, ValueError, TypeError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"{path}: the ONNX checker refuses the model: {reason}; export it again") from error
@@ -243,7 +243,7 @@ def _check_finite(path: Path, model: Any) -> None:
 
 
 def _tensors(model: Any) -> Iterator[Any]:
-    """Every tensor of a model: weights, constants, and those of sub-graphs and functions."""
+    """Yield every tensor of a model: weights and constants, including those of sub-graphs and functions."""
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         for node in function.node:
@@ -298,8 +298,8 @@ def _opset(model: Any) -> int:
 
 
 def _precision(model: Any) -> str:
-    """What the weights are multiplied in. Of two floating-point types among the products, the form is ``mixed``; the
-    scales of layer norms, which stay in float in any form, do not make it so."""
+    """Type in which weights are multiplied: ``mixed`` if the products have two floating-point types. Scales of layer
+    norms, which stay in float in any form, are ignored."""
     from onnx import TensorProto
 
     names = {

@@ -1,8 +1,8 @@
 """The ModelSpec in a ``model.safetensors`` that cellseg-train wrote, read and replaced without PyTorch.
 
 A safetensors file is eight bytes (little endian) with the length of a JSON header, the header, and the weights. The
-header's ``__metadata__`` holds texts, ours among them; the weights are found by offsets from the header's end, so they
-stay as they are when it changes.
+header's ``__metadata__`` holds strings, including our ModelSpec; the weights are located by offsets from the header's
+end, so they stay unchanged when the header changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """``identity``: SHA-256 over the weights and where they lie, without the metadata."""
+    """``identity``: SHA-256 over the weights and their layout, without the metadata."""
 
     path: Path
     spec: ModelSpec
@@ -34,7 +34,7 @@ class WeightsFile:
 
 
 def read_weights_file(path: Path) -> WeightsFile:
-    """Read ``path``. Raises ``ModelError`` if it is no such file, or none of ours."""
+    """Read ``path``. Raises ``ModelError`` if it is not a safetensors file or was not written by cellseg-train."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -60,7 +60,7 @@ def read_weights_file(path: Path) -> WeightsFile:
 
 
 def rewritten(file: WeightsFile, spec: ModelSpec) -> bytes:
-    """The bytes of ``file`` with ``spec`` in place of its own; weights and other metadata stay."""
+    """Return the bytes of ``file`` with ``spec`` instead of its own; weights and other metadata stay."""
     metadata = {**file.header[_METADATA], METADATA_KEY: to_json(spec)}
     header = json.dumps({**file.header, _METADATA: metadata}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % _ALIGNMENT)
@@ -68,7 +68,7 @@ def rewritten(file: WeightsFile, spec: ModelSpec) -> bytes:
 
 
 def weights_end(header: dict[str, Any]) -> int:
-    """Bytes of weights that ``header`` (without metadata) speaks of; -1 if it is no table of tensors."""
+    """Number of bytes of weights that ``header`` (without metadata) declares; -1 if it is not a table of tensors."""
     try:
         return max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
     except (TypeError, KeyError, IndexError, ValueError):

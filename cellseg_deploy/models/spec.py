@@ -1,7 +1,7 @@
-"""What a model file says of itself: ``ModelSpec``, as JSON in the ONNX metadata or beside an engine.
+"""Self-description of a model file: ``ModelSpec``, as JSON in the ONNX metadata or next to an engine.
 
 Everything downstream of the network (scale, tiling, labelling) is read from here, so that a model file needs no
-companion and a user no magic numbers.
+companion file and a user needs no magic numbers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from cellseg_deploy.errors import ModelError, UsageError
 SPEC_VERSION = 1
 DATA_SUMMARY_VERSION = 1
 MIN_OBJECT_REL = 0.0245
-"""Objects of the truth below this share of its median object are specks, unless a model says otherwise: 200 px of the
-full-size photographs that the shipped model was trained on."""
+"""Ground-truth objects below this share of the median object are specks, unless a model specifies otherwise: 200 px in
+the full-size photographs that the shipped model was trained on."""
 METADATA_KEY = "cellseg"
 MAP_CHANNELS = ("foreground", "boundary", "distance")
 """Names of the channels that say where cells are; all others are classes of cells."""
@@ -34,8 +34,8 @@ class ThresholdParams(msgspec.Struct, frozen=True, kw_only=True, tag_field="meth
 
     ``foreground_threshold``: a pixel is cell where the foreground probability is at least this, in (0, 1).
     ``min_area_rel``, ``max_hole_rel``: components and holes below this share of the area of a disc of the model's
-    median cell diameter are dropped and filled. ``min_border_area_rel``: the same for components that touch the
-    image border, as masks have them that leave out slivers; it holds where labels are compared with such masks
+    median cell diameter are dropped and filled, respectively. ``min_border_area_rel``: the same for components that
+    touch the image border, for masks that leave out slivers; it applies when labels are compared with such masks
     (calibration, ``border_cells="model"``), while runs label every visible cell (``instances.VISIBLE_AREA_REL``).
     """
 
@@ -49,7 +49,7 @@ class BoundaryParams(msgspec.Struct, frozen=True, kw_only=True, tag_field="metho
     """Seeds where ``foreground - boundary_weight * boundary >= seed_threshold``, grown back by watershed to
     ``foreground >= foreground_threshold``.
 
-    So a strict threshold parts touching cells without eating their rims. ``min_seed_area_rel``: seeds below this
+    So a strict threshold splits touching cells without eroding their rims. ``min_seed_area_rel``: seeds below this
     share of the median cell's area are dropped (a seed is smaller than its cell). Others as in ``ThresholdParams``.
     """
 
@@ -81,14 +81,14 @@ InstanceParams = ThresholdParams | BoundaryParams | DistanceParams
 
 
 class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the numbers in the network come from and what may be done with them."""
+    """Origin of the network's weights and their permitted use."""
 
     origin: str
     licence: str
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """Median of some values, and the 5th and 95th percentile between which nine of ten lie."""
+    """Median of some values, and their 5th and 95th percentiles, between which nine in ten lie."""
 
     median: float
     p05: float
@@ -96,11 +96,11 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What the training images are like: what ``cellseg-evaluate describe`` compares other images with.
+    """Statistics of the training images, with which ``cellseg-evaluate describe`` compares other images.
 
     ``values``: quantity -> spread over images (``diameter_px``: over cells), as measured by ``data_alignment``.
-    ``version``: of those measurements; figures of another version are not compared. The form stays, so that a model
-    with a newer summary still loads.
+    ``version``: version of those measurements; figures of another version are not compared. The layout is fixed, so
+    that a model with a newer summary still loads.
     """
 
     version: int
@@ -110,9 +110,9 @@ class DataSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrainingInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Training data in words, the SHA-256 fingerprint of the split, and what validation measured.
+    """Training data in words, SHA-256 fingerprint of the split, and validation results.
 
-    ``data_summary``: what the training images are like; None in models made before it was written.
+    ``data_summary``: statistics of the training images; None in models from before it existed.
     """
 
     data: str = ""
@@ -130,14 +130,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     ``channels``: names of the K probability channels in order, the first is ``foreground``.
     ``tile_size``: height = width of the square input tile in model px. ``halo``: context px on each side of a tile
-    that stitching throws away. ``image_scale``: model px per px of a training image. ``cell_diameter_px``: median
-    cell diameter of the training data in *model* px (diameter of the disc of equal area). ``patch_size``: the ViT's.
+    that stitching discards. ``image_scale``: model px per px of a training image. ``cell_diameter_px``: median cell
+    diameter of the training data in *model* px (diameter of the disc of equal area). ``patch_size``: the ViT's.
     ``operating_points``: task name -> parameters of the instance step. ``parity``: how the file was checked against
     the PyTorch network; ``"unverified"`` if too few cells were found to judge. ``min_object_rel``: objects of the
-    training masks below this share of their median area were specks, not cells; None in models made before it was
-    written, then ``MIN_OBJECT_REL`` stands for it. ``classes``: names of the kinds of cells that the network tells
-    apart, the last of ``channels`` in the same order; their probabilities sum to 1 at each pixel and mean something
-    inside the foreground only. Empty where it tells none apart.
+    training masks below this share of their median area were specks, not cells; None in models from before it existed,
+    for which ``MIN_OBJECT_REL`` is used. ``classes``: names of the cell classes that the network distinguishes, the
+    last of ``channels`` in the same order; their probabilities sum to 1 at each pixel and are meaningful only inside
+    the foreground. Empty if the network distinguishes none.
 
     >>> model.backend.spec.channels[0], model.backend.spec.operating_point("counting").foreground_threshold > 0
     ('foreground', True)
@@ -161,7 +161,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...] = ()
 
     def operating_point(self, task: str) -> InstanceParams:
-        """Parameters for ``task``; raises ``UsageError`` naming the tasks this model knows."""
+        """Return the parameters for ``task``; raises ``UsageError`` naming the model's tasks if it is unknown."""
         try:
             return self.operating_points[task]
         except KeyError:
@@ -170,7 +170,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_json(spec: ModelSpec) -> str:
-    """JSON text of ``spec``, stable in key order."""
+    """Return ``spec`` as JSON text, with stable key order."""
     return msgspec.json.encode(spec).decode()
 
 
@@ -191,7 +191,7 @@ def from_json(text: str | bytes, *, source: str) -> ModelSpec:
 
 
 def check(spec: ModelSpec, *, source: str) -> None:
-    """Raise ``ModelError`` if a value of ``spec`` cannot be meant."""
+    """Raise ``ModelError`` if a value of ``spec`` is invalid."""
     problems = [
         (spec.tile_size > 0 and spec.patch_size > 0, f"tile_size {spec.tile_size}, patch_size {spec.patch_size}"),
         (
@@ -228,7 +228,7 @@ def check(spec: ModelSpec, *, source: str) -> None:
 
 
 def misfit(params: InstanceParams) -> str:
-    """What is wrong with ``params``, "" if nothing is: a threshold outside (0, 1), another negative or not finite."""
+    """Return what is wrong with ``params``, or "": a threshold outside (0, 1), another value negative or not finite."""
     for name in params.__struct_fields__:
         value = getattr(params, name)
         if name.endswith("threshold"):
@@ -240,7 +240,7 @@ def misfit(params: InstanceParams) -> str:
 
 
 def misfit_of_classes(classes: tuple[str, ...]) -> str:
-    """What is wrong with ``classes`` as names of kinds of cells, "" if nothing is (or there are none)."""
+    """Return what is wrong with ``classes`` as names of cell classes, or "" (also if there are none)."""
     if len(classes) == 1:
         return f"one class alone tells no cells apart, got {classes[0]!r}; expected two or more"
     if len(set(classes)) < len(classes):
@@ -254,7 +254,7 @@ def misfit_of_classes(classes: tuple[str, ...]) -> str:
 
 
 def default_operating_points(variant: Variant) -> dict[str, InstanceParams]:
-    """Starting points for a network nobody has calibrated yet."""
+    """Operating points of a network that is not calibrated yet."""
     if variant == "plain":
         return {
             "counting": ThresholdParams(foreground_threshold=0.8),
