@@ -82,8 +82,8 @@ class Segmentation:
         return ImageTable(self.segmented.columns, self.name)
 
     def counted(self, rule: CountRule | None = None) -> npt.NDArray[np.bool_]:
-        """Return whether each cell counts, bool (n,) in order of label: under ``rule`` (None for ``count_rule``), and by
-        its class."""
+        """Return whether each cell counts, bool (n,) in order of label: under ``rule`` (None for ``count_rule``), and
+        by its class."""
         by_rule = self.by_rule(rule)
         return by_rule if self.classes is None else by_rule & self.classes.counts
 
