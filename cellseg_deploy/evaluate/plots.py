@@ -204,7 +204,7 @@ def figure_class() -> type[Figure]:
 
 
 def make_figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, list[Axes]]:
-    """Create a figure of ``size`` inches and its panels row by row; ``grid``: ``sharex``, matplotlib's grid settings."""
+    """Create a figure of ``size`` inches with panels row by row; ``grid``: ``sharex``, matplotlib's grid settings."""
     figure = figure_class()(figsize=size, dpi=DPI, layout="constrained")
     share = {"sharex": grid.pop("sharex", False)}
     axes = figure.subplots(n_rows, n_columns, squeeze=False, gridspec_kw=grid or None, **share)

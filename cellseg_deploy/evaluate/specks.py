@@ -38,7 +38,7 @@ class SpeckLimit:
 
 
 def object_areas(pairs: Sequence[Pair], foreground: MaskForeground) -> npt.NDArray[np.int64]:
-    """Return the areas in px of all objects in the masks of ``pairs``, int64 (n,). Raises ``DataError`` for a bad mask."""
+    """Return areas in px of all objects in the masks of ``pairs``, int64 (n,). Raises ``DataError`` for a bad mask."""
     return areas_of(read_labels(pair.mask, foreground=foreground) for pair in pairs)
 
 

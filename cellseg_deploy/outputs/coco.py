@@ -78,7 +78,7 @@ def _classes_of(image: SegmentedImage) -> tuple[list[dict[str, Any]], list[int],
 
 
 def run_lengths(labels: Labels) -> list[dict[str, Any]]:
-    """Return COCO's compressed RLE of each label of ``labels`` (h, w), in order: ``{"size": [h, w], "counts": str}``."""
+    """Return COCO's compressed RLE per label of ``labels`` (h, w), in order: ``{"size": [h, w], "counts": text}``."""
     from pycocotools import mask
 
     height, width = labels.shape
