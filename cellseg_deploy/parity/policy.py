@@ -15,7 +15,7 @@ class ParityPolicy:
 
     ``max_count_difference``: cells, in each image. ``max_total_difference``: of the counts of all images together, as a
     share of the reference's. ``min_f1``: matched F1 at ``f1_iou``, over all images. ``max_differing_share``: share of
-    share of the pixels of all images that belong to different cells or to none (see ``parity.differing_pixels``).
+    the pixels of all images that belong to another cell or to none (see ``parity.differing_pixels``).
     ``max_f1_drop``: how much F1 at IoU 0.5 against the truth may fall below the reference's; needs true labels.
     ``min_cells``: a reference that finds fewer (or, if the truth decides, fewer true cells) is inconclusive, because a
     network that finds nothing agrees with everything. ``tensor_tolerance``: a probability that differs by more counts
