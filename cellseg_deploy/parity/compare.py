@@ -109,7 +109,7 @@ def compare(
 
 
 def _own_engine(file: Path) -> EngineOptions:
-    """Return options that open ``file`` itself, never ``auto``'s choice: a comparison must not depend on earlier ones."""
+    """Return options that open ``file`` itself, not ``auto``'s choice: comparisons must not depend on earlier ones."""
     return EngineOptions("onnxruntime" if file.suffix.lower() == ".onnx" else "auto")
 
 
