@@ -3,7 +3,7 @@
 OpenVINO trusts the content of its own cache: a few flipped bytes changed counts, or crashed the process at every
 start. So the compiled network is exported and kept here: 32 bytes of SHA-256, then the network. A damaged network is
 discarded and compiled again. While a process opens a network, it holds a lock, and a marker is next to the network. A
-marker without a held lock means that opening the network crashed a process, and the network is discarded too.
+marker without a held lock means that opening the network ended a process, and the network is discarded too.
 """
 
 from __future__ import annotations

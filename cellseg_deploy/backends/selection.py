@@ -70,7 +70,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Here:
-    """What a choice depends on in addition to model and records. ``versions``: per engine, None if it is missing.
+    """Inputs of a choice in addition to model and records. ``versions``: per engine, None if it is missing.
     ``problems``: per engine that cannot run on ``device``, the reason, as the end of a sentence."""
 
     device: str

@@ -117,7 +117,7 @@ class Shared:
 
     @property
     def reading(self) -> ReadOptions:
-        """How images are read."""
+        """Settings for reading images."""
         return console.read_options(vars(self))
 
     def predictor(self, segmenter: Segmenter, *, keep_probabilities: bool = False) -> Predictor:

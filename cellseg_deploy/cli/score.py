@@ -131,7 +131,7 @@ class Anatomy:
         self.by_image: dict[str, dict[str, int]] = {}
 
     def add(self, pair: Pair, image: ScoredImage) -> None:
-        """Find and show the errors of one image."""
+        """Record the errors of one image, with crops of them."""
         findings = anatomy.find(*set_aside(image.true_labels, image.labels), min_area_px=self._min_area_px)
         self.by_image[image.name] = anatomy.summary(findings)
         if self._photographs:
