@@ -99,7 +99,7 @@ class _Commands(click.Group):
 
 
 def with_command(arguments: list[str]) -> list[str]:
-    """Put the command first in ``arguments``: as named, or from ``--calibrate`` or ``--describe``, or else ``score``."""
+    """Put the command first in ``arguments``: as named, from a flag ``--calibrate`` or ``--describe``, or ``score``."""
     if arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help", "--version")):
         return arguments
     flags = [flag for flag in ("--describe", "--calibrate") if flag in arguments]

@@ -91,7 +91,7 @@ _SAME_ENDING = {".tiff": ".tif", ".jpeg": ".jpg"}
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Parse comma-separated names into the order of ``NAMES``; ``all`` and ``none`` stand alone.
+    """Return the comma-separated names in ``text``, in the order of ``NAMES``; ``all`` and ``none`` stand alone.
 
     Raises ``UsageError`` for anything else.
     """

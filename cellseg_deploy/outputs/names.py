@@ -19,7 +19,7 @@ def output_names(names: Sequence[str], kept: Mapping[str, str] | None = None) ->
 
     Usually this is the name itself. Names that differ only in case or Unicode composition would overwrite each other
     on file systems that ignore the difference, so all but the first get ``~2``, ``~3``... A last component too long for
-    the suffix is truncated and gets a hash. So that no file needs the name of a folder, ``s.png`` is renamed if there
+    the suffix is truncated and gets a hash. So that no file needs the name of a folder, ``s.png`` is changed if there
     is an image in a folder ``s.png.tif``. ``kept``: names of existing outputs, of these images or others; they do not
     change, even if images added later would have changed which is first.
     """
