@@ -24,30 +24,30 @@ __all__ = [
 ]
 
 ENGINE_SUFFIX = ".engine"
-"""Ending of a TensorRT engine, which no other backend can open."""
+"""File suffix of a TensorRT engine, which no other backend can open."""
 OPENVINO_SUFFIX = ".xml"
-"""Ending of OpenVINO's own form, which no other backend can open; its weights lie in the .bin of that name."""
+"""File suffix of OpenVINO's own format, which no other backend can open; its weights are in the matching .bin."""
 _OWN_ENGINE = {ENGINE_SUFFIX: "tensorrt", OPENVINO_SUFFIX: "openvino"}
 _DEFAULTS = EngineOptions()
 
 
 def default_device(path: Path | None, backend: str) -> str:
-    """The device that ``open_backend`` takes for the model ``path`` where none is named."""
+    """Return the device that ``open_backend`` uses for the model ``path`` if none is named."""
     own = None if path is None else _OWN_ENGINE.get(path.suffix.lower())
     return "cuda" if "tensorrt" in (own, backend) else "cpu"
 
 
 def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: str | Path | None = None) -> Backend:
-    """Open the model file ``path`` as ``engine`` says and check everything about it.
+    """Open the model file ``path`` with the settings ``engine`` and check it completely.
 
     ``path``: an ``.onnx``, an OpenVINO ``.xml`` with its ``.bin``, or a TensorRT ``.engine`` with its ``.engine.json``;
-    the last two open in their own engine. ``given``: the file that was asked for where ``path`` is a form of it that
-    was chosen before; None for ``path``.
+    the last two open in their own engine. ``given``: the file that was requested if ``path`` is a form of it chosen
+    earlier; None for ``path``.
 
-    The backend's ``verified`` and ``choice`` say whether what was opened passed the gate here, and why it was taken.
+    The backend's ``verified`` and ``choice`` say whether the opened file passed the gate here, and why it was chosen.
 
     Raises ``UsageError`` for settings that do not fit the file or each other, ``ModelError`` for a file that is not a
-    sound model, ``BackendUnavailableError`` if engine or device are not here; another device is never taken instead.
+    valid model, ``BackendUnavailableError`` if engine or device is unavailable; there is no fallback to another device.
 
     >>> from cellseg_deploy.models import default_model_path
     >>> with open_backend(default_model_path(), EngineOptions(backend="onnxruntime")) as backend:
@@ -67,7 +67,7 @@ def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: 
 
     chosen = None
     free = engine.backend == "auto" and path.suffix.lower() == ".onnx" and not engine.rebuild
-    # With neither records nor a wish there is nothing to choose: a large model is then read once and not twice.
+    # Without records or a requested precision there is no choice to make: a large model is read once, not twice.
     if free and (engine.precision is not None or records_path(path).exists()):
         chosen, _ = selection.select(path, device=device, precision=engine.precision)
         path, name = chosen.form.file, chosen.form.backend
@@ -89,8 +89,8 @@ def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: 
 
 
 def _open_named(path: Path, engine: EngineOptions) -> Backend:
-    """Open ``path`` in ``engine``, whose backend and device are named; raise ``UsageError`` for a setting of another
-    backend."""
+    """Open ``path`` in ``engine``, whose backend and device are named. Raise ``UsageError`` for a setting that belongs
+    to another backend."""
     for name, value, owner in (
         ("rebuild", engine.rebuild or None, "tensorrt"),
         ("cuda_graph", engine.cuda_graph or None, "tensorrt"),

@@ -1,6 +1,6 @@
-"""The contract every inference engine fulfils, and the checks they share.
+"""The contract that every inference engine fulfils, and the checks they share.
 
-A backend takes uint8 tiles on the host and gives float32 probabilities on the host, synchronised. Colour
+A backend takes uint8 tiles on the host and returns float32 probabilities on the host, synchronised. Colour
 normalisation and the sigmoid are inside the graph, so nothing above a backend knows how the network was trained.
 """
 
@@ -22,11 +22,11 @@ from cellseg_deploy.models.spec import ModelSpec
 class Backend(ABC):
     """One opened network on one device.
 
-    ``name``: engine name as in ``EngineOptions.backend``. ``device``: the device really in use (``cpu``, ``cuda:0``).
+    ``name``: engine name as in ``EngineOptions.backend``. ``device``: the device actually in use (``cpu``, ``cuda:0``).
     ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``). ``batch_step``: tiles
-    that cost as much as one, where the engine fills a call up to a multiple of them. ``given``: the file that was
-    asked for; ``path``: the one that was opened, which is another where ``auto`` chose a form of the network.
-    ``verified``: whether it passed the parity gate here; ``choice``: why it was taken.
+    that cost as much as one, if the engine pads each call to a multiple of them. ``given``: the file that was
+    requested; ``path``: the file that was opened, which differs if ``auto`` chose another form of the network.
+    ``verified``: whether it passed the parity gate here; ``choice``: why it was chosen.
     """
 
     name: str
@@ -43,20 +43,19 @@ class Backend(ABC):
     _is_closed: bool
 
     def __new__(cls, *_: object, **__: object) -> Self:
-        """Subclasses need not call ``super().__init__``."""
+        """Initialise the base here, so that subclasses need not call ``super().__init__``."""
         backend = super().__new__(cls)
         backend._one_call, backend._process, backend._is_closed = threading.Lock(), os.getpid(), False
         return backend
 
     def predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Probabilities (N, K, H, W) float32 in [0, 1] of ``tiles_nhwc`` (N, H, W, 3) uint8 RGB.
+        """Return probabilities (N, K, H, W) float32 in [0, 1] for ``tiles_nhwc`` (N, H, W, 3) uint8 RGB.
 
-        May be called from any number of threads: calls of one backend run one after the other, and each gets its own
-        answer.
+        Thread-safe: concurrent calls of one backend run one after the other, and each gets its own result.
 
-        Raises ``UsageError`` if the tiles are not what the model takes (a programming error upstream), if the backend
-        was closed, or in a forked process; ``DataError`` if the network answers with NaN or infinity: never passed on
-        as "no cells".
+        Raises ``UsageError`` if the tiles do not fit the model's input (a programming error upstream), if the backend
+        is closed, or in a forked process; ``DataError`` if the network returns NaN or infinity: never passed on as
+        "no cells".
         """
         size = self.spec.tile_size
         if tiles_nhwc.dtype != np.uint8 or tiles_nhwc.ndim != 4 or tiles_nhwc.shape[1:] != (size, size, 3):
@@ -80,19 +79,19 @@ class Backend(ABC):
         """Run the network on checked, contiguous tiles."""
 
     def close(self) -> None:
-        """Release the engine, once a call that runs has ended; the backend is unusable afterwards. May be repeated."""
+        """Release the engine once a running call has ended; the backend is unusable afterwards. May be repeated."""
         if os.getpid() != self._process:
-            return  # the engine is the parent's
+            return  # the engine belongs to the parent process
         with self._one_call:
             if not self._is_closed:
                 self._is_closed = True
                 self._close()
 
     def _close(self) -> None:  # noqa: B027  (most engines free themselves)
-        """Release what the subclass holds; called once, while no call runs."""
+        """Release what the subclass holds; called once, while no call is running."""
 
     def _check_process(self) -> None:
-        """Engines have threads of their own, which a fork does not copy: a call would wait for them for ever."""
+        """Raise in a forked process: engine threads are not copied by a fork, so a call would wait for them forever."""
         if os.getpid() != self._process:
             raise UsageError(
                 f"this {self.name} engine was opened in process {self._process}, of which {os.getpid()} is a fork; "
@@ -100,7 +99,7 @@ class Backend(ABC):
             )
 
     def describe(self) -> dict[str, Any]:
-        """Versions and settings worth recording in run.json."""
+        """Return versions and settings worth recording in run.json."""
         return {}
 
     def __enter__(self) -> Self:

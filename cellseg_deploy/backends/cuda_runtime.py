@@ -1,7 +1,7 @@
-"""The little of the CUDA runtime that running an engine takes: devices, a stream, memory, copies, a captured graph.
+"""The part of the CUDA runtime needed to run an engine: devices, a stream, memory, copies, a captured graph.
 
-Bindings are NVIDIA's own (``cuda.bindings.runtime``): each call gives a tuple whose first entry is an error code. Here
-it is checked, every time, and turned into an error of ours.
+The bindings are NVIDIA's own (``cuda.bindings.runtime``): each call returns a tuple whose first entry is an error
+code. Every code is checked here and turned into an error of this package.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _INSTALL = "pip install 'cellseg-deploy[tensorrt]'"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU and the CUDA around it. ``compute_capability``: as ``"8.6"``. Versions: as ``"13.0"``;
-    ``driver_cuda_version`` is the newest CUDA that the driver knows, ``cuda_version`` that of the runtime library."""
+    """One NVIDIA GPU and its CUDA. ``compute_capability``: as ``"8.6"``. Versions: as ``"13.0"``;
+    ``driver_cuda_version`` is the newest CUDA the driver supports, ``cuda_version`` that of the runtime library."""
 
     index: int
     name: str
@@ -35,7 +35,7 @@ class Gpu:
 
 
 def parse_device(device: str) -> int:
-    """Index of the GPU that ``cuda`` or ``cuda:N`` means; raises ``UsageError`` for anything else."""
+    """Return the GPU index in ``cuda`` or ``cuda:N``; raises ``UsageError`` for anything else."""
     match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
     if match is None:
         raise UsageError(f"device {device!r} cannot run a TensorRT engine; expected cuda or cuda:N")
@@ -43,10 +43,10 @@ def parse_device(device: str) -> int:
 
 
 def import_bindings() -> Any:
-    """The module ``cuda.bindings.runtime``; raises ``BackendUnavailableError`` naming the command that installs it."""
+    """Import ``cuda.bindings.runtime``; raises ``BackendUnavailableError`` naming the command that installs it."""
     try:
         from cuda.bindings import runtime
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a CUDA library that cannot be loaded
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a CUDA library failed to load
         raise BackendUnavailableError(f"NVIDIA's CUDA bindings cannot be loaded ({error}); run: {_INSTALL}") from error
     return runtime
 
@@ -56,34 +56,34 @@ class Cuda:
     ``DataError`` for any other call that fails."""
 
     def __init__(self, index: int, bindings: Any | None = None) -> None:
-        """Select GPU ``index``. ``bindings``: the module to call, by default NVIDIA's."""
+        """Select GPU ``index``. ``bindings``: the module to call, NVIDIA's by default."""
         self._rt = import_bindings() if bindings is None else bindings
         self.gpu = _open_gpu(self._rt, index)
 
     def select(self) -> None:
-        """Make this GPU the current one of the calling thread, as CUDA wants it in each thread."""
+        """Make this GPU current in the calling thread, which CUDA requires in each thread."""
         self._call(self._rt.cudaSetDevice, self.gpu.index)
 
     def create_stream(self) -> Any:
-        """A stream that does not wait for the default one."""
+        """Create a stream that does not wait for the default one."""
         return self._call(self._rt.cudaStreamCreateWithFlags, self._rt.cudaStreamNonBlocking)
 
     def destroy_stream(self, stream: Any) -> None:
         self._call(self._rt.cudaStreamDestroy, stream)
 
     def synchronize(self, stream: Any) -> None:
-        """Wait until all that was put on ``stream`` is done; errors of those calls are raised here."""
+        """Wait until all work queued on ``stream`` is done; errors of that work are raised here."""
         self._call(self._rt.cudaStreamSynchronize, stream)
 
     def allocate(self, nbytes: int) -> int:
-        """Address of ``nbytes`` of device memory."""
+        """Allocate ``nbytes`` of device memory and return its address."""
         return int(self._call(self._rt.cudaMalloc, nbytes))
 
     def free(self, address: int) -> None:
         self._call(self._rt.cudaFree, address)
 
     def allocate_pinned(self, nbytes: int) -> int:
-        """Address of ``nbytes`` of host memory that the GPU can copy from and to while the CPU goes on."""
+        """Allocate ``nbytes`` of host memory that the GPU can copy from and to asynchronously; return its address."""
         return int(self._call(self._rt.cudaHostAlloc, nbytes, self._rt.cudaHostAllocDefault))
 
     def free_pinned(self, address: int) -> None:
@@ -102,7 +102,7 @@ class Cuda:
         )
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Any:
-        """What ``work`` puts on ``stream``, recorded but not run, as a graph to ``launch``."""
+        """Record what ``work`` queues on ``stream``, without running it, as a graph to ``launch``."""
         self._call(
             self._rt.cudaStreamBeginCapture,
             stream,
@@ -124,7 +124,7 @@ class Cuda:
         self._call(self._rt.cudaGraphExecDestroy, graph)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call and check; the value, or None where there is only the code."""
+        """Call and check; return the value, or None if the call returns only a code."""
         code, *values = function(*arguments)
         if code != self._rt.cudaError_t.cudaSuccess:
             what = f"{getattr(function, '__name__', 'CUDA call')}: {_text_of(self._rt, code)}"
@@ -135,10 +135,10 @@ class Cuda:
 
 
 class PinnedBuffers:
-    """A host array in pinned memory beside as many bytes on the device, for the life of one backend."""
+    """A host array in pinned memory with a device buffer of the same size, for the life of one backend."""
 
     def __init__(self, cuda: Cuda, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-        """Allocate both for an array of ``shape`` and ``dtype``; raises ``MemoryError`` and keeps nothing."""
+        """Allocate both for an array of ``shape`` and ``dtype``; on ``MemoryError`` neither is kept."""
         self._cuda = cuda
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         self.host_address = cuda.allocate_pinned(nbytes)
@@ -150,14 +150,14 @@ class PinnedBuffers:
         self.host = as_array(self.host_address, shape, dtype)
 
     def close(self) -> None:
-        """Free both; the array must not be used any more."""
+        """Free both; the array must not be used afterwards."""
         del self.host
         self._cuda.free_pinned(self.host_address)
         self._cuda.free(self.device_address)
 
 
 def as_array(address: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """The memory at ``address`` as an array, without a copy; whoever allocated it keeps it alive."""
+    """Return the memory at ``address`` as an array, without a copy; the allocator must keep it alive."""
     nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     memory = (ctypes.c_uint8 * nbytes).from_address(address)
     array: npt.NDArray[Any] = np.frombuffer(memoryview(memory), dtype=np.dtype(dtype))
@@ -166,7 +166,7 @@ def as_array(address: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """A CUDA call that fails while a device is opened means that the device is not available."""
+    """Report a CUDA call that fails while a device is opened as an unavailable device."""
     try:
         yield
     except DataError as error:
@@ -201,7 +201,7 @@ def _open_gpu(rt: Any, index: int) -> Gpu:
 
 
 def _pair(result: Any) -> tuple[Any, Any]:
-    """Code and value; bindings leave the value out, or give None, where a call failed."""
+    """Return code and value; the bindings omit the value, or return None, if a call failed."""
     code, *values = result
     return code, values[0] if values else None
 
@@ -214,5 +214,5 @@ def _text_of(rt: Any, code: Any) -> str:
 
 
 def _version(number: int | None) -> str:
-    """CUDA's 13050 as 13.5; ``none`` where there is no driver."""
+    """Format CUDA's 13050 as 13.5; ``none`` without a driver."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else "none"

@@ -1,7 +1,7 @@
-"""On what kind of device a figure or a verdict was obtained, and with which version of which engine.
+"""The kind of device on which a figure or verdict was obtained, and the engine version.
 
-Two machines are of one kind if an engine takes the same arithmetic on both: for a CPU its architecture and the widest
-of the vector and matrix instructions that engines choose by, for a GPU its compute capability.
+Two machines are of one kind if an engine uses the same arithmetic on both: for a CPU, its architecture and the widest
+vector and matrix instructions that engines choose by; for a GPU, its compute capability.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from cellseg_deploy.backends.cuda_runtime import parse_device
 from cellseg_deploy.backends.onnxruntime import installed_builds
 from cellseg_deploy.errors import CellsegError, UsageError
 
-# Widest first; names as Linux writes them. What engines pick kernels by, and so what rounding depends on.
+# Widest first; names as Linux writes them. Engines pick kernels by these, so rounding depends on them.
 _MATRIX = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "bf16", "asimd")
 
 INSTALL = {"onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt"}
-"""Engine -> the extra that brings it to a CPU, or to a GPU where it has no other."""
+"""Engine -> the extra that installs it for a CPU, or for a GPU if it runs on nothing else."""
 
 _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -31,11 +31,10 @@ _DISTRIBUTIONS = {
 
 
 def device_class(device: str, *, cpuinfo: str | None = None) -> str:
-    """Kind of ``device``: ``cpu-x86_64-avx512_bf16``, ``cuda-8.6``; the instructions are known on Linux only.
+    """Return the kind of ``device``: ``cpu-x86_64-avx512_bf16``, ``cuda-8.6``; instructions are known on Linux only.
 
-    A GPU that cannot be asked is ``cuda-unknown``, which is like no other. Raises ``UsageError`` for what is neither
-    ``cpu`` nor ``cuda`` nor ``cuda:N``. ``cpuinfo``: text of /proc/cpuinfo, by
-    default this machine's.
+    A GPU that cannot be queried is ``cuda-unknown``, which matches no other. Raises ``UsageError`` for anything but
+    ``cpu``, ``cuda`` or ``cuda:N``. ``cpuinfo``: text of /proc/cpuinfo, this machine's by default.
     """
     if device != "cpu":
         try:
@@ -49,7 +48,7 @@ def device_class(device: str, *, cpuinfo: str | None = None) -> str:
 
 
 def engine_version(backend: str) -> str | None:
-    """Version of the installed distribution of ``backend``, None without one; the engine is not loaded."""
+    """Return the installed version of ``backend``, None if it is not installed; the engine is not loaded."""
     for name in _DISTRIBUTIONS[backend]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
@@ -57,9 +56,9 @@ def engine_version(backend: str) -> str | None:
 
 
 def engine_problem(backend: str, device: str) -> str:
-    """Why ``backend`` cannot run on ``device`` (a sentence's end), "" if nothing speaks against it; nothing is loaded.
+    """Return why ``backend`` cannot run on ``device`` (end of a sentence), "" if no reason is known; nothing is loaded.
 
-    What shows only when the engine is loaded is found by ``selection.select``, for the one that was chosen.
+    Problems that only loading reveals are found by ``selection.select``, for the chosen engine.
     """
     extra = "gpu" if backend == "onnxruntime" and device != "cpu" else INSTALL[backend]
     install = f"pip install 'cellseg-deploy[{extra}]'"
@@ -77,7 +76,7 @@ def engine_problem(backend: str, device: str) -> str:
 
 
 def _cpuinfo() -> str:
-    """Lines ``flags`` (x86) or ``Features`` (Arm) of the first core; empty where there is no /proc."""
+    """Return the line ``flags`` (x86) or ``Features`` (Arm) of the first core; empty without /proc."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -90,5 +89,5 @@ def _compute_capability(index: int) -> str:
 
     try:
         return Cuda(index).gpu.compute_capability
-    except CellsegError:  # no bindings, no driver, no such GPU: opening the engine will say which
+    except CellsegError:  # no bindings, no driver, no such GPU: opening the engine reports which
         return "unknown"

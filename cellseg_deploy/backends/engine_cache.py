@@ -1,7 +1,7 @@
-"""Where engines built by ``cellseg-infer`` are kept, so that each is built once.
+"""The folder where engines built by ``cellseg-infer`` are kept, so that each is built once.
 
-The folder is the user's cache folder of the platform. Engines are programs: on POSIX the folder must belong to the user
-and be writable by nobody else, or nothing in it is opened.
+It is in the platform's user cache folder. Engines are programs: on POSIX the folder must belong to the user and be
+writable by nobody else, or nothing in it is opened.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _PROGRAM = "cellseg-deploy"
 
 
 def cache_folder(environment: Mapping[str, str] | None = None, platform: str | None = None) -> Path:
-    """Folder of cached engines: under ``$XDG_CACHE_HOME`` or ``~/.cache``, on Windows ``%LOCALAPPDATA%``, on macOS
-    ``~/Library/Caches``. ``environment``, ``platform``: this process's own by default."""
+    """Return the folder of cached engines: under ``$XDG_CACHE_HOME`` or ``~/.cache``, on Windows ``%LOCALAPPDATA%``, on
+    macOS ``~/Library/Caches``. ``environment``, ``platform``: those of this process by default."""
     environment = os.environ if environment is None else environment
     platform = sys.platform if platform is None else platform
     home = Path(environment.get("USERPROFILE" if platform == "win32" else "HOME") or Path.home())
@@ -34,14 +34,14 @@ def cache_folder(environment: Mapping[str, str] | None = None, platform: str | N
     elif platform == "darwin":
         base = home / "Library" / "Caches"
     else:
-        # The XDG base directory specification: a relative path is invalid and to be ignored.
+        # The XDG base directory specification: a relative path is invalid and must be ignored.
         xdg = environment.get("XDG_CACHE_HOME", "")
         base = Path(xdg) if xdg.startswith("/") else home / ".cache"
     return base / _PROGRAM / "engines"
 
 
 def engine_name(model: str, identity: str, *facts: object) -> str:
-    """Name of the engine of network ``identity`` (hex), for ``facts``: everything that makes it another engine.
+    """Return the file name of the engine of network ``identity`` (hex) for ``facts``: all that sets it apart.
 
     ``facts`` are dataclasses, structs or plain values. ``model``: readable part of the name.
     """
@@ -51,7 +51,7 @@ def engine_name(model: str, identity: str, *facts: object) -> str:
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Make ``folder`` for this user alone, or check that it is so. Raises ``OutputError``."""
+    """Create ``folder`` for this user alone, or check its owner and permissions. Raises ``OutputError``."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()

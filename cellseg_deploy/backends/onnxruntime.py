@@ -28,24 +28,24 @@ from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME
 
 _CUDA = "CUDAExecutionProvider"
 
-# Distributions that all install into the folder `onnxruntime`, so that two of them overwrite each other's files.
+# Distributions that all install into the folder `onnxruntime`; two of them overwrite each other's files.
 _BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
 
 
 class OnnxRuntimeBackend(Backend):
-    """A model file in ONNX Runtime, on exactly the device that was asked for."""
+    """A model file in ONNX Runtime, on exactly the requested device."""
 
     name = "onnxruntime"
 
     def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
-        """Check ``path`` and open it; errors as ``open_backend`` says."""
+        """Check ``path`` and open it; raises as ``open_backend`` does."""
         provider, provider_options = _provider_for(device)
         runtime = _import_runtime(provider)
         self.model_file = read_model_file(path)
         self._session = _open_session(runtime, self.model_file, (provider, provider_options), threads)
         in_use = self._session.get_providers()
         if in_use[0] != provider:
-            # ONNX Runtime falls back to the CPU with no more than a warning.
+            # ONNX Runtime falls back to the CPU with only a warning.
             raise BackendUnavailableError(
                 f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} could only open {in_use[0]}; "
                 "check the NVIDIA driver and that CUDA and cuDNN fit this ONNX Runtime, or take `device='cpu'`"
@@ -86,7 +86,7 @@ class OnnxRuntimeBackend(Backend):
         self._session = None
 
     def describe(self) -> dict[str, Any]:
-        """Model hashes, engine version and settings."""
+        """Return model hashes, engine version and settings."""
         return {
             "model_path": str(self.model_file.path),
             "model_identity": self.model_file.identity,
@@ -100,7 +100,7 @@ class OnnxRuntimeBackend(Backend):
 
 
 def installed_builds() -> list[str]:
-    """Names of the installed ONNX Runtime distributions; more than one means broken files."""
+    """Return the names of the installed ONNX Runtime distributions; more than one means broken files."""
     found = []
     for name in _BUILDS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -115,17 +115,17 @@ def _provider_for(device: str) -> tuple[str, dict[str, Any]]:
     match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
     if match is None:
         raise UsageError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
-    # TF32 would round fp32 weights to 10 bits without saying so; precision is a form of the model, not of the machine.
+    # TF32 would round fp32 weights to 10 bits silently; precision is a form of the model, not of the machine.
     return _CUDA, {"device_id": int(match[1] or 0), "use_tf32": 0}
 
 
 def import_runtime(device: str) -> Any:
-    """The module onnxruntime, if it runs ``device``; raises ``BackendUnavailableError``."""
+    """Import onnxruntime if it supports ``device``; raises ``BackendUnavailableError``."""
     return _import_runtime(_provider_for(device)[0])
 
 
 def _import_runtime(provider: str) -> Any:
-    """The module onnxruntime, once it is sure that one build is here and that it knows ``provider``."""
+    """Import onnxruntime, checking that at most one build is installed and that it supports ``provider``."""
     extra = "cpu" if provider == CPU_PROVIDER else "gpu"
     builds = installed_builds()
     if len(builds) > 1:
@@ -145,7 +145,7 @@ def _import_runtime(provider: str) -> Any:
             f"pip uninstall -y {' '.join(builds)} && pip install 'cellseg-deploy[gpu]'"
         )
     if extra == "gpu" and hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(sys.stderr):  # it prints; our stdout is for results
+        with contextlib.redirect_stdout(sys.stderr):  # preload_dlls prints; stdout is reserved for results
             onnxruntime.preload_dlls()
     return onnxruntime
 
@@ -159,7 +159,7 @@ def _open_session(runtime: Any, model: ModelFile, provider: tuple[str, dict[str,
     options.use_deterministic_compute = True
     if on_gpu:
         options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
-    options.log_severity_level = 4  # whatever goes wrong is raised; nothing is to be printed besides
+    options.log_severity_level = 4  # every failure is raised; nothing is printed in addition
     try:
         return runtime.InferenceSession(model.data, sess_options=options, providers=[provider])
     except Exception as error:  # as in _predict

@@ -1,7 +1,7 @@
-"""ONNX Runtime with inputs and outputs bound to memory of the device.
+"""ONNX Runtime with inputs and outputs bound to device memory.
 
-Without it ONNX Runtime allocates, copies and frees around every call. Here a value on the device is kept for each batch
-size in use (the full batch and the last partial one of an image), so a call is: copy tiles in, run, copy out.
+Otherwise ONNX Runtime allocates, copies and frees around every call. Here one device buffer is kept for each batch
+size in use (the full batch and an image's last partial one), so a call is: copy tiles in, run, copy out.
 
 Nothing in this module depends on the device being a GPU, so it is tested on the CPU.
 """
@@ -21,15 +21,15 @@ from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 CPU_PROVIDER = "CPUExecutionProvider"
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 _KEPT_SIZES = 2
-# What must not run on the CPU if a GPU was asked for. A few integers of shape arithmetic there are by design.
+# Operators that must not run on the CPU if a GPU was requested. A few integer shape operations run there by design.
 _HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Resize", "Softmax", "LayerNormalization", "Gelu", "Sigmoid"}
 
 
 class BoundSession:
-    """A session whose ``tiles`` and ``probabilities`` lie on one device."""
+    """A session whose ``tiles`` and ``probabilities`` are on one device."""
 
     def __init__(self, runtime: Any, session: Any, spec: ModelSpec, *, device_type: str, device_id: int = 0) -> None:
-        """``runtime``: the module onnxruntime. ``device_type``: as it names them, ``cuda`` or ``cpu``."""
+        """``runtime``: the module onnxruntime. ``device_type``: ONNX Runtime's name, ``cuda`` or ``cpu``."""
         self._new_value = runtime.OrtValue.ortvalue_from_shape_and_type
         self._session = session
         self._spec = spec
@@ -37,7 +37,7 @@ class BoundSession:
         self._values: dict[int, tuple[Any, Any]] = {}
 
     def run(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Probabilities (N, K, S, S) of ``tiles_nhwc``, contiguous uint8 (N, S, S, 3); an array of its own."""
+        """Return probabilities (N, K, S, S) for ``tiles_nhwc``, contiguous uint8 (N, S, S, 3), as a new array."""
         tiles, probabilities = self._values_for(len(tiles_nhwc))
         tiles.update_inplace(tiles_nhwc)
         binding = self._session.io_binding()
@@ -50,11 +50,11 @@ class BoundSession:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Batch sizes that memory is held for, the one used last at the end."""
+        """Batch sizes that hold memory, the most recently used last."""
         return tuple(self._values)
 
     def _values_for(self, n: int) -> tuple[Any, Any]:
-        """Input and output on the device for ``n`` tiles; sizes not used of late are freed."""
+        """Return input and output on the device for ``n`` tiles; sizes not used recently are freed."""
         pair = self._values.pop(n, None)
         if pair is None:
             while len(self._values) >= _KEPT_SIZES:
@@ -70,8 +70,8 @@ class BoundSession:
 
 
 def nodes_by_provider(session: Any) -> dict[str, Counter[str]]:
-    """Kinds of nodes that each execution provider was given, from a session that was opened with
-    ``RECORD_ASSIGNMENT``; empty if this ONNX Runtime (before 1.24) cannot tell."""
+    """Count node types per execution provider, for a session opened with ``RECORD_ASSIGNMENT``; empty if this
+    ONNX Runtime (before 1.24) does not report them."""
     ask = getattr(session, "get_provider_graph_assignment_info", None)
     found: dict[str, Counter[str]] = {}
     for part in () if ask is None else ask():
@@ -81,12 +81,12 @@ def nodes_by_provider(session: Any) -> dict[str, Counter[str]]:
 
 
 def heavy_on_cpu(nodes: dict[str, Counter[str]]) -> list[str]:
-    """Operators that cost time and were left to the CPU, as ``3 Conv``; none may be if a GPU was asked for."""
+    """Return expensive operators assigned to the CPU, as ``3 Conv``; must be empty if a GPU was requested."""
     return _counted(sorted((kind, n) for kind, n in nodes.get(CPU_PROVIDER, Counter()).items() if kind in _HEAVY))
 
 
 def summary(nodes: dict[str, Counter[str]]) -> dict[str, int]:
-    """Number of nodes of each provider, for the record."""
+    """Return the number of nodes per provider, for the record."""
     return {provider: kinds.total() for provider, kinds in nodes.items()}
 
 

@@ -1,9 +1,9 @@
-"""OpenVINO on the CPU: an ONNX model file as it is, or an .xml and .bin written by ``cellseg-export openvino``.
+"""OpenVINO on the CPU: an unchanged ONNX model file, or an .xml and .bin written by ``cellseg-export openvino``.
 
-Tiles go through one compiled network of a fixed batch size, for a free one costs half as much again (a ViT-S took 37 ms
-a tile in bf16, with a fixed batch 25). What is missing in the last batch is filled with black tiles, whose answers are
-thrown away: the tiles of a batch do not see each other. So an answer depends neither on the number of tiles in a call
-nor on the number of streams, each of which takes a batch of its own.
+Tiles go through one compiled network of a fixed batch size, because a dynamic one takes half as long again (a ViT-S
+took 37 ms per tile in bf16, with a fixed batch 25). The last batch is padded with black tiles whose results are
+discarded: tiles of a batch are independent. So a result depends neither on the number of tiles in a call nor on the
+number of streams, each of which runs a batch of its own.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
 
 PRECISIONS = ("fp32", "bf16")
-"""Arithmetic that can be asked for; an int8 form computes the rest of its operations in it."""
+"""Arithmetic that can be requested; an int8 form computes its remaining operations in it."""
 
 STATIC_BATCH = 4
-"""Tiles a call of the compiled network: at most three are computed for nothing in an image."""
+"""Tiles per call of the compiled network: at most three per image are padding."""
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoBackend(Backend):
-    """A model in OpenVINO, compiled for this CPU in exactly the precision that was asked for."""
+    """A model in OpenVINO, compiled for this CPU in exactly the requested precision."""
 
     name = "openvino"
     device = "cpu"
@@ -51,12 +51,11 @@ class OpenVinoBackend(Backend):
         cache: Path | None = None,
         use_cache: bool = True,
     ) -> None:
-        """Check ``path`` and compile it; errors as ``open_backend`` says.
+        """Check ``path`` and compile it; raises as ``open_backend`` does.
 
         ``precision``: ``fp32`` (also for None) or ``bf16``, which needs a CPU with bf16 instructions. ``streams``:
-        batches computed at the same time; the ``threads`` are shared among them. ``cache``: folder of compiled
-        networks, by default in the user's cache folder; an .xml of int8 operations is compiled anew each time if
-        ``use_cache`` is off.
+        batches computed at the same time, which share the ``threads``. ``cache``: folder of compiled networks, in the
+        user's cache folder by default; with ``use_cache`` off, an .xml of int8 operations is compiled again each time.
         """
         _check_settings(device, precision, streams, static_batch)
         ov = import_openvino()
@@ -68,7 +67,7 @@ class OpenVinoBackend(Backend):
         quantised = isinstance(self._source, openvino_ir.IrFile) and self._source.facts.precision == "int8"
         self.precision = "int8" if quantised else self.inference_precision
         self._threads, self._streams, self._batch = threads, streams, static_batch
-        self.batch_step = static_batch * streams  # a stream without a batch leaves its cores idle
+        self.batch_step = static_batch * streams  # a stream without a batch would leave its cores idle
         self._version = str(ov.__version__)
         self._compiled = self._compile(core, model, cache, use_cache)
         self._requests = [self._compiled.create_infer_request() for _ in range(streams)]
@@ -81,9 +80,9 @@ class OpenVinoBackend(Backend):
             "INFERENCE_PRECISION_HINT": _HINTS[self.inference_precision],
             "NUM_STREAMS": self._streams,
             "INFERENCE_NUM_THREADS": self._threads or 0,
-            # Would round activations to 8 bits where weights are stored in 8: a form nobody compared.
+            # Would round activations to 8 bits if weights are stored in 8 bits: a form that was never compared.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-            # Bound to cores, the threads of two runs on one machine would share the first cores and leave the others.
+            # With pinned threads, two runs on one machine would share the first cores and leave the others idle.
             "ENABLE_CPU_PINNING": False,
         }
         kept: CompiledCache | None = None
@@ -136,7 +135,7 @@ class OpenVinoBackend(Backend):
         self._compiled = None
 
     def describe(self) -> dict[str, Any]:
-        """Model hashes, engine version and settings."""
+        """Return model hashes, engine version and settings."""
         source = self._source
         facts = (
             {"model_identity": source.identity, "model_opset": source.opset}
@@ -160,17 +159,17 @@ class OpenVinoBackend(Backend):
 
 
 def is_installed() -> bool:
-    """Whether OpenVINO can be imported; does not import it."""
+    """Return whether OpenVINO can be imported, without importing it."""
     return importlib.util.find_spec("openvino") is not None
 
 
 def native_bf16() -> bool:
-    """Whether OpenVINO is here and this CPU computes bf16 with instructions of its own."""
+    """Return whether OpenVINO is installed and this CPU has native bf16 instructions."""
     return is_installed() and "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def read_ir(path: Path) -> openvino_ir.IrFile:
-    """The checked .xml ``path`` with its .bin, not compiled. Raises as ``OpenVinoBackend``."""
+    """Read and check the .xml ``path`` with its .bin, without compiling it. Raises as ``OpenVinoBackend``."""
     ov = import_openvino()
     xml, weights = openvino_ir.read_pair(path)
     return openvino_ir.check_ir(path, _parse(ov, shared_core(), path, xml, weights), xml, weights)
@@ -190,7 +189,7 @@ def _check_settings(device: str, precision: str | None, streams: int, static_bat
 
 
 def import_openvino() -> Any:
-    """The module openvino; raises ``BackendUnavailableError`` naming the command that installs it."""
+    """Import openvino; raises ``BackendUnavailableError`` naming the command that installs it."""
     try:
         openvino = telemetry.import_openvino()
     except ImportError as error:
@@ -202,17 +201,17 @@ def import_openvino() -> Any:
 
 @functools.cache
 def shared_core() -> Any:
-    """The one ``openvino.Core`` of this process, kept to its end. Raises as ``import_openvino``.
+    """Return the one ``openvino.Core`` of this process, kept until exit. Raises as ``import_openvino``.
 
-    The CPU plugin of each Core gives the thread that creates it another stack for signal handlers, and puts the earlier
-    one back when it goes. Where two overlap, that one may be gone as well: the next signal, as of Ctrl-C, then ends
-    the process with a segmentation fault (seen with OpenVINO 2026.4.1 on Linux).
+    Each Core's CPU plugin replaces the signal-handler stack of the thread that creates it, and restores the previous
+    one when it is destroyed. If two Cores overlap, that previous stack may already be freed: the next signal (such as
+    Ctrl-C) then ends the process with a segmentation fault (seen with OpenVINO 2026.4.1 on Linux).
     """
     return import_openvino().Core()
 
 
 def _check_native(core: Any, version: str, precision: str) -> None:
-    """bf16 runs everywhere, but without instructions for it it is emulated, slower than fp32 and worth nothing."""
+    """Refuse bf16 on a CPU without native instructions, where it is emulated: slower than fp32, without any benefit."""
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in able:
         raise BackendUnavailableError(
@@ -222,7 +221,7 @@ def _check_native(core: Any, version: str, precision: str) -> None:
 
 
 def _read(ov: Any, core: Any, path: Path) -> tuple[ModelFile | openvino_ir.IrFile, Any]:
-    """The checked file and the network read from its very bytes."""
+    """Return the checked file and the network read from exactly the same bytes."""
     if path.suffix.lower() != openvino_ir.SUFFIX:
         source = read_model_file(path)
         return source, _parse(ov, core, path, source.data)
@@ -243,7 +242,7 @@ def _parse(ov: Any, core: Any, path: Path, *contents: bytes) -> Any:
 
 
 def _filled(tiles_nhwc: npt.NDArray[np.uint8], batch: int) -> npt.NDArray[np.uint8]:
-    """``tiles_nhwc`` (n <= batch, H, W, 3) with black tiles behind them: (batch, H, W, 3)."""
+    """Return ``tiles_nhwc`` (n <= batch, H, W, 3) padded with black tiles: (batch, H, W, 3)."""
     if len(tiles_nhwc) == batch:
         return tiles_nhwc
     filled = np.zeros((batch, *tiles_nhwc.shape[1:]), np.uint8)
@@ -252,7 +251,7 @@ def _filled(tiles_nhwc: npt.NDArray[np.uint8], batch: int) -> npt.NDArray[np.uin
 
 
 def _reason(error: BaseException) -> str:
-    """The sentence of an OpenVINO exception, which comes after lines that name its source files."""
+    """Return the message of an OpenVINO exception, which follows lines that name its source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (said or lines or [type(error).__name__])[0]

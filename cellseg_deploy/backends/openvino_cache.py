@@ -1,9 +1,9 @@
-"""Compiled networks kept between starts, each bound to a hash of its bytes.
+"""Compiled networks kept between starts, each verified by a hash of its bytes.
 
-OpenVINO believes what lies in a cache of its own: a few flipped bytes gave other counts, or ended the process at every
-start. So the compiled network is exported and kept here: 32 bytes of SHA-256, then the network. One that is not whole
-is discarded and compiled again. While a process opens one, it holds a lock, and a marker lies next to the network. A
-marker that is there when the lock is free is of a process that the opening ended, and the network is discarded too.
+OpenVINO trusts the content of its own cache: a few flipped bytes changed counts, or crashed the process at every
+start. So the compiled network is exported and kept here: 32 bytes of SHA-256, then the network. A damaged network is
+discarded and compiled again. While a process opens a network, it holds a lock, and a marker is next to the network. A
+marker without a held lock means that opening the network ended a process, and the network is discarded too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class CompiledCache:
-    """The place of one compiled network."""
+    """The location of one compiled network."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class CompiledCache:
 
     @classmethod
     def of(cls, folder: Path | None, *facts: object) -> CompiledCache | None:
-        """Place in ``folder`` (None: the user's cache) for everything that makes the network another one, ``facts``.
+        """Return the location in ``folder`` (None: the user's cache) for ``facts``: all that distinguishes the network.
 
         None if the folder is unavailable: the network is then compiled at each start.
         """
@@ -50,7 +50,7 @@ class CompiledCache:
         return cls(folder / f"{key[:32]}{SUFFIX}")
 
     def open(self, load: Callable[[bytes], Any]) -> Any | None:
-        """What ``load`` makes of the kept network; None if there is none, or none that is whole."""
+        """Return what ``load`` makes of the kept network; None if the network is missing or damaged."""
         try:
             content = self.path.read_bytes()
             if hashlib.sha256(content[_HASH_BYTES:]).digest() != content[:_HASH_BYTES]:
@@ -74,14 +74,14 @@ class CompiledCache:
                 finally:
                     with contextlib.suppress(OSError):  # a read-only disk: the next start compiles again
                         self._marker.unlink(missing_ok=True)
-        except OutputInUseError:  # another process opens it at this moment, and its marker stands for both
+        except OutputInUseError:  # another process is opening it, and its marker covers both
             return self._loaded(content, load)
         except OutputError as error:
             _log.warning("%s: the compiled network cannot be opened safely (%s); compiling it again", self.path, error)
             return None
 
     def keep(self, network: bytes) -> None:
-        """Keep ``network`` for the next start; said, and no more, where it cannot be written."""
+        """Keep ``network`` for the next start; if it cannot be written, only log that."""
         try:
             write_bytes(self.path, hashlib.sha256(network).digest() + network)
         except OutputError as error:
@@ -90,7 +90,7 @@ class CompiledCache:
     def _loaded(self, content: bytes, load: Callable[[bytes], Any]) -> Any | None:
         try:
             return load(content[_HASH_BYTES:])
-        except Exception as error:  # of another build of OpenVINO, in words that change
+        except Exception as error:  # from another OpenVINO build; the message text varies
             self._discard(f"OpenVINO refuses it ({error})")
             return None
 

@@ -1,8 +1,8 @@
-"""OpenVINO's own file pair, ``MODEL.xml`` and ``MODEL.bin``: what it says of itself, and the checks before it is run.
+"""OpenVINO's own file pair, ``MODEL.xml`` and ``MODEL.bin``: its metadata, and the checks before it is run.
 
-The ModelSpec and the facts below lie in ``rt_info`` of the .xml, under ``cellseg``. The .xml also names the SHA-256 of
-its .bin, so that a pair that was mixed up, cut short or half copied is refused. This guards against accidents: whoever
-can write to the folder can write both files.
+The ModelSpec and the facts below are in ``rt_info`` of the .xml, under ``cellseg``. The .xml also holds the SHA-256 of
+its .bin, so that a mixed-up, truncated or partly copied pair is refused. This guards against accidents: anyone who can
+write to the folder can write both files.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _AGAIN = "write it again with `cellseg-export openvino`"
 
 
 class IrFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What an .xml says of itself beside the ModelSpec.
+    """Metadata of an .xml in addition to the ModelSpec.
 
-    ``model_identity``, ``onnx_sha256``: of the ONNX file it was made from (see ``model_file``). ``precision``: of its
-    arithmetic unless bf16 is asked for: ``fp32`` or ``int8``. ``weights``: how most weights are stored. ``floating``:
-    names of the operations that an int8 form keeps in floating point because the counts need it. ``made_with``:
-    versions of the programs that wrote it. ``bin_sha256``: of the .bin that belongs to it.
+    ``model_identity``, ``onnx_sha256``: of the source ONNX file (see ``model_file``). ``precision``: of its arithmetic
+    unless bf16 is requested: ``fp32`` or ``int8``. ``weights``: how most weights are stored. ``floating``: names of
+    the operations that an int8 form keeps in floating point because the counts need it. ``made_with``: versions of
+    the programs that wrote it. ``bin_sha256``: of the matching .bin.
     """
 
     model_identity: str
@@ -43,7 +43,7 @@ class IrFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class IrFile:
-    """A checked pair. ``xml``, ``bin``: the very bytes that were checked: run these, not the paths."""
+    """A checked pair. ``xml``, ``bin``: exactly the bytes that were checked; run these, not the paths."""
 
     path: Path
     spec: ModelSpec
@@ -54,12 +54,12 @@ class IrFile:
 
 
 def weights_path(path: Path) -> Path:
-    """The .bin that belongs to the .xml ``path``."""
+    """Return the path of the .bin that belongs to the .xml ``path``."""
     return path.with_suffix(".bin")
 
 
 def read_pair(path: Path) -> tuple[bytes, bytes]:
-    """Bytes of ``path`` and of its .bin; raises ``ModelError`` where one is missing or empty."""
+    """Return the bytes of ``path`` and of its .bin; raises ``ModelError`` if one is missing or empty."""
     contents = []
     for part in (path, weights_path(path)):
         if not part.is_file():
@@ -72,25 +72,23 @@ def read_pair(path: Path) -> tuple[bytes, bytes]:
         if not contents[-1]:
             raise ModelError(f"{part}: the file is empty (0 bytes); copy it again, or {_AGAIN}")
     if not contents[0].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        # OpenVINO goes by content: an ONNX file of that name could have it open any file as external data.
+        # OpenVINO detects the format by content: an ONNX file named .xml could make it open any file as external data.
         raise ModelError(f"{path}: not an OpenVINO model, for it is no XML; {_AGAIN}")
     return contents[0], contents[1]
 
 
 def write_rt_info(model: Any, spec: ModelSpec, facts: IrFacts) -> None:
-    """Put ``spec`` and ``facts`` into the rt_info of ``model`` (openvino.Model)."""
+    """Write ``spec`` and ``facts`` into the rt_info of ``model`` (openvino.Model)."""
     info = model.get_rt_info()
-    if (
-        "framework" in info
-    ):  # OpenVINO copies the metadata of the ONNX file there, with a ModelSpec that is no longer true
+    if "framework" in info:  # OpenVINO copies the metadata of the ONNX file there, including an outdated ModelSpec
         del info["framework"]
     model.set_rt_info(to_json(spec), [_SECTION, _SPEC])
     model.set_rt_info(msgspec.json.encode(facts).decode(), [_SECTION, _FACTS])
 
 
 def check_ir(path: Path, model: Any, xml: bytes, weights: bytes) -> IrFile:
-    """The facts of ``model`` (openvino.Model read from ``xml`` and ``weights``); raises ``ModelError`` if it is not one
-    of ours, not this pair, or holds weights that are not finite."""
+    """Return the checked ``model`` (openvino.Model read from ``xml`` and ``weights``); raises ``ModelError`` if it was
+    not written by this package, is not this pair, or holds weights that are not finite."""
     if not (model.has_rt_info([_SECTION, _SPEC]) and model.has_rt_info([_SECTION, _FACTS])):
         raise ModelError(
             f"{path}: no {_SECTION!r} section in this OpenVINO model; expected one written by `cellseg-export openvino`"
@@ -113,7 +111,7 @@ def check_ir(path: Path, model: Any, xml: bytes, weights: bytes) -> IrFile:
 
 
 def check_ports(path: Path, model: Any, spec: ModelSpec) -> None:
-    """Raise ``ModelError`` unless ``model`` takes and gives what ``spec`` promises, with a free batch size."""
+    """Raise ``ModelError`` unless inputs and outputs of ``model`` match ``spec``, with a dynamic batch size."""
     size = spec.tile_size
     for what, ports, name, kind, tail in (
         ("input", model.inputs, INPUT_NAME, "u8", (size, size, 3)),

@@ -1,4 +1,4 @@
-"""Which engine runs a model, and how: the settings of ``open_backend``, and the defaults of every command."""
+"""The engine that runs a model, and its settings: those of ``open_backend``, and the defaults of every command."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PRECISIONS = ("fp32", "mixed", "fp16", "bf16", "int8")
 class EngineOptions:
     """Settings of an inference engine.
 
-    ``backend``: an engine of ``BACKENDS``; ``auto`` takes the fastest form that passed the parity gate for this model
-    on this kind of device. ``device``: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU with TensorRT, else the CPU.
+    ``backend``: one of ``BACKENDS``; ``auto`` takes the fastest form that passed the parity gate for this model on this
+    kind of device. ``device``: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU with TensorRT, otherwise the CPU.
     ``precision``: with ``auto`` only forms that compute in it, None for the model's own or fp32; with OpenVINO ``fp32``
-    or ``bf16``. ``threads``: CPU threads of the engine, None for one per core. ``streams``: batches that OpenVINO
-    computes at a time, None for 1. ``cuda_graph``: let TensorRT record a full batch as a CUDA graph and replay it.
+    or ``bf16``. ``threads``: CPU threads of the engine, None for one per core. ``streams``: concurrent batches in
+    OpenVINO, None for 1. ``cuda_graph``: let TensorRT record a full batch as a CUDA graph and replay it.
     ``rebuild``: build a cached TensorRT engine again.
 
     Raises ``UsageError`` for an unknown backend or precision, and for threads or streams below 1.

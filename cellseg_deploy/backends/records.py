@@ -1,7 +1,7 @@
-"""``MODEL.parity-records.json``: what the gate said of each form of a model, on which device, with which engine.
+"""``MODEL.parity-records.json``: the gate's verdict on each form of a model, per device kind and engine version.
 
-The file lies beside the model and is added to by ``cellseg-export``; ``backend="auto"`` chooses by it. A record speaks
-of one network (by its identity, which calibrating leaves alone), one file, one engine version and one kind of device.
+The file is next to the model and is extended by ``cellseg-export``; ``backend="auto"`` chooses by it. A record applies
+to one network (by its identity, which calibration does not change), one file, one engine version and one device kind.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from cellseg_deploy.files.lock import exclusive
 
 RECORDS_VERSION = 1
 POLICIES = ("fp32", "fp16", "bf16", "int8")
-"""Names of the policies of the gate (``parity.policy``), the strictest first."""
+"""Names of the gate's policies (``parity.policy``), strictest first."""
 _SUFFIX = ".parity-records.json"
 _WAIT_SECONDS = 30.0
-# What may change in an .xml while the network stays: what it says of itself (see ``openvino_ir``), and names of layers,
-# which OpenVINO numbers anew each time it reads the model.
+# Parts of an .xml that may change while the network stays the same: its metadata (see ``openvino_ir``), and layer
+# names, which OpenVINO renumbers each time it reads the model.
 _METADATA = re.compile(rb'<cellseg>.*</cellseg>|(?<=") name="[^"]*"(?= type=)', re.DOTALL)
 
 
 _POLICY_OF = {"mixed": "fp16"}
-"""Precision -> policy, where the names differ."""
+"""Precision -> policy, if the names differ."""
 
 
 def is_looser(policy: str, precision: str) -> bool:
-    """Whether the policy of that name asks less than the one for a form that computes in ``precision``."""
+    """Return whether the named ``policy`` is less strict than the one for a form that computes in ``precision``."""
     return POLICIES.index(policy) > POLICIES.index(_POLICY_OF.get(precision, precision)) if policy in POLICIES else True
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """``ms_per_tile``: median over ``calls`` of ``batch_size`` tiles each, network alone, host to host."""
+    """``ms_per_tile``: median over ``calls`` of ``batch_size`` tiles each, network only, host to host."""
 
     ms_per_tile: float
     batch_size: int
@@ -49,13 +49,13 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Verdict of the gate on one form, and how fast it was there.
+    """The gate's verdict on one form, and how fast the form was.
 
-    ``file``: name of its file, beside the records. ``file_sha256``: see ``form_sha256``.
-    ``model_identity``: of the network (see ``model_file``). ``backend``, ``precision``: as a Backend names them;
-    ``inference_precision``: what was asked of an engine that lets one choose, else empty. ``engine_version``: of the
-    installed distribution. ``device_class``: see ``device_class``. ``reference``: name of the engine it was compared
-    with. ``figures``: the report's summary of each task. ``timing``, ``reference_timing``: None if nobody timed it.
+    ``file``: name of its file, next to the records. ``file_sha256``: see ``form_sha256``. ``model_identity``: of the
+    network (see ``model_file``). ``backend``, ``precision``: as in ``Backend``; ``inference_precision``: what was
+    requested of an engine that offers a choice, otherwise empty. ``engine_version``: of the installed distribution.
+    ``device_class``: see ``device_class``. ``reference``: name of the engine it was compared with. ``figures``: the
+    report's summary of each task. ``timing``, ``reference_timing``: None if it was not timed.
     """
 
     file: str
@@ -77,13 +77,13 @@ class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What a later record must share to take the place of this one."""
+        """Fields that a later record must share to replace this one."""
         form = (self.file, self.backend, self.precision, self.inference_precision)
         return (*form, self.model_identity, self.engine_version, self.device_class)
 
     @property
     def passed(self) -> bool:
-        """The gate let this form pass."""
+        """Whether this form passed the gate."""
         return self.verdict == "passed"
 
 
@@ -93,13 +93,13 @@ class _Content(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def records_path(model: Path) -> Path:
-    """Where the records of ``model`` (.onnx, .xml or .engine) lie."""
+    """Return the path of the records of ``model`` (.onnx, .xml or .engine)."""
     return model.with_suffix(_SUFFIX)
 
 
 def read_records(path: Path) -> tuple[ParityRecord, ...]:
-    """Records in the file ``path``, none if there is no such file. Raises ``ModelError`` for a damaged one: to go on
-    without it would be to choose another engine than yesterday and say nothing."""
+    """Read the records in the file ``path``; empty if it does not exist. Raises ``ModelError`` for a damaged file: to
+    ignore it could silently choose another engine than before."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -122,8 +122,8 @@ def read_records(path: Path) -> tuple[ParityRecord, ...]:
 
 
 def add_record(path: Path, record: ParityRecord) -> None:
-    """Write ``record`` into the file ``path``, in place of one with its key. Raises ``ModelError``, ``OutputError``,
-    ``OutputInUseError`` if other programs write to that folder for half a minute."""
+    """Write ``record`` to the file ``path``, replacing one with the same key. Raises ``ModelError``, ``OutputError``,
+    and ``OutputInUseError`` if other programs write to that folder for half a minute."""
     with _alone_in(path.parent):
         kept = [other for other in read_records(path) if other.key != record.key]
         records = tuple(sorted((*kept, record), key=lambda item: item.key))
@@ -132,7 +132,7 @@ def add_record(path: Path, record: ParityRecord) -> None:
 
 
 def form_sha256(path: Path) -> str:
-    """SHA-256 (hex) of the file ``path``, of the network in an .xml followed by its .bin; "" if there is none."""
+    """Return the SHA-256 (hex) of the file ``path``, of the network in an .xml followed by its .bin; "" if missing."""
     digest = hashlib.sha256()
     weights = path
     try:
@@ -149,7 +149,7 @@ def form_sha256(path: Path) -> str:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold ``folder``; another export may be adding its own record, so wait for it."""
+    """Hold ``folder``, waiting for another export that may be adding its own record."""
     end = time.monotonic() + _WAIT_SECONDS
     while True:
         lock = exclusive(folder)

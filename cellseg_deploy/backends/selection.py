@@ -1,9 +1,9 @@
-"""``backend="auto"``: the fastest form that is installed and passed the gate, for this model on this kind of device, in
-the precision that was asked for, or else in the model's own or in fp32.
+"""``backend="auto"``: the fastest installed form that passed the gate for this model on this kind of device, in the
+requested precision, or by default in the model's own or in fp32.
 
-Candidates are the model file itself in each engine that reads it, and every other file that its parity records name. A
-candidate is taken only if a record says that it counts as the reference does; nothing is assumed of another version of
-an engine, another kind of device, or another file of the same name.
+Candidates are the model file itself in each engine that reads it, and every other file named in its parity records. A
+candidate is eligible only if a record says that it counts as the reference does; nothing is assumed about another
+engine version, another kind of device, or another file of the same name.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from cellseg_deploy.models.onnx_file import read_model_file
 _log = logging.getLogger(__name__)
 
 REFERENCES = ("pytorch", "onnxruntime")
-"""Engines that a record may have been made against; any other is itself a form that has to be compared."""
+"""Engines that a record may have been compared against; any other is itself a form that must be compared."""
 
 _HOW = "`cellseg-export verify REF MODEL --backend {} --record` compares and times it"
 
 
 @dataclass(frozen=True)
 class Form:
-    """A file in an engine. ``precision``: as the Backend names it; ``inference_precision``: what to ask the engine for,
-    empty where it has no choice."""
+    """A file in an engine. ``precision``: as in ``Backend``; ``inference_precision``: what to request from the engine,
+    empty if it offers no choice."""
 
     file: Path
     backend: str
@@ -47,8 +47,8 @@ class Form:
 
 @dataclass(frozen=True)
 class Candidate:
-    """``eligible``: runs here, and passed the gate here. ``reason``: why, or why not, as a sentence's end.
-    ``threads``: with which it was timed, None for the engine's default."""
+    """``eligible``: runs here, and passed the gate here. ``reason``: why, or why not, as the end of a sentence.
+    ``threads``: number it was timed with, None for the engine's default."""
 
     form: Form
     eligible: bool
@@ -60,7 +60,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen. ``verified``: it passed the gate for this model on this kind of device."""
+    """The chosen form. ``verified``: it passed the gate for this model on this kind of device."""
 
     form: Form
     verified: bool
@@ -70,8 +70,8 @@ class Selection:
 
 @dataclass(frozen=True)
 class Here:
-    """What a choice depends on beside model and records. ``versions``: of each engine, None for one that is missing.
-    ``problems``: of each engine that cannot run on ``device``, why, as a sentence's end."""
+    """Inputs of a choice in addition to model and records. ``versions``: per engine, None if it is missing.
+    ``problems``: per engine that cannot run on ``device``, the reason, as the end of a sentence."""
 
     device: str
     device_class: str
@@ -79,12 +79,12 @@ class Here:
     problems: Mapping[str, str] = field(default_factory=dict)
 
     def runs(self, backend: str) -> bool:
-        """Whether that engine is here and nothing is known to speak against it."""
+        """Return whether that engine is installed and has no known problem."""
         return self.versions.get(backend) is not None and backend not in self.problems
 
 
 def forms_of(model: Path, precision: str, records: Sequence[ParityRecord], device: str) -> list[Form]:
-    """Forms that may be there: ``model`` (an .onnx whose weights are ``precision``) in each engine for ``device``, then
+    """Return possible forms: ``model`` (an .onnx whose weights are ``precision``) in each engine for ``device``, then
     those of the records."""
     if device == "cpu":
         forms = [Form(model, "onnxruntime", precision)]
@@ -93,7 +93,7 @@ def forms_of(model: Path, precision: str, records: Sequence[ParityRecord], devic
         forms = [Form(model, "onnxruntime", precision), Form(model, "tensorrt", precision)]
     engines = {form.backend for form in forms}
     for record in records:
-        if Path(record.file).name != record.file:  # a path could point anywhere; the forms of a model lie beside it
+        if Path(record.file).name != record.file:  # a path could point anywhere; the forms of a model are next to it
             continue
         form = Form(model.with_name(record.file), record.backend, record.precision, record.inference_precision)
         if form not in forms and form.backend in engines:
@@ -102,7 +102,7 @@ def forms_of(model: Path, precision: str, records: Sequence[ParityRecord], devic
 
 
 def judge_form(form: Form, identity: str, records: Sequence[ParityRecord], here: Here) -> Candidate:
-    """Whether ``form`` of the network ``identity`` may be taken, by ``records``."""
+    """Judge by ``records`` whether ``form`` of the network ``identity`` is eligible."""
     installed = here.versions.get(form.backend)
     if not here.runs(form.backend):
         missing = f"not installed: pip install 'cellseg-deploy[{INSTALL[form.backend]}]'"
@@ -122,7 +122,7 @@ def judge_form(form: Form, identity: str, records: Sequence[ParityRecord], here:
         seen = ", ".join(sorted({r.engine_version for r in of_device}))
         return Candidate(form, False, f"compared with version {seen}, {installed} is installed")
     if not record.passed:
-        failed = record.verdict == "failed"  # too few cells to judge by is no failure
+        failed = record.verdict == "failed"  # too few cells to judge is not a failure
         return Candidate(form, False, f"parity {record.verdict} (policy {record.policy})", failed=failed)
     if record.reference not in REFERENCES:
         return Candidate(form, False, f"compared with {record.reference} only: {_HOW.format(form.backend)}")
@@ -141,10 +141,10 @@ def judge_form(form: Form, identity: str, records: Sequence[ParityRecord], here:
 def candidates_of(
     model: Path, identity: str, precision: str, parity: str, records: Sequence[ParityRecord], here: Here
 ) -> tuple[Candidate, ...]:
-    """Every form of ``model`` with its verdict. ``parity``: sentence of the ModelSpec; the export itself compared the
-    file in ONNX Runtime on a CPU, so for that form it stands in for a record that nobody wrote.
+    """Judge every form of ``model``. ``parity``: sentence of the ModelSpec; the export itself compared the file in
+    ONNX Runtime on a CPU, so for that form the sentence replaces a missing record.
 
-    Only times taken with one number of threads are compared, that of most forms; others count as not timed.
+    Only times taken with one number of threads (the most common) are compared; others count as not timed.
     """
     judged = [judge_form(form, identity, records, here) for form in forms_of(model, precision, records, here.device)]
     references = [
@@ -170,8 +170,8 @@ def candidates_of(
 
 
 def as_precise_as(precision: str, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """``candidates`` of a model whose weights are ``precision``, where no precision was asked for: eligible are only
-    those that compute in it or in fp32. That a form passed the gate does not mean that anybody wants it."""
+    """Restrict ``candidates`` of a model with weights in ``precision``, if no precision was requested: only those that
+    compute in it or in fp32 stay eligible. That a form passed the gate does not mean that anyone wants it."""
 
     def judged(candidate: Candidate) -> Candidate:
         of_form = candidate.form.precision
@@ -186,10 +186,10 @@ def as_precise_as(precision: str, candidates: Sequence[Candidate]) -> tuple[Cand
 
 
 def choose(candidates: Sequence[Candidate], here: Here) -> Selection:
-    """The fastest eligible candidate; those that nobody timed come after those that were, in order.
+    """Choose the fastest eligible candidate; untimed ones come after timed ones, in order.
 
-    With none, ONNX Runtime, marked unverified: it is the engine every model file is made for. Raises
-    ``BackendUnavailableError`` if that is not here, ``ParityError`` if it was compared and failed.
+    Without any, choose ONNX Runtime, marked unverified: every model file is made for it. Raises
+    ``BackendUnavailableError`` if it is unavailable, ``ParityError`` if it was compared and failed.
     """
     all_of_them = tuple(candidates)
     eligible = [c for c in all_of_them if c.eligible]
@@ -216,7 +216,7 @@ def choose(candidates: Sequence[Candidate], here: Here) -> Selection:
 
 
 def table(selection: Selection, here: Here) -> str:
-    """The choice and all candidates, one a line."""
+    """Format the choice and all candidates, one per line."""
     rows = [
         (
             ">" if candidate.form == selection.form else " ",
@@ -240,7 +240,7 @@ def _speed(ms_per_tile: float, threads: int | None) -> str:
 
 
 def _may_be_rounded(form: Form) -> bool:
-    """An .xml computes in fp32 on weights that may be stored in fp16, and is then judged as such."""
+    """Return whether weights may be rounded: an .xml may store fp16, compute in fp32, and is then judged as fp16."""
     return form.precision == "fp32" and form.file.suffix.lower() == ".xml"
 
 
@@ -263,16 +263,16 @@ def _passed_at_export(item: Candidate, model: Path, parity: str, here: Here) -> 
 
 
 def here(device: str) -> Here:
-    """This machine, for forms that run on ``device``."""
+    """Describe this machine, for forms that run on ``device``."""
     problems = {name: problem for name in INSTALL if (problem := engine_problem(name, device))}
     return Here(device, device_class(device), {name: engine_version(name) for name in INSTALL}, problems)
 
 
 def select(model: Path, *, device: str = "cpu", precision: str | None = None) -> tuple[Selection, Here]:
-    """The form of the .onnx file ``model`` to run on ``device``, and what it was chosen by.
+    """Return the form of the .onnx file ``model`` to run on ``device``, and the facts it was chosen by.
 
     ``precision``: only forms that compute in it; None for those that compute in the model's own or in fp32.
-    Raises ``UsageError`` for an unknown precision, ``ModelError`` for a model or records that are damaged,
+    Raises ``UsageError`` for an unknown precision, ``ModelError`` for a damaged model or damaged records,
     ``BackendUnavailableError`` or ``ParityError`` if there is nothing to choose (see ``selection.choose``).
     """
     if model.suffix.lower() != ".onnx":
@@ -305,7 +305,7 @@ def select(model: Path, *, device: str = "cpu", precision: str | None = None) ->
 
 
 def _load(engine: str, device: str) -> None:
-    """Load ``engine`` as opening a form does; raises ``BackendUnavailableError`` if that fails."""
+    """Load ``engine`` as opening a form does; raises ``BackendUnavailableError`` on failure."""
     if engine == "openvino":
         from cellseg_deploy.backends.openvino import import_openvino
 
@@ -321,13 +321,13 @@ def _load(engine: str, device: str) -> None:
 
 
 def form_of(backend: Backend, file: Path) -> Form:
-    """The form that ``backend``, opened from ``file``, is."""
+    """Return the form of ``backend``, opened from ``file``."""
     return Form(file, backend.name, backend.precision, str(backend.describe().get("inference_precision", "")))
 
 
 def verdict_on(backend: Backend, file: Path) -> tuple[bool, str]:
-    """Whether what was opened from ``file`` by its name passed the gate here, and by what that is known."""
-    if backend.name == "tensorrt":  # its sidecar was checked against this very GPU when it was opened
+    """Return whether the explicitly named ``file`` passed the gate here, and the evidence."""
+    if backend.name == "tensorrt":  # its sidecar was checked against this GPU at opening
         return backend.spec.parity.startswith("verified"), backend.spec.parity
     if backend.name == "onnxruntime" and backend.device == "cpu" and backend.spec.parity.startswith("verified"):
         return True, backend.spec.parity

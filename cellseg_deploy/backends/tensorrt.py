@@ -1,14 +1,14 @@
 """TensorRT on an NVIDIA GPU: an engine file, or an ONNX model from which one is built once and kept.
 
     MODEL.engine + MODEL.engine.json -> hash and machine checked -> engine -> context -> calls of up to ``max`` tiles
-    MODEL.onnx -> the user's cache folder -> there already? else build -> as above
+    MODEL.onnx -> the user's cache folder -> already there? else build -> as above
 
-What is decided without a device lies elsewhere and is tested without one: batches and buffers (``tensorrt_buffers``),
-building (``tensorrt_build``), the description of an engine (``tensorrt_sidecar``), the cache (``engine_cache``), CUDA's
-calls (``cuda_runtime``).
+Everything decided without a device is in other modules and tested without one: batches and buffers
+(``tensorrt_buffers``), building (``tensorrt_build``), the description of an engine (``tensorrt_sidecar``), the cache
+(``engine_cache``), CUDA's calls (``cuda_runtime``).
 
-Precision is that of the model file. An fp32 model gives an fp32 engine, with TF32 off: ``cellseg-export tensorrt`` is
-what makes half precision, through the parity gate.
+Precision is that of the model file. An fp32 model gives an fp32 engine, with TF32 off: half precision is made by
+``cellseg-export tensorrt``, through the parity gate.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 
 
 class TensorRTBackend(Backend):
-    """A TensorRT engine on one GPU, with buffers for its largest batch, a stream of its own and nothing shared."""
+    """A TensorRT engine on one GPU, with buffers for its largest batch and a stream of its own; nothing is shared."""
 
     name = "tensorrt"
 
@@ -77,12 +77,12 @@ class TensorRTBackend(Backend):
     ) -> None:
         """Open the engine ``path``, or the engine of the ONNX model ``path``, on ``device`` (``cuda``, ``cuda:N``).
 
-        ``rebuild``: build the engine of an ONNX model anew even if it is in the cache. ``options``: of that build.
+        ``rebuild``: build the engine of an ONNX model again even if it is in the cache. ``options``: of that build.
         ``cuda_graph``: record the full batch once and replay it, which saves the launch of each kernel and costs the
         memory of a second context.
 
         Raises ``BackendUnavailableError`` without TensorRT, CUDA bindings or GPU, ``ModelError`` for an engine that is
-        not for this machine or not whole, ``UsageError``, ``OutputError`` for the cache folder.
+        damaged or made for another machine, ``UsageError``, ``OutputError`` for the cache folder.
         """
         index = parse_device(device)
         if path.suffix.lower() not in (SUFFIX, ".onnx"):
@@ -103,7 +103,7 @@ class TensorRTBackend(Backend):
                 self.engine_path, sidecar, data = cached_engine(
                     trt, model, here, options or BuildOptions(), rebuild=rebuild
                 )
-                # The model may have been calibrated since; what compared it says nothing of its engine.
+                # The model may have been calibrated since; its own parity result does not cover its engine.
                 spec = msgspec.structs.replace(model.spec, parity=sidecar.spec.parity)
             self.sidecar, self.spec = sidecar, spec
             self.device, self.precision = f"cuda:{index}", sidecar.precision
@@ -114,7 +114,7 @@ class TensorRTBackend(Backend):
             raise
 
     def _open(self, trt: Any, cuda: Cuda, data: bytes, cuda_graph: bool) -> None:
-        """Engine, context, stream and buffers; what was made is freed in reverse order by ``close``."""
+        """Create engine, context, stream and buffers; ``close`` frees them in reverse order."""
         self._cuda = cuda
         self._version = str(trt.__version__)
         self._logger = make_logger(trt)
@@ -142,7 +142,7 @@ class TensorRTBackend(Backend):
         self._graph: Any = None
 
     def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        self._cuda.select()  # the caller's thread may be another than the one that opened
+        self._cuda.select()  # the caller may be on another thread than the one that opened
         out = np.empty((len(tiles_nhwc), *self._plan.probabilities.shape[1:]), np.float32)
         for call in plan_calls(len(tiles_nhwc), self.sidecar.profile):
             self._tiles.host[: call.n] = tiles_nhwc[call.rows]
@@ -152,7 +152,7 @@ class TensorRTBackend(Backend):
         return out
 
     def _run(self, call: Call) -> None:
-        """Run what lies in the pinned tiles; the answer lies in the pinned probabilities afterwards."""
+        """Run the tiles in the pinned input; the results are in the pinned probabilities afterwards."""
         if self._use_graph and call.batch == self.sidecar.profile.max:
             if self._graph is None:
                 self._graph = self._capture(call.batch)
@@ -163,12 +163,12 @@ class TensorRTBackend(Backend):
         self._cuda.synchronize(self._stream)
 
     def _capture(self, batch: int) -> Any:
-        """The full batch as a graph. Its context is its own: a graph holds addresses in the context's memory, which
-        another batch size would move."""
+        """Capture the full batch as a graph with its own context: a graph holds addresses in the context's memory, and
+        another batch size would move that memory."""
         context = self._new_context()
         self._bind(context)
         self._shape(context, batch)
-        self._enqueue(context, batch)  # once for real: after a change of shape there is work that no graph holds
+        self._enqueue(context, batch)  # run once first: a change of shape causes work that cannot be captured
         self._cuda.synchronize(self._stream)
         graph = self._cuda.capture(self._stream, partial(self._enqueue, context, batch))
         self._graph_context = context
@@ -191,13 +191,13 @@ class TensorRTBackend(Backend):
         if not context.set_input_shape(INPUT_NAME, shape):
             raise DataError(f"TensorRT does not take tiles of shape {shape}: {why(self._logger)}")
         got = tuple(context.get_tensor_shape(OUTPUT_NAME))
-        if got != self._plan.probabilities.shape_of(batch):  # a larger answer would write past the buffer
+        if got != self._plan.probabilities.shape_of(batch):  # a larger result would overrun the buffer
             raise DataError(
                 f"TensorRT would answer with shape {got}, expected {self._plan.probabilities.shape_of(batch)}"
             )
 
     def _enqueue(self, context: Any, batch: int) -> None:
-        """Copy in, run, copy out, all queued on the stream."""
+        """Queue copy in, run and copy out on the stream."""
         self._cuda.copy_to_device(
             self._tiles.device_address, self._tiles.host_address, self._plan.tiles.nbytes_of(batch), self._stream
         )
@@ -223,7 +223,7 @@ class TensorRTBackend(Backend):
                 delattr(self, part)
 
     def describe(self) -> dict[str, Any]:
-        """Versions, GPU, batch sizes, hashes, and how the counts of this engine were compared."""
+        """Return versions, GPU, batch sizes, hashes, and how the counts of this engine were compared."""
         sidecar = self.sidecar
         return {
             "tensorrt": self._version,
@@ -242,9 +242,9 @@ class TensorRTBackend(Backend):
 
 
 def open_device(index: int) -> tuple[Any, Cuda, Machine]:
-    """TensorRT, GPU ``index`` selected, and what sidecars record of both. Raises ``BackendUnavailableError``.
+    """Return TensorRT, GPU ``index`` selected, and the sidecar's record of both. Raises ``BackendUnavailableError``.
 
-    The GPU is asked first: where there is none, installing TensorRT would not help.
+    The GPU is checked first: without one, installing TensorRT would not help.
     """
     with opening():
         cuda = Cuda(index)
@@ -254,10 +254,10 @@ def open_device(index: int) -> tuple[Any, Cuda, Machine]:
 
 
 def import_tensorrt() -> Any:
-    """The module ``tensorrt``; raises ``BackendUnavailableError`` with the command that installs it."""
+    """Import ``tensorrt``; raises ``BackendUnavailableError`` with the command that installs it."""
     try:
         import tensorrt
-    except (ImportError, OSError, RuntimeError) as error:  # OSError: its libraries cannot be loaded
+    except (ImportError, OSError, RuntimeError) as error:  # OSError: its libraries failed to load
         raise BackendUnavailableError(
             f"TensorRT is not installed or broken ({error}); on a machine with an NVIDIA GPU run: "
             "pip install 'cellseg-deploy[tensorrt]'"
@@ -271,7 +271,7 @@ def import_tensorrt() -> Any:
 
 
 def import_tensorrt_rtx() -> Any:
-    """The module ``tensorrt_rtx``, whose builder needs no GPU; raises ``BackendUnavailableError``."""
+    """Import ``tensorrt_rtx``, whose builder needs no GPU; raises ``BackendUnavailableError``."""
     try:
         import tensorrt_rtx
     except (ImportError, OSError, RuntimeError) as error:
@@ -283,7 +283,7 @@ def import_tensorrt_rtx() -> Any:
 
 
 def machine_of(trt: Any, gpu: Gpu) -> Machine:
-    """This machine, as an engine's sidecar records it."""
+    """Describe this machine as an engine's sidecar records it."""
     return Machine(
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
@@ -294,7 +294,7 @@ def machine_of(trt: Any, gpu: Gpu) -> Machine:
 
 
 def driver_version() -> str:
-    """Version of the NVIDIA driver on Linux, ``unknown`` elsewhere; for the record."""
+    """Return the NVIDIA driver version on Linux, ``unknown`` elsewhere; for the record."""
     try:
         return _DRIVER_FILE.read_text().strip() or "unknown"
     except OSError:
@@ -302,7 +302,7 @@ def driver_version() -> str:
 
 
 def open_engine(path: Path, here: Machine, *, how_to_rebuild: str = "") -> tuple[ModelSpec, EngineSidecar, bytes]:
-    """The engine file ``path``, read once: its bytes are those whose hash was checked. Raises ``ModelError``."""
+    """Read the engine file ``path`` once, so that the returned bytes are the ones hashed. Raises ``ModelError``."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -315,11 +315,11 @@ def open_engine(path: Path, here: Machine, *, how_to_rebuild: str = "") -> tuple
 def cached_engine(
     trt: Any, model: ModelFile, here: Machine, options: BuildOptions, *, rebuild: bool
 ) -> tuple[Path, EngineSidecar, bytes]:
-    """The engine of ``model`` for ``here`` from the user's cache folder, built now if it is not there.
+    """Return the engine of ``model`` for ``here`` from the user's cache folder, built now if it is missing.
 
-    Its name is made of the model's identity (calibrating a model does not orphan it), GPU, TensorRT and options. One
-    that is there but damaged is refused, not replaced: somebody should know. One without a sidecar is of a build that
-    was cut off, and built again. Of processes that want the same engine one builds it, the others wait and take it.
+    Its name derives from the model's identity (calibration does not orphan it), GPU, TensorRT and options. A damaged
+    engine is refused, not replaced, so that the damage is noticed. One without a sidecar is from an interrupted build
+    and is built again. If several processes need the same engine, one builds it; the others wait and use it.
     """
     folder = prepare_folder(cache_folder())
     facts = (here.gpu, here.compute_capability, here.tensorrt, msgspec.to_builtins(options))
@@ -330,7 +330,7 @@ def cached_engine(
         except ModelError:
             if not os.access(folder, os.W_OK):
                 raise
-            # Damaged, or about to be replaced by another process: whoever holds the lock sees which.
+            # Damaged, or about to be replaced by another process: only the holder of the lock can tell.
     with _alone(path):
         if not rebuild and sidecar_path(path).exists():
             return _kept_engine(path, model, here)
@@ -339,7 +339,7 @@ def cached_engine(
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold the place of the engine ``path`` in the cache; says so if it has to wait for another process."""
+    """Hold the location of the engine ``path`` in the cache; logs if it must wait for another process."""
     name = f"{path.name}.lock"
     with ExitStack() as stack:
         try:
@@ -383,11 +383,11 @@ def build_to(
     parity: str,
     source: ModelFile | None = None,
 ) -> EngineSidecar:
-    """Build the engine of ``model`` into the file ``path`` and its sidecar beside it; gives the sidecar.
+    """Build the engine of ``model`` into the file ``path`` with its sidecar next to it; return the sidecar.
 
-    ``parity``: how the counts of this engine were compared, for its ModelSpec in place of what the model file says.
-    ``source``: the model file to name in the sidecar, where ``model`` was made from another one for this build.
-    The sidecar comes last: an engine without one is not opened. Raises what ``build_engine`` raises, ``OutputError``.
+    ``parity``: how the counts of this engine were compared, replacing that sentence of the model file in its ModelSpec.
+    ``source``: the model file to name in the sidecar, if ``model`` was derived from another one for this build.
+    The sidecar comes last: an engine without one is not opened. Raises as ``build_engine``, and ``OutputError``.
     """
     data = build_engine(trt, model, options)
     source = source or model
@@ -403,14 +403,14 @@ def build_to(
         workspace_mib=options.workspace_mib,
         spec=msgspec.structs.replace(model.spec, parity=parity),
     )
-    sidecar_path(path).unlink(missing_ok=True)  # of an older engine, which is about to go
+    sidecar_path(path).unlink(missing_ok=True)  # of an older engine, about to be replaced
     write_bytes(path, data)
     write_sidecar(path, sidecar)
     return sidecar
 
 
 def check_signature(trt: Any, engine: Any, sidecar: EngineSidecar, path: Path) -> None:
-    """Raise ``ModelError`` unless the opened engine takes and gives what its sidecar says: buffers depend on it."""
+    """Raise ``ModelError`` unless the opened engine's inputs and outputs match its sidecar: buffers depend on them."""
     plan = plan_buffers(sidecar.spec, sidecar.profile.max)
     modes, types = trt.TensorIOMode, trt.DataType
     expected = {
@@ -422,7 +422,7 @@ def check_signature(trt: Any, engine: Any, sidecar: EngineSidecar, path: Path) -
         (name, engine.get_tensor_mode(name), engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name)))
         for name in names
     }
-    # A profile of one batch size may show as a fixed first dimension.
+    # A profile with a single batch size may appear as a fixed first dimension.
     free = {(name, mode, dtype, (-1, *shape[1:])) for name, mode, dtype, shape in found}
     if free != expected:
         raise ModelError(

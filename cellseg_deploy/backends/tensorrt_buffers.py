@@ -1,7 +1,7 @@
-"""Which tiles run in which call, and how large the buffers must be: arithmetic only, no device, no TensorRT.
+"""Assign tiles to calls, and compute buffer sizes: arithmetic only, no device, no TensorRT.
 
-An engine takes batches of ``min`` to ``max`` tiles, both fixed when it is built. More tiles than that are cut into full
-batches and a last partial one; a partial batch below ``min`` is filled up with black tiles, whose answers are dropped:
+An engine takes batches of ``min`` to ``max`` tiles, both fixed when it is built. More tiles are split into full batches
+and a last partial one; a partial batch below ``min`` is padded with black tiles whose results are dropped:
 
     21 tiles, min 1, max 8     8 8 5             21 tiles, min 8, max 8     8 8 5+3
 """
@@ -18,14 +18,14 @@ from cellseg_deploy.errors import UsageError
 from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
 
 MAX_BATCH = 8
-"""Largest batch of an engine unless told otherwise: what ``cellseg-infer`` gives a network in one call."""
+"""Default largest batch of an engine: the number of tiles ``cellseg-infer`` passes to a network in one call."""
 
 
 @dataclass(frozen=True)
 class BatchProfile:
-    """Tiles a call that an engine is built for: fewest, the number it is tuned for, and most.
+    """Tiles per call that an engine is built for: minimum, the number it is tuned for, and maximum.
 
-    With ``min == max`` every call runs the very same kernels, however many tiles are left.
+    With ``min == max`` every call runs exactly the same kernels, however many tiles are left.
     """
 
     min: int = 1
@@ -42,7 +42,7 @@ class BatchProfile:
         return f"{self.min}/{self.opt}/{self.max}"
 
     def input_shapes(self, spec: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Shapes (N, S, S, 3) of the tiles for min, opt and max, as an optimisation profile takes them."""
+        """Return shapes (N, S, S, 3) of the tiles for min, opt and max, for an optimisation profile."""
         tail = (spec.tile_size, spec.tile_size, 3)
         return (self.min, *tail), (self.opt, *tail), (self.max, *tail)
 
@@ -57,20 +57,20 @@ class TensorPlan:
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of one tile."""
+        """Bytes per tile."""
         return int(np.prod(self.shape[1:], dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
     @property
     def nbytes(self) -> int:
-        """Bytes at the largest batch: what is allocated, once on the host and once on the device."""
+        """Bytes at the largest batch, allocated once on the host and once on the device."""
         return self.nbytes_of(self.shape[0])
 
     def nbytes_of(self, batch: int) -> int:
-        """Bytes of the first ``batch`` tiles, which lie at the start of the buffer."""
+        """Return the bytes of the first ``batch`` tiles, which are at the start of the buffer."""
         return batch * self.row_nbytes
 
     def shape_of(self, batch: int) -> tuple[int, ...]:
-        """Shape with ``batch`` tiles."""
+        """Return the shape with ``batch`` tiles."""
         return (batch, *self.shape[1:])
 
 
@@ -83,12 +83,12 @@ class BufferPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both, so also those of pinned host memory."""
+        """Bytes of both, which is also the size of pinned host memory."""
         return self.tiles.nbytes + self.probabilities.nbytes
 
 
 def plan_buffers(spec: ModelSpec, max_batch: int) -> BufferPlan:
-    """Tiles uint8 (N, S, S, 3) and probabilities float32 (N, K, S, S) for ``N = max_batch``."""
+    """Plan tiles uint8 (N, S, S, 3) and probabilities float32 (N, K, S, S) for ``N = max_batch``."""
     size = spec.tile_size
     return BufferPlan(
         TensorPlan(INPUT_NAME, (max_batch, size, size, 3), np.uint8),
@@ -98,7 +98,7 @@ def plan_buffers(spec: ModelSpec, max_batch: int) -> BufferPlan:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an engine: tiles ``start`` to ``stop`` of those given, run as a batch of ``batch``."""
+    """One engine call: tiles ``start`` to ``stop`` of those passed, run as a batch of ``batch``."""
 
     start: int
     stop: int
@@ -106,17 +106,17 @@ class Call:
 
     @property
     def n(self) -> int:
-        """Tiles whose answers are kept."""
+        """Number of tiles whose results are kept."""
         return self.stop - self.start
 
     @property
     def rows(self) -> slice:
-        """These tiles among those given."""
+        """Slice of these tiles among those passed."""
         return slice(self.start, self.stop)
 
 
 def plan_calls(n: int, profile: BatchProfile) -> Iterator[Call]:
-    """Calls that run ``n`` tiles: each tile in exactly one of them, in order, each batch within ``profile``."""
+    """Yield calls that run ``n`` tiles: each tile in exactly one call, in order, each batch within ``profile``."""
     for start in range(0, n, profile.max):
         stop = min(start + profile.max, n)
         yield Call(start, stop, max(stop - start, profile.min))

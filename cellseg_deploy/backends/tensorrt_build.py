@@ -1,11 +1,11 @@
-"""An ONNX model to a serialised TensorRT engine. No PyTorch here, so that ``cellseg-infer`` can build too.
+"""Build a serialised TensorRT engine from an ONNX model. No PyTorch, so that ``cellseg-infer`` can build too.
 
 The network is strongly typed: each tensor has the type that the ONNX graph gives it, and the builder may not choose
-another. TensorRT 11 knows nothing else; in TensorRT 10 it is asked for. So precision is decided where it can be
+another. TensorRT 11 supports only this; in TensorRT 10 it is requested. So precision is decided where it can be
 checked, in the graph, and an fp32 model gives an fp32 engine.
 
-TensorRT reports most failures by returning None, False or -1 and saying why in its log. All of that is checked here,
-and the last errors of the log become part of the message.
+TensorRT reports most failures by returning None, False or -1, with the reason in its log. All of these are checked
+here, and the last logged errors become part of the message.
 
 ``trt`` is always the module: ``tensorrt``, or ``tensorrt_rtx``, whose builder has the same interface and needs no GPU.
 """
@@ -33,8 +33,7 @@ _log = logging.getLogger(__name__)
 class BuildOptions:
     """How to build an engine; saved with it.
 
-    ``profile``: tiles a call. ``workspace_mib``: device memory that a layer may use for itself in MiB, None for all
-    there is.
+    ``profile``: tiles per call. ``workspace_mib``: device memory in MiB that a layer may use, None for all available.
     """
 
     profile: BatchProfile = field(default_factory=BatchProfile)
@@ -46,12 +45,12 @@ class BuildOptions:
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger that TensorRT writes to: ``errors`` are kept for messages, all else goes to Python's logging at debug.
+    """Create a logger for TensorRT: ``errors`` are kept for messages, the rest goes to Python's logging at debug level.
 
-    Nothing is printed: an error is raised by whoever sees the None that follows it.
+    Nothing is printed: the code that receives the None after an error raises it.
     """
 
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is known once TensorRT is imported
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class exists only once TensorRT is imported
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -65,12 +64,12 @@ def make_logger(trt: Any) -> Any:
 
 
 def why(logger: Any) -> str:
-    """The last errors that TensorRT logged, in one line."""
+    """Return the last errors that TensorRT logged, on one line."""
     return "; ".join(logger.errors[-_SHOWN_ERRORS:]) or "TensorRT gave no reason; run with -vv for its log"
 
 
 def check_version(trt: Any) -> None:
-    """Raise ``BackendUnavailableError`` unless ``trt`` is a TensorRT this program was written for."""
+    """Raise ``BackendUnavailableError`` unless ``trt`` is a supported TensorRT version."""
     if version_tuple(trt.__version__)[:1] not in {(major,) for major in TENSORRT_MAJORS}:
         raise BackendUnavailableError(
             f"TensorRT {trt.__version__} is installed; this program knows {' and '.join(map(str, TENSORRT_MAJORS))}; "
@@ -85,7 +84,7 @@ def build_engine(
     *,
     compute_capabilities: Sequence[str] = (),
 ) -> bytes:
-    """The engine of ``model`` as bytes, for the current GPU; takes seconds to minutes.
+    """Build the engine of ``model`` for the current GPU and return its bytes; takes seconds to minutes.
 
     ``model`` was read by ``read_model_file``, so its weights are known to be finite: the builder does not notice
     infinite ones. ``compute_capabilities``: for ``tensorrt_rtx`` alone, build for these (as ``"86"``) without a GPU.
@@ -110,7 +109,7 @@ def build_engine(
 
 
 def network_flags(trt: Any) -> int:
-    """Flags of a strongly typed network: asked for in TensorRT 10, the only kind there is in 11."""
+    """Return the flags of a strongly typed network: requested in TensorRT 10, the only kind in 11."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     if flag is None and version_tuple(trt.__version__) < (11,):
         raise BackendUnavailableError(
@@ -121,7 +120,7 @@ def network_flags(trt: Any) -> int:
 
 
 def parse(parser: Any, model: ModelFile, logger: Any) -> None:
-    """Parse the bytes of ``model``; raises ``ModelError`` that names each node the parser stumbled over."""
+    """Parse the bytes of ``model``; raises ``ModelError`` that names each node the parser rejected."""
     parsed = parser.parse(model.data)
     errors = [_describe_error(parser.get_error(i)) for i in range(parser.num_errors)]
     if parsed and not errors:
@@ -134,9 +133,9 @@ def parse(parser: Any, model: ModelFile, logger: Any) -> None:
 
 
 def check_network(trt: Any, network: Any, model: ModelFile) -> None:
-    """Raise ``ModelError`` unless the parsed network takes and gives what the model promises.
+    """Raise ``ModelError`` unless inputs and outputs of the parsed network match the model.
 
-    The parser says yes to bytes that are no model at all, and leaves the network empty.
+    The parser accepts bytes that are not a model at all, and leaves the network empty.
     """
     spec, size = model.spec, model.spec.tile_size
     expected = [
@@ -153,7 +152,7 @@ def check_network(trt: Any, network: Any, model: ModelFile) -> None:
 
 
 def configure(trt: Any, config: Any, options: BuildOptions, compute_capabilities: Sequence[str] = ()) -> None:
-    """Put ``options`` into the builder configuration. Raises ``UsageError`` for one that this TensorRT lacks."""
+    """Apply ``options`` to the builder configuration. Raises ``UsageError`` for an option that this TensorRT lacks."""
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     # TF32 is on by default: it rounds fp32 products to 10 bits of mantissa from Ampere on.
@@ -166,7 +165,7 @@ def configure(trt: Any, config: Any, options: BuildOptions, compute_capabilities
 
 
 def add_profile(builder: Any, config: Any, profile: BatchProfile, spec: ModelSpec, logger: Any) -> None:
-    """Declare the batch sizes of ``profile``. Raises ``ModelError`` if TensorRT does not take them."""
+    """Declare the batch sizes of ``profile``. Raises ``ModelError`` if TensorRT rejects them."""
     shapes = _make(builder.create_optimization_profile, "optimisation profile", logger)
     try:
         shapes.set_shape(INPUT_NAME, *profile.input_shapes(spec))
@@ -178,7 +177,7 @@ def add_profile(builder: Any, config: Any, profile: BatchProfile, spec: ModelSpe
 
 
 def _make(maker: Any, what: str, logger: Any) -> Any:
-    """What ``maker`` gives; None, or pybind11's TypeError for a constructor that found nothing, become our error."""
+    """Call ``maker``; turn None, or pybind11's TypeError for a constructor that returned nothing, into our error."""
     try:
         made = maker()
     except (TypeError, RuntimeError) as error:
@@ -192,7 +191,7 @@ def _make(maker: Any, what: str, logger: Any) -> Any:
 
 
 def _describe_error(error: Any) -> str:
-    """``encoder.blocks.0.attn/Softmax (Softmax): reason [code]``; old parsers know only the number of a node."""
+    """Format as ``encoder.blocks.0.attn/Softmax (Softmax): reason [code]``; old parsers know only a node's number."""
     name = _ask(error, "node_name") or f"node {_ask(error, 'node')}"
     operator = _ask(error, "node_operator")
     text = " ".join(str(_ask(error, "desc")).split())

@@ -1,11 +1,11 @@
 """``MODEL.engine.json``: what an engine is, what it was built on, and whether it may be opened here.
 
-An engine is a program for one kind of GPU and one TensorRT, and its bytes say neither what network it is nor where it
-came from. Opening it runs code. So the file beside it names all of this, with the SHA-256 of the engine, and the engine
-is handed to TensorRT only after the hash and the machine were checked.
+An engine is a program for one kind of GPU and one TensorRT version, and its bytes name neither its network nor its
+origin. Opening it runs code. So the file next to it records all of this, with the SHA-256 of the engine, and the engine
+is handed to TensorRT only after hash and machine are checked.
 
-The hash guards against damaged, renamed and mixed-up files. Whoever can write to the folder can write both files: take
-engines from places you trust, or build them yourself.
+The hash guards against damaged, renamed and mixed-up files. Anyone who can write to the folder can write both files:
+use engines from trusted sources, or build them yourself.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True):
     """Description of one engine file.
 
     ``engine_sha256``: of the engine's bytes. ``onnx_sha256``, ``model_identity``: of the ONNX file it was built from
-    (see ``model_file``). ``precision``: of that file's weights. ``profile``: tiles a call. ``spec``: its ``parity`` is
-    a sentence on how the counts of this engine were compared, not those of the ONNX file; ``parity_report``: the whole
-    gate.
+    (see ``model_file``). ``precision``: of that file's weights. ``profile``: tiles per call. ``spec``: its ``parity``
+    says how the counts of this engine, not of the ONNX file, were compared; ``parity_report``: the complete gate
+    report.
     """
 
     sidecar_version: int = SIDECAR_VERSION
@@ -61,24 +61,24 @@ class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sidecar_path(engine: Path) -> Path:
-    """``MODEL.engine.json`` for ``MODEL.engine``."""
+    """Return ``MODEL.engine.json`` for ``MODEL.engine``."""
     return engine.with_name(engine.name + ".json")
 
 
 def write_sidecar(engine: Path, sidecar: EngineSidecar) -> None:
-    """Write ``sidecar`` beside ``engine``, whole or not at all. Raises ``OutputError``."""
+    """Write ``sidecar`` next to ``engine`` atomically. Raises ``OutputError``."""
     from cellseg_deploy.files.atomic import write_bytes
 
     write_bytes(sidecar_path(engine), to_bytes(sidecar))
 
 
 def to_bytes(sidecar: EngineSidecar) -> bytes:
-    """``sidecar`` as indented JSON, ending in a newline."""
+    """Return ``sidecar`` as indented JSON, ending in a newline."""
     return msgspec.json.format(msgspec.json.encode(sidecar), indent=2) + b"\n"
 
 
 def read_sidecar(engine: Path) -> EngineSidecar:
-    """The checked sidecar of ``engine``. Raises ``ModelError`` if it is missing or does not fit."""
+    """Return the checked sidecar of ``engine``. Raises ``ModelError`` if it is missing or invalid."""
     path = sidecar_path(engine)
     try:
         data = path.read_bytes()
@@ -104,7 +104,7 @@ def read_sidecar(engine: Path) -> EngineSidecar:
 
 
 def misfits(sidecar: EngineSidecar, here: Machine) -> list[str]:
-    """Why an engine must not be opened on ``here``; empty if it may.
+    """Return why an engine must not be opened on ``here``; empty if it may.
 
     Rules of TensorRT: the same version and the same GPU model.
     """
@@ -123,8 +123,8 @@ def misfits(sidecar: EngineSidecar, here: Machine) -> list[str]:
 
 
 def check_engine(engine: Path, data: bytes, sidecar: EngineSidecar, here: Machine, *, how_to_rebuild: str = "") -> None:
-    """Raise ``ModelError`` unless ``data``, the bytes of the file ``engine``, are those that ``sidecar`` describes and
-    may be opened on ``here``. Comes before TensorRT sees them. ``how_to_rebuild``: last words of the message."""
+    """Raise ``ModelError`` unless ``data``, the bytes of the file ``engine``, match ``sidecar`` and may be opened on
+    ``here``. Call before TensorRT sees them. ``how_to_rebuild``: end of the message."""
     cure = how_to_rebuild or _REBUILD
     digest = hashlib.sha256(data).hexdigest()
     if digest != sidecar.engine_sha256:
@@ -138,7 +138,7 @@ def check_engine(engine: Path, data: bytes, sidecar: EngineSidecar, here: Machin
 
 
 def version_tuple(text: str) -> tuple[int, ...]:
-    """``"10.13.0.35"`` as (10, 13, 0, 35); anything after the leading numbers is left out."""
+    """Parse ``"10.13.0.35"`` as (10, 13, 0, 35); anything after the leading numbers is dropped."""
     numbers = []
     for part in text.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]

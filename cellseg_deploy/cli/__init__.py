@@ -1,1 +1,1 @@
-"""The commands: words to functions, errors to messages and exit codes. Nothing else."""
+"""The commands: map arguments to functions, and errors to messages and exit codes. Nothing else."""

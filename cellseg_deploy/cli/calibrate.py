@@ -1,7 +1,7 @@
-"""``cellseg-evaluate calibrate``: choose the operating points on images with masks, write them into a model file.
+"""``cellseg-evaluate calibrate``: choose operating points on images with masks, and write them into a model file.
 
 MODEL.onnx                      the same graph and weights (so the same identity) with the chosen operating points
-MODEL.calibration.json          what was chosen, how good it is on images it was not chosen on, what else was tried
+MODEL.calibration.json          the choice, its quality on images it was not chosen on, and the other settings tried
 MODEL.calibration.png           reliability of the probabilities
 """
 
@@ -41,7 +41,7 @@ _MAIN = {"counting": "f1_apart", "confluence": "dice"}
 
 
 def run(shared: Shared, folder: Path, masks: Path) -> int:
-    """Calibrate on the images in ``folder`` and their ``masks``; gives the exit code."""
+    """Calibrate on the images in ``folder`` and their ``masks``; return the exit code."""
     out = shared.output
     model = model_files.read(shared.engine["model"])
     if model.path.suffix.lower() != model_files.ONNX:
@@ -49,7 +49,7 @@ def run(shared: Shared, folder: Path, masks: Path) -> int:
     model_files.check_target(out, model, (folder, masks))
     check_report(out)
     pairs = pair_by_stem(folder, masks)
-    calibration.deal(len(pairs))  # too few images are refused before any work
+    calibration.deal(len(pairs))  # refuse too few images before any work
     atomic.make_folder(out.parent)
     with kept_images() as kept:
         with shared.open_segmenter(folder) as segmenter:
@@ -65,7 +65,7 @@ def run(shared: Shared, folder: Path, masks: Path) -> int:
         reliability = kept.reliability()
         n_tried = scorer.n_tried
     points: dict[str, InstanceParams] = {**spec.operating_points, **{task: one.chosen for task, one in found.items()}}
-    # Of images that had no part in the choice; what the model said before was measured at other settings.
+    # Scored on images not used for the choice; the model's earlier figures were measured at other settings.
     held_out = {name: round(value, 5) for name, value in found["counting"].fit_figures.items() if math.isfinite(value)}
     training = msgspec.structs.replace(spec.training, val_metrics=held_out)
     data = model.rewritten(msgspec.structs.replace(spec, operating_points=points, training=training))
@@ -96,8 +96,8 @@ def run(shared: Shared, folder: Path, masks: Path) -> int:
 
 
 def _replace(out: Path, model: bytes, report: bytes, figure: bytes) -> None:
-    """Write all three. Whenever this is cut off, a report that is there is about the model that is there, and a figure
-    lies beside a report, by which the next calibration knows it as ours."""
+    """Write all three files. If interrupted, an existing report still matches the existing model, and a figure has a
+    report next to it, by which the next calibration recognises the figure as its own."""
     report_path, figure_path = out.with_suffix(REPORT_SUFFIX), out.with_suffix(FIGURE_SUFFIX)
     for path in (figure_path, report_path):
         with atomic.writing(path):
@@ -108,7 +108,7 @@ def _replace(out: Path, model: bytes, report: bytes, figure: bytes) -> None:
 
 
 def check_report(out: Path) -> None:
-    """Raise ``OutputError`` if a file that calibration did not write lies where its report goes."""
+    """Raise ``OutputError`` if a file not written by calibration is in the place of its report."""
     report, figure = out.with_suffix(REPORT_SUFFIX), out.with_suffix(FIGURE_SUFFIX)
     there = [path for path in (report, figure) if os.path.lexists(path)]
     if there and not was_written_by(score.PROGRAM, report):
@@ -116,7 +116,7 @@ def check_report(out: Path) -> None:
 
 
 def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, shared: Shared, truths: Truths) -> None:
-    """Run the network once over each photograph and keep what it says with the truth."""
+    """Run the network once per photograph and keep its output with the truth."""
     found = score.predicted_pairs(
         pairs,
         shared.predictor(segmenter),
@@ -129,7 +129,7 @@ def _predict(segmenter: Segmenter, pairs: list[Pair], kept: KeptImages, shared: 
 
 
 class _Ticker:
-    """A line every ten seconds: how many settings were tried is not known beforehand."""
+    """Prints a line every ten seconds: the number of settings to try is not known in advance."""
 
     def __init__(self, scorer: calibration.Scorer) -> None:
         self._scorer = scorer
@@ -162,7 +162,7 @@ def _task_record(task: Task, one: TaskCalibration) -> dict[str, Any]:
 
 
 def matters(task: Task, one: TaskCalibration) -> dict[str, tuple[float, float]]:
-    """Lowest and highest value of the task's first figure as each setting is moved alone."""
+    """Return the lowest and highest value of the task's first figure as each setting alone is moved."""
     values: dict[str, list[float]] = {}
     for step in one.steps:
         values.setdefault(step.parameter, []).append(step.figures[_MAIN[task]])

@@ -1,4 +1,4 @@
-"""What all commands share: errors and signals to exit codes, logging, shared options.
+"""Shared by all commands: errors and signals to exit codes, logging, common options.
 
 Light to import: a command's ``--help`` must not load numpy or an engine.
 """
@@ -40,7 +40,7 @@ _log = logging.getLogger("cellseg_deploy")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP (the terminal is gone): what is done is kept, as after Ctrl-C; exit code 143 or 129."""
+    """SIGTERM or SIGHUP (the terminal closed): finished work is kept, as after Ctrl-C; exit code 143 or 129."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -48,7 +48,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
-    """Run ``command`` and give its exit code; prints errors to stderr. A command returns its code, or None for 0."""
+    """Run ``command`` and return its exit code; errors go to stderr. A command returns its code, or None for 0."""
     previous = _catch_signals()
     try:
         code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
@@ -63,12 +63,12 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         print_error(str(error))
         _log.debug("raised here:", exc_info=error)
         return error.exit_code
-    except SystemExit:  # what click does where a pipe was closed, and nothing else does here
+    except SystemExit:  # raised by click if a pipe was closed, and by nothing else here
         return _stdout_is_lost(errno.EPIPE)
     except Exception as error:
         if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
-            return _interrupted(error.__context__)  # click answers an interrupt with a line on stderr: nobody read it
-        # What concerns a file names it, and is an error of ours.
+            return _interrupted(error.__context__)  # click prints a line on stderr after an interrupt, which was lost
+        # Errors about a file name the file, and are CellsegErrors.
         if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STDOUT:
             return _stdout_is_lost(error.errno)
         _log.critical("internal error, please report it", exc_info=error)
@@ -80,15 +80,15 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
 
 
 def _stdout_is_lost(number: int) -> int:
-    """Nobody takes what is printed: a pipe was closed, or the disk behind stdout is full."""
-    with contextlib.suppress(OSError, ValueError):  # or Python would complain once more when it ends
+    """Handle a closed pipe, or a full disk, behind stdout."""
+    with contextlib.suppress(OSError, ValueError):  # or Python would report it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print_error(f"stdout cannot be written to ({os.strerror(number)}); what was written to files is whole")
     return EXIT_NO_STDOUT
 
 
 def print_error(message: str) -> None:
-    """One error on stderr, in red where that is a terminal."""
+    """Print one error on stderr, in red on a terminal."""
     say(click.style("error: ", fg="red", bold=True) + in_options(message))
 
 
@@ -111,7 +111,7 @@ _MARKED = re.compile(rf"`({'|'.join(_ARGUMENTS)})(?:=('?)([^`']+)\2)?`")
 
 
 def in_options(text: str) -> str:
-    """``text`` of the library, which marks its arguments (`bit_depth=12`), with the options that stand for them."""
+    """Replace arguments marked by the library (`bit_depth=12`) in ``text`` with the corresponding options."""
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1].removesuffix("_px").removesuffix("_um"), found[3]
@@ -121,14 +121,14 @@ def in_options(text: str) -> str:
 
 
 def say(line: str) -> None:
-    """One line on stderr; where nobody reads it any more (a closed pipe or terminal), the work goes on without it."""
+    """Print one line on stderr; if stderr is closed (a pipe or terminal), work goes on without the line."""
     with contextlib.suppress(OSError):
         click.echo(line, err=True)
 
 
 class _InOptions(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """The line, in the command's own words."""
+        """Format the line, with options in place of marked arguments."""
         return in_options(super().format(record))
 
 
@@ -143,16 +143,16 @@ def set_up_logging(verbosity: int) -> None:
 
 
 def printable(text: str | Path) -> str:
-    """``text`` as one line that any terminal and encoding can show: no control characters, no broken Unicode.
+    """Make ``text`` one line safe for any terminal and encoding: no control characters, no broken Unicode.
 
-    Arguments that the library marks become options.
+    Arguments marked by the library become options.
     """
     escaped = in_options(str(text)).encode("utf-8", "backslashreplace").decode()
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in escaped)
 
 
 def _cell_diameter(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | str | None:
-    """A number of pixels, or ``auto``."""
+    """Parse a number of pixels, or ``auto``."""
     if value is None or value == "auto":
         return value
     try:
@@ -162,30 +162,30 @@ def _cell_diameter(_ctx: click.Context, _option: click.Parameter, value: str | N
 
 
 def cell_diameter_or_auto(scale: float | None, cell_diameter: CellDiameter) -> CellDiameter:
-    """``cell_diameter`` as given; measured if nothing was said of the magnification."""
+    """Return ``cell_diameter`` as passed, or ``auto`` if no magnification was set."""
     return "auto" if scale is None and cell_diameter is None else cell_diameter
 
 
 def names_in(text: str | None) -> tuple[str, ...] | None:
-    """Names in ``text`` with commas between, each once; None for None."""
+    """Return comma-separated names in ``text``, each once; None for None."""
     return None if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def engine_options(asked: Mapping[str, Any], threads: ThreadPlan) -> EngineOptions:
-    """What the options of ``model_options`` say of the engine; ``asked``: their values by name."""
+    """Build the engine options from the options of ``model_options``; ``asked``: their values by name."""
     names = ("backend", "device", "precision", "streams", "cuda_graph", "rebuild")
     return EngineOptions(threads=threads.engine, **{name: asked[name] for name in names})
 
 
 def read_options(asked: Mapping[str, Any]) -> ReadOptions:
-    """What the options of ``reading_options``, and ``--pixel-size`` where there is one, say."""
+    """Build the read options from ``reading_options`` and, if present, ``--pixel-size``."""
     from cellseg_deploy.images.options import ReadOptions
 
     return ReadOptions(asked["max_pixels"], asked["bit_depth"], asked.get("pixel_size"))
 
 
 def plan_threads(total: int | None, *, device: str | None, model: Path | None, backend: str) -> ThreadPlan:
-    """What ``--threads`` means with the other options of ``model_options``."""
+    """Plan threads from ``--threads`` and the other options of ``model_options``."""
     from cellseg_deploy import threads
     from cellseg_deploy.backends import default_device
 
@@ -193,21 +193,21 @@ def plan_threads(total: int | None, *, device: str | None, model: Path | None, b
 
 
 def with_options(function: F, options: Sequence[Callable[[F], F]]) -> F:
-    """``function`` decorated with click's ``options``, listed in its help in this order."""
+    """Decorate ``function`` with click's ``options``, listed in its help in this order."""
     for option in reversed(options):
         function = option(function)
     return function
 
 
 def refuse_options(context: click.Context, names: Sequence[str], because: str) -> None:
-    """Raise click's usage error if one of the parameters ``names`` was given; ``because``: what is wrong with it."""
+    """Raise click's usage error if one of the parameters ``names`` was passed; ``because``: the reason."""
     for name in names:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} {because}")
 
 
 def model_options(function: F) -> F:
-    """Options of every command that runs a model: which one, on what, with which settings."""
+    """Add the options of every command that runs a model: model, engine and settings."""
     options = [
         click.option(
             "--model",
@@ -271,7 +271,7 @@ def model_options(function: F) -> F:
 
 
 def reading_options(function: F) -> F:
-    """Options of every command that reads images."""
+    """Add the options of every command that reads images."""
     options = [
         click.option(
             "--max-pixels",
@@ -291,7 +291,7 @@ def reading_options(function: F) -> F:
 
 
 def mask_options(function: F) -> F:
-    """How masks are read, in every command that reads some."""
+    """Add the mask options of every command that reads masks."""
     from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS
 
     return click.option(
@@ -305,7 +305,7 @@ def mask_options(function: F) -> F:
 
 
 def count_options(function: F) -> F:
-    """Where cells are looked for, and which count, in every command that counts."""
+    """Add the options for the field of view and the count rule, for every command that counts."""
     options = [
         click.option(
             "--count-rule",
@@ -336,7 +336,7 @@ def count_options(function: F) -> F:
 
 
 def log_options(function: F) -> F:
-    """``--quiet``, ``-v`` and ``--version``."""
+    """Add ``--quiet``, ``-v`` and ``--version``."""
     options = [
         click.option("-q", "--quiet", is_flag=True, help="No progress and no table; errors and warnings only."),
         click.option("-v", "--verbose", count=True, help="Say more; -vv for everything."),
@@ -346,7 +346,7 @@ def log_options(function: F) -> F:
 
 
 def _interrupted(error: BaseException) -> int:
-    """Say it and give the exit code."""
+    """Report the interrupt and return its exit code."""
     print_error("terminated" if isinstance(error, Terminated) else "interrupted")
     return error.exit_code if isinstance(error, Terminated) else EXIT_INTERRUPTED
 
@@ -356,9 +356,9 @@ def _raise_terminated(number: int, _frame: FrameType | None) -> None:
 
 
 def _catch_signals() -> dict[int, Any]:
-    """Turn SIGTERM and SIGHUP into ``Terminated``; gives the former handlers.
+    """Turn SIGTERM and SIGHUP into ``Terminated``; return the previous handlers.
 
-    One that is ignored (``nohup``) stays ignored; nothing in a thread, where Python allows no handlers.
+    An ignored signal (``nohup``) stays ignored; does nothing outside the main thread, where Python allows no handlers.
     """
     previous: dict[int, Any] = {}
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP

@@ -1,9 +1,9 @@
-"""``cellseg-evaluate describe``: what the images are like, and whether the model has seen their like.
+"""``cellseg-evaluate describe``: what the images are like, and whether the model was trained on similar ones.
 
-OUT/data.json   all images together, beside the training images, and warnings      OUT/data.csv   a row an image
-OUT/data.png    distributions, with those of the training images where the model says them
+OUT/data.json   all images together, next to the training images, and warnings     OUT/data.csv   one row per image
+OUT/data.png    distributions, with those of the training images if the model holds them
 
-Where OUT is a model file, the images are its training images: what they are like is written into it.
+If OUT is a model file, the images are its training images: their description is written into it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _SHOWN = (
 
 
 def run(shared: Shared, folder: Path, masks: Path | None) -> int:
-    """Describe the images in ``folder``, cells by ``masks`` or as the model finds them; gives the exit code."""
+    """Describe the images in ``folder``, cells by ``masks`` or as found by the model; return the exit code."""
     if is_model_file(shared.output):
         return _record(shared, folder, masks)
     check_apart([folder] if masks is None else [folder, masks], shared.output)
@@ -102,7 +102,7 @@ def run(shared: Shared, folder: Path, masks: Path | None) -> int:
 
 
 def _record(shared: Shared, folder: Path, masks: Path | None) -> int:
-    """Write what the training images in ``folder`` are like into a copy of their model."""
+    """Write the description of the training images in ``folder`` into a copy of their model."""
     out = shared.output
     if masks is None:
         raise click.UsageError("with a model file as OUT, images are its training images: give their --masks DIR too")
@@ -149,7 +149,7 @@ def _of_model(images: list[FoundImage], segmenter: Segmenter, shared: Shared) ->
 
 
 def _speck_px(spec: ModelSpec, scale: float, given_px: int | None) -> int:
-    """Limit of specks in px of an image without masks: ``given_px``, or the usual share of a cell of the model's size.
+    """Return the speck limit in px of an image without masks: ``given_px``, or the usual share of a model-sized cell.
 
     ``scale``: model px per image px.
     """

@@ -1,4 +1,4 @@
-"""``cellseg-evaluate``: how well do labels agree with what people drew, marked or counted? The commands' options."""
+"""``cellseg-evaluate``: compare labels with cells that people drew, marked or counted. The commands' options."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ _min_area_option = click.option(
 
 
 class _Commands(click.Group):
-    """Commands of which ``score`` need not be named, and those that were flags may be."""
+    """Group whose default command is ``score``, and whose former flags still work as commands."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, with_command(args))
 
 
 def with_command(arguments: list[str]) -> list[str]:
-    """``arguments`` with the command first: as it is, of a flag ``--calibrate`` or ``--describe``, or ``score``."""
+    """Put the command first in ``arguments``: as named, from a flag ``--calibrate`` or ``--describe``, or ``score``."""
     if arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help", "--version")):
         return arguments
     flags = [flag for flag in ("--describe", "--calibrate") if flag in arguments]
@@ -235,7 +235,7 @@ def describe_command(context: click.Context, /, images: Path, masks: Path | None
 
 
 def _leave_out(command: click.Command, *names: str) -> None:
-    """Take options away that come with shared groups and mean nothing to ``command``."""
+    """Remove options that shared groups add but that have no meaning for ``command``."""
     command.params = [parameter for parameter in command.params if parameter.name not in names]
 
 

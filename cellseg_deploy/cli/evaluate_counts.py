@@ -1,7 +1,7 @@
-"""``cellseg-evaluate score --counts``: do the counts agree with those that people made by hand?
+"""``cellseg-evaluate score --counts``: do the counts agree with counts by hand?
 
-OUT/agreement.json   bias, limits of agreement and errors      OUT/agreement.csv   a row an image
-OUT/agreement.png    each image's difference against its count (Bland and Altman's plot)
+OUT/agreement.json   bias, limits of agreement and errors      OUT/agreement.csv   one row per image
+OUT/agreement.png    each image's difference against its count (Bland-Altman plot)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COLUMNS = ("image", "count", "found", "difference", "ratio")
 
 
 def run(shared: Shared, folder: Path, kind: Kind, by_hand: Path, rule: CountRule) -> int:
-    """Compare the cells counted in the images of ``folder`` with the table ``by_hand``; gives the exit code."""
+    """Compare the cells counted in the images of ``folder`` with the table ``by_hand``; return the exit code."""
     check_apart([folder, by_hand], shared.output)
     images = pair_with_counts(folder, by_hand)
     about: dict[str, Any] = {"data": {kind: str(folder), "counts": str(by_hand)}}
@@ -72,7 +72,7 @@ def run(shared: Shared, folder: Path, kind: Kind, by_hand: Path, rule: CountRule
 
 
 def count_cells(labels: npt.NDArray[np.int32], rule: CountRule, min_area_px: int) -> int:
-    """Cells of ``labels`` (h, w), of ``min_area_px`` and more, that count under ``rule``."""
+    """Count cells of ``labels`` (h, w) with at least ``min_area_px`` that count under ``rule``."""
     area = np.bincount(labels.ravel())
     area[:1] = 0
     numbers = np.flatnonzero(area >= max(1, min_area_px))
@@ -118,7 +118,7 @@ def _write(
 
 
 def _defined(value: Any) -> Any:
-    """``value`` with None where a number is undefined or infinite, as JSON has neither."""
+    """Return ``value`` with None for undefined or infinite numbers, which JSON lacks."""
     if isinstance(value, dict):
         return {name: _defined(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):

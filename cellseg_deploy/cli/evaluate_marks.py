@@ -1,4 +1,4 @@
-"""``cellseg-evaluate score --boxes`` and ``--points``: labels judged by cells that were marked and not drawn."""
+"""``cellseg-evaluate score --boxes`` and ``--points``: judge labels by cells that were marked, not drawn."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CSV_COLUMNS = (
 
 
 def run(shared: Shared, judged: Path, holds: Judged, path: Path, kind: Kind) -> int:
-    """Score every image that the file ``path`` names, and write the report. Raises ``CellsegError``.
+    """Score every image named in the file ``path``, and write the report. Raises ``CellsegError``.
 
     ``holds``: what the folder ``judged`` holds.
     """
@@ -90,9 +90,9 @@ def run(shared: Shared, judged: Path, holds: Judged, path: Path, kind: Kind) -> 
 def _classes(
     segmenter: Segmenter, truth: Annotations, asked: tuple[str, ...]
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """Classes of the model and their names in ``truth``, and which names there count, none: all.
+    """Map the model's classes to their names in ``truth``, and return the names there that count (empty: all).
 
-    Lets the ``segmenter`` count the classes ``asked`` for. Marks of those that it does not count count neither way.
+    Makes ``segmenter`` count the requested classes ``asked``. Marks of classes that it does not count are neutral.
     """
     of_marks = truth.class_names
     pairs = class_pairs(asked, segmenter.backend.spec.classes, of_marks)

@@ -1,4 +1,4 @@
-"""What the commands of ``cellseg-evaluate`` share, and which options of ``score`` go together.
+"""Options shared by the commands of ``cellseg-evaluate``, and the valid combinations for ``score``.
 
 Each refusal is one sentence, and comes before any work.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Kind = Literal["images", "labels"]
-"""What is judged: cells that a model finds in photographs, or label images that some tool wrote."""
+"""What is judged: cells that a model finds in photographs, or label images written by another tool."""
 
 _EXTRAS = ("sweep", "anatomy", "save_labels")
 _OF_THE_ENGINE = (
@@ -44,7 +44,7 @@ _MODEL_FILES = (".onnx", ".safetensors")
 class Shared:
     """Options of every command.
 
-    ``classes``: names of ``--classes``, None where it was not given. ``engine``: options of ``console.model_options``
+    ``classes``: names in ``--classes``, None if not passed. ``engine``: options of ``console.model_options``
     and ``border_cells``, by name.
     """
 
@@ -60,16 +60,16 @@ class Shared:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Shared:
-        """These options among all that click has ``given`` a command."""
+        """Collect these options from all that click has ``given`` to a command."""
         own = [name for name in cls.__dataclass_fields__ if name not in ("classes", "engine")]
         engine = {"task": "counting", "border_cells": "visible"} | {**given}
         classes = console.names_in(given.get("classes"))
         return cls(**{name: given[name] for name in own}, classes=classes, engine=engine)
 
     def open_segmenter(self, images: Path | None, classes: Sequence[str] | None = None) -> Segmenter:
-        """The model, or the one that ships with the package. Raises as ``Segmenter.load`` does.
+        """Open the model, by default the one that ships with the package. Raises as ``Segmenter.load`` does.
 
-        ``images``: folder whose images the scale is measured on, unless it was given. ``classes``: that count.
+        ``images``: folder to measure the scale on, unless the scale was passed. ``classes``: classes that count.
         """
         from cellseg_deploy.segmenter import Segmenter
 
@@ -94,7 +94,7 @@ class Shared:
         return segmenter
 
     def _measure(self, segmenter: Segmenter, folder: Path) -> None:
-        """Find the scale of the images of ``folder``, once for those of one size."""
+        """Measure the scale of the images in ``folder``, once per image size."""
         from cellseg_deploy.images.find import find_images
         from cellseg_deploy.run import scales
         from cellseg_deploy.run.record import RunOptions
@@ -109,7 +109,7 @@ class Shared:
 
     @property
     def thread_plan(self) -> ThreadPlan:
-        """Threads for the engine and the rest."""
+        """Threads for the engine and for the rest."""
         engine = self.engine
         return console.plan_threads(
             engine["threads"], device=engine["device"], model=engine["model"], backend=engine["backend"]
@@ -117,11 +117,11 @@ class Shared:
 
     @property
     def reading(self) -> ReadOptions:
-        """How images are read."""
+        """Settings for reading images."""
         return console.read_options(vars(self))
 
     def predictor(self, segmenter: Segmenter, *, keep_probabilities: bool = False) -> Predictor:
-        """``segmenter`` with the settings for reading."""
+        """Return ``segmenter`` with the settings for reading."""
         from cellseg_deploy.evaluate.score import Predictor
 
         return Predictor(
@@ -134,9 +134,9 @@ class Shared:
         )
 
     def truths(self, pairs: Sequence[Pair], spec: ModelSpec | None) -> tuple[SpeckLimit, Truths]:
-        """The limit of specks by the masks of ``pairs``, and the masks, all of which are read.
+        """Read all masks of ``pairs``; return their speck limit and the masks.
 
-        ``spec``: of the model, which may know the share of the median object; None where labels are judged.
+        ``spec``: of the model, which may hold the share of the median object; None if labels are judged.
         """
         from cellseg_deploy.evaluate import specks
         from cellseg_deploy.evaluate.truths import Truths
@@ -149,7 +149,7 @@ class Shared:
 
 
 def with_progress(images: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
-    """Hand ``images`` on and show how far it is, unless ``quiet``."""
+    """Yield ``images`` and show progress, unless ``quiet``."""
     from cellseg_deploy.cli.progress import Progress
 
     if quiet:
@@ -162,19 +162,19 @@ def with_progress(images: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
 
 
 def is_model_file(path: Path) -> bool:
-    """Whether ``path`` is named as a model file that can be described."""
+    """Return whether ``path`` is named like a model file that can be described."""
     return path.suffix.lower() in _MODEL_FILES
 
 
 def refuse_engine_options(context: click.Context, because: str) -> None:
-    """Raise click's usage error if an option was given that only a network has use for."""
+    """Raise click's usage error if an option was passed that only a network uses."""
     refuse_options(context, ("task", *_OF_THE_ENGINE), because)
 
 
 def check_score(context: click.Context, given: Mapping[str, Any]) -> tuple[Path, Kind]:
-    """The folder to judge, and what it holds. Raises click's usage error if options contradict.
+    """Return the folder to judge, and what it holds. Raises click's usage error if options contradict.
 
-    ``given``: the options by name. After it ``output`` is a path, and one truth is given.
+    ``given``: the options by name. Afterwards ``output`` is a path, and exactly one truth is set.
     """
     judged, kind = _judged_folder(context, given)
     truths = [name for name in ("masks", "boxes", "points", "counts") if given[name] is not None]

@@ -1,4 +1,4 @@
-"""What an evaluation has to say about its images: the remarks that ``cellseg-infer`` counts by kind."""
+"""Remarks of an evaluation on its images, by kind as in ``cellseg-infer``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cellseg_deploy.cli import console
 
 
 class Remarks:
-    """Remarks of images, which threads may add in any order."""
+    """Remarks on images; threads may add them in any order."""
 
     def __init__(self) -> None:
         self._of_image = dict[str, tuple[str, ...]]()
@@ -20,7 +20,7 @@ class Remarks:
         self._of_image[image] = tuple(note for note in notes if kind_of(note) != "conversion")
 
     def by_kind(self) -> dict[str, dict[str, Any]]:
-        """Kind of warning -> number of images that have it, and the first by name, in words; as in ``run.json``."""
+        """Kind of warning -> number of images with it, and the first by name with its text; as in ``run.json``."""
         found = dict[str, dict[str, Any]]()
         for image, notes in sorted(self._of_image.items()):
             for kind, note in {kind_of(note): note for note in reversed(notes)}.items():
@@ -29,7 +29,7 @@ class Remarks:
         return found
 
     def say(self) -> None:
-        """A line for each kind, on stderr."""
+        """Print a line per kind on stderr."""
         for kind, found in self.by_kind().items():
             images, first = found["images"], found["first"]
             console.say(

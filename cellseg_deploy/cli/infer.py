@@ -146,7 +146,7 @@ def main() -> None:
 def _run(
     paths: list[Path], images: list[FoundImage], output: Path, asked: dict[str, Any], recorded: RecordedRun | None
 ) -> RunSummary | None:
-    """Open the model and do what was asked for; None if that was only to be shown."""
+    """Open the model and do what was requested; None if it was only to be shown."""
     from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.run.folder import RunOptions, plan_folder, run_folder
     from cellseg_deploy.run.record import Inputs, identity_of
@@ -216,10 +216,10 @@ def _run(
 
 
 def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> dict[str, Any]:
-    """Choose the file to open and its engine: those of the run in ``output`` if it is resumed, else as asked.
+    """Choose the file to open and its engine: those of the run in ``output`` if it is resumed, otherwise as requested.
 
-    With a ``recorded`` run, the model's form that was opened then. Raises ``OutputError`` for a folder
-    that cannot be used in any case, before a model is loaded for nothing.
+    For a ``recorded`` run, return the form of the model that was opened then. Raises ``OutputError`` for a folder
+    that cannot be used in any case, before a model is loaded needlessly.
     """
     from cellseg_deploy.models import default_model_path
     from cellseg_deploy.run.repeat import engine_to_resume
@@ -235,7 +235,7 @@ def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> 
     is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
     if state.journal is None or asked["overwrite"]:
         return as_asked
-    if not asked["quiet"]:  # it takes a second for each gigabyte of images
+    if not asked["quiet"]:  # takes a second per gigabyte of images
         console.say(
             f"comparing the images with {len(state.journal.entries)} that are recorded in {console.printable(output)}"
         )
@@ -245,7 +245,7 @@ def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> 
 
 
 def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:
-    """Put what the run.json ``file`` says into ``asked``; options that results depend on must not be given too."""
+    """Copy the settings in the run.json ``file`` into ``asked``; refuse passed options that results depend on."""
     from cellseg_deploy.run.repeat import read_run
 
     recorded = read_run(file)
@@ -280,7 +280,7 @@ def _images(paths: list[Path], *, follow_links: bool) -> list[FoundImage]:
 
 
 def _explanation(model: Path | None, backend: str, device: str, precision: str | None) -> str:
-    """The candidates of ``--backend auto`` and the choice among them."""
+    """Describe the candidates of ``--backend auto`` and the choice among them."""
     from cellseg_deploy.backends.selection import select, table
     from cellseg_deploy.models import default_model_path
 
@@ -297,7 +297,7 @@ def _progress(quiet: bool) -> AbstractContextManager[Any]:
 
 
 def _for_machines(summary: RunSummary) -> dict[str, Any]:
-    """Totals: ``found`` is the sum of ``done`` (now), ``skipped`` (done before) and ``failed``."""
+    """Return totals: ``found`` is the sum of ``done`` (now), ``skipped`` (done before) and ``failed``."""
     return {
         "found": summary.found,
         "done": summary.done,
@@ -315,7 +315,7 @@ def _for_machines(summary: RunSummary) -> dict[str, Any]:
 
 
 def _print_table(summary: RunSummary) -> None:
-    """Totals for people."""
+    """Print totals for people."""
     seconds, done = summary.wall_seconds, summary.done + summary.skipped
     worked = summary.done + summary.failed
     rate = f", {worked / seconds:.2f} images/s" if seconds > 0 and worked else ""
@@ -352,7 +352,7 @@ def _print_table(summary: RunSummary) -> None:
 
 
 def _heading(segmenter: Segmenter) -> str:
-    """One line before the work: which model runs, on what, in which arithmetic, at which scale."""
+    """Return one line printed before the work: model, device, arithmetic and scale."""
     backend, spec = segmenter.backend, segmenter.backend.spec
     if segmenter.auto_scale:
         scale = "scale measured"
@@ -364,7 +364,7 @@ def _heading(segmenter: Segmenter) -> str:
 
 
 def _print_plan(plan: RunPlan) -> None:
-    """A line an image, and how many for each of what would be done."""
+    """Print one line per image, and the number of images per planned action."""
     for item in plan.items:
         reason = f" ({console.printable(item.explanation)})" if item.explanation else ""
         click.echo(f"{_ACTIONS[item.action]:<6} {console.printable(item.image.name)}{reason}")

@@ -1,6 +1,6 @@
-"""Model files that ``cellseg-evaluate`` reads and writes again with another description: ``.onnx``, ``.safetensors``.
+"""Model files that ``cellseg-evaluate`` rewrites with another description: ``.onnx``, ``.safetensors``.
 
-Graph and weights stay as they are, and a file that holds another network is never replaced.
+Graph and weights are unchanged, and a file that holds another network is never replaced.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ONNX = ".onnx"
 
 @dataclass(frozen=True)
 class DescribedModel:
-    """``identity``: of graph and weights; files of one kind with the same one compute the same.
+    """``identity``: of graph and weights; files of one kind with the same identity compute the same.
 
     ``rewritten``: bytes of the file with another spec.
     """
@@ -33,7 +33,7 @@ class DescribedModel:
 
 
 def read(path: Path | None) -> DescribedModel:
-    """The model at ``path`` (None: the one that ships with the package), not run. Raises ``ModelError``."""
+    """Read the model at ``path`` (None: the shipped one) without running it. Raises ``ModelError``."""
     path = path or default_model_path()
     if path.suffix.lower() == safetensors_file.SUFFIX:
         weights = safetensors_file.read_weights_file(path)
@@ -43,7 +43,7 @@ def read(path: Path | None) -> DescribedModel:
 
 
 def check_target(out: Path, model: DescribedModel, inputs: Sequence[Path]) -> None:
-    """Raise ``UsageError`` if ``out`` is no file for ``model`` or lies among ``inputs``, ``OutputError`` if it holds
+    """Raise ``UsageError`` if ``out`` is not a file for ``model`` or is among ``inputs``, ``OutputError`` if it holds
     anything but this network."""
     suffix = model.path.suffix.lower()
     if out.suffix.lower() != suffix:

@@ -1,6 +1,6 @@
 """Progress on stderr: a bar on a terminal, plain lines elsewhere, failures always.
 
-A stderr that nobody reads any more stops nothing: the work matters, not the talk about it.
+A closed stderr does not stop the work; only the progress is lost.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """``advance`` is called after each image: a bar where stderr is a terminal, else a line every ten seconds.
+    """``advance`` is called after each image: a bar if stderr is a terminal, otherwise a line every ten seconds.
 
-    ``total``: images in the run, or of what ``unit`` says.
+    ``total``: images in the run, or items as named by ``unit``.
     """
 
     def __init__(self, total: int, unit: str = "images") -> None:
@@ -44,7 +44,7 @@ class Progress:
             self._on_bar(self._bar.stop)
 
     def advance(self, note: str = "") -> None:
-        """One more image is through; ``note`` is shown beside their number."""
+        """Count one more finished image; ``note`` is shown next to the number."""
         self.seen += 1
         if self._bar is not None:
             self._on_bar(lambda: self._bar.update(self._task, advance=1, note=note))
@@ -53,7 +53,7 @@ class Progress:
             say(f"{self.seen}/{self.total} {self.unit}{', ' if note else ''}{note}")
 
     def say(self, line: str) -> None:
-        """A line of its own, above the bar if there is one."""
+        """Print a separate line, above the bar if there is one."""
         if self._bar is not None:
             self._on_bar(lambda: self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True))
         else:
@@ -62,7 +62,7 @@ class Progress:
     def _on_bar(self, call: Callable[[], Any]) -> None:
         try:
             call()
-        except OSError:  # the terminal is gone; plain lines find that out themselves
+        except OSError:  # the terminal is closed; printing plain lines handles that
             self._bar = None
 
 
@@ -71,23 +71,23 @@ class RunProgress(Progress):
 
     def __init__(self) -> None:
         super().__init__(0)
-        self._results: dict[str, tuple[int, bool]] = {}  # cells, and whether it failed; the last of an image holds
+        self._results: dict[str, tuple[int, bool]] = {}  # cells, and whether it failed; an image's last result counts
         self._cells = self._failed = 0
         self._start, self._seen_before = time.monotonic(), 0
 
     def planned(self, plan: RunPlan) -> None:
-        """There are more images to do."""
+        """Add more images to do."""
         counts = plan.counts
         if counts["skip"]:
             self.say(f"{counts['skip']} of {len(plan.items)} {self.unit} are done already")
-        if self.seen == self.total:  # the time without images says nothing of their rate
+        if self.seen == self.total:  # time without images would distort the rate
             self._start, self._seen_before = time.monotonic(), self.seen
         self.total += counts["work"] + counts["fail"]
         if self._bar is not None:
             self._on_bar(lambda: self._bar.update(self._task, total=self.total))
 
     def result(self, result: ImageResult) -> None:
-        """One more image was worked on."""
+        """Count one more processed image."""
         cells, failed = self._results.pop(result.image, (0, False))
         self._results[result.image] = (result.cells or 0, result.status == "failed")
         self._cells += (result.cells or 0) - cells
@@ -98,7 +98,7 @@ class RunProgress(Progress):
         parts = [f"{rate:.2f} images/s", f"{self._cells} cells"]
         parts += [f"{self._failed} failed"] if self._failed else []
         left = self.total - self.seen - 1
-        if left and self._bar is None:  # the bar says it itself
+        if left and self._bar is None:  # the bar shows it itself
             parts.append(f"{in_words(left / rate)} left")
         self.advance(", ".join(parts))
 
@@ -107,16 +107,16 @@ class QuietProgress:
     """Progress of a quiet run: failures only."""
 
     def planned(self, plan: RunPlan) -> None:
-        """Nothing is said of it."""
+        """Ignore the plan."""
 
     def result(self, result: ImageResult) -> None:
-        """One more image was worked on."""
+        """Print a failed image, ignore others."""
         if result.status == "failed":
             say(failure_line(result))
 
 
 def in_words(seconds: float) -> str:
-    """A duration with its two largest units."""
+    """Format a duration with its two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -125,7 +125,7 @@ def in_words(seconds: float) -> str:
 
 
 def failure_line(result: ImageResult) -> str:
-    """What is said of a failed image."""
+    """Format the line for a failed image."""
     return f"failed: {printable(result.image)}: {printable(result.error)}"
 
 

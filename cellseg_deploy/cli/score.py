@@ -1,6 +1,6 @@
-"""``cellseg-evaluate score``: labels against masks, and what ``--sweep`` and ``--anatomy`` add.
+"""``cellseg-evaluate score``: labels against masks, with the extras of ``--sweep`` and ``--anatomy``.
 
-OUT/metrics.json, metrics.csv               all images together, and a row an image
+OUT/metrics.json, metrics.csv               all images together, and one row per image
 OUT/labels/                                 with --save-labels, the label images that were judged
 OUT/sweep.csv, sweep.png                    every metric against the threshold, by method
 OUT/reliability.json, reliability.png       are the probabilities true
@@ -49,7 +49,7 @@ FILES = (
     *(score.METRICS_JSON, score.METRICS_CSV, SWEEP_CSV, SWEEP_PNG, RELIABILITY_JSON, RELIABILITY_PNG),
     *(ANATOMY_CSV, contact_sheet.FOLDER),
 )
-"""What an evaluation may write, its record first."""
+"""Files an evaluation may write, its record first."""
 ANATOMY_COLUMNS = (
     *("image", "kind", "at_border", "left_px", "top_px", "width_px", "height_px"),
     *("true_labels", "predicted_labels", "page"),
@@ -58,7 +58,7 @@ ANATOMY_COLUMNS = (
 
 @dataclass(frozen=True)
 class Extras:
-    """What to add to the metrics."""
+    """Extras in addition to the metrics."""
 
     labels: bool = False
     sweep: bool = False
@@ -66,7 +66,7 @@ class Extras:
 
 
 def run(shared: Shared, judged: Path, kind: Kind, masks: Path, count_rule: CountRule, extras: Extras) -> int:
-    """Score every pair of ``judged`` and ``masks``, and write the report; gives the exit code."""
+    """Score every pair of ``judged`` and ``masks``, and write the report; return the exit code."""
     output = shared.output
     check_apart([judged, masks], output)
     pairs = pair_by_stem(judged, masks)
@@ -121,7 +121,7 @@ def run(shared: Shared, judged: Path, kind: Kind, masks: Path, count_rule: Count
 class Anatomy:
     """Errors of each image: rows of anatomy.csv and crops, written to the folder ``place``.
 
-    ``photographs``: whether ``pair.image`` is one, to be read with the settings ``reading``.
+    ``photographs``: whether ``pair.image`` is a photograph, to be read with the settings ``reading``.
     """
 
     def __init__(self, place: Path, min_area_px: int, reading: ReadOptions, *, photographs: bool) -> None:
@@ -131,7 +131,7 @@ class Anatomy:
         self.by_image: dict[str, dict[str, int]] = {}
 
     def add(self, pair: Pair, image: ScoredImage) -> None:
-        """Find and show the errors of one image."""
+        """Record the errors of one image, with crops of them."""
         findings = anatomy.find(*set_aside(image.true_labels, image.labels), min_area_px=self._min_area_px)
         self.by_image[image.name] = anatomy.summary(findings)
         if self._photographs:
@@ -144,7 +144,7 @@ class Anatomy:
             self._rows.append([image.name, finding.kind, finding.at_border, *finding.box, *numbers, place])
 
     def finish(self) -> dict[str, Any]:
-        """Write what is left; gives what metrics.json says of it: how many of each group, in all and by image."""
+        """Write the remaining pages; return the entry for metrics.json: number per group, in total and per image."""
         self._sheets.close()
         atomic.write_bytes(self._place / ANATOMY_CSV, tables.csv_rows(self._rows))
         total = {group: sum(one[group] for one in self.by_image.values()) for group in anatomy.GROUPS}
@@ -152,7 +152,7 @@ class Anatomy:
 
 
 class Sweep:
-    """Keeps what the network said of each image, then tries every threshold on it. See ``opened``."""
+    """Keeps the network output of each image, then tries every threshold on it. See ``opened``."""
 
     def __init__(self, kept: KeptImages, segmenter: Segmenter, min_area_px: int) -> None:
         spec = segmenter.backend.spec
@@ -165,18 +165,18 @@ class Sweep:
     @classmethod
     @contextmanager
     def opened(cls, segmenter: Segmenter, min_area_px: int) -> Iterator[Sweep]:
-        """A sweep with a temporary folder."""
+        """Open a sweep with a temporary folder."""
         with kept_images() as kept:
             yield cls(kept, segmenter, min_area_px)
 
     def take(self, image: ScoredImage) -> None:
-        """One more image, with what the network said of it."""
+        """Keep one more image with its network output."""
         if image.probabilities_khw is None:
             raise RuntimeError(f"{image.name}: its probabilities were not kept")
         self._kept.add(image.name, image.probabilities_khw, image.true_labels)
 
     def finish(self, out: Path, *, quiet: bool) -> dict[str, Any]:
-        """Write sweep and reliability into ``out``; gives what metrics.json says of them."""
+        """Write sweep and reliability into ``out``; return the entry for metrics.json."""
         total = sum(len(sweep.swept(params)) for params in self._methods) * len(sweep.THRESHOLDS)
         with nullcontext() if quiet else Progress(total, "settings of the sweep") as progress:
             advance = None if progress is None else progress.advance
@@ -199,7 +199,7 @@ class Sweep:
 
 
 def write_reliability(json_path: Path, png_path: Path, found: Reliability, *, title: str) -> None:
-    """The curve as numbers and as a figure."""
+    """Write the curve as numbers and as a figure."""
     text = json.dumps(reliability_record(found), indent=2, allow_nan=False) + "\n"
     atomic.write_bytes(json_path, text.encode())
     atomic.write_bytes(png_path, plots.reliability_png(found, title=title))
@@ -238,7 +238,7 @@ def _print_table(pooled: dict[str, float], about: dict[str, Any], output: Path) 
 
 
 def _extra_rows(about: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the table on the screen says of the extras in ``about``."""
+    """Return rows for the extras in ``about`` in the table on the screen."""
     rows = []
     if "anatomy" in about:
         found = about["anatomy"]

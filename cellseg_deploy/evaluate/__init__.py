@@ -1,4 +1,4 @@
-"""Labels against masks. The package can be called: ``cellseg_deploy.evaluate(...)`` is ``api.evaluate``."""
+"""Score labels against masks. The package is callable: ``cellseg_deploy.evaluate(...)`` is ``api.evaluate``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Evaluate(ModuleType):
-    """Whoever imports a module of this room puts the room in the place of a function of its name."""
+    """A callable package: importing one of its modules rebinds the name of the function to the package."""
 
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
         from cellseg_deploy.evaluate.api import evaluate

@@ -1,6 +1,6 @@
-"""How well do counts agree with counts by hand? Bias and limits of agreement, not correlation.
+"""Agreement of counts with counts by hand: bias and limits of agreement, not correlation.
 
-Of images i with the count by hand t and the count found f, by the differences d = f - t:
+For images i with count by hand t and found count f, from the differences d = f - t:
 
     ``bias``: mean of d; ``sd``: its standard deviation (n - 1); limits of agreement: bias +- 1.96 sd, between which
     95 % of the differences are expected (Bland and Altman, Statistical methods for assessing agreement between two
@@ -11,11 +11,11 @@ Of images i with the count by hand t and the count found f, by the differences d
     The same as a *ratio* f / t, because the errors of counts grow with the count: bias and limits of log(f / t), and
     the exponential of all of them, over the images in which both counts are above 0 (``n``).
     ``mae``: mean of |d|; ``mape``: mean of |d| / t, a fraction, over the images with t > 0.
-    ``by_density``: the same errors in thirds of the images by t. Images of one count stay together, so thirds may
-    differ in size, and there are fewer where most images have the same count.
+    ``by_density``: the same errors in thirds of the images by t. Images with equal counts stay together, so thirds
+    may differ in size, and there are fewer thirds if most images have the same count.
 
-The correlation coefficient is not reported: it says whether two counts rise together, not whether they are the same
-(twice the right count correlates perfectly), and grows with the range of the images. Undefined values are NaN.
+The correlation coefficient is not reported: it says whether two counts rise together, not whether they are equal
+(twice the right count correlates perfectly), and it grows with the range of the images. Undefined values are NaN.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bias and limits of agreement of ``n`` differences, or of ratios: then ``sd`` is that of their logarithms."""
+    """Bias and limits of agreement of ``n`` differences or ratios; for ratios ``sd`` is that of their logarithms."""
 
     n: int
     sd: float
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Third:
-    """Errors of the ``n`` images whose counts by hand lie from ``least`` to ``most``."""
+    """Errors of the ``n`` images with counts by hand from ``least`` to ``most``."""
 
     least: int
     most: int
@@ -79,9 +79,9 @@ class Agreement:
 
 
 def agree(true: Sequence[int], found: Sequence[int]) -> Agreement:
-    """Agreement of the counts ``found`` with those ``true`` by hand, image by image.
+    """Return the agreement of the counts ``found`` with the counts by hand ``true``, image by image.
 
-    Raises ``UsageError`` if there is no image, the lengths differ, or a count is negative.
+    Raises ``UsageError`` if there are no images, the lengths differ, or a count is negative.
     """
     by_hand, ours = np.asarray(true, np.int64), np.asarray(found, np.int64)
     if by_hand.shape != ours.shape or by_hand.ndim != 1 or not by_hand.size:
@@ -104,7 +104,7 @@ def agree(true: Sequence[int], found: Sequence[int]) -> Agreement:
 
 
 def limits_of(differences: Values) -> Limits:
-    """Bias and limits of agreement of ``differences`` (n,), float64; NaN where n is too small to say."""
+    """Return bias and limits of agreement of ``differences`` (n,), float64; NaN if n is too small."""
     from scipy.special import stdtrit
 
     n = len(differences)
@@ -130,7 +130,7 @@ def limits_of(differences: Values) -> Limits:
 
 
 def _exponential(one: Estimate) -> Estimate:
-    # Limits of two images whose ratios differ wildly lie beyond a double: infinite is what they are.
+    # Limits of two images with wildly different ratios can exceed a double; they are then infinite.
     with np.errstate(over="ignore"):
         value, low, high = np.exp([one.value, one.low, one.high]).tolist()
     return Estimate(value, low, high)

@@ -1,18 +1,18 @@
-"""Where counts are lost: every error of an image by kind, with the cells that take part in it.
+"""Where counts are lost: each error of an image by kind, with the cells involved.
 
-Kinds, each true and predicted cell being told of once, in this order:
+Kinds, in this order; each true and predicted cell is reported once:
 
 ``parted``      a true component that looks like several cells (see ``metrics``) and holds most of two or more predicted
-                ones: most often it is the mask that merges overlapping cells. Told of, but no error.
+                ones: usually the mask merges overlapping cells. Reported, but not an error.
 ``merge``       a predicted cell that holds more than half of each of two or more true ones
 ``split``       a true cell that holds more than half of each of two or more predicted ones
-``outline``     a true and a predicted cell, both without a match, that share more than half of the smaller one
-``miss``        a true cell without a match
-``invention``   a predicted cell without a match
+``outline``     an unmatched true and an unmatched predicted cell that share more than half of the smaller one
+``miss``        a false negative: a true cell without a match
+``invention``   a false positive: a predicted cell without a match
 
-An error of the last five kinds in which a cell touches the image border has ``at_border`` set, and is shown on pages of
-its own: half a cell is harder to see, and masks drawn by people are least sure there. Matches are those of ``metrics``
-at IoU >= 0.5.
+An error of the last five kinds with a cell that touches the image border has ``at_border`` set, and is shown on
+separate pages: half a cell is harder to see, and hand-drawn masks are least reliable there. Matches are those of
+``metrics`` at IoU >= 0.5.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Finding:
-    """One error. ``true``, ``predicted``: labels of the cells in it. ``box``: left, top, width, height of all, px."""
+    """One error. ``true``, ``predicted``: labels of its cells. ``box``: left, top, width, height around them, px."""
 
     kind: str
     true: tuple[int, ...]
@@ -53,7 +53,7 @@ class Finding:
 
     @property
     def group(self) -> str:
-        """Which pages it is shown on: its kind, or ``border``."""
+        """Pages it is shown on: its kind, or ``border``."""
         return "border" if self.at_border and self.kind != "parted" else self.kind
 
 
@@ -61,20 +61,20 @@ GROUPS = ("merge", "split", "miss", "invention", "outline", "border", "parted")
 
 
 def find(true: Labels, predicted: Labels, *, min_area_px: int = MIN_AREA_PX) -> list[Finding]:
-    """Errors of ``predicted`` against ``true``, label images (h, w) of one size; by kind, then by label.
+    """Find errors of ``predicted`` against ``true``, label images (h, w) of one size; by kind, then by label.
 
-    Objects below ``min_area_px`` are specks and take no part. Raises ``UsageError`` as ``metrics`` does.
+    Objects below ``min_area_px`` are specks and are ignored. Raises ``UsageError`` as ``metrics`` does.
     """
     return list(_Image(true, predicted, min_area_px).findings())
 
 
 class _Image:
-    """One image's overlaps and who has been told of already."""
+    """One image's overlaps, and which of its cells are already reported."""
 
     def __init__(self, true: Labels, predicted: Labels, min_area_px: int) -> None:
         table = overlap_table(true, predicted)
         self.table = table
-        self.true_open = table.true_area >= min_area_px  # cells still to be told of
+        self.true_open = table.true_area >= min_area_px  # cells not yet reported
         self.predicted_open = table.predicted_area >= min_area_px
         self.clumps = looks_like_several(true, table, self.true_open)
         kept = self.true_open[table.true_index] & self.predicted_open[table.predicted_index]
@@ -112,7 +112,7 @@ class _Image:
         *,
         whole_is_true: bool = True,
     ) -> Iterator[Finding]:
-        """A finding for each object that holds two or more parts of the other side."""
+        """Yield a finding for each object that holds two or more objects of the other side."""
         whole_open, part_open = (
             (self.true_open, self.predicted_open) if whole_is_true else (self.predicted_open, self.true_open)
         )
@@ -122,12 +122,12 @@ class _Image:
                 yield self._finding(kind, *(([int(index)], parts) if whole_is_true else (parts, [int(index)])))
 
     def _close_matches(self) -> None:
-        """Matched cells are right. Those of a merge or a split were told of, matched or not."""
+        """Close matched cells: they are correct. Cells of a merge or a split are already reported, matched or not."""
         union = self.table.true_area[self.true_index] + self.table.predicted_area[self.predicted_index] - self.common
         for at in match(self.true_index, self.predicted_index, at_least(self.common, union, F1_THRESHOLD)):
             self.true_open[self.true_index[at]] = False
             self.predicted_open[self.predicted_index[at]] = False
-        # What was found in a clump counts neither way, alone too.
+        # Predictions inside a clump count neither way, even a single one.
         swallowed = in_clumps(self.table, self.clumps)
         self.predicted_open &= ~swallowed
         self.true_open &= ~self.clumps
@@ -149,5 +149,5 @@ class _Image:
 
 
 def summary(findings: list[Finding]) -> dict[str, int]:
-    """How many of each group, zeros too."""
+    """Count the findings per group, including zeros."""
     return {group: sum(finding.group == group for finding in findings) for group in GROUPS}

@@ -1,4 +1,4 @@
-"""Labels against masks, as they are judged from Python: the figures of ``cellseg-evaluate``."""
+"""The Python interface to scoring labels against masks: the figures of ``cellseg-evaluate``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _READ_DEFAULTS = ReadOptions()
 class Evaluation:
     """How well cells were found, over all images.
 
-    ``metrics``: every pooled figure, by its name in metrics.json (see docs/evaluation.md); NaN where it is undefined.
+    ``metrics``: every pooled figure, by its name in metrics.json (see docs/evaluation.md); NaN if undefined.
     ``images``: the score of each image by its stem. ``specks``: the limit below which an object does not count.
 
     >>> score = evaluate(None, "val/masks", "other-tool")
@@ -50,7 +50,7 @@ class Evaluation:
 
     @property
     def precision(self) -> float:
-        """Share of the cells found that are true, 0 to 1."""
+        """Share of the found cells that are true, 0 to 1."""
         return self.metrics["precision"]
 
     @property
@@ -80,12 +80,12 @@ class Evaluation:
 
     @property
     def merges(self) -> int:
-        """Cells found that cover several true cells."""
+        """Number of found cells that cover several true cells."""
         return int(self.metrics["merges"])
 
     @property
     def splits(self) -> int:
-        """True cells that were found in several pieces."""
+        """Number of true cells that were found in several pieces."""
         return int(self.metrics["splits"])
 
 
@@ -100,16 +100,16 @@ def evaluate(
     min_area_px: int | None = None,
     mask_foreground: MaskForeground = "auto",
 ) -> Evaluation:
-    """Score the cells that a model finds in ``images``, or any tool's label images, by ``masks``.
+    """Score the cells that a model finds in ``images``, or any tool's label images, against ``masks``.
 
     ``images``: folder of photographs, paired with ``masks`` by stem. ``predicted``: a segmenter, or the folder of label
     images to judge (``images`` is then not read and may be None). ``min_area_px``: smaller objects are specks; None:
     the share of the masks' median object that the model was trained with. ``count_rule``, ``field``: as in
-    ``Segmenter.run``. ``mask_foreground``: which numbers in the masks are cells, see ``images.mask_foreground``.
+    ``Segmenter.run``. ``mask_foreground``: which mask values are cells, see ``images.mask_foreground``.
 
     A model whose scale is measured measures it once for the images of one folder and size.
 
-    Raises ``DataError`` naming a file that cannot be used or has no partner, ``NothingToDoError`` without an image,
+    Raises ``DataError`` naming an unusable or unpaired file, ``NothingToDoError`` without images, and
     ``UsageError``.
 
     >>> score = evaluate("val/images", "val/masks", model)
@@ -146,7 +146,7 @@ def evaluate(
 
 
 def _measured(segmenter: Segmenter, folder: Path, read: ReadOptions, field: Field) -> Segmenter:
-    """``segmenter``, sharing its network, with the scale of the images of ``folder`` if it measures scales."""
+    """Return ``segmenter``, sharing its network, with the scale of the images in ``folder`` if it measures scales."""
     if not segmenter.auto_scale:
         return segmenter
     measured = copy.copy(segmenter)

@@ -1,20 +1,20 @@
-"""Which settings of the instance step serve a task best, and how sure one can be of that.
+"""Choose the best settings of the instance step for a task, and estimate the uncertainty of the choice.
 
-The network has run; its probabilities are kept, and only the instance step is tried again and again.
+The network has already run; its probabilities are kept, and only the instance step is tried repeatedly.
 
-*Search*: from a starting point, groups of settings are varied together, one group after the other from the best of the
-group before, twice through all groups. Every method that the network's channels allow is tried.
+*Search*: from a starting point, groups of settings are varied together, each group from the best of the previous group,
+twice through all groups. Every method that the network's channels allow is tried.
 
-*Rank* of one choice for ``counting``: F1, then the relative count error, then Dice; for ``confluence``: Dice, then the
+*Rank* of a choice for ``counting``: F1, then the relative count error, then Dice; for ``confluence``: Dice, then the
 error of the covered area. Cells are those ``apart`` from clumps (see ``metrics``): with binary masks, F1 over all
 components would reward settings that leave overlapping cells merged. Differences of F1 below 0.005 and of Dice below
-0.0005 are what a few cells more or less would do, so there the second figure decides.
+0.0005 amount to a few cells, so the second figure decides there.
 
 *Honest figures*: settings chosen on the images they are reported on look better than they are. So images are dealt to
-folds, those of each fold are scored with what the other folds chose (cross-fitting), and the pooled figures of that are
+folds, each fold is scored with the settings chosen on the other folds (cross-fitting), and the pooled figures are
 reported, with percentile bootstrap intervals over images (Efron and Tibshirani, An Introduction to the Bootstrap,
-1993). The intervals take the choices as they are; how much these differ between folds is reported beside them.
-What is written into a model is the choice on all images: at least as much data, and no figure is claimed on it.
+1993). The intervals treat the choices as fixed; the differences of choice between folds are reported with them.
+The choice on all images is written into a model: it uses at least as much data, and no figure is claimed for it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from cellseg_deploy.models.spec import TASKS, DistanceParams, InstanceParams, Ta
 
 FOLDS = 5
 BOOTSTRAPS = 2000
-ROUNDS = 2  # through all groups of settings; a later group may make another choice best in an earlier one
+ROUNDS = 2  # through all groups of settings; a later group may change the best choice in an earlier one
 F1_STEP, DICE_STEP = 0.005, 0.0005
 INTERVAL = (2.5, 97.5)
 REPORTED = ("f1_apart", "count_mape_apart", "dice", "area_error", "f1", "count_mape")
@@ -46,13 +46,13 @@ _VALUES: dict[str, tuple[float, ...]] = {
     "foreground_threshold": (0.4, 0.45, 0.5, 0.55, 0.6),
     "seed_threshold": (0.6, 0.7, 0.8, 0.9),
     "boundary_weight": (0.25, 0.5, 1.0, 1.5),
-    # Ends at 0.2: images of another magnification may hold cells of half the model's cell area.
+    # Ends at 0.2: at another magnification cells may have half the model's cell area.
     "min_area_rel": (0.1, 0.15, 0.2),
     "min_border_area_rel": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
 }
-# How deep in a cell a seed begins; as a share of the way, not a probability.
+# Depth in a cell at which a seed begins; a share of the depth, not a probability.
 _DEPTH = {"seed_threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "min_seed_area_rel": (0.005, 0.01, 0.02, 0.04)}
-# Where a plain threshold has to part the cells too.
+# For a plain threshold, which must also split the cells.
 _PARTING_FOREGROUND = (*_VALUES["foreground_threshold"], 0.7, 0.8, 0.9, 0.95)
 _GROUPS = (
     ("seed_threshold", "boundary_weight", "min_seed_area_rel"),
@@ -64,7 +64,7 @@ Axes = dict[str, tuple[float, ...]]
 
 
 class Judged(Protocol):
-    """An image whose probabilities are kept: (K, h, w) floats of any width, and its true labels at its full size."""
+    """An image with kept probabilities, (K, h, w) floats of any width, and its true labels at full size."""
 
     @property
     def probabilities_khw(self) -> npt.NDArray[np.floating]: ...
@@ -75,7 +75,7 @@ class Judged(Protocol):
 
 @dataclass(frozen=True)
 class Labelling:
-    """What turns probabilities into scored labels, besides the operating point."""
+    """Settings that turn probabilities into scored labels, in addition to the operating point."""
 
     channels: tuple[str, ...]
     cell_diameter_px: float
@@ -83,7 +83,7 @@ class Labelling:
     border_cells: BorderCells = "model"
 
     def score(self, item: Judged, params: InstanceParams, thresholds: Sequence[float] = MAP_THRESHOLDS) -> ImageScore:
-        """Metrics of one image at its full size, at the IoU levels ``thresholds``."""
+        """Score one image at its full size, at the IoU levels ``thresholds``."""
         true = item.true_labels
         labels = segment(
             item.probabilities_khw.astype(np.float32),
@@ -97,9 +97,9 @@ class Labelling:
 
 
 class Scorer:
-    """Scores of images under settings, each computed once; images are worked on in parallel.
+    """Scores of images under settings, each computed once, images in parallel.
 
-    ``workers``: threads. Set ``on_trial`` to be told after each new pair of settings and set of images.
+    ``workers``: threads. ``on_trial``: called after each new pair of settings and set of images.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Scorer:
         return len({params for params, _ in self._known})
 
     def scores(self, params: InstanceParams, images: Sequence[int]) -> list[ImageScore]:
-        """Scores of the images with these positions."""
+        """Return the scores of the images at these positions."""
         missing = [image for image in images if (params, image) not in self._known]
         if missing:
             with ThreadPoolExecutor(min(self._workers, len(missing))) as pool_of_threads:
@@ -137,16 +137,16 @@ class Scorer:
         return [self._known[params, image] for image in images]
 
     def full_scores(self, params: InstanceParams, images: Sequence[int]) -> list[ImageScore]:
-        """The same at every IoU level of ``map``: for reports. Not kept."""
+        """Return the scores at every IoU level of ``map``, for reports. Not kept."""
         with ThreadPoolExecutor(max(self._workers, 1)) as pool_of_threads:
             return list(pool_of_threads.map(lambda image: self.labelling.score(self.items[image], params), images))
 
 
 def figures(scores: Sequence[ImageScore]) -> dict[str, float]:
-    """``metrics.pool`` and ``area_error``: |covered / truly covered - 1|.
+    """Return ``metrics.pool`` and ``area_error``: |covered / truly covered - 1|.
 
-    ``map`` and ``map_inner`` only where the images were scored at all their IoU levels; the search needs one, which is
-    quicker.
+    ``map`` and ``map_inner`` only if the images were scored at all IoU levels; the search needs one level, which is
+    faster.
     """
     covered = sum(score.foreground.predicted_px for score in scores) / max(
         sum(score.foreground.true_px for score in scores), 1
@@ -158,17 +158,17 @@ def figures(scores: Sequence[ImageScore]) -> dict[str, float]:
 
 
 def rank(task: Task, pooled: dict[str, float]) -> tuple[float, ...]:
-    """Higher is better; see the module. ``pooled``: as ``figures`` gives it."""
+    """Return the rank, higher is better; see the module. ``pooled``: a result of ``figures``."""
     if task == "counting":
-        error = pooled["count_mape_apart"]  # NaN without a true cell: then it is no reason for either
+        error = pooled["count_mape_apart"]  # NaN without a true cell: then it favours neither
         return (round(pooled["f1_apart"] / F1_STEP), 0.0 if math.isnan(error) else -error, pooled["dice"])
     return (round(pooled["dice"] / DICE_STEP), -pooled["area_error"], pooled["dice"])
 
 
 def search_axes(params: InstanceParams, task: Task) -> list[Axes]:
-    """Settings to vary together, group by group, for the method of ``params``.
+    """Return settings to vary together, group by group, for the method of ``params``.
 
-    For ``confluence`` nothing is gained by parting cells: the covered area stays the same.
+    For ``confluence`` splitting cells gains nothing: the covered area stays the same.
     """
     values: Axes = dict(_VALUES)
     if "seed_threshold" not in params.__struct_fields__ and task == "counting":
@@ -184,7 +184,7 @@ def search_axes(params: InstanceParams, task: Task) -> list[Axes]:
 
 
 def starting_points(operating_points: dict[str, InstanceParams], task: Task, variant: Variant) -> list[InstanceParams]:
-    """Where to begin: the model's own point for ``task``, and the defaults of the other methods its channels allow."""
+    """Return the model's own point for ``task``, and defaults of the other methods that its channels allow."""
     own = operating_points.get(task)
     variants: list[Variant] = ["plain"] if variant == "plain" else ["plain", variant]
     defaults = [default_operating_points(name)[task] for name in variants]
@@ -194,9 +194,9 @@ def starting_points(operating_points: dict[str, InstanceParams], task: Task, var
 def search(
     scorer: Scorer, starts: Sequence[InstanceParams], task: Task, images: Sequence[int] | None = None
 ) -> InstanceParams:
-    """Best settings for ``task`` on ``images`` (positions; None: all) from any of ``starts``.
+    """Return the best settings for ``task`` on ``images`` (positions; None: all) from any of ``starts``.
 
-    Among equals the one that was tried first stays, so a model's own point is left only for something better.
+    Among equals the first one tried wins, so a model's own point is left only for something better.
     Raises ``UsageError`` without an image or a start.
     """
     images = range(len(scorer)) if images is None else images
@@ -211,7 +211,7 @@ def search(
 
 
 def most_trials(starts: Sequence[InstanceParams], task: Task) -> int:
-    """Settings that ``search`` tries at most from ``starts``."""
+    """Return the maximum number of settings that ``search`` tries from ``starts``."""
     groups = [math.prod(map(len, axes.values())) for start in starts for axes in search_axes(start, task)]
     return len(starts) + ROUNDS * sum(groups)
 
@@ -241,9 +241,9 @@ def _varied(params: InstanceParams, group: Axes) -> Iterator[InstanceParams]:
 
 
 def deal(n_images: int, n_folds: int = FOLDS) -> list[list[int]]:
-    """Positions 0..n-1 dealt in turn to ``n_folds`` folds, as many as there are images at most.
+    """Deal positions 0..n-1 in turn to ``n_folds`` folds, but at most one fold per image.
 
-    Raises ``UsageError`` with fewer than two images: then nothing is left to report on.
+    Raises ``UsageError`` with fewer than two images, which leave none to report on.
     """
     if n_images < 2:
         raise UsageError(
@@ -264,7 +264,7 @@ class CrossFit:
 
 
 def cross_fit(scorer: Scorer, starts: Sequence[InstanceParams], task: Task, folds: Sequence[Sequence[int]]) -> CrossFit:
-    """Score the images of each fold with what ``search`` chooses on those of the others."""
+    """Score the images of each fold with the settings that ``search`` chooses on the other folds."""
     scores: dict[int, ImageScore] = {}
     choices = []
     for fold in folds:
@@ -278,9 +278,9 @@ def cross_fit(scorer: Scorer, starts: Sequence[InstanceParams], task: Task, fold
 def intervals(
     scores: Sequence[ImageScore], names: Sequence[str] = REPORTED, *, repeats: int = BOOTSTRAPS, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile bootstrap interval over images of each of the ``names`` of ``figures``; same seed, same answer.
+    """Return the 95 % percentile bootstrap interval over images of each figure in ``names``; deterministic per seed.
 
-    A repeat in which a figure is undefined (a count error without a true cell) does not enter for it.
+    A repeat in which a figure is undefined (a count error without a true cell) is skipped for that figure.
     """
     draws = np.random.default_rng(seed).integers(len(scores), size=(repeats, len(scores)))
     pooled = [figures([scores[image] for image in draw]) for draw in draws]
@@ -295,7 +295,7 @@ def intervals(
 
 @dataclass(frozen=True)
 class Step:
-    """One setting moved from the chosen point, all others kept, and what that does on all images."""
+    """One setting moved from the chosen point, all others kept, and the result on all images."""
 
     parameter: str
     value: float
@@ -303,7 +303,7 @@ class Step:
 
 
 def sensitivity(scorer: Scorer, params: InstanceParams, task: Task) -> list[Step]:
-    """How much each setting matters: its values of ``search_axes`` around ``params``, one setting at a time."""
+    """Measure how much each setting matters: its values in ``search_axes`` around ``params``, one setting at a time."""
     steps = []
     for group in search_axes(params, task):
         for name, values in group.items():
@@ -315,11 +315,11 @@ def sensitivity(scorer: Scorer, params: InstanceParams, task: Task) -> list[Step
 
 @dataclass(frozen=True)
 class TaskCalibration:
-    """Everything said about one task. ``before``: the point that was in the model, None if none was.
+    """All results for one task. ``before``: the operating point that was in the model, None if there was none.
 
-    ``chosen``: on all images. ``fit`` scores images with choices made without them; ``intervals`` are its own.
-    ``*_figures``: as ``figures``; those of ``chosen`` flatter, and those of ``before``
-    too if it was once chosen on these images (as in a training that validated on them).
+    ``chosen``: on all images. ``fit`` scores images with choices made without them; ``intervals`` refer to ``fit``.
+    ``*_figures``: as ``figures``; those of ``chosen`` are optimistic, and so are those of ``before`` if that point was
+    chosen on these images (as in a training that validated on them).
     """
 
     before: InstanceParams | None
@@ -335,7 +335,7 @@ class TaskCalibration:
 def calibrate(
     scorer: Scorer, operating_points: dict[str, InstanceParams], variant: Variant
 ) -> dict[Task, TaskCalibration]:
-    """Choose settings for each task and say how good and how sure they are. Raises ``UsageError``."""
+    """Choose settings for each task, with their quality and its uncertainty. Raises ``UsageError``."""
     folds = deal(len(scorer))
     everything = range(len(scorer))
     result: dict[Task, TaskCalibration] = {}

@@ -1,7 +1,7 @@
-"""Contact sheets of errors: pages of crops, truth on the left and what was found on the right, a kind a page.
+"""Contact sheets of errors: pages of crops, truth on the left and prediction on the right, one kind per page.
 
-OUT/anatomy/merge-01.jpg, merge-02.jpg, ...: 24 crops a page. Pages are written as they fill, so that any number of
-images needs the memory of one page a kind.
+OUT/anatomy/merge-01.jpg, merge-02.jpg, ...: 24 crops per page. Pages are written as they fill, so that any number of
+images needs the memory of one page per kind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cellseg_deploy.outputs.overlay import OUTLINE_RGB, outlines
 FOLDER, SUFFIX = "anatomy", ".jpg"
 COLUMNS, ROWS = 4, 6
 SIDE_PX = 168
-_MARGIN = 0.35  # of the cells' own extent, so that their neighbours are seen
+_MARGIN = 0.35  # of the cells' own extent, to show their neighbours
 _SMALLEST_PX = 64
 _HEADER_PX, _CAPTION_PX, _GAP_PX = 34, 20, 10
 _PAPER_RGB, _INK_RGB = (250, 250, 250), (30, 30, 30)
@@ -39,7 +39,7 @@ Labels = npt.NDArray[np.integer]
 
 
 class ContactSheets:
-    """Takes findings one by one and writes pages into ``out``/anatomy; call ``close`` at the end."""
+    """Collects findings and writes pages into ``out``/anatomy; call ``close`` at the end."""
 
     def __init__(self, out: Path) -> None:
         self._folder = out / FOLDER
@@ -47,7 +47,7 @@ class ContactSheets:
         self._pages = dict.fromkeys(TITLES, 0)
 
     def add(self, name: str, image_hwc: Picture, true: Labels, predicted: Labels, finding: Finding) -> str:
-        """Put ``finding`` of the image ``name`` on its page; gives page and place: ``merge-01.jpg, 5``.
+        """Put ``finding`` of the image ``name`` on its page; return page and position: ``merge-01.jpg, 5``.
 
         Raises ``OutputError`` if a page cannot be written.
         """
@@ -74,7 +74,7 @@ class ContactSheets:
 
 
 def remove_earlier(out: Path) -> None:
-    """Remove the pages of an earlier evaluation: files in ``out``/anatomy that are named as ours are, nothing else."""
+    """Remove pages of an earlier evaluation: only files in ``out``/anatomy that match the naming scheme of pages."""
     for group in TITLES:
         for digits in ("[0-9][0-9]", "[0-9][0-9][0-9]"):
             for path in (out / FOLDER).glob(f"{group}-{digits}{SUFFIX}"):
@@ -83,14 +83,14 @@ def remove_earlier(out: Path) -> None:
 
 
 def crop_box(box: tuple[int, int, int, int]) -> tuple[int, int, int]:
-    """Left, top and side of a square around ``box`` with a margin; it may reach over the image."""
+    """Return left, top and side of a square around ``box`` with a margin; it may extend beyond the image."""
     left, top, width, height = box
     side = max(round(max(width, height) * (1 + 2 * _MARGIN)), _SMALLEST_PX)
     return left + (width - side) // 2, top + (height - side) // 2, side
 
 
 def page(title: str, items: list[Picture]) -> Picture:
-    """Up to ``COLUMNS * ROWS`` items under a title with the meaning of the colours."""
+    """Draw up to ``COLUMNS * ROWS`` items under a title and a legend of the colours."""
     item_h, item_w = SIDE_PX + _CAPTION_PX, 2 * SIDE_PX
     n_rows = -(-len(items) // COLUMNS)
     height = _HEADER_PX + n_rows * (item_h + _GAP_PX) + _GAP_PX
@@ -110,7 +110,7 @@ def page(title: str, items: list[Picture]) -> Picture:
 
 
 def _item(name: str, image_hwc: Picture, true: Labels, predicted: Labels, finding: Finding) -> Picture:
-    """Both crops side by side, the cells of the finding with thick lines, over a caption."""
+    """Draw both crops side by side, the finding's cells with thick lines, above a caption."""
     left, top, side = crop_box(finding.box)
     photo = _enlarged(_window(image_hwc, left, top, side, fill=128), smooth=True)
     item = np.full((SIDE_PX + _CAPTION_PX, 2 * SIDE_PX, 3), _PAPER_RGB, np.uint8)
@@ -132,7 +132,7 @@ def _item(name: str, image_hwc: Picture, true: Labels, predicted: Labels, findin
 
 
 def _window(array: npt.NDArray[np.generic], left: int, top: int, side: int, *, fill: int) -> npt.NDArray[np.generic]:
-    """The square ``side`` of ``array`` from (``left``, ``top``), with ``fill`` beyond its edges."""
+    """Return the square of ``side`` px of ``array`` from (``left``, ``top``), with ``fill`` beyond its edges."""
     out = np.full((side, side, *array.shape[2:]), fill, array.dtype)
     y0, x0 = max(top, 0), max(left, 0)
     part = array[y0 : max(top + side, 0), x0 : max(left + side, 0)]

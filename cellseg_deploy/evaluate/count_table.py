@@ -1,8 +1,8 @@
-"""Counts by hand in a CSV file: a header with ``image`` and ``count``, a row an image.
+"""Counts by hand in a CSV file: a header with ``image`` and ``count``, one row per image.
 
-Separated by commas, semicolons (as Excel writes where the comma is the decimal sign) or tabs; UTF-8 with or without
-its mark, or UTF-16 with it. A count is a whole number, 0 or more. What else the file may hold is refused, with its
-line: a count that is left out or misread would be an error of the method that is judged by it.
+Separated by commas, semicolons (which Excel writes if the comma is the decimal sign) or tabs; UTF-8 with or without
+BOM, or UTF-16 with BOM. A count is an integer, 0 or more. Anything else is refused with its line number: an omitted or
+misread count would become an error of the method being judged.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from cellseg_deploy.images.find import images_by_stem, stem_of
 
 COLUMNS = ("image", "count")
 _WHOLE = re.compile(r"[0-9]{1,9}")
-_NAMED = 5  # files that an error names
+_NAMED = 5  # files named in an error
 
 
 @dataclass(frozen=True)
 class CountedImage:
-    """An image of name ``stem`` (see ``images.pair_by_stem``) and the cells that were counted in it by hand."""
+    """An image with name ``stem`` (see ``images.pair_by_stem``) and its cell count by hand."""
 
     stem: str
     path: Path
@@ -40,10 +40,10 @@ class _Row:
 
 
 def pair_with_counts(folder: Path, table: Path) -> list[CountedImage]:
-    """Every image of ``folder`` with its count in ``table``, sorted by stem; names may lack the ending.
+    """Pair every image of ``folder`` with its count in ``table``, sorted by stem; names may lack the suffix.
 
-    Raises ``UsageError`` if ``folder`` is none, ``NothingToDoError`` if it holds no image, ``DataError`` for a table
-    that cannot be read, an image without a count, or a count without an image.
+    Raises ``UsageError`` if ``folder`` is not a folder, ``NothingToDoError`` if it holds no images, ``DataError`` for
+    an unreadable table, an image without a count, or a count without an image.
     """
     rows = _read(table)
     images = images_by_stem(folder)
@@ -62,7 +62,7 @@ def pair_with_counts(folder: Path, table: Path) -> list[CountedImage]:
 
 
 def _read(table: Path) -> Mapping[str, _Row]:
-    """Rows by stem of the image."""
+    """Return rows by stem of the image."""
     reader = csv.reader(io.StringIO(text := _text(table), newline=""), delimiter=_separator(text), strict=True)
     rows: dict[str, _Row] = {}
     try:

@@ -1,8 +1,8 @@
-"""What a set of images is like: size, magnification clues, cells, crowding, light and stain.
+"""Statistics of a set of images: size, magnification clues, cells, crowding, light and stain.
 
-Cells are those of the masks where there are any, else those that the model finds. Magnification is not written in a
-photograph; the clues are the cells' own size, a scale bar, and the pixel size that some programs write into the file.
-Whether a model has seen the like of them: ``data_alignment``.
+Cells are those of the masks if there are any, otherwise those that the model finds. A photograph does not state its
+magnification; the clues are cell size, a scale bar, and the pixel size that some programs write into the file.
+Whether a model was trained on similar images: ``training_match``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cellseg_deploy.images.resolution import Resolution
 
 NEIGHBOUR_PX = 10
 _BAR_MIN_WIDTH, _BAR_MAX_HEIGHT, _BAR_MIN_ASPECT, _BAR_MIN_FILL = 0.04, 0.03, 5.0, 0.95
-_BAR_CONTRAST = 10  # grey levels around pure black or white that a drawn bar keeps to, JPEG included
+_BAR_CONTRAST = 10  # grey levels around pure black or white within which a drawn bar stays, including JPEG error
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer[Any]]
@@ -30,11 +30,11 @@ Labels = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image. ``areas_px``: its cells, those at the border left out (their size is unknown).
+    """One image. ``areas_px``: its cells, except those at the border (their size is unknown).
 
-    ``crowded``: cells of which another is within ``NEIGHBOUR_PX``; ``n_cells``: all. ``scale_bar``: left, top, width,
-    height in px, None if none is seen. ``colours``: of ``stain.colours``. ``resolution``: what its file says.
-    ``negative``: what ``stain.negative_note`` says of it.
+    ``crowded``: cells with another cell within ``NEIGHBOUR_PX``; ``n_cells``: all. ``scale_bar``: left, top, width,
+    height in px, None if none is found. ``colours``: of ``stain.colours``. ``resolution``: as stated by the file.
+    ``negative``: result of ``stain.negative_note``.
     """
 
     name: str
@@ -51,24 +51,24 @@ class ImageFacts:
 
     @property
     def diameters_px(self) -> npt.NDArray[np.float64]:
-        """Diameter of the disc of each cell's area."""
+        """Diameter of the disc with each cell's area."""
         return np.sqrt(4 * self.areas_px / math.pi)
 
     @property
     def median_diameter_px(self) -> float | None:
-        """None without a whole cell."""
+        """Median of ``diameters_px``, None without a whole cell."""
         return float(np.median(self.diameters_px)) if len(self.areas_px) else None
 
     @property
     def crowded_share(self) -> float | None:
-        """Share of the cells that have another within ``NEIGHBOUR_PX``; None without a cell."""
+        """Share of cells with another cell within ``NEIGHBOUR_PX``; None without cells."""
         return self.crowded / self.n_cells if self.n_cells else None
 
 
 def look_at(
     name: str, image_hwc: Image, labels: Labels, *, min_area_px: int, resolution: tuple[Resolution, ...] = ()
 ) -> ImageFacts:
-    """Facts of one photograph, uint8 RGB (h, w, 3), with the cells ``labels`` (h, w); smaller ones are specks."""
+    """Compute facts of a photograph, uint8 RGB (h, w, 3), with the cells ``labels`` (h, w); smaller ones are specks."""
     area = np.bincount(labels.reshape(-1))
     area[0] = 0
     numbers = np.flatnonzero(area >= min_area_px)
@@ -97,7 +97,7 @@ def look_at(
 def near_another(
     labels: Labels, numbers: npt.NDArray[np.int64], cell_boxes: npt.NDArray[np.int64], distance_px: int
 ) -> npt.NDArray[np.bool_]:
-    """Whether a pixel of another cell lies within ``distance_px`` (centre to centre) of each cell, bool (n,)."""
+    """Return whether a pixel of another cell is within ``distance_px`` (centre to centre) of each cell, bool (n,)."""
     import cv2
 
     y, x = np.mgrid[-distance_px : distance_px + 1, -distance_px : distance_px + 1]
@@ -114,9 +114,9 @@ def near_another(
 
 
 def find_scale_bar(image_hwc: Image) -> tuple[int, int, int, int] | None:
-    """Left, top, width, height of a drawn bar: an almost black or white, solid, flat rectangle; None if none is seen.
+    """Return left, top, width, height of a drawn bar: an almost black or white, solid, flat rectangle; None if absent.
 
-    A clue and no proof: it reads no number. The widest one is given.
+    A clue, not a proof: no number is read. The widest candidate is returned.
     """
     import cv2
 
@@ -128,7 +128,7 @@ def find_scale_bar(image_hwc: Image) -> tuple[int, int, int, int] | None:
         _, _, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=4)
         for left, top, w, h, area in stats[1:].tolist():
             flat = w >= _BAR_MIN_WIDTH * width and 2 <= h <= _BAR_MAX_HEIGHT * height and w >= _BAR_MIN_ASPECT * h
-            # A saturated edge row of the camera spans the picture; a bar stands in it.
+            # A saturated edge row of the camera spans the picture; a bar is inside it.
             apart = left > 0 and left + w < width and top > 0 and top + h < height
             if flat and apart and area >= _BAR_MIN_FILL * w * h and (best is None or w > best[2]):
                 best = (left, top, w, h)
@@ -137,10 +137,10 @@ def find_scale_bar(image_hwc: Image) -> tuple[int, int, int, int] | None:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """All images together; lengths in px of the images, None where nothing could be measured.
+    """Facts of all images together; lengths in px of the images, None if nothing could be measured.
 
-    ``resolutions``: tag -> number of images whose file says so. ``um_per_px``: width of a pixel in micrometres, where
-    every file names one and it is the same.
+    ``resolutions``: tag -> number of images whose file states it. ``um_per_px``: width of a pixel in micrometres, if
+    every file states the same one.
     """
 
     n_images: int
@@ -158,7 +158,7 @@ class DataFacts:
 
 
 def summarise(images: Sequence[ImageFacts]) -> DataFacts:
-    """Pool the facts of images: cells of all images are one population. ``images`` must not be empty."""
+    """Pool the facts of images: cells of all images form one population. ``images`` must not be empty."""
     areas = np.concatenate([image.areas_px for image in images])
     diameters = np.sqrt(4 * areas / math.pi)
     n_cells = sum(image.n_cells for image in images)

@@ -1,4 +1,4 @@
-"""Figures of an evaluation, as PNG. The only module that knows matplotlib, which the extra ``plots`` brings.
+"""Figures of an evaluation, as PNG. The only module that imports matplotlib, from the extra ``plots``.
 
 Drawn with the object interface and no display: no global state, no window.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("matplotlib",)
 DPI = 110
-# Okabe and Ito's colours: told apart by the colour-blind too.
+# Okabe and Ito's colours: also distinguishable by the colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANELS: tuple[tuple[str, str], ...] = (
     ("dice", "Dice"),
@@ -40,7 +40,7 @@ _PANELS: tuple[tuple[str, str], ...] = (
 
 
 def sweep_png(points: Sequence[Point], *, title: str) -> bytes:
-    """Each metric against the threshold, a line for each curve of ``points``; the best of a line is marked."""
+    """Plot each metric against the threshold, one line per curve of ``points``, with the best point of each marked."""
     figure, axes = make_figure(2, 3, (13, 7.4))
     curves = list(dict.fromkeys(point.curve for point in points))
     for axis, (metric, label) in zip(axes, _PANELS, strict=True):
@@ -63,10 +63,10 @@ def sweep_png(points: Sequence[Point], *, title: str) -> bytes:
 
 
 def y_limits(axis: Axes, *, errors: bool) -> tuple[float, float]:
-    """Lower and upper edge for the curves of ``axis``, of scores from 0 to 1 or of ``errors`` in percent.
+    """Return lower and upper limits for the curves of ``axis``: scores from 0 to 1, or ``errors`` in percent.
 
-    The far ends of a threshold lose every cell, so scores below 0.3 and errors above 40 are out of view, unless the
-    best third of all points is as bad.
+    Extreme thresholds lose every cell, so scores below 0.3 and errors above 40 are cropped, unless the best third of
+    all points is as bad.
     """
     drawn = [np.asarray(line.get_ydata(), np.float64) for line in axis.lines]
     values = np.concatenate([*drawn, np.zeros(0)])
@@ -81,7 +81,7 @@ def y_limits(axis: Axes, *, errors: bool) -> tuple[float, float]:
 
 
 def reliability_png(found: Reliability, *, title: str) -> bytes:
-    """Reliability curve with the diagonal it should lie on, and below it how many pixels each bin has."""
+    """Plot the reliability curve with its ideal diagonal, and below it the number of pixels in each bin."""
     figure, (curve, counts) = make_figure(2, 1, (5.2, 6.4), height_ratios=(3, 1), sharex=True)
     probability, share = found.curve
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="true probabilities")
@@ -102,7 +102,7 @@ def reliability_png(found: Reliability, *, title: str) -> bytes:
 def curves_png(
     panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]]]], *, y_label: str, title: str = ""
 ) -> bytes:
-    """A panel for each of ``panels``: its title, and by name the x and y of its curves. x is a factor: 1 is marked."""
+    """Plot one panel per entry of ``panels``: title, and x and y of its curves by name. x is a factor: 1 is marked."""
     columns = min(2, len(panels))
     n_rows = -(-len(panels) // columns)
     figure, axes = make_figure(n_rows, columns, (6.2 * columns, 3.6 * n_rows))
@@ -122,20 +122,20 @@ def curves_png(
 
 
 def agreement_png(by_hand: npt.NDArray[np.int64], found: npt.NDArray[np.int64], limits: Limits) -> bytes:
-    """Bland and Altman's plot: each image's difference ``found - by_hand`` against the mean of both counts, (n,) each.
+    """Draw a Bland-Altman plot: each image's difference ``found - by_hand`` against the mean of both counts, (n,) each.
 
-    Lines at the bias and the limits of agreement, with their values and at the right their 95 % confidence intervals.
+    Lines at the bias and the limits of agreement, labelled with values and, on the right, 95 % confidence intervals.
     """
     figure, (axis,) = make_figure(1, 1, (8.2, 5))
     axis.axhline(0, color="0.5", linewidth=1, zorder=1)
-    # The three intervals beside each other: with few images they overlap.
+    # The three intervals next to each other: with few images they overlap.
     for name, one, colour, style, place in (
         ("bias", limits.bias, COLOURS[0], "-", 0.975),
         ("lower limit", limits.lower, COLOURS[1], "--", 0.955),
         ("upper limit", limits.upper, COLOURS[1], "--", 0.995),
     ):
         if not np.isfinite(one.value) or (one is not limits.bias and limits.sd == 0):
-            continue  # one image has no limits, and of equal differences they are the bias
+            continue  # one image has no limits, and with equal differences they equal the bias
         axis.axhline(one.value, color=colour, linestyle=style, linewidth=1.6)
         if np.isfinite(one.low):
             ends = ([place, place], [one.low, one.high])
@@ -160,7 +160,7 @@ def agreement_png(by_hand: npt.NDArray[np.int64], found: npt.NDArray[np.int64], 
 
 @dataclass(frozen=True)
 class Histogram:
-    """One panel: ``values`` (n,), and where it is known what they should be like, its median and where most lie."""
+    """One panel: ``values`` (n,), and, if known, the expected median and range."""
 
     label: str
     values: npt.NDArray[np.float64]
@@ -169,7 +169,7 @@ class Histogram:
 
 
 def histograms_png(panels: Sequence[Histogram], *, title: str, columns: int) -> bytes:
-    """A histogram for each of ``panels`` in rows of ``columns``, with its median, on the band of what is expected."""
+    """Draw a histogram per entry of ``panels`` in rows of ``columns``, with its median, over the expected range."""
     n_rows = -(-len(panels) // columns)
     figure, axes = make_figure(n_rows, columns, (4.3 * columns, 3.4 * n_rows))
     for axis in axes[len(panels) :]:
@@ -192,9 +192,9 @@ def histograms_png(panels: Sequence[Histogram], *, title: str, columns: int) -> 
 
 
 def figure_class() -> type[Figure]:
-    """matplotlib's ``Figure``, imported so that its list of fonts goes to our cache folder and not into the home.
+    """Return matplotlib's ``Figure``, imported so that its font list goes to our cache folder, not the home folder.
 
-    Settings of the user's are not read: the same numbers give the same picture for everybody.
+    User settings are not read: the same numbers give everybody the same picture.
     """
     if "matplotlib" not in sys.modules:
         os.environ.setdefault("MPLCONFIGDIR", str(cache_folder().with_name("matplotlib")))
@@ -204,7 +204,7 @@ def figure_class() -> type[Figure]:
 
 
 def make_figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of ``size`` inches with its panels row by row; ``grid``: ``sharex``, and matplotlib's grid settings."""
+    """Create a figure of ``size`` inches with panels row by row; ``grid``: ``sharex``, matplotlib's grid settings."""
     figure = figure_class()(figsize=size, dpi=DPI, layout="constrained")
     share = {"sharex": grid.pop("sharex", False)}
     axes = figure.subplots(n_rows, n_columns, squeeze=False, gridspec_kw=grid or None, **share)
@@ -217,12 +217,12 @@ def make_figure(n_rows: int, n_columns: int, size: tuple[float, float], **grid: 
 
 
 def pick_colours(n: int) -> list[str]:
-    """``n`` colours of ``COLOURS``, from the first again where they do not suffice."""
+    """Return ``n`` colours of ``COLOURS``, repeated from the first if there are too few."""
     return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
 def to_png(figure: Figure) -> bytes:
-    """The finished figure as PNG."""
+    """Encode the finished figure as PNG."""
     buffer = io.BytesIO()
     # No "Software" entry: the same numbers give the same bytes with the same matplotlib.
     figure.savefig(buffer, format="png", metadata={"Software": None})

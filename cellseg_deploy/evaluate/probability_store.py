@@ -1,8 +1,8 @@
 """Probabilities and truth of many images, kept in temporary files while settings are tried on them.
 
-The network runs once an image. Half precision (error below 0.0005) and labels in the smallest type that holds them:
-6 MB for a smear of 1600 x 1200 px, so a hundred images never stand in memory at once; reading one back costs
-milliseconds, from the operating system's cache mostly.
+The network runs once per image. Half precision (error below 0.0005) and labels in the smallest sufficient type:
+6 MB for a smear of 1600 x 1200 px, so a hundred images are never in memory at once; reading one back takes
+milliseconds, usually from the operating system's cache.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from cellseg_deploy.files.workspace import workspace
 
 @dataclass(frozen=True)
 class KeptImage:
-    """``probabilities_khw``: float16 (K, h, w). ``true_labels``: integers (H, W). Both are read when asked for."""
+    """``probabilities_khw``: float16 (K, h, w). ``true_labels``: integers (H, W). Both are read on access."""
 
     name: str
     _base: Path
 
     @property
     def probabilities_khw(self) -> npt.NDArray[np.floating]:
-        """What the network said, float16 (K, h, w)."""
+        """Network output, float16 (K, h, w)."""
         return np.asarray(np.load(self._base.with_suffix(".p.npy")))
 
     @property
     def true_labels(self) -> npt.NDArray[np.integer]:
-        """Truth, uint16 or int32 (H, W)."""
+        """True labels, uint16 or int32 (H, W)."""
         return np.asarray(np.load(self._base.with_suffix(".t.npy")))
 
 
@@ -62,7 +62,7 @@ class KeptImages(Sequence[KeptImage]):
         self._kept.append(KeptImage(name, base))
 
     def reliability(self) -> Reliability:
-        """Reliability of the foreground over all kept images. Raises ``ValueError`` if there is none."""
+        """Return the reliability of the foreground over all kept images. Raises ``ValueError`` if there are none."""
         total: Reliability | None = None
         for item in self._kept:
             one = reliability(item.probabilities_khw[0], item.true_labels)
@@ -84,9 +84,9 @@ class KeptImages(Sequence[KeptImage]):
 
 @contextmanager
 def kept_images() -> Iterator[KeptImages]:
-    """An empty ``KeptImages`` in a folder of its own that is gone afterwards, also what a killed process left of one.
+    """Yield an empty ``KeptImages`` in a temporary folder, removed afterwards, with leftovers of killed processes.
 
-    Raises ``OutputError`` if there is no place for it.
+    Raises ``OutputError`` if the folder cannot be created.
     """
     with ExitStack() as stack:
         try:
@@ -97,7 +97,7 @@ def kept_images() -> Iterator[KeptImages]:
 
 
 def reliability_record(found: Reliability) -> dict[str, Any]:
-    """``found`` for JSON: the ECE, and by bin its pixels, mean probability and share that is cell (null if empty)."""
+    """Convert ``found`` for JSON: ECE, and per bin its pixels, mean probability and share of cell (null if empty)."""
 
     def mean(values: Any) -> list[float | None]:
         return [float(v / n) if n else None for v, n in zip(values.tolist(), found.pixels.tolist(), strict=True)]

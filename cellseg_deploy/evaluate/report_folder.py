@@ -1,7 +1,7 @@
-"""The folder of a report: files of fixed names, one of which, the record, says who wrote them. Others are left alone.
+"""Report folders: files with fixed names, including a record that names the program. Other files are left alone.
 
 A report is made in a workspace within its folder and then moved out of it, its record last. An evaluation that fails or
-is killed before that leaves the earlier report as it was; one that is killed while files are moved leaves a record that
+is killed before the move leaves the earlier report unchanged; one that is killed during the move leaves a record that
 says ``"complete": false``.
 """
 
@@ -24,13 +24,13 @@ from cellseg_deploy.files.workspace import workspace
 
 @contextmanager
 def report_folder(out: Path, program: str, names: Sequence[str]) -> Iterator[Path]:
-    """A folder to write a report into; once the block has ended, its files are in ``out``.
+    """Yield a folder to write a report into; when the block ends, its files are moved to ``out``.
 
-    ``out`` is made, checked and held first: before hours of work, not after. ``names``: what a report of ``program``
-    may consist of, first its record, which the block must write. What an earlier report had of ``names`` and this one
-    lacks is removed. Files under other names and in sub-folders are added to what is there.
+    ``out`` is created, checked and held first: before hours of work, not after. ``names``: possible files of a report
+    of ``program``, the record first, which the block must write. Files in ``names`` from an earlier report that are
+    missing from this one are removed. Files under other names and in sub-folders are added to the existing ones.
 
-    Raises ``OutputError`` if ``out`` cannot be written or holds some of ``names`` that ``program`` did not write,
+    Raises ``OutputError`` if ``out`` cannot be written or holds a file of ``names`` not written by ``program``,
     ``OutputInUseError`` if another process writes there.
     """
     atomic.make_folder(out)
@@ -50,7 +50,7 @@ def report_folder(out: Path, program: str, names: Sequence[str]) -> Iterator[Pat
 
 
 def _publish(place: Path, out: Path, program: str, names: Sequence[str]) -> None:
-    """Move the files of ``place`` to ``out``; until all are there, the record says that the report is not complete."""
+    """Move the files of ``place`` to ``out``; until all are moved, the record marks the report as incomplete."""
     record = out / names[0]
     files = [path.relative_to(place) for path in sorted(place.rglob("*")) if path.is_file()]
     files = [file for file in files if str(file) not in (LOCK_NAME, names[0])]

@@ -1,11 +1,11 @@
-"""Label images against a folder of masks: the evaluation behind ``cellseg-evaluate``.
+"""Score label images against a folder of masks: the evaluation behind ``cellseg-evaluate``.
 
     pairs by stem --> labels (read, or made by a Segmenter) --> ImageScore each --> metrics.json, metrics.csv
 
 With a Segmenter, reading, the network and scoring of different images overlap.
 
-An evaluation is whole or it is not: one unreadable or mis-sized file stops it, because numbers over the images that
-happened to work cannot be compared with anybody's.
+An evaluation is complete or fails: one unreadable or mis-sized file stops it, because figures over an arbitrary
+subset of images are not comparable.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Labels = npt.NDArray[np.int32]
 METRICS_JSON, METRICS_CSV, LABELS_FOLDER = "metrics.json", "metrics.csv", "labels"
 PROGRAM = "cellseg-evaluate"
 
-# Per image the count error is one signed number; its means over images are left to metrics.json.
+# Per image the count error is one signed number; means over images are in metrics.json.
 _CSV_RATIOS = ("dice", "iou", "f1", "precision", "recall", "map", "pq_strict")
 _CSV_APART = (
     "f1_apart",
@@ -66,10 +66,10 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """``name``: the pair's stem. ``labels``: what was judged, ``true_labels``: by what; int32 (h, w).
+    """``name``: the pair's stem. ``labels``: what was judged, ``true_labels``: the truth; int32 (h, w).
 
-    ``probabilities_khw``: what the network said, float32 (K, h', w') at the model's scale, if the ``Predictor`` keeps
-    it. ``notes``: what the user should know of the image (``cells.notes``).
+    ``probabilities_khw``: network output, float32 (K, h', w') at the model's scale, if the ``Predictor`` keeps it.
+    ``notes``: remarks on the image for the user (``cells.notes``).
     """
 
     name: str
@@ -82,9 +82,9 @@ class ScoredImage:
 
 @dataclass(frozen=True)
 class Predictor:
-    """What makes labels of photographs: ``segmenter``, with the settings of ``read_image``.
+    """Makes labels of photographs: ``segmenter``, with the settings of ``read_image``.
 
-    ``keep_probabilities``: hand on what the network said, too. ``mask_foreground``: how the masks are read.
+    ``keep_probabilities``: also pass on the network output. ``mask_foreground``: how the masks are read.
     """
 
     segmenter: Segmenter
@@ -95,7 +95,7 @@ class Predictor:
     field: Field = "auto"
 
     def segment(self, pair: Pair, mask_hw: tuple[int, int], network: Network) -> Segmentation:
-        """Cells of the photograph ``pair.image``; its size is checked before any work is done."""
+        """Segment the photograph ``pair.image``; its size is checked before any work is done."""
         loaded = read_image(pair.image, self.reading)
         image_hwc = loaded.pixels_hwc
         check_same_size(pair, (image_hwc.shape[0], image_hwc.shape[1]), mask_hw)
@@ -109,11 +109,11 @@ def predicted_pairs(
     finish: Callable[[Pair, Labels, Segmentation], T],
     truths: Truths | None = None,
 ) -> Generator[T, None, None]:
-    """``finish(pair, true_labels, found)`` of each pair, in order. Pairs overlap (see ``batching``), and ``finish`` is
-    called by the threads that label. To be closed before the segmenter, see ``Segmenter.results``. ``truths``: the
-    masks, if they were read already.
+    """Yield ``finish(pair, true_labels, found)`` for each pair, in order. Pairs overlap (see ``batching``), and
+    ``finish`` is called by the labelling threads. Close before the segmenter, see ``Segmenter.results``. ``truths``:
+    the masks, if already read.
 
-    Raises ``DataError`` naming the file that cannot be used, and what the network raises.
+    Raises ``DataError`` naming an unusable file, and what the network raises.
     """
 
     def work(pair: Pair, network: Network) -> T:
@@ -138,11 +138,11 @@ def score_pairs(
     mask_foreground: MaskForeground = "auto",
     truths: Truths | None = None,
 ) -> Generator[ScoredImage, None, None]:
-    """Score each pair, in order: what ``predictor`` finds in the photograph, or without one the label image that some
-    tool wrote. To be closed before the segmenter, see ``Segmenter.results``. ``mask_foreground``: how the masks are
-    read; a ``predictor`` has its own. ``truths``: the masks, if they were read already.
+    """Score each pair, in order: the cells that ``predictor`` finds in the photograph, or without a predictor the label
+    image that a tool wrote. Close before the segmenter, see ``Segmenter.results``. ``mask_foreground``: how the masks
+    are read; a ``predictor`` has its own. ``truths``: the masks, if already read.
 
-    Raises ``DataError`` naming the file that cannot be used.
+    Raises ``DataError`` naming an unusable file.
     """
 
     def scored(
@@ -185,14 +185,14 @@ def _true_labels(pair: Pair, foreground: MaskForeground, truths: Truths | None) 
 
 
 def read_predicted(pair: Pair, mask_hw: tuple[int, int], foreground: MaskForeground = "auto") -> Labels:
-    """The label image ``pair.image`` that some tool wrote; ``foreground`` as in ``read_labels``."""
+    """Read the label image ``pair.image`` written by any tool; ``foreground`` as in ``read_labels``."""
     labels = read_labels(pair.image, foreground=foreground)
     check_same_size(pair, (labels.shape[0], labels.shape[1]), mask_hw)
     return labels
 
 
 def describe_model(segmenter: Segmenter) -> dict[str, Any]:
-    """What made the labels, for metrics.json."""
+    """Describe the model and settings that made the labels, for metrics.json."""
     import msgspec
 
     backend = segmenter.backend
@@ -215,7 +215,7 @@ def describe_model(segmenter: Segmenter) -> dict[str, Any]:
 
 
 def csv_rows(scored: Sequence[tuple[str, metrics.ImageScore]]) -> list[list[Any]]:
-    """Rows of metrics.csv under ``CSV_COLUMNS``, one an image."""
+    """Return rows of metrics.csv under ``CSV_COLUMNS``, one per image."""
     rows: list[list[Any]] = [list(CSV_COLUMNS)]
     for name, score in scored:
         alone = metrics.pool([score])
@@ -253,9 +253,9 @@ def csv_rows(scored: Sequence[tuple[str, metrics.ImageScore]]) -> list[list[Any]
 def write_report(
     out: Path, scored: Sequence[tuple[str, metrics.ImageScore]], *, min_area_px: int, about: dict[str, Any]
 ) -> dict[str, float]:
-    """Write metrics.csv and metrics.json into the folder ``out``; give the metrics.
+    """Write metrics.csv and metrics.json into the folder ``out``; return the metrics.
 
-    metrics.json: the pooled metrics at the top level, an undefined one as null, and beside them how they were made.
+    metrics.json: the pooled metrics at the top level, undefined ones as null, and their provenance next to them.
     Raises ``OutputError``.
     """
     pooled = metrics.pool([score for _, score in scored])

@@ -1,4 +1,4 @@
-"""Which objects of a truth are specks: those far smaller than its median object, whatever the magnification."""
+"""Specks: objects of a truth that are far smaller than its median object, whatever the magnification."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Labels = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class SpeckLimit:
-    """``px``: objects below it are specks. ``share``: of the truth's median area, None where there is no object.
+    """``px``: objects below it are specks. ``share``: of the truth's median area, None without objects.
 
-    ``dropped`` of ``total`` objects of the truth are specks.
+    ``dropped`` of ``total`` true objects are specks.
     """
 
     px: int
@@ -32,33 +32,33 @@ class SpeckLimit:
 
     @property
     def words(self) -> str:
-        """One line for people."""
+        """Describe the limit in one line."""
         share = "" if self.share is None else f" ({self.share:.2%} of the median object)"
         return f"objects under {self.px} px{share} are specks: {self.dropped} of {self.total} in the masks dropped"
 
 
 def object_areas(pairs: Sequence[Pair], foreground: MaskForeground) -> npt.NDArray[np.int64]:
-    """Areas in px of all objects in the masks of ``pairs``, int64 (n,). Raises ``DataError`` naming a bad mask."""
+    """Return areas in px of all objects in the masks of ``pairs``, int64 (n,). Raises ``DataError`` for a bad mask."""
     return areas_of(read_labels(pair.mask, foreground=foreground) for pair in pairs)
 
 
 def areas_of(label_images: Iterable[Labels]) -> npt.NDArray[np.int64]:
-    """Areas in px of all objects in ``label_images``, each (h, w), int64 (n,)."""
+    """Return areas in px of all objects in ``label_images``, each (h, w), int64 (n,)."""
     areas = [np.bincount(labels.ravel())[1:] for labels in label_images]
     areas = [area[area > 0] for area in areas]
     return np.concatenate(areas).astype(np.int64) if areas else np.zeros(0, np.int64)
 
 
 def speck_px(label_images: Iterable[Labels], spec: ModelSpec) -> int:
-    """The limit in px for a model with ``spec``, by the true ``label_images``."""
+    """Return the limit in px for a model with ``spec``, by the true ``label_images``."""
     share = MIN_OBJECT_REL if spec.min_object_rel is None else spec.min_object_rel
     return speck_limit(areas_of(label_images), share=share).px
 
 
 def speck_limit(areas: npt.NDArray[np.int64], *, share: float, given_px: int | None = None) -> SpeckLimit:
-    """The limit for objects of these ``areas`` (n,) in px: ``given_px``, else ``share`` of their median.
+    """Return the limit for objects of these ``areas`` (n,) in px: ``given_px``, or else ``share`` of their median.
 
-    The median is that of the objects that are no specks, so that crumbs in a mask do not move it.
+    The median excludes specks, so that crumbs in a mask do not move it.
     """
     if not len(areas):
         return SpeckLimit(MIN_AREA_PX if given_px is None else given_px, None, 0, 0)

@@ -1,8 +1,8 @@
-"""The sweep: every metric against the threshold that parts the cells, for each method the network's channels allow.
+"""Sweep every metric against the threshold that splits the cells, for each method the network's channels allow.
 
-``threshold`` has one threshold for both jobs: where it is high enough to part touching cells, it has eaten their rims.
-``boundary`` and its like have two: the seeds' threshold parts, the foreground's says how far a cell reaches. So each
-method is swept along every threshold it has, the other one kept at the model's operating point.
+``threshold`` has one threshold for both jobs: if it is high enough to split touching cells, it erodes their rims.
+``boundary`` and similar methods have two: one for seeds, which splits, and one for the foreground, which sets how far a
+cell reaches. Each method is swept along each of its thresholds, the other kept at the model's operating point.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Point:
-    """One method at one threshold, over all images. ``parameter``: which of its settings was set to ``threshold``."""
+    """One method at one threshold, over all images. ``parameter``: the setting that was set to ``threshold``."""
 
     method: str
     parameter: str
@@ -34,7 +34,7 @@ class Point:
 
     @property
     def curve(self) -> str:
-        """Name of the curve this point lies on."""
+        """Name of the curve this point is on."""
         return f"{self.method}: {self.parameter.removesuffix('_threshold')} threshold"
 
 
@@ -46,7 +46,7 @@ def sweep(
     thresholds: Sequence[float] = THRESHOLDS,
     on_point: Callable[[], None] | None = None,
 ) -> list[Point]:
-    """All ``methods`` along all their thresholds, in this order. ``on_point`` is told after each point."""
+    """Score all ``methods`` along all their thresholds, in this order. ``on_point`` is called after each point."""
     points = []
     for params in methods:
         for name in swept(params):
@@ -60,16 +60,16 @@ def sweep(
 
 
 def swept(params: InstanceParams) -> list[str]:
-    """Names of the thresholds of a method."""
+    """Return the names of a method's thresholds."""
     return [name for name in params.__struct_fields__ if name.endswith("threshold")]
 
 
 def method_name(params: InstanceParams) -> str:
-    """The method's name, as in the JSON of an operating point."""
+    """Return the method's name, as in the JSON of an operating point."""
     return str(params.__struct_config__.tag)
 
 
 def rows(points: Sequence[Point]) -> list[list[object]]:
-    """Rows of sweep.csv, header first."""
+    """Return rows of sweep.csv, header first."""
     header: list[object] = ["method", "parameter", "threshold", *METRICS]
     return [header, *([p.method, p.parameter, p.threshold, *(p.figures[m] for m in METRICS)] for p in points)]

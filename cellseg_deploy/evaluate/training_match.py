@@ -1,8 +1,8 @@
-"""Whether images are like those that a model was trained on: one measurement of both, compared.
+"""Compare images with those that a model was trained on, by one measurement of both.
 
 The training images are described by a ``DataSummary`` in the model file: for each quantity the median over the images
-and the 5th and 95th percentile. An image is like them while it lies between these, give or take a quarter of their
-distance, or a tolerance where the training images are all alike: about what can just be seen.
+and the 5th and 95th percentile. An image is similar if it is between these, plus or minus a quarter of their
+distance, or a tolerance if the training images are all alike: about the smallest visible difference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cellseg_deploy.evaluate.image_statistics import DataFacts, ImageFacts, summ
 from cellseg_deploy.models.spec import DATA_SUMMARY_VERSION, DataSummary, ModelSpec, Spread
 
 SIZE_RANGE = (0.7, 1.3)
-"""Median diameters between these multiples of the model's own are what it is made for without being told."""
+"""Range of median diameters, as multiples of the model's own, for which it needs no scale setting."""
 _FEW_CELLS = 20
 _NAMED = 3  # images in a sentence
 _DIGITS = 4
@@ -25,7 +25,7 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class Quantity:
-    """``label``: in words, with its unit. ``group``: what a warning calls it. ``tolerance``: in its unit."""
+    """``label``: description with unit. ``group``: name in warnings. ``tolerance``: in the quantity's unit."""
 
     name: str
     label: str
@@ -33,7 +33,7 @@ class Quantity:
     tolerance: float
 
 
-# Five units of L*a*b* are seen when two pictures lie side by side; 0.05 of optical density is 12 % of the light.
+# Five units of L*a*b* are visible in two pictures side by side; 0.05 of optical density is 12 % of the light.
 QUANTITIES: tuple[Quantity, ...] = (
     Quantity("covered", "share of the image covered", "density", 0.1),
     Quantity("crowded_share", "share of crowded cells", "density", 0.1),
@@ -56,10 +56,10 @@ _OF_GROUP = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity here and in the training images; None where there is no figure.
+    """One quantity here and in the training images; None if there is no figure.
 
-    ``range``: what counts as alike. ``outside``: whether the median here is not; None if it was not compared.
-    ``odd_images``: those that are not.
+    ``range``: what counts as similar. ``outside``: whether the median here is outside; None if not compared.
+    ``odd_images``: images outside the range.
     """
 
     quantity: Quantity
@@ -71,13 +71,13 @@ class Comparison:
 
 
 def values_of(image: ImageFacts) -> dict[str, float]:
-    """Each of ``QUANTITIES`` that is defined for ``image``."""
+    """Return each of ``QUANTITIES`` that is defined for ``image``."""
     crowded = {} if image.crowded_share is None else {"crowded_share": image.crowded_share}
     return {"covered": image.covered, **crowded, **image.colours}
 
 
 def summary(images: Sequence[ImageFacts]) -> DataSummary:
-    """``images``, at least one, as a model file describes its training images; four significant digits."""
+    """Summarise ``images``, at least one, as a model file describes its training images; four significant digits."""
     spreads = {quantity.name: _over_images(images, quantity.name) for quantity in QUANTITIES}
     spreads[DIAMETER] = _spread(np.concatenate([image.diameters_px for image in images]))
     return DataSummary(
@@ -89,12 +89,12 @@ def summary(images: Sequence[ImageFacts]) -> DataSummary:
 
 
 def training_diameter_px(spec: ModelSpec) -> float:
-    """Median cell diameter of the model's training images in their own px."""
+    """Return the median cell diameter of the model's training images in their own px."""
     return spec.cell_diameter_px / spec.image_scale
 
 
 def training_summary(spec: ModelSpec) -> tuple[DataSummary | None, str]:
-    """What ``spec`` says of its training images, None if it is of no use here, and then why, as a sentence."""
+    """Return the training summary of ``spec``, or None and a sentence on why it is unusable here."""
     found = spec.training.data_summary
     what = f"the model {spec.name} does not say what its training images were like"
     if found is None:
@@ -108,9 +108,9 @@ def training_summary(spec: ModelSpec) -> tuple[DataSummary | None, str]:
 
 
 def compare(images: Sequence[ImageFacts], spec: ModelSpec) -> list[Comparison]:
-    """Every quantity of ``images`` (at least one) beside that of the training images of ``spec``.
+    """Compare every quantity of ``images`` (at least one) with the training images of ``spec``.
 
-    Crowding is a matter of px: it is compared only where the cells are of the training images' size.
+    Crowding depends on px: it is compared only if cells have the size of the training images' cells.
     """
     training, _ = training_summary(spec)
     of_size = _is_of_size(summarise(images).median_diameter_px, spec)
@@ -133,7 +133,7 @@ def compare(images: Sequence[ImageFacts], spec: ModelSpec) -> list[Comparison]:
 def warnings(
     images: Sequence[ImageFacts], facts: DataFacts, compared: Sequence[Comparison], spec: ModelSpec
 ) -> list[str]:
-    """How these images differ from the training images of ``spec``, and among themselves, a sentence each."""
+    """Describe how these images differ from the training images of ``spec`` and from each other, a sentence each."""
     found = _of_size(images, facts, spec)
     for group, sentence in _OF_GROUP.items():
         here = [one for one in compared if one.quantity.group == group]

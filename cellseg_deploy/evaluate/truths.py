@@ -1,6 +1,6 @@
-"""Masks that are read once: the areas of all objects are wanted before the first image is judged, the labels then.
+"""Masks that are read once: all object areas are needed before the first image is judged, the labels during it.
 
-What was read is kept in memory, deflated: some 40 kB for a smear of 1600 x 1200 px, which is back in milliseconds.
+Masks are kept in memory, deflated: about 40 kB for a smear of 1600 x 1200 px, decoded in milliseconds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import read_labels
 
 Labels = npt.NDArray[np.int32]
-_LEVEL = 1  # of zlib: labels are long runs, and higher levels take three times as long for a third less
+_LEVEL = 1  # of zlib: labels are long runs; higher levels take three times as long and save a third
 
 
 class Truths:
     """The masks of some pairs.
 
-    ``areas``: in px, of all objects in them, int64 (n,).
+    ``areas``: in px, of all their objects, int64 (n,).
     """
 
     def __init__(self, pairs: Sequence[Pair], foreground: MaskForeground) -> None:
@@ -34,7 +34,7 @@ class Truths:
         self.areas = areas_of(without_ignored(self._read(pair.mask, foreground)) for pair in pairs)
 
     def labels_of(self, pair: Pair) -> Labels:
-        """True labels (h, w) of ``pair``, ignored pixels marked (see ``read_labels``), a new array each time."""
+        """Return the true labels (h, w) of ``pair``, ignored pixels marked (see ``read_labels``), as a new array."""
         shape, deflated = self._kept[pair.mask]
         return np.frombuffer(bytearray(zlib.decompress(deflated)), np.int32).reshape(shape)
 

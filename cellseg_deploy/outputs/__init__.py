@@ -1,1 +1,1 @@
-"""Result files: what is in them (one module a kind), and how they come onto the disk whole."""
+"""Result files: their content (one module per format), and writing them atomically."""

@@ -1,10 +1,10 @@
-"""Cells as COCO JSON, for whoever trains or scores with pycocotools, detectron2, mmdetection or FiftyOne.
+"""Cells as COCO JSON, for training or scoring with pycocotools, detectron2, mmdetection or FiftyOne.
 
-Masks are run lengths (RLE, compressed as COCO does it), not polygons: exact for every cell, with holes and in pieces,
-where COCO's polygons know no hole, and a tenth of their size. Who wants polygons finds them in the GeoJSON.
+Masks are run lengths (RLE, in COCO's compression), not polygons: exact for every cell, including holes and several
+pieces, whereas COCO's polygons have no holes, and a tenth of the size. For polygons use the GeoJSON.
 
-Programs want one file for all images, but a run of ten thousand must neither hold a million cells in memory nor lose
-them to a power cut. So each image has its own complete file, and ``merge`` joins them when the run ends.
+Programs expect one file for all images, but a run of ten thousand must neither hold a million cells in memory nor lose
+them in a power cut. So each image has its own complete file, and ``merge`` joins the files when the run ends.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _CATEGORIES = [{"id": 1, "name": "cell", "supercategory": "cell"}]
 
 
 def encode(image: SegmentedImage) -> bytes:
-    """COCO file of one image: image id 1, and annotations in order of label, whose id is the label.
+    """Encode the COCO file of one image: image id 1, annotations in order of label, with the label as id.
 
-    ``area`` is ``area_px`` and ``bbox`` left, top, width, height in px; ``counted`` is a member of ours. Categories are
-    the model's classes in their order, with ``class_probability`` and ``left_out_by`` as further members of ours.
+    ``area`` is ``area_px`` and ``bbox`` left, top, width, height in px; ``counted`` is a custom member. Categories are
+    the model's classes in their order, with ``class_probability`` and ``left_out_by`` as further custom members.
     """
     height, width = image.labels.shape
     categories, category_ids, ours = _classes_of(image)
@@ -67,7 +67,7 @@ def encode(image: SegmentedImage) -> bytes:
 
 
 def _classes_of(image: SegmentedImage) -> tuple[list[dict[str, Any]], list[int], list[dict[str, Any]]]:
-    """Categories, the id of each cell's one, and what else there is to say of its class."""
+    """Return the categories, each cell's category id, and each cell's further members about its class."""
     if image.classes is None:
         return _CATEGORIES, [1] * len(image.table), [{}] * len(image.table)
     names = enumerate(image.classes.names, start=1)
@@ -78,7 +78,7 @@ def _classes_of(image: SegmentedImage) -> tuple[list[dict[str, Any]], list[int],
 
 
 def run_lengths(labels: Labels) -> list[dict[str, Any]]:
-    """COCO's compressed RLE of every label of ``labels`` (h, w), in order: ``{"size": [h, w], "counts": text}``."""
+    """Return COCO's compressed RLE per label of ``labels`` (h, w), in order: ``{"size": [h, w], "counts": text}``."""
     from pycocotools import mask
 
     height, width = labels.shape
@@ -89,7 +89,7 @@ def run_lengths(labels: Labels) -> list[dict[str, Any]]:
     label, column = runs.label[order], runs.row[order] * height
     start, stop = column + runs.start[order], column + runs.stop[order]
     is_first = np.diff(label, prepend=0) != 0
-    # A run that reaches the bottom and one that begins at the top of the next column are one.
+    # A run ending at the bottom and one starting at the top of the next column are merged.
     begins = is_first | (start != np.roll(stop, 1))
     ends = np.roll(begins, -1)
     start, stop, is_first = start[begins], stop[ends], is_first[begins]
@@ -106,10 +106,10 @@ def run_lengths(labels: Labels) -> list[dict[str, Any]]:
 
 
 def merge(parts: Iterable[Path], file: BinaryIO) -> None:
-    """Write the COCO files ``parts`` of single images to ``file`` as one, images and annotations numbered anew.
+    """Merge the COCO files ``parts`` of single images into ``file``, renumbering images and annotations.
 
-    One part at a time is in memory. Raises ``OutputError`` for a part that cannot be read, ``msgspec.DecodeError`` for
-    a damaged one, and ``OSError`` if ``file`` cannot be written.
+    One part at a time is in memory. Raises ``OutputError`` for an unreadable part, ``msgspec.DecodeError`` for a
+    damaged one, and ``OSError`` if ``file`` cannot be written.
     """
     images: list[dict[str, Any]] = []
     n_annotations = 0
@@ -120,7 +120,7 @@ def merge(parts: Iterable[Path], file: BinaryIO) -> None:
 
     for part in parts:
         content = msgspec.json.decode(_read(part))
-        if not images:  # all are of one model, and have its classes
+        if not images:  # all parts share one model and its classes
             begin(content["categories"])
         images.append({**content["images"][0], "id": len(images) + 1})
         for annotation in content["annotations"]:
@@ -133,7 +133,7 @@ def merge(parts: Iterable[Path], file: BinaryIO) -> None:
 
 
 def _read(part: Path) -> bytes:
-    # Its own error: the caller takes every OSError for one of writing.
+    # A separate error: the caller treats every OSError as a write error.
     try:
         return part.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where the field is covered and how densely: a map with the share in every square, and the same figures as a table.
+"""Where the field is covered and how densely: a map with the share in each square, and the same figures as a table.
 
 The squares are those of ``field_grid``.
 """
@@ -30,12 +30,12 @@ _LINE_RGB = (255, 255, 255)
 
 
 def encode_map(image: SegmentedImage) -> bytes:
-    """JPEG file of ``draw(image)``."""
+    """Encode ``draw(image)`` as a JPEG file."""
     return jpeg.encode(draw(image))
 
 
 def encode_table(image: SegmentedImage) -> bytes:
-    """CSV file of the figures, a row a square, row by row from the top left."""
+    """Encode the figures as a CSV file, one row per square, row by row from the top left."""
     figures = image.grid
     share = figures.share
     rows = [
@@ -52,7 +52,7 @@ def encode_table(image: SegmentedImage) -> bytes:
 
 
 def draw(image: SegmentedImage) -> npt.NDArray[np.uint8]:
-    """RGB picture: the image, its covered area tinted, every square's percentage, and that of all in a corner."""
+    """Draw an RGB picture: the image with covered area tinted, each square's percentage, and the total in a corner."""
     import cv2
 
     figures = image.grid
@@ -65,7 +65,7 @@ def draw(image: SegmentedImage) -> npt.NDArray[np.uint8]:
     picture[y[1:-1]] = picture[:, x[1:-1]] = _LINE_RGB
     scale = max(0.4, min(picture.shape[:2]) / 1000)
     for (row, column), share in np.ndenumerate(figures.share):
-        if np.isnan(share):  # nothing of the field
+        if np.isnan(share):  # outside the field
             continue
         centre = ((x[column] + x[column + 1]) / 2, (y[row] + y[row + 1]) / 2)
         write_centred(picture, f"{100 * share:.0f} %", centre, scale)
@@ -73,5 +73,5 @@ def draw(image: SegmentedImage) -> npt.NDArray[np.uint8]:
 
 
 def _known(share: np.float64) -> np.float64 | None:
-    """Empty in the table where nothing of the field lies."""
+    """Return None, an empty table cell, for a square outside the field."""
     return None if np.isnan(share) else share

@@ -1,4 +1,4 @@
-"""What formats.py calls, where a format's own module knows nothing of ``SegmentedImage`` or of output folders."""
+"""Encoders for formats.py whose own modules do not know ``SegmentedImage`` or output folders."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from cellseg_deploy.outputs.segmented import SegmentedImage
 
 
 def labels(image: SegmentedImage) -> bytes:
-    """Label TIFF, with the pixel size where it is known."""
+    """Encode the label TIFF, with the pixel size if known."""
     return label_tiff.encode(image.labels, pixel_size_um=image.pixel_size_um)
 
 
 def overlay(image: SegmentedImage) -> bytes:
-    """Image with outlines and count."""
+    """Encode the image with outlines and count."""
     return _overlay.encode(
         image.pixels_hwc, image.labels, image.field, image.counted, classes=image.classes, by_class=image.by_class
     )
 
 
 def numbered(image: SegmentedImage) -> bytes:
-    """Image with outlines, count, and each cell's label at its centroid."""
+    """Encode the image with outlines, count, and each cell's label at its centroid."""
     centroids = np.stack([image.table.columns[f"centroid_{axis}_px"] for axis in "xy"], axis=1)
     return _overlay.encode(
         *(image.pixels_hwc, image.labels, image.field, image.counted, centroids),
@@ -39,7 +39,7 @@ def numbered(image: SegmentedImage) -> bytes:
 
 
 def merge_coco(_out: Path, files: Sequence[Path], path: Path) -> None:
-    """One COCO file of those of single images. Raises ``OutputError``."""
+    """Merge the COCO files of single images into one. Raises ``OutputError``."""
     with atomic_file(path) as file, writing(path):
         try:
             coco.merge(files, file)
@@ -51,5 +51,5 @@ def merge_coco(_out: Path, files: Sequence[Path], path: Path) -> None:
 
 
 def cells_parquet(out: Path, _files: Sequence[Path], path: Path) -> None:
-    """cells.csv of ``out`` as Parquet. Raises ``OutputError``."""
+    """Write cells.csv of ``out`` as Parquet. Raises ``OutputError``."""
     parquet.write(out / CELLS_CSV, path)

@@ -1,7 +1,7 @@
-"""The output formats by the names that ``save`` of a run knows them by.
+"""Output formats, by the names used in ``save`` of a run.
 
-A format writes one file an image, in a folder of its own, or one file a run when all images are done, or both. Encoders
-are imported when they are called, and what libraries they need beyond the base is asked for before the run begins.
+A format writes one file per image, in a folder of its own, or one file per run when all images are done, or both.
+Encoders are imported when called; libraries beyond the base install are checked before the run begins.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ CELLS_CSV, IMAGES_CSV = "cells.csv", "images.csv"
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file. ``name``: its name in ``save`` of a run; several kinds may share a name. ``what``: said of it.
+    """One kind of file. ``name``: its name in ``save`` of a run, which several kinds may share. ``what``: description.
 
     ``folder``, ``suffix``: an image's file is OUT/folder/NAMEsuffix; both empty where only ``run_file`` is written.
     ``encoder``: ``module:function`` in this package, a function from ``SegmentedImage`` to the file's bytes.
-    ``run_file``: file in OUT of the whole run; ``finisher``: ``module:function`` that writes it from OUT's finished
+    ``run_file``: file in OUT for the whole run; ``finisher``: ``module:function`` that writes it from OUT's finished
     tables and the format's own files, (out, files in the order of the images, path to write).
-    ``packages``: what must be installed besides the base.
+    ``packages``: packages required beyond the base install.
     """
 
     name: str
@@ -44,16 +44,16 @@ class Format:
     packages: tuple[str, ...] = ()
 
     def place(self, output_name: str) -> str:
-        """Where the file of the image whose files are called ``output_name`` lies in OUT (posix)."""
+        """Return the path in OUT (posix) of the file of the image with this ``output_name``."""
         return f"{self.folder}/{output_name}{self.suffix}"
 
     def encode(self, image: SegmentedImage) -> bytes:
-        """The file's bytes for one image. Never writes anything."""
+        """Return the file's bytes for one image, without writing anything."""
         function = cast("Callable[[SegmentedImage], bytes]", _function(self.encoder))
         return function(image)
 
     def finish(self, out: Path, files: Sequence[Path], path: Path) -> None:
-        """Write the content of ``run_file`` to ``path``. ``files``: this format's file of each done image, in order."""
+        """Write ``run_file``'s content to ``path``. ``files``: this format's file of each finished image, in order."""
         function = cast("Callable[[Path, Sequence[Path], Path], None]", _function(self.finisher))
         function(out, files, path)
 
@@ -91,7 +91,7 @@ _SAME_ENDING = {".tiff": ".tif", ".jpeg": ".jpg"}
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Names in ``text``, separated by commas, in the order of ``NAMES``; ``all`` and ``none`` stand alone.
+    """Return the comma-separated names in ``text``, in the order of ``NAMES``; ``all`` and ``none`` stand alone.
 
     Raises ``UsageError`` for anything else.
     """
@@ -107,8 +107,8 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def chosen_formats(names: Sequence[str]) -> tuple[Format, ...]:
-    """Formats of ``names``. Raises ``UsageError`` for an unknown name, ``BackendUnavailableError`` if a package for one
-    of them is not installed."""
+    """Return the formats named ``names``. Raises ``UsageError`` for an unknown name, ``BackendUnavailableError`` if a
+    package for one of them is not installed."""
     if unknown := sorted(set(names) - {format.name for format in FORMATS}):
         raise UsageError(f"cannot save {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
     formats = tuple(format for format in FORMATS if format.name in names)
@@ -117,7 +117,7 @@ def chosen_formats(names: Sequence[str]) -> tuple[Format, ...]:
 
 
 def format_for(suffix: str, kind: str | None = None) -> Format | None:
-    """The format of a single image's file with the ending ``suffix``: the first, or the one named ``kind``; None if
+    """Return the format of a single image's file with this ``suffix``: the first, or the one named ``kind``; None if
     there is none.
 
     Raises ``UsageError`` and ``BackendUnavailableError`` as ``chosen_formats``.

@@ -1,5 +1,5 @@
-"""Cells as GeoJSON for QuPath: detections with their polygons, every column of numbers in cells.csv as a measurement,
-and the class of each cell, where the model tells classes apart, as QuPath's classification.
+"""Cells as GeoJSON for QuPath: detections with polygons, every numeric column of cells.csv as a measurement, and each
+cell's class, if the model distinguishes classes, as QuPath's classification.
 
 In QuPath: drop the file on the image, or File > Import objects from file. The layout is that of QuPath 0.4 and later
 (``objectType`` in the properties, measurements as an object of numbers, a UUID as id), which plain GeoJSON readers
@@ -23,9 +23,9 @@ _NAMESPACE = uuid.UUID("6f0f8a53-0c0e-5c44-9b57-6a6f9f5b0d11")
 
 
 def encode(image: SegmentedImage) -> bytes:
-    """A FeatureCollection with one detection a cell, in order of label; where it comes from in the member ``cellseg``.
+    """Encode a FeatureCollection with one detection per cell, in order of label; provenance in the member ``cellseg``.
 
-    Ids follow from the image's name and the label: the same cell keeps its id when the file is written again.
+    Ids derive from the image's name and the label: a cell keeps its id when the file is written again.
     """
     columns = {name: column for name, column in image.columns.items() if column.dtype.kind in "biuf"}
     names = list(columns)
@@ -39,7 +39,7 @@ def encode(image: SegmentedImage) -> bytes:
                 "objectType": "detection",
                 "name": str(cell.label),
                 "classification": {"name": name, "color": list(rgb)},
-                # QuPath's measurements are numbers: true and false become 1 and 0, what is not finite is left out.
+                # QuPath's measurements are numbers: true and false become 1 and 0, non-finite values are omitted.
                 "measurements": {
                     column: int(value) if isinstance(value, bool) else value
                     for column, value in zip(names, row, strict=True)
@@ -61,7 +61,7 @@ def encode(image: SegmentedImage) -> bytes:
 
 
 def _id(image_name: str, label: int) -> str:
-    raw = os.fsencode(image_name)  # names that are no Unicode too
+    raw = os.fsencode(image_name)  # including names that are not valid Unicode
     return str(uuid.uuid5(_NAMESPACE, f"{raw.hex()}/{label}"))
 
 

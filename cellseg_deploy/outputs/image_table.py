@@ -1,4 +1,4 @@
-"""The cells of one image as a table for people: columns by name, CSV as in cells.csv, pandas."""
+"""The cells of one image as a table for Python users: columns by name, CSV as in cells.csv, pandas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ImageTable(CellTable):
     """One row per cell, in order of label: the columns of cells.csv.
 
-    ``image``: the image's name, the first column of the files. In micrometres where the size of a pixel is known.
+    ``image``: the image's name, the first column of the files. Micrometres are included if the pixel size is known.
 
     >>> table = model("smear.png").table
     >>> table["area_px"].shape == (len(table),)
@@ -33,26 +33,26 @@ class ImageTable(CellTable):
     image: str = ""
 
     def __getitem__(self, column: str) -> npt.NDArray[Any]:
-        """Values (n,) of ``column``: int64, float64 or bool. Raises ``KeyError`` for an unknown column."""
+        """Return the values (n,) of ``column``: int64, float64 or bool. Raises ``KeyError`` for an unknown column."""
         try:
             return self.columns[column]
         except KeyError:
             raise KeyError(f"no column {column!r}; there are {', '.join(self.columns)}") from None
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the table to ``path``, the very bytes that a run over the image alone writes to cells.csv.
+        """Write the table to ``path``, byte-equal to the cells.csv of a run over the image alone.
 
         Raises ``OutputError``.
         """
         write_bytes(Path(path), self.csv())
 
     def csv(self) -> bytes:
-        """Content of ``to_csv``."""
+        """Return the content that ``to_csv`` writes."""
         rows = zip(*(column.tolist() for column in self.columns.values()), strict=True)
         return tables.csv_rows([("image", *self.columns), *((self.image, *row) for row in rows)])
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A ``pandas.DataFrame`` with the column ``image`` in front.
+        """Return a ``pandas.DataFrame`` with the column ``image`` first.
 
         Raises ``BackendUnavailableError`` if pandas is not installed.
         """

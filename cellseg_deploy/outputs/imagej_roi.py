@@ -1,7 +1,7 @@
 """Cells as ImageJ regions: a ROI zip for the ROI Manager of ImageJ and Fiji (roifile writes the regions).
 
-A cell is what ImageJ's wand would trace, so Fiji measures the same area as ``area_px``. One with holes or in several
-pieces is a composite region, which ImageJ fills by the direction of its rings. Where the model tells classes apart, a
+A cell's outline is what ImageJ's wand would trace, so Fiji measures the same area as ``area_px``. A cell with holes or
+in several pieces is a composite region, which ImageJ fills by ring direction. If the model distinguishes classes, a
 region has the colour of its class, and its name as the property ``class`` (in Fiji, Image > Properties of the region).
 """
 
@@ -17,11 +17,11 @@ from cellseg_deploy.cells.polygons import CellPolygons
 from cellseg_deploy.outputs.segmented import SegmentedImage
 
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0  # of java.awt.geom.PathIterator
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say: the same cells give the same bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest date in a zip: the same cells give the same bytes
 
 
 def encode(image: SegmentedImage) -> bytes:
-    """Zip with one region a cell, named by its label with leading zeros, so that they sort as in cells.csv."""
+    """Encode a zip with one region per cell, named by its zero-padded label, so that they sort as in cells.csv."""
     digits = max(4, len(str(len(image.polygons))))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -38,7 +38,7 @@ def encode(image: SegmentedImage) -> bytes:
 
 
 def _region(cell: CellPolygons, name: str) -> Any:
-    """roifile.ImagejRoi of one cell."""
+    """Return the roifile.ImagejRoi of one cell."""
     import roifile
 
     rings = [ring for polygon in cell.polygons for ring in polygon]
@@ -59,7 +59,7 @@ def _region(cell: CellPolygons, name: str) -> Any:
 
 
 def _path(ring: Any) -> Any:
-    """``ring`` as ImageJ's path of floats: a step's kind and its end, and a last step that closes it."""
+    """Return ``ring`` as ImageJ's path of floats: each step's kind and end point, then a closing step."""
     steps = np.empty((len(ring), 3), np.float32)
     steps[:, 0] = _LINE
     steps[0, 0] = _MOVE

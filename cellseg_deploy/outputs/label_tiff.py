@@ -1,4 +1,4 @@
-"""Label images as TIFF files that Fiji, QuPath, napari and every Python library read."""
+"""Label images as TIFF files readable by Fiji, QuPath, napari and every Python library."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 
 def encode(labels: npt.NDArray[np.int32], *, pixel_size_um: float | None = None) -> bytes:
-    """A TIFF of ``labels`` (h, w), 0 = background: uint16 where every label fits, else uint32; never 8 bit.
+    """Encode ``labels`` (h, w), 0 = background, as a TIFF: uint16 if every label fits, otherwise uint32; never 8 bit.
 
-    ``pixel_size_um``: side of a pixel, None if unknown; Fiji and QuPath then measure in micrometres.
+    ``pixel_size_um``: side of a pixel, None if unknown; with it Fiji and QuPath measure in micrometres.
 
-    Strips with zlib and no predictor, because ImageJ reads no tiles and undoes a predictor only for LZW. No date and
-    no version inside: the same labels give the same bytes.
+    Strips with zlib and no predictor, because ImageJ reads no tiles and undoes a predictor only for LZW. No date or
+    version inside: the same labels give the same bytes.
     """
     import tifffile
 

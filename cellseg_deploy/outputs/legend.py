@@ -1,4 +1,4 @@
-"""Which colour is which class, in a corner of an overlay."""
+"""The legend of class colours in a corner of an overlay."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cellseg_deploy.outputs.palette import class_rgb
 
 _PLATE_RGB = (16, 16, 16)
 _TEXT_RGB = (255, 255, 255)
-_FONT_PX = 16  # of a picture of 1200 px; smaller ones have it too, or nobody could read it
+_FONT_PX = 16  # for a 1200 px picture; smaller ones use it too, to stay legible
 
 
 def with_legend(
     picture: npt.NDArray[np.uint8], classes: CellClasses, by_class: Mapping[str, int]
 ) -> npt.NDArray[np.uint8]:
-    """``picture`` (h, w, 3) with a dark plate in its lower left corner: a line of colour, name and number a class.
+    """Draw on ``picture`` (h, w, 3), lower left, a dark plate with one line of colour, name and number per class.
 
-    ``by_class``: number of cells of each class. A picture too small for it gets a margin, below or to the right.
+    ``by_class``: number of cells per class. A picture too small for the plate gets a margin, below or to the right.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -31,7 +31,7 @@ def with_legend(
     plate_w = 3 * margin + swatch + max(round(font.getlength(line)) for line in lines)
     plate_h = 2 * margin + step * len(lines)
     missing_h, missing_w = max(0, 2 * plate_h - picture.shape[0]), max(0, plate_w - picture.shape[1])
-    if missing_h:  # a strip of an image: the plate lies below the pixels and the count
+    if missing_h:  # a strip of an image: the plate is below the pixels and the count
         missing_h = plate_h
     if missing_h or missing_w:
         picture = np.pad(picture, ((0, missing_h), (0, missing_w), (0, 0)), constant_values=_PLATE_RGB[0])
@@ -49,5 +49,5 @@ def with_legend(
 
 
 def line_of(name: str, number: int, counting: tuple[str, ...]) -> str:
-    """A class in words, such as ``red 95`` or ``platelet 19, not counted``."""
+    """Describe a class, as ``red 95`` or ``platelet 19, not counted``."""
     return f"{name} {number}" + ("" if name in counting else ", not counted")

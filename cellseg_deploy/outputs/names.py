@@ -1,4 +1,4 @@
-"""What the outputs of an image are called: its own name plus an ending, so ``a.png`` and ``a.jpg`` never meet."""
+"""Names of an image's outputs: its own name plus a suffix, so the outputs of ``a.png`` and ``a.jpg`` never collide."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import PurePosixPath
 LABEL_SUFFIX = ".tif"
 OVERLAY_SUFFIX = ".jpg"
 LONGEST_SUFFIX_BYTES = len(".geojson")
-_MAX_NAME_BYTES = 255  # of one part of a path, on every common file system
+_MAX_NAME_BYTES = 255  # per path component, on every common file system
 
 
 def output_names(names: Sequence[str], kept: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Image name -> name of its outputs without ending (relative posix path), for all images of a run.
+    """Map each image name to the name of its outputs without suffix (relative posix path), for all images of a run.
 
-    Mostly the name itself. Names that differ only in case or in Unicode composition would overwrite each other on
-    file systems that ignore that, so all but the first get ``~2``, ``~3``... A last part too long for the ending is
-    cut and gets a hash instead. So that no file needs the name of a folder, ``s.png`` makes way if there is an image in
-    a folder ``s.png.tif``. ``kept``: names that outputs already have, of these images or of others; they stay as they
-    are, although images that came later would have changed who is first.
+    Usually this is the name itself. Names that differ only in case or Unicode composition would overwrite each other
+    on file systems that ignore the difference, so all but the first get ``~2``, ``~3``... A last component too long for
+    the suffix is truncated and gets a hash. So that no file needs the name of a folder, ``s.png`` is changed if there
+    is an image in a folder ``s.png.tif``. ``kept``: names of existing outputs, of these images or others; they do not
+    change, even if images added later would have changed which is first.
     """
     result = {name: kept[name] for name in names if name in kept} if kept else {}
     taken = {_folded(name) for name in (kept or {}).values()} | _blocked_by_folders([*names, *(kept or {}).values()])
@@ -36,7 +36,7 @@ def output_names(names: Sequence[str], kept: Mapping[str, str] | None = None) ->
 
 
 def _blocked_by_folders(names: Sequence[str]) -> set[str]:
-    """Names, folded, that with some ending are those of folders of ``names``."""
+    """Return case-folded names that, with some suffix, equal a folder of ``names``."""
     folders = {_folded(parent) for name in names for parent in map(str, PurePosixPath(name).parents)}
     return {
         folder[:at] for folder in folders for at, sign in enumerate(folder) if sign == "." and "/" not in folder[at:]

@@ -1,7 +1,7 @@
-"""The picture for the eye: the image, every cell's true outline, its number if wanted, and the count in a corner.
+"""The overlay picture: the image, each cell's exact outline, its number if requested, and the count in a corner.
 
-Where cells have classes, an outline has the colour of its class, cells that do not count have a dashed one, and the
-lower left corner says which colour is which class and how many there are.
+If cells have classes, an outline has the colour of its class, uncounted cells have a dashed outline, and the lower left
+corner shows a legend of class colours with the number of cells per class.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from cellseg_deploy.outputs.legend import with_legend
 from cellseg_deploy.outputs.palette import CLASS_RGB, COUNTED_RGB
 
 OUTLINE_RGB = COUNTED_RGB
-_NOT_COUNTED_RGB = (255, 160, 0)  # a thin grey line is lost on a grey field and on pale cells
+_NOT_COUNTED_RGB = (255, 160, 0)  # a thin grey line is invisible on a grey field and on pale cells
 _SHORTEST_SIDE = 320  # smaller images are enlarged, so that outline and count can be seen
-_LONGEST_SIDE = 16_384  # JPEG ends at 65,535 px, most viewers much earlier
+_LONGEST_SIDE = 16_384  # JPEG's limit is 65,535 px, most viewers much earlier
 _PLATE_RGB = (16, 16, 16)
-_FIELD_RGB, _HATCH_LIGHTER = (255, 255, 255), 70  # grey levels: seen on black and on white surround
+_FIELD_RGB, _HATCH_LIGHTER = (255, 255, 255), 70  # grey levels: visible on black and white surroundings
 _DASH_THICKNESSES = 4
-_ROWS_PER_MARGIN = 8  # of a band, whose margins above and below it are computed twice
+_ROWS_PER_MARGIN = 8  # of a band, whose margins above and below are computed twice
 
 
 def encode(
@@ -37,7 +37,7 @@ def encode(
     classes: CellClasses | None = None,
     by_class: Mapping[str, int] | None = None,
 ) -> bytes:
-    """JPEG file of what ``draw`` gives."""
+    """Encode the result of ``draw`` as a JPEG file."""
     picture = draw(image_hwc, labels, numbers_xy, field, counted, classes)
     return jpeg.encode(picture if classes is None else with_legend(picture, classes, by_class or {}))
 
@@ -50,12 +50,12 @@ def draw(
     counted: npt.NDArray[np.bool_] | None = None,
     classes: CellClasses | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """RGB picture of ``image_hwc`` (h, w, 3) with the outlines of ``labels`` (h, w) and their number.
+    """Draw the outlines of ``labels`` (h, w) and their number on ``image_hwc`` (h, w, 3), returned as RGB.
 
     Outlines are the cells' own border pixels, so two touching cells have two lines between them. ``numbers_xy``: where
-    to write each cell's label, its centre in px of ``labels`` (n, 2), for labels 1..n. Small images are enlarged by a
-    whole factor and huge ones reduced. What lies outside ``field`` (h, w) is darkened. Labels that are not ``counted``,
-    bool (n,), have an orange outline, or with ``classes`` a dashed one of their colour; None if all are.
+    to write each cell's label, its centre in px of ``labels`` (n, 2), for labels 1..n. Small images are enlarged by an
+    integer factor and huge ones reduced. Everything outside ``field`` (h, w) is darkened. ``counted``: bool (n,), None
+    if all are; uncounted labels have an orange outline, or with ``classes`` a dashed one in their colour.
     A picture too small for the count gets a margin.
     """
     if image_hwc.shape[:2] != labels.shape:
@@ -71,7 +71,7 @@ def draw(
     elif counted is not None:
         colours[1:][~counted] = _NOT_COUNTED_RGB
     is_dashed = None if classes is None or counted is None else np.append(False, ~counted)
-    # Of a line of one pixel the eye sees no colour.
+    # The colour of a one-pixel line cannot be seen.
     thickness = max(1 if classes is None else 2, round(min(labels.shape) / 600))
     for rows in bands((labels.shape[0], labels.shape[1]), at_least=_ROWS_PER_MARGIN * thickness):
         around = slice(max(0, rows.start - thickness), rows.stop + thickness)
@@ -85,13 +85,13 @@ def draw(
         _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width), diameter)
     caption = f"{count} cell" if count == 1 else f"{count} cells"
     n_counted = count if counted is None else int(counted.sum())
-    if classes is not None:  # among them are some that nobody calls cells
+    if classes is not None:  # some classes are not cells
         return with_caption(picture, f"{count} found, {n_counted} counted")
     return with_caption(picture, caption if n_counted == count else f"{caption}, {n_counted} counted")
 
 
 def _gaps(rows: slice, width: int, length: int) -> npt.NDArray[np.bool_]:
-    """Where ``rows`` of a picture of ``width`` px hide outlines that are dashed, (rows, width): slanted stripes."""
+    """Return where ``rows`` of a picture of ``width`` px hide dashed outlines, (rows, width): slanted stripes."""
     y, x = np.ogrid[rows.start : rows.stop, :width]
     return np.asarray((2 * y + x) % (2 * length) < length)
 
@@ -113,7 +113,7 @@ def outlines(labels: npt.NDArray[np.int32], *, thickness: int) -> npt.NDArray[np
 
 
 def dimmed(image_hwc: npt.NDArray[np.uint8], field: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """``image_hwc`` (h, w, 3) with a line around ``field`` (h, w), and what lies outside it darkened and hatched."""
+    """Darken and hatch ``image_hwc`` (h, w, 3) outside ``field`` (h, w), and draw a line around the field."""
     picture = image_hwc.copy()
     thickness = max(2, round(min(field.shape) / 400))
     y, x = np.ogrid[: field.shape[0], : field.shape[1]]
@@ -127,7 +127,7 @@ def dimmed(image_hwc: npt.NDArray[np.uint8], field: npt.NDArray[np.bool_]) -> np
 def to_viewing_size(
     image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Both, enlarged by a whole factor if they are small, every n-th pixel of them if they are huge."""
+    """Enlarge both by an integer factor if they are small; take every n-th pixel if they are huge."""
     longest = max(labels.shape)
     if longest > _LONGEST_SIDE:
         step = -(-longest // _LONGEST_SIDE)
@@ -142,7 +142,7 @@ def to_viewing_size(
 
 
 def with_caption(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
-    """``picture`` with ``text`` on a dark plate in the upper left corner; a margin is added where it would not fit."""
+    """Write ``text`` on a dark plate in the upper left corner of ``picture``, adding a margin if it does not fit."""
     import cv2
 
     scale = max(0.6, min(picture.shape[:2]) / 1200)
@@ -151,7 +151,7 @@ def with_caption(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.ui
     margin = max(4, round(height * 0.5))
     plate_h, plate_w = height + below + 2 * margin, width + 2 * margin
     missing_h, missing_w = max(0, plate_h - picture.shape[0]), max(0, plate_w - picture.shape[1])
-    if missing_h or missing_w:  # below and to the right of a strip of an image: the plate then lies beside the pixels
+    if missing_h or missing_w:  # below and to the right of a strip of an image: the plate is then next to the pixels
         missing_h = plate_h if missing_w else missing_h
         picture = np.pad(picture, ((missing_h, 0), (0, missing_w), (0, 0)), constant_values=_PLATE_RGB[0])
     picture = np.ascontiguousarray(picture)
@@ -163,7 +163,7 @@ def with_caption(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.ui
 
 
 def write_centred(picture: npt.NDArray[np.uint8], text: str, centre_xy: tuple[float, float], scale: float) -> None:
-    """``text`` in white with a dark rim, which any background leaves legible, around ``centre_xy`` of ``picture``."""
+    """Write ``text`` centred on ``centre_xy`` of ``picture``, white with a dark rim, legible on any background."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=30 * scale)
@@ -182,6 +182,6 @@ def write_centred(picture: npt.NDArray[np.uint8], text: str, centre_xy: tuple[fl
 
 
 def _write_numbers(picture: npt.NDArray[np.uint8], centres_xy: npt.NDArray[np.float64], diameter_px: float) -> None:
-    scale = max(0.4, 0.3 * diameter_px / 30)  # of 30 px: numbers grow with the cells
+    scale = max(0.4, 0.3 * diameter_px / 30)  # 0.3 at 30 px: numbers grow with the cells
     for number, (x, y) in enumerate(centres_xy.tolist(), start=1):
         write_centred(picture, str(number), (x, y), scale)

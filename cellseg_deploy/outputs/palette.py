@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 COUNTED_RGB = (0, 255, 80)
-"""A green that neither violet stain, nor red cells, nor a grey field contain."""
+"""A green that occurs neither in violet stain, nor in red cells, nor in a grey field."""
 
 NOT_COUNTED_RGB = (150, 150, 150)
-"""Cells that were found, but that the count rule leaves out."""
+"""For cells that were found but that the count rule leaves out."""
 
 CLASS_RGB = (
     (0, 200, 140),
@@ -17,11 +17,11 @@ CLASS_RGB = (
     (86, 180, 233),
     (0, 0, 0),
 )
-"""Of the first, second, ... class of a model; the eighth has the first one again. Colours of Okabe and Ito (Color
-Universal Design, 2008), which eyes that lack a kind of cones tell apart, the first three made brighter for outlines on
-stained cells: without red, green or blue cones the first three are 29, any two 11 apart in CIELAB."""
+"""Colours of a model's first, second, ... class; the eighth repeats the first. From Okabe and Ito (Color Universal
+Design, 2008), distinguishable by colour-blind viewers, the first three brightened for outlines on stained cells:
+without red, green or blue cones the first three are 29, any two 11 apart in CIELAB."""
 
 
 def class_rgb(index: int) -> tuple[int, int, int]:
-    """Colour of the class number ``index`` of a model, from 0."""
+    """Return the colour of class ``index`` of a model, from 0."""
     return CLASS_RGB[index % len(CLASS_RGB)]

@@ -1,7 +1,7 @@
-"""cells.csv as Parquet, for pandas, polars, DuckDB and R: the same rows and values, with types and much smaller.
+"""cells.csv as Parquet, for pandas, polars, DuckDB and R: the same rows and values, typed and much smaller.
 
-Written when the run ends, from the finished cells.csv: Parquet's index stands at its end, so a file that grew during
-the night would be lost with the process.
+Written when the run ends, from the finished cells.csv: Parquet's index is at the end of the file, so a file that grew
+during the run would be lost if the process were killed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCK_BYTES = 1 << 22
 
 
 def write(cells_csv: Path, path: Path) -> None:
-    """Write the table ``cells_csv`` to ``path``: text, whole numbers, booleans, and doubles for all else.
+    """Write the table ``cells_csv`` to ``path``: text, integers, booleans, and doubles for everything else.
 
     Values are those of the CSV, with its number of digits. A few megabytes of the table are in memory at a time.
     Raises ``OutputError`` if ``path`` cannot be written.

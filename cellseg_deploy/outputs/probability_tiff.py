@@ -1,7 +1,7 @@
-"""What the network said, as a 16-bit TIFF with one plane a channel, at the scale the network worked at.
+"""The network's probabilities as a 16-bit TIFF with one plane per channel, at the scale the network worked at.
 
-0..65535 stands for 0..1. ImageJ and Fiji know that from the file: the status bar and measurements show probabilities
-(straight-line calibration ``c0 + c1 * value``), and the planes bear the channels' names. Scale and sizes are in the
+0..65535 stands for 0..1. ImageJ and Fiji read that from the file: the status bar and measurements show probabilities
+(straight-line calibration ``c0 + c1 * value``), and the planes are named after the channels. Scale and sizes are in the
 image's info (Image > Show Info) as JSON; in Python, ``tifffile.TiffFile(path).imagej_metadata["Info"]``.
 """
 
@@ -16,13 +16,13 @@ from cellseg_deploy.outputs.segmented import SegmentedImage
 from cellseg_deploy.outputs.tables import utf8
 
 FULL = 65535
-"""The value of probability 1."""
+"""Value that stands for probability 1."""
 
 
 def encode(image: SegmentedImage) -> bytes:
-    """ImageJ TIFF (K, h', w') uint16 of ``image.probabilities_khw``; rounding costs at most 1 / 131070.
+    """Encode ``image.probabilities_khw`` as an ImageJ TIFF (K, h', w') uint16; rounding error is at most 1 / 131070.
 
-    Strips with fast zlib: the planes are smooth, a higher level gains little. No date inside.
+    Strips with fast zlib: the planes are smooth, so a higher level gains little. No date inside.
     """
     import tifffile
 
@@ -39,7 +39,7 @@ def encode(image: SegmentedImage) -> bytes:
         "task": image.task,
     }
     metadata = {
-        "axes": "TZCYXS",  # all of ImageJ's: of fewer a plane one px wide is taken for something else
+        "axes": "TZCYXS",  # all of ImageJ's: with fewer, a plane one px wide is misread
         "Labels": list(image.channels),
         "Info": msgspec.json.encode(info).decode(),
         "cf": 0,  # straight line

@@ -1,4 +1,4 @@
-"""Whether a file of results can be read at all: what tells one that somebody edited from one that a disk damaged."""
+"""Whether a result file can be read at all, to tell a file somebody edited from one damaged on disk."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DEFLATE = (8, 32946)  # values of TIFF's Compression
 
 
 def is_readable(path: Path) -> bool:
-    """Whether the file ``path`` decodes as what its ending says, whoever wrote it and whatever it holds.
+    """Return whether the file ``path`` decodes as its suffix says, whoever wrote it and whatever its content.
 
-    A picture may be of any format that Pillow or tifffile know: editors do not always keep it. All of it is decoded,
-    in memory. Raises ``OSError`` if the file itself cannot be read.
+    A picture may have any format that Pillow or tifffile know: editors do not always keep the format. The whole
+    picture is decoded, in memory. Raises ``OSError`` if the file itself cannot be read.
     """
     data = path.read_bytes()
     if not data:
@@ -26,7 +26,7 @@ def is_readable(path: Path) -> bool:
         warnings.simplefilter("ignore")  # about content, which is not judged here
         try:
             _DECODERS[path.suffix.lower()](path, data)
-        except Exception:  # of a dozen kinds, by library and damage: each means that it cannot be read
+        except Exception:  # a dozen types, by library and damage: each means unreadable
             logging.getLogger(__name__).debug("%s: cannot be decoded", path, exc_info=True)
             return False
     return True

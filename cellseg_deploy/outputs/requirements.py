@@ -1,4 +1,4 @@
-"""Packages that only some jobs need, and come with an extra of this package: asked for before the job begins."""
+"""Optional packages, installed by an extra of this package: checked before the job that needs them begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was found in one image, and how it is looked at and saved."""
+"""The result for one image, and how to view and save it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Segmentation:
 
     ``labels``: int32 (h, w), 0 background, 1..n the cells in raster order. ``probabilities_khw``: float32 (K, h', w')
     in [0, 1] of ``channels``, at ``scale`` model px per image px. ``measured``: one row per cell, in image px.
-    ``pixels_hwc``: the image, uint8 RGB (h, w, 3). ``seconds``: by stage. ``notes``: what the user should know.
-    ``field``: bool (h, w), the field of view, outside of which there is no cell; None if it is the whole image.
+    ``pixels_hwc``: the image, uint8 RGB (h, w, 3). ``seconds``: by stage. ``notes``: remarks for the user.
+    ``field``: bool (h, w), the field of view, outside of which there are no cells; None if it is the whole image.
     ``model_cell_px``: area of the model's typical cell in px of the image. ``model``, ``task``: their names.
     ``name``: of the image. ``count_rule``: which cells at the border count. ``pixel_size_um``: side of a pixel in
-    micrometres, None if unknown; ``pixel_size_source``: who says so. ``classes``: of the cells, None where the model
-    tells none apart; with them ``table`` has the columns ``class`` and ``class_probability``.
+    micrometres, None if unknown; ``pixel_size_source``: its source. ``classes``: of the cells, None if the model
+    distinguishes none; with classes ``table`` has the columns ``class`` and ``class_probability``.
 
     >>> cells = model("smear.png")
     >>> cells.count == len(cells.table) == cells.labels.max().item()
@@ -67,7 +67,7 @@ class Segmentation:
 
     @property
     def count(self) -> int:
-        """Number of cells found, cells cut by the border included; ``counted`` tells which of them count."""
+        """Number of cells found, including cells cut by the border; ``counted`` tells which of them count."""
         return int(self.labels.max(initial=0))
 
     @property
@@ -82,13 +82,13 @@ class Segmentation:
         return ImageTable(self.segmented.columns, self.name)
 
     def counted(self, rule: CountRule | None = None) -> npt.NDArray[np.bool_]:
-        """Whether each cell counts, bool (n,) in order of label: under ``rule`` (None for ``count_rule``), and by its
-        class."""
+        """Return whether each cell counts, bool (n,) in order of label: under ``rule`` (None for ``count_rule``), and
+        by its class."""
         by_rule = self.by_rule(rule)
         return by_rule if self.classes is None else by_rule & self.classes.counts
 
     def by_rule(self, rule: CountRule | None = None) -> npt.NDArray[np.bool_]:
-        """Whether ``rule`` lets each cell in, whatever its class, bool (n,); see ``cells.count_rules``."""
+        """Return whether ``rule`` admits each cell, whatever its class, bool (n,); see ``cells.count_rules``."""
         return counted(
             self.measured.boxes,
             (self.labels.shape[0], self.labels.shape[1]),
@@ -101,7 +101,7 @@ class Segmentation:
 
     @cached_property
     def segmented(self) -> SegmentedImage:
-        """This as the output formats take it."""
+        """Return this result in the form that output formats take."""
         return SegmentedImage(
             name=self.name,
             pixels_hwc=self.pixels_hwc,
@@ -121,14 +121,14 @@ class Segmentation:
         )
 
     def save(self, path: str | Path, kind: str | None = None) -> None:
-        """Write the result to ``path``, in the format of its ending, with the very bytes that a folder run writes.
+        """Write the result to ``path``, in the format of its suffix, byte-equal to the file that a folder run writes.
 
         ``.tif`` label image, ``.jpg`` overlay, ``.csv`` table, ``.zip`` ImageJ regions, ``.geojson`` for QuPath,
-        ``.json`` COCO. ``kind``: another format with that ending, by its name for ``run`` (``numbered``,
+        ``.json`` COCO. ``kind``: another format with that suffix, by its name for ``run`` (``numbered``,
         ``probabilities``, ``confluence``). The folder must exist.
 
-        Raises ``UsageError`` for an ending or kind that does not exist, ``BackendUnavailableError`` if a format needs a
-        package that is not installed, ``OutputError`` if the file cannot be written.
+        Raises ``UsageError`` for an unknown suffix or kind, ``BackendUnavailableError`` if a format needs a package
+        that is not installed, ``OutputError`` if the file cannot be written.
         """
         path = Path(path)
         if kind is None and path.suffix.lower() == TABLE_SUFFIX:
@@ -143,5 +143,5 @@ class Segmentation:
         write_bytes(path, chosen.encode(self.segmented))
 
     def overlay(self, path: str | Path) -> None:
-        """Write the image with every outline and the count to ``path``, a JPEG. Raises as ``save``."""
+        """Write the image with all outlines and the count to ``path``, a JPEG. Raises as ``save``."""
         self.save(path, "overlays")

@@ -1,4 +1,4 @@
-"""What one image gives: everything an output format may want to know of it."""
+"""The result for one image, with everything an output format may need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cellseg_deploy.outputs.palette import COUNTED_RGB, NOT_COUNTED_RGB, class_r
 
 COUNTED = "counted"
 LEFT_OUT_BY = "left_out_by"
-"""Why a cell does not count: ``class``, ``border`` (the count rule), or nothing. Only where cells have classes."""
+"""Why a cell does not count: ``class``, ``border`` (the count rule), or empty. Present only if cells have classes."""
 _COUNTED, _NOT_COUNTED = ("Cell", COUNTED_RGB), ("Cell not counted", NOT_COUNTED_RGB)
 
 
@@ -26,13 +26,13 @@ class SegmentedImage:
     """One segmented image.
 
     ``name``: its name in every output. ``pixels_hwc``: uint8 RGB (h, w, 3). ``labels``: int32 (h, w), 0 background,
-    1..n cells. ``table``: a row a cell, in order of label. ``counted``: bool (n,), whether the cell counts: by the
+    1..n cells. ``table``: one row per cell, in order of label. ``counted``: bool (n,), whether the cell counts: by the
     count rule, and by its class. ``probabilities_khw``: float32 (K, h', w') in [0, 1] of ``channels``, at ``scale``
     model px per image px.
-    ``pixel_size_um``: side of an image pixel in micrometres, None if unknown; ``pixel_size_source``: who says so.
+    ``pixel_size_um``: side of an image pixel in micrometres, None if unknown; ``pixel_size_source``: its source.
     ``model``, ``task``: their names. ``field``: bool (h, w), the field of view, None if it is the whole image.
-    ``classes``: of the cells, None if the model tells none apart; with them ``table`` has their columns, and
-    ``by_rule``, bool (n,), says whether the count rule lets the cell in, whatever its class.
+    ``classes``: of the cells, None if the model distinguishes none; with classes ``table`` has their columns, and
+    ``by_rule``, bool (n,), says whether the count rule admits the cell, whatever its class.
     """
 
     name: str
@@ -67,31 +67,31 @@ class SegmentedImage:
 
     @cached_property
     def field_px(self) -> int:
-        """Pixels of the field of view: what confluence and density refer to."""
+        """Pixels of the field of view, the denominator of confluence and density."""
         return self.labels.size if self.field is None else int(np.count_nonzero(self.field))
 
     @cached_property
     def polygons(self) -> list[CellPolygons]:
-        """Polygons of all cells in order of label; made once, for all formats that want them."""
+        """Polygons of all cells in order of label; computed once for all formats."""
         return cell_polygons(self.labels)
 
     @cached_property
     def grid(self) -> Grid:
-        """Figures of the squares of the field; made once, for the map and the table of confluence."""
+        """Figures per square of the field; computed once for the map and the table of confluence."""
         return grid(self.labels, self.table, self.counted, self.field)
 
     @cached_property
     def by_class(self) -> dict[str, int]:
-        """How many cells of each class the count rule lets in, whether or not the class counts; empty without classes.
+        """Number of cells per class that the count rule admits, whether or not the class counts; empty without classes.
 
-        Those of the classes that count add up to the number counted.
+        The numbers of the counting classes add up to the number counted.
         """
         return {} if self.classes is None or self.by_rule is None else self.classes.numbers(self.by_rule)
 
     @cached_property
     def classifications(self) -> list[tuple[str, tuple[int, int, int]]]:
-        """What each cell is called in programs that sort by name and colour, in order of label. Of the classes of the
-        model, those that the count rule leaves out by themselves."""
+        """Name and colour of each cell for programs that group by them, in order of label. With classes, cells that the
+        count rule leaves out form groups of their own."""
         if self.classes is None or self.by_rule is None:
             return [_COUNTED if is_counted else _NOT_COUNTED for is_counted in self.counted.tolist()]
         return [
@@ -103,7 +103,7 @@ class SegmentedImage:
 
     @cached_property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Columns of cells.csv but the image's name: measurements, ``counted``, and micrometres where known."""
+        """Columns of cells.csv except the image's name: measurements, ``counted``, and micrometres if known."""
         columns = {**self.table.columns, COUNTED: self.counted}
         if self.classes is not None:
             columns[LEFT_OUT_BY] = np.select([~self.classes.counts, ~self.counted], ["class", "border"], "")

@@ -14,20 +14,20 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 def csv_rows(rows: Iterable[Sequence[Any]]) -> bytes:
-    """``rows`` as CSV text in UTF-8, each cell formatted by ``format_cell``."""
+    """Format ``rows`` as CSV text in UTF-8, each cell by ``format_cell``."""
     return utf8("".join(",".join(_quoted(format_cell(value)) for value in row) + "\n" for row in rows)).encode()
 
 
 def utf8(text: str) -> str:
-    """``text`` that any encoder takes: file names that are no UTF-8 show their odd bytes as ``\\udcXX``."""
+    """Make ``text`` encodable: file names that are not UTF-8 show their invalid bytes as ``\\udcXX``."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def format_cell(value: Any) -> str:
-    """Text of one cell: None empty, booleans true/false, floats with 4 decimals, text safe from spreadsheets.
+    """Format one cell: None empty, booleans true/false, floats with 4 decimals, text safe from spreadsheets.
 
-    Text that a spreadsheet would run as a formula (first sign = + - @ tab CR) gets an apostrophe in front, and so does
-    what begins with one, or two texts could become the same.
+    Text that a spreadsheet would run as a formula (first character = + - @ tab CR) gets a leading apostrophe, and so
+    does text that begins with one; otherwise two texts could become the same.
     """
     if value is None:
         return ""
@@ -42,5 +42,5 @@ def format_cell(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """RFC 4180; not csv.writer, which before Python 3.13 leaves a lone carriage return in a file name unquoted."""
+    """Quote by RFC 4180; csv.writer before Python 3.13 leaves a lone carriage return in a file name unquoted."""
     return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\r\n') else text

@@ -1,4 +1,4 @@
-"""Two forms of one network, compared."""
+"""Comparison of two forms of one network."""
 
 from __future__ import annotations
 

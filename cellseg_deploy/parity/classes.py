@@ -1,4 +1,4 @@
-"""Do two forms of a network give the same classes to the cells that both find?"""
+"""Whether two forms of a network give the same classes to the cells that both find."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 def class_changes(
     reference: Labels, candidate: Labels, reference_chw: Planes, candidate_chw: Planes
 ) -> tuple[int, int]:
-    """Number of cells that both sides find (IoU above 0.5), and of those among them that change their class.
+    """Return the number of cells that both sides find (IoU above 0.5), and how many of them change class.
 
     ``reference``, ``candidate``: labels (H, W). ``*_chw``: their probabilities of C classes at the model's scale.
     """
@@ -28,8 +28,8 @@ def class_changes(
 
 
 def _classes(labels: Labels, planes_chw: Planes, numbers: Ints) -> Ints:
-    """Class number (n,) with the largest sum over the pixels of each of ``numbers`` (n,); labels are looked up at the
-    middle of each pixel of ``planes_chw`` (C, h, w)."""
+    """Return the class number (n,) with the largest sum over the pixels of each of ``numbers`` (n,); labels are sampled
+    at the middle of each pixel of ``planes_chw`` (C, h, w)."""
     rows, columns = (
         ((np.arange(small) + 0.5) * large / small).astype(np.int64)
         for small, large in zip(planes_chw.shape[1:], labels.shape, strict=True)

@@ -1,11 +1,11 @@
-"""Do two forms of one network find the same cells? The gate that every form has to pass before it is handed over.
+"""Do two forms of one network find the same cells? The gate that every form must pass before it is delivered.
 
 Close tensors are not enough: a boundary that fades by a tenth merges cells while every average looks fine. So both
-forms go through the very code that runs in production (resize, tiles, stitching, labelling), on the same images, and
-are compared at four levels: probabilities, foreground masks, matched cells, counts; for each operating point.
+forms run through the production code (resize, tiles, stitching, labelling) on the same images, and are compared at
+four levels: probabilities, foreground masks, matched cells, counts; for each operating point.
 
-A *pixel differs* if the two label images do not put it into the same cell: see ``differing_pixels``. Cells are matched
-as in ``metrics``, with the reference in the place of the truth, and no object is too small to count.
+A *pixel differs* if the two label images do not assign it to the same cell: see ``differing_pixels``. Cells are matched
+as in ``metrics``, with the reference as the truth, and no object is too small to count.
 """
 
 from __future__ import annotations
@@ -72,20 +72,20 @@ def compare(
     batch_size: int = BATCH_SIZE,
     on_image: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
-    """Run both forms on ``images`` and compare what they find, at every operating point of the candidate.
+    """Run both forms on ``images`` and compare the cells they find, at every operating point of the candidate.
 
-    ``reference``, ``candidate``: model files, or engines that are open already. A file opens in its own engine on the
-    CPU, an ``.onnx`` in ONNX Runtime, whatever earlier comparisons say. ``images``: a folder, or names and pixels;
-    ``masks``: of a folder's images, paired by stem, their truth.
+    ``reference``, ``candidate``: model files, or open engines. A file opens in its own engine on the CPU, an ``.onnx``
+    in ONNX Runtime, whatever earlier comparisons say. ``images``: a folder, or names and pixels; ``masks``: ground
+    truth of a folder's images, paired by stem.
 
-    The candidate is what will be run, so its operating points label both sides; it may have been calibrated since it
-    was made. ``policy``: by default the one for the candidate's precision. ``truth(name)``: true labels (h, w) of an
-    image; both forms are then scored against them too. ``images_from``: for the report. ``batch_size``: tiles a call.
-    ``on_image``: called with the name of each image that is done.
+    The candidate will be used in production, so its operating points label both sides; it may have been calibrated
+    since it was made. ``policy``: by default that of the candidate's precision. ``truth(name)``: true labels (h, w) of
+    an image; both forms are then also scored against them. ``images_from``: for the report. ``batch_size``: tiles per
+    call. ``on_image``: called with the name of each finished image.
 
-    Raises ``ParityError`` if the two cannot be forms of one network or the candidate's answer is unusable,
-    ``UsageError`` if the policy needs true labels and has none, ``NothingToDoError`` without an image, ``DataError``
-    for one of a folder that cannot be read, and for model files what ``open_backend`` raises.
+    Raises ``ParityError`` if the two cannot be forms of one network or the candidate's output is unusable,
+    ``UsageError`` if the policy needs true labels and has none, ``NothingToDoError`` without images, ``DataError`` for
+    an unreadable image of a folder, and for model files what ``open_backend`` raises.
 
     >>> report = compare("my.onnx", "my-other.onnx", images="val/images")
     >>> report.max_difference  # of a probability
@@ -109,12 +109,12 @@ def compare(
 
 
 def _own_engine(file: Path) -> EngineOptions:
-    """Never the form that ``auto`` would choose: a comparison must not depend on an earlier one."""
+    """Return options that open ``file`` itself, not ``auto``'s choice: comparisons must not depend on earlier ones."""
     return EngineOptions("onnxruntime" if file.suffix.lower() == ".onnx" else "auto")
 
 
 def _in_folder(folder: Path, masks: Path | None) -> tuple[Iterable[NamedImage], Callable[[str], Labels] | None]:
-    """Images of ``folder`` and, with ``masks``, their truth; each is read when its turn comes."""
+    """Yield the images of ``folder`` and, with ``masks``, provide their truth; each is read when needed."""
     if masks is None:
         return ((image.name, _pixels(image)) for image in find_images([folder])), None
     pairs = {pair.stem: pair for pair in pair_by_stem(folder, masks)}
@@ -126,7 +126,7 @@ def _in_folder(folder: Path, masks: Path | None) -> tuple[Iterable[NamedImage], 
 
 
 def _pixels(image: FoundImage) -> npt.NDArray[np.uint8]:
-    """A gate that skips images proves less than it says."""
+    """Return the pixels, or raise the image's error: a gate that skips images proves less than it claims."""
     if image.problem:
         raise DataError(f"{image.path}: {image.problem}")
     return read_image(image.path).pixels_hwc
@@ -189,10 +189,10 @@ def _compare(
 
 
 def differing_pixels(reference: npt.NDArray[np.int32], candidate: npt.NDArray[np.int32]) -> int:
-    """Number of pixels in which two label images (h, w) differ, whatever numbers the cells bear.
+    """Return the number of pixels in which two label images (h, w) differ, whatever the cells' numbers.
 
-    A pixel agrees if both call it background, or if both put it into cells that are each other's match: IoU > 0.5,
-    where a cell has at most one partner. So rims, moved borders between two cells and whole lost cells all count.
+    A pixel agrees if both sides have background there, or cells that are each other's match: IoU > 0.5, where a cell
+    has at most one partner. So rims, moved borders between two cells and whole lost cells all count.
     """
     overlap = overlap_table(reference, candidate)
     union = overlap.true_area[overlap.true_index] + overlap.predicted_area[overlap.predicted_index] - overlap.common_px
@@ -202,7 +202,7 @@ def differing_pixels(reference: npt.NDArray[np.int32], candidate: npt.NDArray[np
 
 
 def differing_mask(reference: Labels, candidate: Labels) -> npt.NDArray[np.bool_]:
-    """The pixels (h, w) that ``differing_pixels`` counts. Labels are numbered 1..n, as ``segment`` gives them."""
+    """Mask (h, w) of the pixels that ``differing_pixels`` counts. Labels are numbered 1..n, as in ``segment``."""
     overlap = overlap_table(reference, candidate)
     union = overlap.true_area[overlap.true_index] + overlap.predicted_area[overlap.predicted_index] - overlap.common_px
     matching = 2 * overlap.common_px > union
@@ -228,7 +228,7 @@ def _answer_of(
 ) -> npt.NDArray[np.float32]:
     try:
         return Segmenter(candidate, batch_size=batch_size).probabilities(image_hwc)
-    except CellsegError as error:  # NaN, or values that are no probabilities: a fault of the form, not of the image
+    except CellsegError as error:  # NaN, or invalid probabilities: a fault of the form, not of the image
         raise ParityError(f"the candidate ({candidate.name}) cannot run {name}: {error}") from error
 
 
@@ -259,7 +259,7 @@ def _side(backend: Backend) -> Side:
     return Side(backend.spec.name, backend.name, backend.device, backend.precision, backend.describe())
 
 
-# ------------------------------------------------------------------------------------- what the fault may be
+# ------------------------------------------------------------------------------------- possible faults
 
 
 def _cross_products(expected: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -270,7 +270,7 @@ def _cross_products(expected: npt.NDArray[np.float32], got: npt.NDArray[np.float
 
 
 def _swapped_channels(reference: Backend, products: npt.NDArray[np.float64]) -> list[str]:
-    """Channels of the candidate that look like another one of the reference."""
+    """Describe channels of the candidate that resemble a different channel of the reference."""
     channels = reference.spec.channels
     k, hints = len(channels), []
     square = products.diagonal()
@@ -297,7 +297,7 @@ def _flipped_colours(
 
 
 def middle_tile(spec: ModelSpec, image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The tile in the middle of ``image_hwc``, as the network gets it: (1, tile_size, tile_size, 3)."""
+    """Return the tile in the middle of ``image_hwc``, as the network gets it: (1, tile_size, tile_size, 3)."""
     scaled = resize(image_hwc, spec.image_scale)
     plan = tiling.plan((scaled.shape[0], scaled.shape[1]), spec.tile_size, spec.halo)
     middle = len(plan) // 2

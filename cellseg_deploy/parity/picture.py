@@ -1,7 +1,7 @@
 """The picture of a parity report: one image with the outlines of both forms, and where they differ.
 
-Green is the reference, magenta the candidate, white where both draw the same line. Pixels that belong to another cell
-or to none are orange, and the largest such places are framed, for a changed rim is easily overlooked.
+Green is the reference, magenta the candidate, white a line that both draw. Pixels that belong to different cells, or
+to a cell on one side only, are orange, and the largest such places are framed, as a changed rim is easily overlooked.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _MOST_FRAMES = 20
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ``UsageError`` unless ``path`` ends as a picture that can be written."""
+    """Raise ``UsageError`` unless ``path`` has the suffix of a supported picture format."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path}: the picture must end in one of {', '.join(SUFFIXES)}")
 
 
 def encode(worst: WorstImage, suffix: str) -> bytes:
-    """PNG or JPEG file, as ``suffix`` says, of ``draw(worst)``."""
+    """Encode ``draw(worst)`` as PNG or JPEG, by ``suffix``."""
     import cv2
 
     settings = [] if suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 90]
@@ -42,7 +42,7 @@ def encode(worst: WorstImage, suffix: str) -> bytes:
 
 
 def draw(worst: WorstImage) -> npt.NDArray[np.uint8]:
-    """RGB picture of ``worst``, at its own size or enlarged by a whole factor, with a caption in the corner."""
+    """Draw ``worst`` in RGB, at its own size or enlarged by an integer factor, with a caption in the corner."""
     image, reference = overlay.to_viewing_size(worst.image_hwc, worst.reference)
     _, candidate = overlay.to_viewing_size(worst.image_hwc, worst.candidate)
     _, marked = overlay.to_viewing_size(worst.image_hwc, worst.differing.astype(np.int32))
@@ -55,13 +55,13 @@ def draw(worst: WorstImage) -> npt.NDArray[np.uint8]:
     picture[theirs] = CANDIDATE_RGB
     picture[ours & theirs] = BOTH_RGB
     _frame(picture, differing, thickness)
-    name = worst.name.encode("ascii", "replace").decode()  # OpenCV's letters end there
+    name = worst.name.encode("ascii", "replace").decode()  # OpenCV's font is limited to ASCII
     cells = f"{int(worst.reference.max(initial=0))} cells (green), now {int(worst.candidate.max(initial=0))} (magenta)"
     return overlay.with_caption(picture, f"{name}, {worst.task}: {cells}, {int(worst.differing.sum())} px differ")
 
 
 def _frame(picture: npt.NDArray[np.uint8], differing: npt.NDArray[np.bool_], thickness: int) -> None:
-    """Draw a box around each of the largest groups of differing pixels, those close together as one."""
+    """Draw a box around each of the largest groups of differing pixels, merging groups that are close together."""
     import cv2
 
     reach = 4 * thickness

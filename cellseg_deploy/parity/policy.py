@@ -1,4 +1,4 @@
-"""What two forms of a network must share before the second is handed over: one policy for each kind of arithmetic."""
+"""Agreement required of two forms of a network before the second is delivered: one policy per kind of arithmetic."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from cellseg_deploy.errors import UsageError
 
 @dataclass(frozen=True)
 class ParityPolicy:
-    """Limits that a candidate has to keep, at every operating point; the defaults are those of an fp32 form.
+    """Limits for a candidate, at every operating point; the defaults are those of an fp32 form.
 
-    None for a limit: it is reported, but decides nothing.
+    A limit of None: the figure is reported, but decides nothing.
 
     ``max_count_difference``: cells, in each image. ``max_total_difference``: of the counts of all images together, as a
     share of the reference's. ``min_f1``: matched F1 at ``f1_iou``, over all images. ``max_differing_share``: share of
     the pixels of all images that belong to another cell or to none (see ``parity.differing_pixels``).
     ``max_f1_drop``: how much F1 at IoU 0.5 against the truth may fall below the reference's; needs true labels.
-    ``min_cells``: a reference that finds fewer (or, where the truth decides, fewer true cells) is inconclusive, for a
-    network that finds nothing agrees with everything. ``tensor_tolerance``: a probability further apart than this
-    counts in ``share_over``; where there are too few cells to judge by, none may be. ``max_class_changes``: share of
-    the cells that both find which may have another class, of networks that tell classes apart.
+    ``min_cells``: a reference that finds fewer (or, if the truth decides, fewer true cells) is inconclusive, because a
+    network that finds nothing agrees with everything. ``tensor_tolerance``: a probability that differs by more counts
+    in ``share_over``; with too few cells to judge, none may. ``max_class_changes``: share of the cells that both find
+    that may change class, for networks that distinguish classes.
     """
 
     name: str = "fp32"
@@ -36,7 +36,7 @@ class ParityPolicy:
 
     @property
     def needs_truth(self) -> bool:
-        """Whether it can only be judged with true labels."""
+        """Whether the policy can only be judged with true labels."""
         return self.max_f1_drop is not None
 
     def __str__(self) -> str:
@@ -55,9 +55,9 @@ class ParityPolicy:
 
 
 def policy_for(precision: str) -> ParityPolicy:
-    """The policy of a form that computes in ``precision``: fp32, fp16, mixed (fp16 and fp32 blocks), bf16 or int8.
+    """Return the policy for forms that compute in ``precision``: fp32, fp16, mixed (fp16 and fp32), bf16 or int8.
 
-    Raises ``UsageError`` for another one.
+    Raises ``UsageError`` for any other.
     """
     if precision == "fp32":
         return ParityPolicy()

@@ -1,4 +1,4 @@
-"""What a comparison of two forms of a network found, whether that passes, and why not: JSON and a text table."""
+"""Result of comparing two forms of a network: figures, verdict and reasons, as JSON and as a text table."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _METRIC_COLUMNS = ("f1", "precision", "recall", "map", "pq_strict", "dice", "cou
 class TaskComparison:
     """One image labelled from both sides at the operating point of one task.
 
-    ``score``: of the candidate, with the reference in the place of the truth. ``reference_truth``,
-    ``candidate_truth``: of either side against true labels, where there are some. ``n_matched``, ``class_changes``:
-    cells that both find, and those of them that have another class; 0 without classes.
+    ``score``: of the candidate, with the reference as the truth. ``reference_truth``, ``candidate_truth``: of each side
+    against true labels, if available. ``n_matched``, ``class_changes``: number of cells that both find, and how many of
+    them change class; 0 without classes.
     """
 
     score: ImageScore
@@ -45,7 +45,7 @@ class TaskComparison:
 
 @dataclass(frozen=True)
 class ImageComparison:
-    """One image through both forms. ``tensors``: by channel, (h, w) of the probabilities at model scale."""
+    """One image through both forms. ``tensors``: per channel, (h, w) of the probabilities at model scale."""
 
     name: str
     tensors: dict[str, TensorDifference]
@@ -54,7 +54,7 @@ class ImageComparison:
 
 @dataclass(frozen=True)
 class WorstImage:
-    """The image in which two forms differ most, for the picture; ``differing`` (h, w) marks the pixels."""
+    """The image in which the two forms differ most, for the picture; ``differing`` (h, w) marks the pixels."""
 
     name: str
     task: str
@@ -66,7 +66,7 @@ class WorstImage:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two forms: engine, device, precision, name of the network, and what the engine records of itself."""
+    """One of the two forms: engine, device, precision, name of the network, and the engine's own description."""
 
     model: str
     backend: str
@@ -82,9 +82,9 @@ class Side:
 class ParityReport:
     """Result of ``parity.compare``.
 
-    ``images_from``: where the images came from. ``hints``: what the fault may be. ``faults``: what other checks of the
-    candidate found; one is enough to refuse it. ``notes``: what else to know of the candidate. ``parts_at``: from which
-    part of the network on the two differ, where someone looked inside; empty if nowhere. ``worst``: not in JSON.
+    ``images_from``: where the images came from. ``hints``: possible faults. ``faults``: findings of other checks of the
+    candidate; one is enough to refuse it. ``notes``: further remarks on the candidate. ``parts_at``: the part of the
+    network from which the two differ, if localised; otherwise empty. ``worst``: not in JSON.
     """
 
     reference: Side
@@ -105,17 +105,17 @@ class ParityReport:
 
     @property
     def n_cells(self) -> int:
-        """Cells that the reference found, for the task for which it found the fewest."""
+        """Number of cells that the reference found, for the task with the fewest."""
         return min(sum(image.tasks[task].score.n_true for image in self.images) for task in self.tasks)
 
     @property
     def has_truth(self) -> bool:
-        """True labels were given, for every image."""
+        """Whether true labels were passed for every image."""
         return all(part.reference_truth is not None for image in self.images for part in image.tasks.values())
 
     @property
     def n_true_cells(self) -> int:
-        """Cells in the true labels, 0 without."""
+        """Number of cells in the true labels, 0 without true labels."""
         parts = [image.tasks[self.tasks[0]].reference_truth for image in self.images]
         return sum(score.n_true for score in parts if score is not None)
 
@@ -126,12 +126,12 @@ class ParityReport:
 
     @property
     def tensors_agree(self) -> bool:
-        """No probability differs by more than the policy's tolerance."""
+        """Whether no probability differs by more than the policy's tolerance."""
         return self.max_difference <= self.policy.tensor_tolerance
 
     @property
     def verdict(self) -> Verdict:
-        """``failed`` on a fault; ``inconclusive`` with too few cells, for there is nothing to judge by."""
+        """``failed`` on a fault; ``inconclusive`` with too few cells to judge by."""
         if self.faults:
             return "failed"
         if self._too_few():
@@ -145,7 +145,7 @@ class ParityReport:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the verdict is not ``passed``, the places to look first; empty if it is."""
+        """Why the verdict is not ``passed``, with the places to check first; empty if it is."""
         if self.verdict == "passed":
             return ()
         reasons = list(self.faults)
@@ -157,7 +157,7 @@ class ParityReport:
         return (*reasons, *self.hints, *([self.parts_at] if self.parts_at else []))
 
     def summary(self, task: str) -> dict[str, Any]:
-        """Figures of ``task`` over all images; keys as in the report's JSON."""
+        """Return figures of ``task`` over all images; keys as in the report's JSON."""
         parts = [image.tasks[task] for image in self.images]
         scores = [part.score for part in parts]
         found = sum(s.n_true + s.n_predicted for s in scores)
@@ -184,7 +184,7 @@ class ParityReport:
         }
 
     def truth(self, task: str) -> tuple[dict[str, float], dict[str, float]]:
-        """Metrics of reference and candidate against the true labels (``metrics.pool``); only if ``has_truth``."""
+        """Return the metrics of both forms against the true labels (``metrics.pool``); only if ``has_truth``."""
         parts = [image.tasks[task] for image in self.images]
         return (
             pool([part.reference_truth for part in parts if part.reference_truth is not None]),
@@ -192,12 +192,12 @@ class ParityReport:
         )
 
     def tensor(self, channel: str) -> tuple[TensorDifference, str]:
-        """Difference of ``channel`` over all images, and the image that holds the worst value."""
+        """Return the difference of ``channel`` over all images, and the image with the worst value."""
         pooled, worst = pool_differences([image.tensors[channel] for image in self.images])
         return pooled, self.images[worst].name
 
     def to_json(self) -> bytes:
-        """The whole report, indented, ending in a newline."""
+        """Return the whole report, indented, ending in a newline."""
         tensors = {}
         for channel in self.images[0].tensors:
             pooled, name = self.tensor(channel)
@@ -221,7 +221,7 @@ class ParityReport:
         return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
     def to_text(self) -> str:
-        """A short table: what was compared, the figures, the verdict and its reasons."""
+        """Return a short table: what was compared, the figures, the verdict and its reasons."""
         over = f"over {self.policy.tensor_tolerance:g}"
         lines = [
             f"reference  {self.reference}",
@@ -256,7 +256,7 @@ class ParityReport:
         return "\n".join(lines)
 
     def _truth_rows(self) -> dict[str, dict[str, dict[str, float | None]]] | None:
-        """Both rows of metrics for each task, an undefined one as None."""
+        """Return both rows of metrics per task, an undefined one as None."""
         if not self.has_truth:
             return None
         rows = {}
@@ -268,7 +268,7 @@ class ParityReport:
         return rows
 
     def _truth_table(self) -> list[str]:
-        """Both forms against the truth, one under the other."""
+        """Format both forms against the truth, one below the other."""
         heads = "".join(f"{name:>10}" for name in _METRIC_COLUMNS)
         lines = [f"{f'truth: {self.n_true_cells} cells':<22}{heads}"]
         for task in self.tasks:
@@ -280,7 +280,7 @@ class ParityReport:
         return lines
 
     def _too_few(self) -> list[str]:
-        """Why nothing can be judged, empty if it can."""
+        """Return why nothing can be judged; empty if it can."""
         least, where = self.policy.min_cells, f"in {len(self.images)} images"
         if self.n_cells < least:
             return [
@@ -298,7 +298,7 @@ class ParityReport:
         return self.tensor(channel)[0].max > self.policy.tensor_tolerance
 
     def _complaints(self, task: str) -> list[str]:
-        """What of the policy ``task`` does not fulfil."""
+        """Describe each limit of the policy that ``task`` violates."""
         policy, s = self.policy, self.summary(task)
         complaints = []
         allowed = policy.max_count_difference

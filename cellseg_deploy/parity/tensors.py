@@ -1,7 +1,7 @@
-"""How far two tensors lie apart, in numbers that say where to look: compare the values, not one threshold.
+"""Difference of two tensors, in figures that show where to look: the values, not one threshold.
 
-``np.allclose`` answers yes or no. What helps to find a fault is how large the difference is, how common, and the worst
-position with both values (as bioimageio.core and Polygraphy report it).
+``np.allclose`` only answers yes or no. To find a fault it helps to know how large the difference is, how common, and
+the worst position with both values (as bioimageio.core and Polygraphy report it).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TensorDifference:
     ``quantiles``: of the absolute difference, at ``QUANTILES``, each a difference that occurs. ``share_over``: share
     of the values whose difference exceeds ``tolerance``. ``worst_at``: index of the largest difference,
     ``worst_reference`` and ``worst_candidate`` the values there. ``*_range``: lowest and highest value of each side.
-    ``dot``, ``*_square``: sums from which ``cosine`` follows.
+    ``dot``, ``*_square``: sums from which ``cosine`` is computed.
     """
 
     n: int
@@ -51,7 +51,7 @@ class TensorDifference:
 
     @property
     def candidate_is_constant(self) -> bool:
-        """The candidate says the same everywhere although the reference does not."""
+        """Whether the candidate is constant although the reference is not."""
         (low, high), (reference_low, reference_high) = self.candidate_range, self.reference_range
         return high - low < 1e-6 and reference_high - reference_low > 1e-2
 
@@ -59,7 +59,7 @@ class TensorDifference:
 def compare_tensors(
     reference: npt.NDArray[np.floating[Any]], candidate: npt.NDArray[np.floating[Any]], *, tolerance: float
 ) -> TensorDifference:
-    """Compare two float tensors of the same shape, whatever it is; sums are in double precision.
+    """Compare two float tensors of the same shape (any shape); sums are in double precision.
 
     Raises ``UsageError`` if shapes differ or a tensor is empty, ``DataError`` if a value is not finite.
     """
@@ -91,11 +91,10 @@ def compare_tensors(
 
 
 def pool_differences(parts: Sequence[TensorDifference]) -> tuple[TensorDifference, int]:
-    """All of ``parts`` as one difference, and which of them holds the worst value.
+    """Pool ``parts`` into one difference, and return which of them holds the worst value.
 
-    Everything is exact but the quantiles: of each, the highest among the parts is given, which is never below the
-    true one.
-    Raises ``UsageError`` if there is none.
+    Everything is exact except the quantiles: each is the highest among the parts, which is never below the true one.
+    Raises ``UsageError`` without parts.
     """
     if not parts:
         raise UsageError("no tensor was compared; there is nothing to pool")
@@ -123,7 +122,7 @@ def pool_differences(parts: Sequence[TensorDifference]) -> tuple[TensorDifferenc
 
 
 def cosine(dot: float, square_a: float, square_b: float) -> float:
-    """``dot / (|a| |b|)`` from the sums; 1.0 if both vectors are zero, 0.0 if just one is."""
+    """Return ``dot / (|a| |b|)`` from the sums; 1.0 if both vectors are zero, 0.0 if just one is."""
     if square_a == 0 or square_b == 0:
         return float(square_a == square_b)
     return dot / (math.sqrt(square_a) * math.sqrt(square_b))

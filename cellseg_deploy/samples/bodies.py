@@ -1,7 +1,7 @@
-"""What absorbs light: red cells, white cells, parasites, platelets and dirt, as layers of optical density.
+"""Bodies that absorb light: red cells, white cells, parasites, platelets and dirt, as layers of optical density.
 
-Each painter takes a ``Patch``, the pixels around one body in polar form, and gives ``Layer``s: a density (h, w) times
-an RGB colour. Nothing here knows of labels.
+Each painter takes a ``Patch``, the pixels around one body in polar form, and returns ``Layer``s: a density (h, w)
+times an RGB colour. This module does not handle labels.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Patch:
 
 
 def patch(x: float, y: float, outline_px: FloatArray, size_hw: tuple[int, int], margin_px: float) -> Patch | None:
-    """The pixels within ``margin_px`` of an outline around (x, y), or None if none lies in the frame."""
+    """Return the pixels within ``margin_px`` of an outline around (x, y), or None if none are in the frame."""
     reach = float(outline_px.max()) + margin_px
     top, bottom = max(0, int(y - reach)), min(size_hw[0], int(y + reach) + 2)
     left, right = max(0, int(x - reach)), min(size_hw[1], int(x + reach) + 2)
@@ -72,7 +72,7 @@ def patch(x: float, y: float, outline_px: FloatArray, size_hw: tuple[int, int], 
 def red_cell(
     rng: np.random.Generator, params: SmearParams, cell: Patch, noise_hw: Plane, *, crenated: bool
 ) -> list[Layer]:
-    """A red cell: a disc that is thinner in the middle, with a rim, a fringe, grain and sometimes a parasite."""
+    """Paint a red cell: a disc thinner in the middle, with a rim, a fringe, grain and sometimes a parasite."""
     softness = params.edge_px * rng.lognormal(0.0, 0.25)
     inside = cell.alpha(softness)
     thickness = np.float32(rng.lognormal(0.0, 0.10)) * np.ones_like(cell.rho)
@@ -82,7 +82,7 @@ def red_cell(
     slope = rng.normal(0.0, 0.05, size=2) / cell.radius
     thickness *= 1 + np.float32(slope[0]) * cell.dx + np.float32(slope[1]) * cell.dy
     thickness *= 1 + np.float32(params.texture) * noise_hw
-    if crenated:  # spikes seen from above are dark blotches
+    if crenated:  # spikes seen from above are dark spots
         thickness *= 1 + np.float32(rng.uniform(0.1, 0.3)) * np.clip(noise_hw, 0, 2)
     colour = _colour(rng, params.cell_density, 0.02)
     layers = [Layer(np.maximum(thickness, 0) * inside, colour)]
@@ -94,7 +94,7 @@ def red_cell(
 
 
 def white_cell(rng: np.random.Generator, params: SmearParams, cell: Patch, noise_hw: Plane) -> list[Layer]:
-    """A white cell: pale granular cytoplasm around a dark nucleus of one to five lobes."""
+    """Paint a white cell: pale granular cytoplasm around a dark nucleus of one to five lobes."""
     inside = cell.alpha(params.edge_px * 1.3)
     lobes = int(rng.choice([1, 2, 3, 4, 5], p=[0.35, 0.15, 0.2, 0.2, 0.1]))
     nucleus = _nucleus(rng, cell, lobes) * inside
@@ -111,7 +111,7 @@ def white_cell(rng: np.random.Generator, params: SmearParams, cell: Patch, noise
 
 
 def platelet(rng: np.random.Generator, params: SmearParams, body: Patch, noise_hw: Plane) -> list[Layer]:
-    """A platelet: a violet granular scrap, paler towards its edge."""
+    """Paint a platelet: a violet granular fragment, paler towards its edge."""
     inside = body.alpha(0.35 * body.radius)
     core = np.exp(-((body.rho / (0.7 * body.rim)) ** 2)) * np.maximum(1 + np.float32(0.6) * noise_hw, 0)
     density = inside * (np.float32(0.18) + np.float32(rng.uniform(0.15, 0.6)) * core)
@@ -120,7 +120,7 @@ def platelet(rng: np.random.Generator, params: SmearParams, body: Patch, noise_h
 
 
 def speck(rng: np.random.Generator, params: SmearParams, body: Patch) -> list[Layer]:
-    """Dirt: a grain of precipitated stain, a dark dust grain, or a bright refracting one."""
+    """Paint dirt: a grain of precipitated stain, a dark dust grain, or a bright refracting one."""
     inside = body.alpha(rng.uniform(0.8, 3.0))
     draw = rng.random()
     if draw < 0.45:
@@ -132,13 +132,13 @@ def speck(rng: np.random.Generator, params: SmearParams, body: Patch) -> list[La
 
 
 def smooth_step(values: Plane) -> Plane:
-    """Cubic step from 0 at 0 to 1 at 1."""
+    """Return the cubic step from 0 at 0 to 1 at 1."""
     t = np.clip(values, 0, 1)
     return np.asarray(t * t * (3 - 2 * t))
 
 
 def _pallor(rng: np.random.Generator, params: SmearParams, cell: Patch) -> Plane:
-    """Share of the thickness missing at each pixel: the pale centre, sometimes a slit, sometimes with a dark middle."""
+    """Return the missing share of thickness: the pale centre, sometimes a slit, sometimes with a dark middle."""
     if rng.random() > params.pallor_share or params.pallor == 0:
         return np.zeros_like(cell.rho)
     depth = np.clip(params.pallor * rng.lognormal(0.0, 0.3), 0, 0.97)
@@ -152,7 +152,7 @@ def _pallor(rng: np.random.Generator, params: SmearParams, cell: Patch) -> Plane
     v = (cell.dy - np.float32(shift[1])) * np.float32(np.cos(tilt)) - (cell.dx - np.float32(shift[0])) * np.float32(
         np.sin(tilt)
     )
-    # Squared distance in units of the pallor, bent to follow the outline so that no pallor leaves its cell.
+    # Squared distance in units of the pallor, warped to follow the outline so that the pallor stays inside its cell.
     square = (u * u / np.float32(stretch) + v * v * np.float32(stretch)) / np.float32(size * size)
     square *= (np.float32(cell.radius) / cell.rim) ** 2
     pale = np.exp(-(square ** np.float32(rng.uniform(0.8, 2.2))))
@@ -162,7 +162,7 @@ def _pallor(rng: np.random.Generator, params: SmearParams, cell: Patch) -> Plane
 
 
 def _fringe(rng: np.random.Generator, params: SmearParams, cell: Patch) -> Plane:
-    """Bright line just outside the outline: light that the thick rim refracts outwards (negative density)."""
+    """Return the bright line just outside the outline: light refracted outwards by the thick rim (negative density)."""
     width = np.float32(0.05 * cell.radius * rng.lognormal(0.0, 0.2))
     outside = -cell.depth
     line = np.exp(-(((outside - width) / width) ** 2)) * (outside > 0)
@@ -170,7 +170,7 @@ def _fringe(rng: np.random.Generator, params: SmearParams, cell: Patch) -> Plane
 
 
 def _parasite(rng: np.random.Generator, params: SmearParams, cell: Patch, inside: Plane) -> Layer:
-    """A malaria parasite or an inclusion: one to eight dots, a ring with a dot, or an irregular blot."""
+    """Paint a malaria parasite or an inclusion: one to eight dots, a ring with a dot, or an irregular blot."""
     colour = _colour(rng, params.nucleus_density, 0.15)
     reach = 0.5 * cell.radius
     x, y = rng.uniform(-reach, reach, size=2)
@@ -194,7 +194,7 @@ def _parasite(rng: np.random.Generator, params: SmearParams, cell: Patch, inside
 
 
 def _nucleus(rng: np.random.Generator, cell: Patch, lobes: int) -> Plane:
-    """Coverage of a nucleus: soft balls along an arc, merged where they meet."""
+    """Return the coverage of a nucleus: soft balls along an arc, merged where they touch."""
     if lobes == 1:
         size = rng.uniform(0.6, 0.85) * cell.radius
         x, y = rng.normal(0, 0.08 * cell.radius, size=2)

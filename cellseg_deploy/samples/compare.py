@@ -1,4 +1,4 @@
-"""``python -m cellseg_deploy.samples.compare truth.csv images.csv``: a run's counts beside the truth."""
+"""``python -m cellseg_deploy.samples.compare truth.csv images.csv``: a run's counts next to the truth."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where cells lie and what outline they have: discs first, then outlines in polar form.
+"""Positions and outlines of cells: discs first, then outlines in polar form.
 
-An outline is a table of radii, one an angle. That makes a cell's inside, its rim and its distance from the rim a
-comparison of two numbers at each pixel, and pressing two cells together a minimum: each is cut at the line of equal
-power of the two discs, which lies between them whatever their sizes.
+An outline is a table of radii, one per angle. So a cell's inside, its rim and its distance from the rim are a
+comparison of two numbers per pixel, and pressing two cells together is a minimum: each is cut at the line of equal
+power of the two discs, which is between them whatever their sizes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Kind = Literal["red", "crenated", "teardrop", "white"]
 N_ANGLES = 1024
 ANGLES: FloatArray = np.linspace(0, 2 * np.pi, N_ANGLES, endpoint=False)
 
-_TRIES = 25  # places tried for one cell before the field counts as full
+_TRIES = 25  # positions tried for one cell before the field counts as full
 _PRESSED = (0.88, 1.0)  # distance of two pressed cells, in sums of their radii
 _OVERLAPPING = (0.45, 0.85)
-_NEAREST = 0.80  # no cell lies nearer to one it does not overlap on purpose
-_SOFTNESS = 18  # exponent of the soft minimum: corners of a pressed cell are round
+_NEAREST = 0.80  # closest distance of cells that do not overlap on purpose
+_SOFTNESS = 18  # exponent of the soft minimum: rounds the corners of a pressed cell
 
 
 @dataclass(frozen=True)
 class Disc:
-    """A cell before it has a form: centre (x, y) and radius in px, and the indices of the discs it lies over."""
+    """A cell before it has an outline: centre (x, y) and radius in px, and the indices of the discs it lies over."""
 
     x: float
     y: float
@@ -40,11 +40,11 @@ class Disc:
 
 
 def place_discs(rng: np.random.Generator, params: SmearParams) -> list[Disc]:
-    """Up to ``params.n_cells`` discs, some joined to an earlier one, the lowest first."""
+    """Place up to ``params.n_cells`` discs, some joined to an earlier one, the lowest first."""
     discs: list[Disc] = []
     centres = np.empty((params.n_cells, 2))
     radii = np.empty(params.n_cells)
-    heading = rng.uniform(0, 2 * np.pi, size=params.n_cells)  # of the chain (rouleau) that a cell may be part of
+    heading = rng.uniform(0, 2 * np.pi, size=params.n_cells)  # of the chain (rouleau) that a cell may belong to
     for _ in range(params.n_cells):
         n = len(discs)
         kind = _draw_kind(rng, params)
@@ -78,7 +78,7 @@ def place_discs(rng: np.random.Generator, params: SmearParams) -> list[Disc]:
 
 
 def outlines(rng: np.random.Generator, params: SmearParams, discs: list[Disc]) -> list[FloatArray]:
-    """Radius in px at each of ``ANGLES`` for every disc; cells that do not overlap on purpose do not cross."""
+    """Return the radius in px at each of ``ANGLES`` for every disc; only cells that overlap on purpose cross."""
     free = [disc.radius * _free_form(rng, params, disc.kind) for disc in discs]
     centres = np.array([(disc.x, disc.y) for disc in discs]).reshape(-1, 2)
     reach = np.array([form.max() for form in free])
@@ -91,7 +91,7 @@ def outlines(rng: np.random.Generator, params: SmearParams, discs: list[Disc]) -
         for j in np.flatnonzero(distances < reach + reach[i]):
             if j == i or j in disc.over or i in discs[j].over:
                 continue
-            # The line of equal power of both discs, as seen from this centre.
+            # The line of equal power of both discs, seen from this centre.
             line = (distances[j] ** 2 + disc.radius**2 - discs[j].radius ** 2) / (2 * distances[j])
             towards = np.cos(ANGLES - np.arctan2(offsets[j, 1], offsets[j, 0]))
             limit = max(line - max(gap[i], gap[j]), 0.2 * disc.radius) / np.maximum(towards, 1e-3)
@@ -101,7 +101,7 @@ def outlines(rng: np.random.Generator, params: SmearParams, discs: list[Disc]) -
 
 
 def random_outline(rng: np.random.Generator, irregularity: float, elongation: float) -> FloatArray:
-    """Radii of a smooth closed form with the area of the unit disc: an ellipse with low Fourier orders on it."""
+    """Return radii of a smooth closed shape with the area of the unit disc: an ellipse plus low Fourier orders."""
     axis_ratio = np.exp(abs(rng.normal(0.0, elongation)))
     tilt = rng.uniform(0, 2 * np.pi)
     form: FloatArray = 1 / np.sqrt(np.cos(ANGLES - tilt) ** 2 / axis_ratio + np.sin(ANGLES - tilt) ** 2 * axis_ratio)
@@ -125,7 +125,7 @@ def _free_form(rng: np.random.Generator, params: SmearParams, kind: Kind) -> Flo
 
 
 def _spikes(rng: np.random.Generator) -> FloatArray:
-    """Crenation: 9 to 24 blunt spikes of uneven height around the rim (an echinocyte)."""
+    """Return crenation: 9 to 24 blunt spikes of uneven height around the rim (an echinocyte)."""
     count = int(rng.integers(9, 25))
     centres = (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * (2 * np.pi / count)
     heights = rng.uniform(0.35, 1.0, count) * rng.uniform(0.05, 0.15)
@@ -149,7 +149,7 @@ def _draw_kind(rng: np.random.Generator, params: SmearParams) -> Kind:
 
 
 def _in_reach(place: FloatArray, radius: float, size_hw: tuple[int, int]) -> bool:
-    """True if a good part of the disc lies within the frame."""
+    """Return whether a good part of the disc is in the frame."""
     height, width = size_hw
     inside = 0.5 * radius
     return bool(-inside < place[0] < width + inside and -inside < place[1] < height + inside)
@@ -162,7 +162,7 @@ def _soft_minimum(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def _turn(angles: FloatArray) -> FloatArray:
-    """The same angles in [-pi, pi)."""
+    """Return the same angles in [-pi, pi)."""
     return np.asarray((angles + np.pi) % (2 * np.pi) - np.pi)
 
 

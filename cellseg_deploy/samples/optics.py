@@ -1,6 +1,6 @@
 """From optical density to a photograph: lamp, slide, lens, sensor, file format and scale bar.
 
-Order as in the microscope: light falls unevenly, the slide absorbs it, the lens blurs it, the sensor adds noise, the
+In the order of a microscope: light falls unevenly, the slide absorbs it, the lens blurs it, the sensor adds noise, the
 camera sharpens and compresses.
 """
 
@@ -15,12 +15,12 @@ from cellseg_deploy.samples.params import RED_CELL_DIAMETER_UM, SmearParams
 Frame = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
 
-_BRIGHTEST = -0.08  # no fringe gains more light than this density
+_BRIGHTEST = -0.08  # limit of the light that a fringe gains, as a density
 _LN10 = np.float32(np.log(10))
 
 
 def smooth_noise(rng: np.random.Generator, size_hw: tuple[int, int], feature_px: float) -> Frame:
-    """Noise (h, w) float32 of zero mean and unit variance, alike in all directions, features ``feature_px`` wide.
+    """Return noise (h, w) float32 of zero mean and unit variance, isotropic, with features ``feature_px`` wide.
 
     White noise on a grid of a third of a feature is blurred there, where it is small, and then enlarged.
     """
@@ -34,7 +34,7 @@ def smooth_noise(rng: np.random.Generator, size_hw: tuple[int, int], feature_px:
 
 
 def residue(rng: np.random.Generator, params: SmearParams) -> Frame:
-    """Density (h, w) of the stain and plasma left between the cells: clouds, and a finer mottle."""
+    """Return the density (h, w) of stain and plasma residue between the cells: clouds, and a finer mottle."""
     clouds = smooth_noise(rng, params.size_hw, 6.0 * params.cell_diameter_px)
     mottle = smooth_noise(rng, params.size_hw, 0.25 * params.cell_diameter_px)
     left = np.maximum(clouds + np.float32(0.5), 0) + np.float32(0.12) * mottle
@@ -42,7 +42,7 @@ def residue(rng: np.random.Generator, params: SmearParams) -> Frame:
 
 
 def photograph(rng: np.random.Generator, params: SmearParams, density_hwc: Frame) -> Image:
-    """RGB uint8 photograph of ``density_hwc`` (h, w, 3)."""
+    """Render ``density_hwc`` (h, w, 3) as an RGB uint8 photograph."""
     light: Frame = cv2.exp(-_LN10 * np.maximum(density_hwc, np.float32(_BRIGHTEST)))
     light *= _illumination(rng, params)
     if params.blur_px > 0:
@@ -85,7 +85,7 @@ def draw_scale_bar(rng: np.random.Generator, params: SmearParams, image_hwc: Ima
 
 
 def _illumination(rng: np.random.Generator, params: SmearParams) -> Frame:
-    """Light (h, w, 3) that an empty slide would show, in grey levels."""
+    """Return the light (h, w, 3) that an empty slide would show, in grey levels."""
     height, width = params.size_hw
     small_h, small_w = max(2, height // 16), max(2, width // 16)
     y, x = np.meshgrid(np.linspace(-1, 1, small_h), np.linspace(-1, 1, small_w), indexing="ij")
@@ -100,9 +100,9 @@ def _illumination(rng: np.random.Generator, params: SmearParams) -> Frame:
 
 
 def _sensor_noise(rng: np.random.Generator, light_hwc: Frame, sigma: float) -> Frame:
-    """Noise in grey levels, shared in part by neighbours as after demosaicing, less in the dark.
+    """Return noise in grey levels, partly correlated between neighbours as after demosaicing, lower in the dark.
 
-    Uniform numbers, three times as fast to draw as normal ones: a 3 x 3 Gaussian mean of them is near enough normal.
+    Uniform numbers, three times as fast to draw as normal ones; their 3 x 3 Gaussian mean is nearly normal.
     """
     noise: Frame = cv2.GaussianBlur(rng.random(light_hwc.shape, dtype=np.float32) - np.float32(0.5), (3, 3), 0.6)
     spread = 0.134  # standard deviation after the mean
@@ -112,7 +112,7 @@ def _sensor_noise(rng: np.random.Generator, light_hwc: Frame, sigma: float) -> F
 
 
 def _compress(image_hwc: Image, quality: int) -> Image:
-    """The image as a JPEG of that quality gives it back."""
+    """Return the image as decoded from a JPEG of that quality."""
     _, data = cv2.imencode(".jpg", image_hwc[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     back = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     assert back is not None, "OpenCV cannot read the JPEG it has just written"

@@ -1,8 +1,8 @@
-"""What a synthetic smear looks like: ``SmearParams``, and ``random_params``, which draws a laboratory.
+"""Appearance of a synthetic smear: ``SmearParams``, and ``random_params``, which draws a random laboratory.
 
 Colours are optical densities, because stain absorbs: a cell of density ``d`` in a channel lets ``10 ** -d`` of the
-light through (Beer-Lambert), and two cells one upon the other add their densities. The stains and backgrounds below
-span what published smears show: Giemsa, Wright and Leishman, blue-grey over violet to orange-red, pale to dark.
+light through (Beer-Lambert), and two overlapping cells add their densities. The stains and backgrounds below span
+those of published smears: Giemsa, Wright and Leishman, blue-grey over violet to orange-red, pale to dark.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cellseg_deploy.errors import UsageError
 Rgb = tuple[float, float, float]
 
 RED_CELL_DIAMETER_UM = 7.5
-"""Mean diameter of a human red cell on a dried smear; gives a picture its scale bar."""
+"""Mean diameter of a human red cell on a dried smear; sets the length of the scale bar."""
 
 STAINS: dict[str, tuple[Rgb, Rgb]] = {
     # name: (optical density of a red cell, of a white cell's nucleus)
@@ -84,10 +84,10 @@ _NOT_NEGATIVE = (
 class SmearParams:
     """One laboratory, slide and camera. Lengths in image px; shares in [0, 1]; densities are optical (log10).
 
-    Layout: ``size_hw``; ``n_cells`` asked for (fewer where the field is full); ``cell_diameter_px`` median and
+    Layout: ``size_hw``; ``n_cells`` requested (fewer if the field is full); ``cell_diameter_px`` median and
     ``diameter_spread`` (standard deviation of its logarithm); ``clustering``: share of cells that join another;
-    ``overlap``: share of those that lie over it, the rest press against it with a gap of ``contact_gap_px``;
-    ``rouleaux``: share of overlapping cells that prolong a chain.
+    ``overlap``: share of those that lie over the other, the rest press against it with a gap of ``contact_gap_px``;
+    ``rouleaux``: share of overlapping cells that extend a chain.
     Form: ``elongation`` and ``irregularity`` (spreads); ``crenated_share``, ``teardrop_share``, ``target_share``.
     Density across a cell: ``pallor`` (depth of the pale centre, 0 none, 1 as pale as the background), its
     ``pallor_share`` and ``pallor_size`` (of the radius); ``rim`` (darker edge); ``halo`` (bright fringe outside it);
@@ -137,7 +137,7 @@ class SmearParams:
     scale_bar: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ``UsageError`` naming each value that cannot be meant."""
+        """Raise ``UsageError`` naming each invalid value."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         wrong = [f"{name} must be in [0, 1], got {values[name]}" for name in _SHARES if not 0 <= values[name] <= 1]
         wrong += [f"{name} must be at least 0, got {values[name]}" for name in _NOT_NEGATIVE if not values[name] >= 0]
@@ -166,11 +166,11 @@ def random_params(
     size_hw: tuple[int, int] = (1200, 1600),
     cell_diameter_px: float | None = None,
 ) -> SmearParams:
-    """Draw a laboratory: stain, camera, density and health of the blood, all at random.
+    """Draw a random laboratory: stain, camera, cell density and health of the blood.
 
-    ``cell_diameter_px`` fixes the median diameter; by default it is drawn around 90 px (70 to 115). Lengths of
-    optics (gap, edge, blur) grow with the cells, as they do with magnification. The draw depends on ``rng`` alone,
-    not on the size, apart from ``n_cells``, which follows it.
+    ``cell_diameter_px`` fixes the median diameter; by default it is drawn around 90 px (70 to 115). Optical lengths
+    (gap, edge, blur) grow with the cells, as they do with magnification. The draw depends on ``rng`` alone, not on the
+    size, except ``n_cells``, which follows the size.
     """
     diameter = float(rng.uniform(70, 115)) if cell_diameter_px is None else cell_diameter_px
     zoom = diameter / 90.0
@@ -227,7 +227,7 @@ def random_params(
 
 
 def _stain(rng: np.random.Generator) -> tuple[Rgb, Rgb]:
-    """One of ``STAINS``, jittered in hue and darkness."""
+    """Draw one of ``STAINS``, jittered in hue and darkness."""
     names = sorted(STAINS)
     cell, nucleus = STAINS[names[int(rng.integers(len(names)))]]
     darkness = np.clip(rng.lognormal(0.0, 0.25), 0.55, 1.6)
@@ -236,7 +236,7 @@ def _stain(rng: np.random.Generator) -> tuple[Rgb, Rgb]:
 
 
 def _background(rng: np.random.Generator) -> Rgb:
-    """One of ``BACKGROUNDS``, jittered in brightness and tint."""
+    """Draw one of ``BACKGROUNDS``, jittered in brightness and tint."""
     names = sorted(BACKGROUNDS)
     base = np.array(BACKGROUNDS[names[int(rng.integers(len(names)))]])
     return _rgb(np.clip(base * rng.uniform(0.94, 1.02) * rng.normal(1.0, 0.008, size=3), 0, 255))

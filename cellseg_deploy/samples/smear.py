@@ -1,4 +1,4 @@
-"""One smear: cells laid on the slide from the lowest to the highest, their labels, and the photograph of it all."""
+"""One smear: cells laid on the slide from lowest to highest, their labels, and the photograph."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 MIN_VISIBLE = 0.4
-"""Share of a cell's pixels in the frame that no later cell may take away."""
+"""Share of a cell's pixels in the frame that must stay visible under later cells."""
 
 MIN_IN_FRAME = 0.15
-"""Share of a cell's area that must lie in the frame, or it is not placed at all."""
+"""Share of a cell's area that must be in the frame; otherwise the cell is not placed."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Smear:
 
 
 def make_smear(params: SmearParams, seed: int) -> Smear:
-    """The smear that ``params`` and ``seed`` stand for; always the same one.
+    """Make the smear of ``params`` and ``seed``; deterministic.
 
-    Every cell drawn is labelled, and every label is one 4-connected region of at least ``MIN_VISIBLE`` of the cell's
+    Every drawn cell is labelled, and every label is one 4-connected region of at least ``MIN_VISIBLE`` of the cell's
     pixels in the frame; of two overlapping cells the upper owns the overlap. Platelets and dirt are background.
-    Layout, bodies and optics have random streams of their own, so a change of stain or noise leaves the truth alone.
+    Layout, bodies and optics have separate random streams, so a change of stain or noise does not change the truth.
     """
     layout_rng, body_rng, dirt_rng, optics_rng = np.random.default_rng(seed).spawn(4)
     slide = Slide(params, body_rng)
@@ -53,23 +53,23 @@ def make_smear(params: SmearParams, seed: int) -> Smear:
 
 
 class Slide:
-    """Density (h, w, 3) and labels (h, w) that grow with each body."""
+    """Density (h, w, 3) and labels (h, w), extended by each body."""
 
     def __init__(self, params: SmearParams, rng: np.random.Generator) -> None:
         self.params = params
         self.rng = rng
         self.density = np.zeros((*params.size_hw, 3), np.float32)
         self.labels: Labels = np.zeros(params.size_hw, np.int32)
-        # Of each label when it was placed: its pixels in the frame, and the window that holds them.
+        # Per label at placement: its pixels in the frame, and the window that holds them.
         self.areas = [0]
         self.windows = [(slice(0), slice(0))]
         side = int(5 * params.cell_diameter_px)
         self.grain = smooth_noise(rng, (side, side), max(2.0, 0.07 * params.cell_diameter_px))
 
     def add_cell(self, x: float, y: float, outline_px: FloatArray, kind: str) -> None:
-        """Lay a cell on top, unless it would hide another one or shows too little itself."""
+        """Lay a cell on top, unless it would hide another cell or is itself too little visible."""
         cell = bodies.patch(x, y, outline_px, self.params.size_hw, margin_px=0.3 * float(outline_px.mean()))
-        # A stream for each cell: whether an earlier one was placed must not change this one's looks.
+        # One stream per cell: whether an earlier cell was placed must not change this one's appearance.
         (rng,) = self.rng.spawn(1)
         if cell is None:
             return
@@ -91,7 +91,7 @@ class Slide:
         self._add(cell, layers)
 
     def add_background(self, rng: np.random.Generator) -> None:
-        """Platelets, dirt and residue of stain: what a counter must not count."""
+        """Add platelets, dirt and stain residue, which must not be counted."""
         params = self.params
         height, width = params.size_hw
         expected = params.n_cells * params.platelets_per_cell
@@ -122,7 +122,7 @@ class Slide:
         return self.grain[top : top + shape_hw[0], left : left + shape_hw[1]]
 
     def _hides_one(self, window: tuple[slice, slice], mask: Mask) -> bool:
-        """True if a cell on top with this mask would cut or hide one that lies there already."""
+        """Return whether a cell on top with this mask would cut or hide an earlier cell."""
         before = self.labels[window].copy()
         beneath = np.flatnonzero(np.bincount(before[mask]))
         self.labels[window][mask] = 0
@@ -131,18 +131,18 @@ class Slide:
         return hidden
 
     def _is_hidden(self, label: int) -> bool:
-        """True if too little of a cell is left, or what is left has come apart."""
+        """Return whether too little of a cell is visible, or its visible part is not connected."""
         seen: Mask = self.labels[self.windows[label]] == label
         visible = int(seen.sum())
         return visible < MIN_VISIBLE * self.areas[label] or int(_largest_region(seen).sum()) < visible
 
 
 def raster_order(labels_hw: Labels) -> Labels:
-    """The same regions numbered 1..n by their first pixel in raster order."""
+    """Return the same regions numbered 1..n by their first pixel in raster order."""
     flat = labels_hw.ravel()
     backwards = np.flatnonzero(flat)[::-1]
     first = np.full(int(labels_hw.max(initial=0)) + 1, flat.size)
-    first[flat[backwards]] = backwards  # of several assignments to one place the last stays: the first pixel
+    first[flat[backwards]] = backwards  # of several assignments to one index the last wins: the first pixel
     order = np.argsort(first, kind="stable")[: np.count_nonzero(first < flat.size)]
     table = np.zeros(len(first), np.int32)
     table[order] = np.arange(1, len(order) + 1)
@@ -150,7 +150,7 @@ def raster_order(labels_hw: Labels) -> Labels:
 
 
 def _largest_region(mask: Mask) -> Mask:
-    """The largest 4-connected region of ``mask``."""
+    """Return the largest 4-connected region of ``mask``."""
     count, regions = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
     if count <= 2:
         return mask

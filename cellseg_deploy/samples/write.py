@@ -1,4 +1,4 @@
-"""A folder of synthetic smears with their truth, and the comparison of a run's counts with it."""
+"""Write a folder of synthetic smears with their truth, and compare a run's counts with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CELLS_PER_PX = SmearParams().n_cells / float(np.prod(SmearParams().size_hw))
 
 @dataclass(frozen=True)
 class Count:
-    """One image's true and counted cells; ``counted`` is None where the run failed on the image."""
+    """One image's true and found number of cells; ``counted`` is None if the run failed on the image."""
 
     image: str
     true: int
@@ -29,10 +29,10 @@ class Count:
 def write_samples(
     folder: Path, n: int, seed: int, size_hw: tuple[int, int] = (1200, 1600), *, vary: bool = False
 ) -> list[tuple[str, int]]:
-    """Write ``n`` smears; gives each image's name and number of cells.
+    """Write ``n`` smears; return each image's name and number of cells.
 
     ``folder`` (new or empty) gets ``images/NAME.png``, ``masks/NAME.png`` (uint16 label images) and ``truth.csv``
-    (image, n_cells). With ``vary`` each image comes from another laboratory. Image i depends on ``seed`` and i only,
+    (image, n_cells). With ``vary`` each image comes from another laboratory. Image i depends only on ``seed`` and i,
     so a longer series begins with the shorter one. Raises ``UsageError`` and ``OutputError``.
     """
     if n < 1:
@@ -57,7 +57,7 @@ def write_samples(
 
 
 def sample_params(seed: int, index: int, size_hw: tuple[int, int], *, vary: bool) -> tuple[SmearParams, int]:
-    """Parameters and seed of image ``index`` in the series ``seed``."""
+    """Return parameters and seed of image ``index`` in the series ``seed``."""
     if seed < 0:
         raise UsageError(f"the seed must be at least 0, got {seed}")
     draw_seed, image_seed = (int(word) for word in np.random.SeedSequence([seed, index]).generate_state(2))
@@ -68,9 +68,9 @@ def sample_params(seed: int, index: int, size_hw: tuple[int, int], *, vary: bool
 
 
 def compare_counts(truth_csv: Path, images_csv: Path) -> list[Count]:
-    """The counts of ``images_csv`` (columns image, status, cells; written by cellseg-infer) beside the truth.
+    """Pair the counts in ``images_csv`` (columns image, status, cells; written by cellseg-infer) with the truth.
 
-    Every image of the truth must be in the run; raises ``DataError`` naming the first that is not.
+    Every image of the truth must be in the run; raises ``DataError`` naming the first missing one.
     """
     run = {row["image"]: row for row in _read_rows(images_csv, ("image", "status", "cells"))}
     counts = []
@@ -86,7 +86,7 @@ def compare_counts(truth_csv: Path, images_csv: Path) -> list[Count]:
 
 
 def count_table(counts: list[Count]) -> str:
-    """A plain-text table of ``counts`` with their sum; a failed image shows ``failed`` and is left out of the sum."""
+    """Format ``counts`` with their sum as plain text; a failed image shows ``failed`` and is not in the sum."""
     width = max(len("image"), *(len(count.image) for count in counts))
     lines = [f"{'image':<{width}}  {'true':>6}  {'counted':>7}  {'difference':>10}"]
     lines += [_line(count.image, count.true, count.counted, width) for count in counts]
@@ -125,7 +125,7 @@ def _integer(text: str, path: Path) -> int:
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    """Encode first and write after, because cv2.imwrite fails silently on paths that are not ASCII on Windows."""
+    """Encode first, then write: cv2.imwrite fails silently on non-ASCII paths on Windows."""
     written, data = cv2.imencode(".png", pixels)
     if not written:
         raise OutputError(f"{path}: OpenCV could not encode {pixels.dtype} {pixels.shape} as PNG")
