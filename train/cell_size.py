@@ -9,7 +9,7 @@ SENSIBLE_PX = (20.0, 110.0)
 """Median cell diameters in model px that suit the tiles and the halo."""
 USUAL_PX = 50.0
 REMARKABLE, REFUSED = 1.5, 2.5
-"""Factors from the trained cell size beyond which cells are learned from scratch, not fine-tuned."""
+"""Factors from the trained cell size beyond which cells are relearned rather than fine-tuned."""
 
 
 def check_cell_size(config: TrainConfig, diameter_px: float, taught_px: float | None) -> str:

@@ -87,7 +87,7 @@ def export_triton(
                 (place / name).rename(folder)
     except BaseException:
         if new:
-            with contextlib.suppress(OSError):  # not empty: in use by someone else
+            with contextlib.suppress(OSError):  # not empty: someone else has added files
                 repository.rmdir()
         raise
     return folder
