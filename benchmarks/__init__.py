@@ -1,1 +1,1 @@
-"""The place of benchmarks: time, memory and accuracy of every form. Imported as ``cellseg_benchmarks``."""
+"""Benchmarks: time, memory and accuracy of every form. Imported as ``cellseg_benchmarks``."""

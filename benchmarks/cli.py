@@ -1,4 +1,4 @@
-"""``python -m cellseg_benchmarks``: what the forms of a network are worth, measured on this machine."""
+"""``python -m cellseg_benchmarks``: measure the forms of a network on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MODULES = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports the module of a command when it is asked for, as click's manual has it."""
+    """A group that imports the module of a command on first use, following click's manual."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_MODULES})

@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, tried once, for whoever has the first one: ``scripts/gpu-check``.
+"""Try everything that needs a GPU once, for the first user who has one: ``scripts/gpu-check``.
 
-Builds every form of a model, compares each with the gate, runs the GPU tests, times what was made, and writes one JSON
+Builds every form of a model, compares each with the gate, runs the GPU tests, times the results, and writes one JSON
 and one Markdown file to paste into a bug report. Each step and each timing is a process of its own, so that a crash in
-a driver is a row in the table and not the end. What cannot run here says so and why; nothing is reported that was not
-run. Without a GPU there is nothing to check, and it ends at once.
+a driver is a row in the table and does not end the check. Anything that cannot run here is listed with the reason;
+only what was run is reported. Without a GPU the check ends at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TIMEOUT = 3600.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended: exit code (negative: killed by that signal), what it printed, how long it took."""
+    """Result of a process: exit code (negative: killed by that signal), output, duration."""
 
     code: int
     out: str
@@ -50,8 +50,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to try. ``command``: arguments after the Python. ``makes``: file it leaves if it succeeds.
-    ``needs``: files of earlier steps. ``tells``: it is pytest, whose last line says what ran."""
+    """One step to try. ``command``: arguments after the Python. ``makes``: file it leaves on success.
+    ``needs``: files of earlier steps. ``tells``: it is pytest, whose last line reports what ran."""
 
     name: str
     command: tuple[str, ...]
@@ -62,7 +62,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a step. ``detail``: why it failed or was skipped, in one line. ``log``: its last words."""
+    """Result of a step. ``detail``: why it failed or was skipped, in one line. ``log``: end of its output."""
 
     name: str
     status: Status
@@ -74,7 +74,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Form:
-    """Something to time: what it is called, its file, and arguments of ``open_backend``."""
+    """A form to time: its name, its file, and arguments of ``open_backend``."""
 
     name: str
     file: Path
@@ -83,8 +83,8 @@ class Form:
 
 @dataclass(frozen=True)
 class Latency:
-    """A row of the latency table. ``ms_per_tile``: median over ``calls`` turns with ``batch`` tiles a call, host to
-    host; None if nothing was timed, and ``note`` says why."""
+    """A row of the latency table. ``ms_per_tile``: median over ``calls`` turns with ``batch`` tiles per call, host to
+    host; None if nothing was timed, and ``note`` gives the reason."""
 
     form: str
     backend: str
@@ -108,7 +108,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """Of the command: 5 if a step failed, else 8 if one could not run or a form could not be timed."""
+        """Exit code of the command: 5 if a step failed, else 8 if one could not run or a form could not be timed."""
         statuses = {result.status for result in self.results}
         if "failed" in statuses:
             return ModelError.exit_code
@@ -120,7 +120,7 @@ class Report:
         return json.dumps(asdict(self), indent=2).encode() + b"\n"
 
     def to_markdown(self) -> str:
-        """Tables of machine, steps and latency, and the logs of what failed."""
+        """Return tables of machine, steps and latency, and the logs of failed steps."""
         lines = ["# gpu-check", "", "| | |", "|---|---|"]
         lines += [f"| {key} | {_cell(value)} |" for key, value in (self.machine | self.gpu).items()]
         lines += [f"| model | {_cell(self.model)} |", "", "| step | result | s | |", "|---|---|---|---|"]
@@ -142,7 +142,7 @@ Say = Callable[[str], None]
 
 
 def steps_for(model: Path, out: Path) -> list[Step]:
-    """What to try with ``model``, in order; files go to ``out``. Forms on the GPU are compared with the CPU."""
+    """Steps to try with ``model``, in order; files go to ``out``. Forms on the GPU are compared with the CPU."""
     made = ("fp16.onnx", "mixed.onnx", "model.xml", "bf16.xml", "int8.xml", "fp16.engine", "fp32.engine")
     half, mixed, openvino, bf16, int8, engine, engine32 = (str(out / name) for name in made)
     verify = (*_EXPORT, "verify", "--device", "cuda", "--reference-device", "cpu", str(model))
@@ -167,7 +167,7 @@ def steps_for(model: Path, out: Path) -> list[Step]:
 
 
 def forms_to_time(model: Path, out: Path) -> list[Form]:
-    """Forms of the latency table, the CPU's first."""
+    """Forms of the latency table, CPU forms first."""
 
     def form(name: str, file: Path, backend: str, device: str = "cuda", **more: Any) -> Form:
         return Form(name, file, {"backend": backend, "device": device} | more)
@@ -188,9 +188,9 @@ def forms_to_time(model: Path, out: Path) -> list[Form]:
 
 
 def run_step(step: Step, run: Run) -> Result:
-    """Try ``step``; one whose files are missing, or whose engine or device is not here, is skipped.
+    """Try ``step``; it is skipped if its files are missing or its engine or device is unavailable.
 
-    What an earlier check left at ``makes`` goes first: only what this one made is compared and timed.
+    A file that an earlier check left at ``makes`` is removed first: only this check's results are compared and timed.
     """
     if step.makes:
         with writing(Path(step.makes)):
@@ -214,11 +214,11 @@ def run_step(step: Step, run: Run) -> Result:
     if not step.tells:
         return result("passed")
     words = _last_words(outcome.out)
-    return result("passed" if " passed" in words else "skipped", words)  # pytest ends well, too, if all were skipped
+    return result("passed" if " passed" in words else "skipped", words)  # pytest also succeeds if all were skipped
 
 
 def run_python(arguments: Sequence[str], *, timeout: float = _TIMEOUT) -> Outcome:
-    """Run this Python with ``arguments``; ends it after ``timeout`` seconds."""
+    """Run this Python with ``arguments``; end it after ``timeout`` seconds."""
     seconds = stopwatch()
     try:
         done = subprocess.run(
@@ -230,7 +230,7 @@ def run_python(arguments: Sequence[str], *, timeout: float = _TIMEOUT) -> Outcom
 
 
 def time_form(form: Form, run: Run) -> list[Latency]:
-    """Rows of the latency table for ``form``; one that cannot run gives one row with the reason for its time."""
+    """Rows of the latency table for ``form``; if it cannot run, one row with the reason instead of a time."""
     empty = Latency(form.name, form.settings["backend"], form.settings["device"])
     if not form.file.is_file():
         return [replace(empty, note="not run: the form was not made")]
@@ -252,7 +252,7 @@ def time_command(file: Path, settings: dict[str, Any]) -> None:
     from cellseg_benchmarks.harness.forms import sample_tiles
     from cellseg_deploy.backends import EngineOptions, open_backend
 
-    with open_backend(file, EngineOptions(**settings)) as backend:  # answers when it is done: nothing to synchronise
+    with open_backend(file, EngineOptions(**settings)) as backend:  # returns when it is done: nothing to synchronise
         tiles = {n: sample_tiles(backend.spec, n) for n in BATCHES}
         entries = {str(n): turn_of(partial(backend.predict, batch)) for n, batch in tiles.items()}
         measured = interleave(entries, PLAN)
@@ -291,7 +291,7 @@ def check(
     say: Say = lambda _: None,
     progress: Progress | None = None,
 ) -> Report:
-    """Run all steps for ``model`` and time what was made; what a signal cuts off is skipped, with that reason."""
+    """Run all steps for ``model`` and time the results; steps cut off by a signal are skipped, with that reason."""
     say(f"GPU: {gpu['name']}")
     progress = progress or Progress()
     results: list[Result] = []

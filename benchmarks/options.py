@@ -1,4 +1,4 @@
-"""Options and habits that the commands which measure have in common."""
+"""Shared options and steps of the measuring commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @dataclass(frozen=True)
 class Engine:
-    """How to open a model: ``engine_options``."""
+    """Values of ``engine_options``: how to open a model."""
 
     backend: str = "auto"
     device: str | None = None
@@ -35,30 +35,30 @@ class Engine:
     streams: int | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """These as settings of a folder run; see ``folder.subject``."""
+        """Return these as settings of a folder run; see ``folder.subject``."""
         return asdict(self)
 
     def not_run(self, machine: Machine) -> dict[str, str]:
-        """What a report says of the GPU if none is here and none was asked for."""
+        """Note on the GPU for the report, if none is available and none was requested."""
         return {} if machine.gpu or (self.device or "cpu") != "cpu" else {"cuda": f"not yet run: {machine.no_gpu}"}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """``scale_options``."""
+    """Values of ``scale_options``."""
 
     scale: float | None = None
     cell_diameter: float | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """These as arguments of ``Segmenter.load``."""
+        """Return these as arguments of ``Segmenter.load``."""
         return {"scale": self.scale, "cell_diameter_px": self.cell_diameter}
 
 
 def settings_of(kind: type[S], given: Mapping[str, Any]) -> S:
-    """The dataclass ``kind`` with the options that click has ``given``, by the names of its fields.
+    """Make the dataclass ``kind`` from the options ``given`` by click, by the names of its fields.
 
-    A field that is a dataclass itself, as ``Engine``, takes its own.
+    A field that is itself a dataclass, such as ``Engine``, takes its own options.
     """
     values = {}
     for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
@@ -71,7 +71,7 @@ def settings_of(kind: type[S], given: Mapping[str, Any]) -> S:
 
 
 def measuring_options(function: F) -> F:
-    """``-o``, ``--threads``, ``--quiet``: of every command."""
+    """Add ``-o``, ``--threads``, ``--quiet``, which every command has."""
     options = [
         click.option("-o", "--output", required=True, metavar="DIR", type=PATH, help="New folder for the report."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as each library chooses]"),
@@ -81,7 +81,7 @@ def measuring_options(function: F) -> F:
 
 
 def engine_options(function: F) -> F:
-    """How to open a model and run it over folders: ``Engine``."""
+    """Add the options for opening a model and running it over folders: ``Engine``."""
     options = [
         click.option(
             "--backend",
@@ -101,7 +101,7 @@ def engine_options(function: F) -> F:
 
 
 def scale_options(function: F) -> F:
-    """``--scale`` and ``--cell-diameter``: ``Scale``."""
+    """Add ``--scale`` and ``--cell-diameter``: ``Scale``."""
     options = [
         click.option("--scale", type=float, help="Model px per image px.  [default: the training images' scale]"),
         click.option("--cell-diameter", type=float, metavar="PX", help="Or: diameter of cells in the images."),
@@ -110,14 +110,14 @@ def scale_options(function: F) -> F:
 
 
 def model_option(function: F) -> F:
-    """``--model``, where one is measured."""
+    """Add ``--model``, for commands that measure a single model."""
     return click.option("--model", type=PATH, help="Model file.  [default: the one that ships]")(function)
 
 
 def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
     """``--rounds``, ``--min-seconds``, ``--settle`` and ``--budget``, for the commands that interleave: ``timer.Plan``.
 
-    The last two are named as the fields of ``Plan``.
+    The last two are named after the fields of ``Plan``.
     """
     options = [
         click.option("--rounds", type=click.IntRange(1), default=rounds, show_default=True, help="Turns of each."),
@@ -152,7 +152,7 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
 
 
 def numbers(text: str, name: str, kind: type[float] = int) -> list[Any]:
-    """``1,8`` as positive numbers without doubles, in order; click's usage error names the option ``name``."""
+    """``1,8`` as positive numbers without duplicates, in order; click's usage error names the option ``name``."""
     try:
         found = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -168,18 +168,18 @@ def words(text: str | None) -> list[str] | None:
 
 
 def check_pair(images: Path | None, masks: Path | None) -> None:
-    """Raise click's usage error if only one of the two folders is given."""
+    """Raise click's usage error if only one of the two folders is passed."""
     if (images is None) != (masks is None):
         raise click.UsageError("--images and --masks belong together: the images are judged by true cells")
 
 
 def teller(quiet: bool) -> Callable[[str], None]:
-    """Where lines of progress go."""
+    """Return the function that receives lines of progress."""
     return lambda line: None if quiet else console.say(console.printable(line))
 
 
 def progress(output: Path, benchmark: str) -> Progress:
-    """Keeps the figures of ``benchmark`` in ``output`` while they are made; says so if they are all that is left."""
+    """Keep the figures of ``benchmark`` in ``output`` during the run; report it if they are all that is left."""
     from cellseg_benchmarks.harness.partial import Progress
 
     made = Progress(output, benchmark)
@@ -193,9 +193,9 @@ def progress(output: Path, benchmark: str) -> Progress:
 
 
 class Bench:
-    """One run of a command: the machine it is on, the folder it writes to, whom it tells.
+    """One run of a command: the machine, the output folder, the receiver of messages.
 
-    The machine is looked at before anything is measured. Ends with an error without matplotlib.
+    The machine is described before anything is measured. Raises an error without matplotlib.
     """
 
     def __init__(self, benchmark: str, given: Mapping[str, Any]) -> None:
@@ -209,7 +209,7 @@ class Bench:
         self.say = teller(given["quiet"])
 
     def begin(self) -> Progress:
-        """Make the folder, which must be new; figures are kept there while they are made."""
+        """Make the folder, which must be new; figures are kept there during the run."""
         from cellseg_benchmarks.harness.report import new_folder
 
         new_folder(self.output)
@@ -217,23 +217,23 @@ class Bench:
         return self.progress
 
     def conditions(self) -> Conditions:
-        """Machine and load, looked at again now that all is measured."""
+        """Machine and load, read again after all measurements."""
         from cellseg_benchmarks.harness.machine import Conditions, load
 
         return Conditions(self.machine, self._before, load())
 
     def publish(self, report: Report, png: bytes) -> None:
-        """Write and show ``report``; one that was stopped then ends as the signal has it."""
+        """Write and show ``report``; if it was stopped, end as the signal requires."""
         from cellseg_benchmarks.harness.report import write_report
 
         click.echo(write_report(self.output, report, png, self.progress))
         self.progress.finish()
 
     def devices(self, device: str) -> tuple[list[str], dict[str, str]]:
-        """Devices to measure on for ``device_option``, and which are not here, with the reason.
+        """Devices to measure on for ``device_option``, and unavailable devices, with the reason.
 
-        ``auto``: the CPU, and the GPU as far as there is one. Raises ``BackendUnavailableError`` if the GPU was asked
-        for.
+        ``auto``: the CPU, and the GPU if there is one. Raises ``BackendUnavailableError`` if the GPU was requested
+        explicitly.
         """
         from cellseg_deploy.errors import BackendUnavailableError
 

@@ -1,2 +1,2 @@
-"""Export: from a run folder to the forms that are deployed, each checked against the network it was made from.
+"""Export: from a run folder to deployable model forms, each checked against the network it was made from.
 Imported as ``cellseg_export``."""

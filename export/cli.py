@@ -1,6 +1,6 @@
-"""``cellseg-export``: make the forms of a network that are deployed, compare any two of them, show what one says.
+"""``cellseg-export``: make the deployable forms of a network, compare any two of them, show the description of one.
 
-Each command has a file of its own; here they are brought together.
+Each command has its own file; this module collects them.
 """
 
 from __future__ import annotations

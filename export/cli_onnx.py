@@ -92,7 +92,7 @@ def onnx_command(
 
 
 def _source(path: Path, tile_size: int | None, halo: int | None, opset: int | None) -> LoadedNetwork | Path:
-    """The network in ``path`` for such tiles, or ``path`` itself if it is a model file."""
+    """The network in ``path`` for the requested tiles, or ``path`` itself if it is a model file."""
     if path.suffix.lower() == ".onnx":
         if any(setting is not None for setting in (tile_size, halo, opset)):
             raise click.UsageError(

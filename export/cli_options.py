@@ -1,4 +1,4 @@
-"""What the commands of ``cellseg-export`` share: options, and checks that the packages they need are here."""
+"""Shared by the commands of ``cellseg-export``: options, and checks that required packages are installed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ threads_option = click.option("--threads", type=click.IntRange(1), help="CPU thr
 
 
 def masks_option(function: F) -> F:
-    """``--masks``, and which of their numbers are cells."""
+    """Add ``--masks``, and the option for which mask values are cells."""
     options = [
         click.option(
             "--masks",
@@ -72,7 +72,7 @@ def gate_images(
 
 
 def set_threads(threads: int | None) -> None:
-    """Threads of PyTorch, if it is here; an engine gets its own."""
+    """Set the threads of PyTorch, if it is installed; an engine gets its own setting."""
     if threads is not None and importlib.util.find_spec("torch") is not None:
         import torch
 
@@ -80,7 +80,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def require_runtime() -> None:
-    """Say before a minute of export, not after it, that nothing is here to check the result with."""
+    """Fail before the export, not after it, if no runtime is installed to check the result with."""
     if importlib.util.find_spec("onnxruntime") is None:
         raise BackendUnavailableError(
             "ONNX Runtime is not installed, and a model is only written after it was run against its origin; run: "

@@ -13,7 +13,7 @@ from cellseg_export import cli_options as shared
 if TYPE_CHECKING:
     from cellseg_deploy.images.mask_foreground import MaskForeground
 
-# Forms that are opened without PyTorch.
+# Forms that do not need PyTorch.
 _DEPLOYABLE = (".onnx", ".engine", ".xml")
 
 
@@ -127,6 +127,6 @@ def verify_command(
     if not quiet:
         click.echo(result.to_text())
     if result.verdict != "passed":
-        why = result.reasons if quiet else ()  # else they are in the table
+        why = result.reasons if quiet else ()  # otherwise the reasons are in the table
         lines = (f"{console.printable(candidate)}: parity {result.verdict} under policy {limits.name}", *why)
         raise ParityError("\n  - ".join(lines))

@@ -1,4 +1,4 @@
-"""Everything a form of a network says of itself, for people and for machines."""
+"""The full description of any form of a network, for people and for machines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cellseg_export.info_packages import describe_bioimageio, describe_triton, i
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What ``path`` is: a model file in any form, or the folder of a training run, Triton entry or Triton repository.
+    """Describe ``path``: a model file in any form, or the folder of a training run, Triton entry or Triton repository.
 
-    Under ``file`` and ``spec``, ready for JSON. The file is checked as it would be before it is run. Raises
-    ``ModelError``, or ``UsageError`` for another kind.
+    Under ``file`` and ``spec``, ready for JSON. The file is checked as before a run. Raises
+    ``ModelError``, or ``UsageError`` for any other kind of file.
     """
     if path.suffix.lower() == ".onnx":
         return _describe_onnx(path)
@@ -38,7 +38,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def needs_torch(path: Path) -> bool:
-    """Whether PyTorch is needed to read ``path``: for weights and runs of a training, nothing else."""
+    """Whether PyTorch is needed to read ``path``: only for weights and training runs."""
     return path.suffix.lower() == ".safetensors" or (path.is_dir() and not is_triton(path))
 
 
@@ -76,7 +76,7 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
 
 
 def _describe_engine(path: Path) -> dict[str, Any]:
-    """What the sidecar of the engine says, and whether it is of these bytes; the engine itself is not opened."""
+    """Describe an engine from its sidecar, and whether the sidecar matches these bytes; the engine is not opened."""
     import hashlib
 
     from cellseg_deploy.backends.tensorrt_sidecar import read_sidecar
@@ -89,13 +89,13 @@ def _describe_engine(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: the engine cannot be read ({error.strerror})") from error
     facts = msgspec.to_builtins(sidecar)
     spec = facts.pop("spec")
-    facts.pop("parity_report")  # long, and beside the engine as a file of its own
+    facts.pop("parity_report")  # long, and next to the engine in its own file
     head = {"path": str(path), "form": "tensorrt engine", "whole": digest == sidecar.engine_sha256}
     return {"file": head | facts, "spec": spec}
 
 
 def _describe_openvino(path: Path) -> dict[str, Any]:
-    """What the .xml says of itself; needs OpenVINO, which reads and checks it."""
+    """Describe the .xml; needs OpenVINO, which reads and checks it."""
     from cellseg_deploy.backends.openvino import read_ir
 
     file = read_ir(path)

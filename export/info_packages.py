@@ -1,6 +1,6 @@
-"""What the forms for other programs say of themselves: bioimage.io packages and entries of a Triton model repository.
+"""Descriptions of the forms for other programs: bioimage.io packages and entries of a Triton model repository.
 
-Both are checked as far as they can be without the other program: hashes, and the model files within.
+Both are checked as far as possible without the other program: hashes, and the model files within.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from cellseg_deploy.models.spec import METADATA_KEY, from_json
 CONFIG_NAME = "config.pbtxt"
 _DESCRIPTION = "rdf.yaml"
 _SHOWN = ("name", "format_version", "license", "timestamp", "tags")
-# Comment, string, or one sign of structure, or a bare word: all that protobuf's text form has.
+# Comment, string, one structural character, or a bare word: all that protobuf's text form has.
 _TOKEN = re.compile(r"""\s+|\#[^\n]*|("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|([{}\[\]:,;])|([^\s{}\[\]:,;"'#]+)""")
 _ESCAPE = re.compile(rb"""\\([0-7]{1,3}|[nrt\\"'])""")
 _ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b'"': b'"', b"'": b"'"}
 
 
 def describe_bioimageio(path: Path) -> dict[str, Any]:
-    """What the package ``path`` (.zip) says, under ``file`` and ``spec``. Raises ``ModelError``."""
+    """Describe the package ``path`` (.zip), under ``file`` and ``spec``. Raises ``ModelError``."""
     from cellseg_deploy.models.onnx_file import check_model
 
     files = _members(path)
@@ -59,7 +59,7 @@ def describe_bioimageio(path: Path) -> dict[str, Any]:
 
 
 def describe_triton(folder: Path) -> dict[str, Any]:
-    """What ``folder`` says: an entry under ``file`` and ``spec``, a repository each of its entries by name.
+    """Describe ``folder``: an entry under ``file`` and ``spec``, a repository each of its entries by name.
 
     Raises ``ModelError``.
     """
@@ -76,9 +76,9 @@ def is_triton(folder: Path) -> bool:
 
 
 def parse_text(text: str) -> dict[str, list[Any]]:
-    """A message in protobuf's text form: values of each field in order; strings, bare words as text, or messages.
+    """Parse a message in protobuf's text form: values of each field in order; strings, bare words as text, or messages.
 
-    Raises ``ValueError`` where the text is not of that form.
+    Raises ``ValueError`` if the text is not in that form.
     """
     tokens = list(_tokens(text))
     message, end = _message(tokens, 0, closed=False)
@@ -156,13 +156,13 @@ def _members(path: Path) -> dict[str, bytes]:
             return {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    # RuntimeError: encrypted, or packed in a way that Python does not know (NotImplementedError, its subclass).
+    # RuntimeError: encrypted, or packed in a way that Python does not support (NotImplementedError, its subclass).
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise ModelError(f"{path}: not a whole ZIP archive ({error}); export or copy it again") from error
 
 
 def _description(path: Path, files: dict[str, bytes]) -> dict[str, Any]:
-    """Content of rdf.yaml. Ours is JSON; one in YAML is not ours."""
+    """Content of rdf.yaml. This package writes JSON; a file in YAML comes from elsewhere."""
     try:
         rdf: Any = json.loads(files[_DESCRIPTION])
         ours = "spec" in rdf["config"]["cellseg"] and isinstance(rdf["weights"]["onnx"]["source"], str)
@@ -206,7 +206,7 @@ def _unquoted(text: str) -> str:
 
 
 def _message(tokens: list[tuple[str, str]], at: int, *, closed: bool) -> tuple[dict[str, list[Any]], int]:
-    """Fields from token ``at`` on, and the token behind them; ``closed``: they end with ``}``."""
+    """Parse fields from token ``at`` on; returns them and the next token index; ``closed``: they end with ``}``."""
     fields: dict[str, list[Any]] = {}
     while at < len(tokens):
         kind, name = tokens[at]
@@ -225,7 +225,7 @@ def _message(tokens: list[tuple[str, str]], at: int, *, closed: bool) -> tuple[d
 
 
 def _values(tokens: list[tuple[str, str]], at: int) -> tuple[list[Any], int]:
-    """Values of a field whose name stands before token ``at``: one, or a list in brackets."""
+    """Parse the values of a field whose name is before token ``at``: one, or a list in brackets."""
     kind, _ = _token(tokens, at)
     if kind == ":":
         at += 1
@@ -250,7 +250,7 @@ def _value(tokens: list[tuple[str, str]], at: int) -> tuple[Any, int]:
     if kind not in ("word", "string"):
         raise ValueError(f"expected a value, got {text!r}")
     at += 1
-    while kind == "string" and at < len(tokens) and tokens[at][0] == "string":  # strings in a row are one
+    while kind == "string" and at < len(tokens) and tokens[at][0] == "string":  # consecutive strings are one
         text, at = text + tokens[at][1], at + 1
     return text, at
 

@@ -2,5 +2,5 @@
 
 import os
 
-# Read by the hub's client when timm imports it: it says nothing of who uses it, also where weights are fetched.
+# Read by the hub's client when timm imports it: no telemetry about the user, also where weights are downloaded.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -1,8 +1,8 @@
-"""Random changes of one training tile: where and how large it is cut, and how its colours look.
+"""Random augmentation of one training tile: position, size and colours.
 
 Smears differ between laboratories in magnification, stain, light and focus far more than cells differ in shape, and
-the training set comes from few of them: these ranges are what the network sees of all the others. Pure functions of
-their inputs and a numpy generator, so that a tile depends on (seed, epoch, image, patch) and on nothing else.
+the training set comes from few laboratories: these ranges are all the network sees of the others. Pure functions of
+their inputs and a numpy generator, so that a tile depends only on (seed, epoch, image, patch).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cellseg_train.config import AugmentConfig
 Image = npt.NDArray[np.uint8]
 FloatImage = npt.NDArray[np.float32]
 
-# Optical-density vectors of haematoxylin, eosin and a residual (Ruifrok & Johnston 2001), one stain a row. Giemsa's
-# azure and eosin lie close enough for the purpose: the point is to vary colours along directions stains really take.
+# Optical-density vectors of haematoxylin, eosin and a residual (Ruifrok & Johnston 2001), one stain per row. Giemsa's
+# azure and eosin are close enough for this purpose: colours should vary along directions that real stains take.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
 _STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
 _UNMIX = np.linalg.inv(_STAINS)
@@ -28,9 +28,9 @@ _UNMIX = np.linalg.inv(_STAINS)
 def random_affine(
     rng: np.random.Generator, image_hw: tuple[int, int], tile_size: int, scale: tuple[float, float]
 ) -> npt.NDArray[np.float64]:
-    """2 x 3 matrix from tile to image coordinates (pixel centres, x before y): scale, any angle, flip, position.
+    """2 x 3 matrix from tile to image coordinates (pixel centres, x before y): random scale, angle, flip and position.
 
-    The tile's centre falls where the unrotated tile lies inside the image, so corners may look past the border.
+    The tile's centre falls where the unrotated tile lies inside the image, so corners may extend past the border.
     """
     factor = math.exp(rng.uniform(math.log(scale[0]), math.log(scale[1])))
     angle = rng.uniform(0, 2 * math.pi)
@@ -41,7 +41,7 @@ def random_affine(
 
 
 def plain_crop(rng: np.random.Generator, image_hw: tuple[int, int], tile_size: int) -> npt.NDArray[np.float64]:
-    """The same without scale, turn and flip: a random crop on whole pixels."""
+    """Same as ``random_affine`` without scale, rotation and flip: a random crop on whole pixels."""
     top, left = (int(rng.integers(0, max(side - tile_size, 0) + 1)) for side in image_hw)
     return np.array([[1.0, 0.0, left], [0.0, 1.0, top]])
 
@@ -56,10 +56,10 @@ def cut(
 ) -> tuple[Image, npt.NDArray[np.int32]]:
     """Tile (S, S, 3) and its labels int32 (S + 2 margin, same) under the same ``matrix`` of ``random_affine``.
 
-    ``margin``: px on each side that the labels reach further than the tile, to see the whole of cells that it cuts.
+    ``margin``: px on each side by which the labels extend past the tile, so that cells cut by the tile are whole.
 
-    ``labels_hw`` may lie on a finer grid, ``labels_scale`` of its px to one px of the image: sampled once from full
-    size, gaps of two pixels survive that a halved label image would have lost. Past the border both are mirrored.
+    ``labels_hw`` may lie on a finer grid with ``labels_scale`` px per image px: sampled once from full size, so that
+    gaps of two pixels survive which a halved label image would have lost. Past the border both are mirrored.
     """
     tile = _warp(image_hwc, matrix, tile_size, cv2.INTER_LINEAR)
     around = matrix.copy()
@@ -73,7 +73,7 @@ def cut(
 def _warp(
     array: npt.NDArray[np.generic], matrix: npt.NDArray[np.float64], tile_size: int, interpolation: int
 ) -> npt.NDArray[np.generic]:
-    # Only the part the tile looks at: OpenCV's warp takes no side over 32,767 px and knows no int32.
+    # Only the part that the tile covers: OpenCV's warp supports neither sides over 32,767 px nor int32.
     corners = matrix @ np.array([[0, tile_size, 0, tile_size], [0, 0, tile_size, tile_size], [1, 1, 1, 1]])
     low, high = np.floor(corners.min(axis=1)).astype(int) - 2, np.ceil(corners.max(axis=1)).astype(int) + 3
     left, top = (int(np.clip(low[i], 0, array.shape[1 - i] - 1)) for i in (0, 1))
@@ -87,7 +87,7 @@ def _warp(
 
 
 def recolour(rng: np.random.Generator, tile_hwc: Image, config: AugmentConfig) -> Image:
-    """Stain, colour, light, focus and sensor as another laboratory might have them; uint8 in, uint8 out."""
+    """Vary stain, colour, light, focus and sensor noise as between laboratories; uint8 in, uint8 out."""
     image: FloatImage = tile_hwc.astype(np.float32) / np.float32(255)
     if config.stain:
         image = vary_stain(rng, image, config.stain)
@@ -119,7 +119,7 @@ def vary_stain(rng: np.random.Generator, image: FloatImage, spread: float) -> Fl
 
 
 def vary_colour(rng: np.random.Generator, image: FloatImage, config: AugmentConfig) -> FloatImage:
-    """Hue, saturation, gamma, contrast, brightness and white balance, in an order that keeps the range sane."""
+    """Vary hue, saturation, gamma, contrast, brightness and white balance, in an order that keeps the range sane."""
     grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
     if rng.random() < config.grey_p:
         image = np.repeat(grey[..., None], 3, axis=2)
@@ -137,7 +137,7 @@ def vary_colour(rng: np.random.Generator, image: FloatImage, config: AugmentConf
 
 
 def light_field(rng: np.random.Generator, hw: tuple[int, int], strength: float) -> FloatImage:
-    """Factor in [1 - strength, 1]: a slope across the tile, as uneven illumination and vignettes look up close."""
+    """Factor in [1 - strength, 1]: a slope across the tile, as uneven light and vignettes look within one tile."""
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.linspace(-0.5, 0.5, hw[0], dtype=np.float32), np.linspace(-0.5, 0.5, hw[1], dtype=np.float32)
     slope = math.cos(angle) * x[None, :] + math.sin(angle) * y[:, None]
@@ -154,7 +154,7 @@ def _affine(centre: list[float], factor: float, angle: float, flip: float, tile_
 
 
 def _hue_matrix(angle: float) -> FloatImage:
-    """Turn of RGB about the grey axis (Rodrigues' formula), for row vectors."""
+    """Rotation of RGB about the grey axis (Rodrigues' formula), for row vectors."""
     cos, sin = math.cos(angle), math.sin(angle)
     axis = np.full((3, 3), 1 / 3)
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)

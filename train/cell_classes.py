@@ -1,8 +1,8 @@
-"""Which class each cell of the training images is of, from a CSV file: ``image,label,class``.
+"""Class of each cell in the training images, from a CSV file: ``image,label,class``.
 
-``label`` is the number of the cell in its label image. Classes keep the order in which the files name them first. The
-class ``ignore`` takes a cell out: nothing is learned from its pixels, neither that they are a cell nor that they are
-none. A cell without a row, or with an empty class, is a cell of which nobody knows the class.
+``label`` is the number of the cell in its label image. Classes keep the order in which they first appear in the files.
+The class ``ignore`` excludes a cell: nothing is learned from its pixels, neither as cell nor as background. A cell
+without a row, or with an empty class, is a cell of unknown class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cellseg_deploy.models.spec import misfit_of_classes
 
 IGNORE_CLASS = "ignore"
 UNKNOWN, LEFT_OUT = -1, -2
-"""Numbers of cells without a known class, and of those of the class ``ignore``."""
+"""Class numbers of cells of unknown class, and of cells of the class ``ignore``."""
 _COLUMNS = ("image", "label", "class")
 
 ClassNumbers = npt.NDArray[np.int16]
@@ -29,8 +29,8 @@ ClassNumbers = npt.NDArray[np.int16]
 
 @dataclass(frozen=True)
 class CellClasses:
-    """``names``: of the classes. ``by_image``: image file -> number in the label image -> number of the class, or
-    ``LEFT_OUT``. ``places``: where a row stands, by image file and label, for messages. ``sha256``: of the files."""
+    """``names``: names of the classes. ``by_image``: image file -> label number -> class number, or ``LEFT_OUT``.
+    ``places``: file and line of each row, by image file and label, for messages. ``sha256``: hash of the files."""
 
     names: tuple[str, ...] = ()
     by_image: Mapping[Path, Mapping[int, int]] = field(default_factory=dict)
@@ -38,8 +38,8 @@ class CellClasses:
     sha256: str = ""
 
     def of_labels(self, image: Path, numbers: npt.NDArray[np.int64]) -> ClassNumbers:
-        """Class number (n,) of the cells with these ``numbers`` (n,) in the label image of ``image``; the first is the
-        background's. Raises ``DataError`` for a row whose number the label image does not have."""
+        """Class numbers (n,) of the cells with these ``numbers`` (n,) in the label image of ``image``; the first is the
+        background's. Raises ``DataError`` for a row whose number does not occur in the label image."""
         rows = self.by_image.get(image, {})
         found = np.full(len(numbers), UNKNOWN, np.int16)
         at = {number: i for i, number in enumerate(numbers.tolist()) if number > 0}
@@ -54,12 +54,12 @@ class CellClasses:
 
 
 def read_classes(files: Sequence[Path], images: Sequence[Path]) -> CellClasses:
-    """Classes that ``files`` give to the cells of ``images``.
+    """Read the classes that ``files`` assign to the cells of ``images``.
 
-    An image is named by its path or the end of it, with or without the file's ending (``a.png``, ``lab/images/a``).
-    Images that are not here are passed over. Raises ``DataError`` naming file and line for what cannot be read, a name
-    that fits several images or a cell that is of two classes, and if no image is named; ``UsageError`` for names that
-    no model can have.
+    An image is named by its path or the end of it, with or without the file extension (``a.png``, ``lab/images/a``).
+    Rows of images not in ``images`` are skipped. Raises ``DataError`` naming file and line for unreadable rows, a name
+    that matches several images or a cell with two classes, and if no image is named; ``UsageError`` for class names
+    that a model cannot have.
     """
     ends: dict[PurePosixPath, set[Path]] = {}
     for image in images:

@@ -1,4 +1,4 @@
-"""Whether the cells of a training come out at a size that a network can learn, before hours are spent on it."""
+"""Check that the training cells come out at a size that a network can learn, before hours are spent on training."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from cellseg_deploy.errors import UsageError
 from cellseg_train.config import TrainConfig
 
 SENSIBLE_PX = (20.0, 110.0)
-"""Median cell diameters in model px that tiles and halo suit."""
+"""Median cell diameters in model px that suit the tiles and the halo."""
 USUAL_PX = 50.0
 REMARKABLE, REFUSED = 1.5, 2.5
-"""Cells that many times larger or smaller than those a network was taught are learned again, not fine-tuned."""
+"""Factors from the trained cell size beyond which cells are relearned rather than fine-tuned."""
 
 
 def check_cell_size(config: TrainConfig, diameter_px: float, taught_px: float | None) -> str:
-    """What to say of cells with a median diameter of ``diameter_px`` in *model* px, empty if they are sensible.
+    """Return a warning about cells with a median diameter of ``diameter_px`` in *model* px, empty if it is sensible.
 
-    ``taught_px``: median diameter in model px that the start's network was trained on, None for no such network.
-    Raises ``UsageError`` where a cell is larger than the tile, or far from what the network was taught.
+    ``taught_px``: median diameter in model px that the initial network was trained on, None if there is none.
+    Raises ``UsageError`` if cells are larger than the tile, or far from what the network was trained on.
     """
     scale, tile = config.data.image_scale, config.model.tile_size
     model_px = diameter_px

@@ -1,10 +1,10 @@
-"""What a training leaves on disk, and how it is read back.
+"""Files that a training run leaves on disk, and how they are read back.
 
     RUN/
       config.json        every setting, and the folders the data came from
-      split.json         which images trained, which validated
-      log.csv            one row an epoch
-      checkpoint.pt      all that is needed to go on (replaced whole at the end of an epoch)
+      split.json         training and validation images
+      log.csv            one row per epoch
+      checkpoint.pt      everything needed to resume (replaced as a whole at the end of an epoch)
       model.safetensors  the best network so far, self-describing: settings and ModelSpec in its metadata
       tensorboard/, samples/
 
@@ -40,7 +40,7 @@ CHECKPOINT_VERSION = 1
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A trained network in eval mode on the CPU, with what its file says of it."""
+    """A trained network in eval mode on the CPU, with the description stored in its file."""
 
     net: CellSegNet
     config: ModelConfig
@@ -49,7 +49,7 @@ class LoadedNetwork:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The folders a training reads, and its files of classes, as given; absolute."""
+    """Folders a training run reads, and its class files, as passed; absolute."""
 
     images: tuple[str, ...]
     masks: tuple[str, ...]
@@ -60,7 +60,7 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """``config.json``: settings and inputs of a run."""
+    """Content of ``config.json``: settings and inputs of a run."""
 
     config: TrainConfig
     inputs: RunInputs
@@ -74,7 +74,7 @@ def save_record(run: Path, record: RunRecord) -> None:
 
 
 def load_record(run: Path) -> RunRecord:
-    """Read ``config.json``; ``UsageError`` if ``run`` is no training run, ``ModelError`` if it cannot be read."""
+    """Read ``config.json``; ``UsageError`` if ``run`` is not a training run, ``ModelError`` if it cannot be read."""
     path = run / CONFIG_FILE
     if not path.is_file():
         raise UsageError(f"{run} is no training run: it has no {CONFIG_FILE}; give the folder that cellseg-train wrote")
@@ -95,7 +95,7 @@ def save_network(path: Path, state: dict[str, Tensor], config: ModelConfig, spec
 
 
 def load_network(path: Path) -> LoadedNetwork:
-    """Rebuild a network from a RUN folder or its ``model.safetensors``. Raises ``ModelError`` naming what is wrong."""
+    """Rebuild a network from a RUN folder or its ``model.safetensors``. Raises ``ModelError`` naming the problem."""
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
         hint = "the run has not finished its first validation" if path.is_dir() else "give a run folder or its weights"
@@ -110,7 +110,7 @@ def load_network(path: Path) -> LoadedNetwork:
 
 
 def read_description(file: Path) -> tuple[ModelConfig, ModelSpec]:
-    """Settings and spec from the metadata of a safetensors file; ``ModelError`` if it is not one of ours."""
+    """Settings and spec from the metadata of a safetensors file; ``ModelError`` if cellseg-train did not write it."""
     try:
         with safe_open(file, framework="pt") as handle:
             metadata = handle.metadata() or {}
@@ -133,13 +133,13 @@ def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(run: Path) -> dict[str, Any] | None:
-    """The last checkpoint, or None if the run was stopped before its first. Raises ``ModelError`` if unreadable."""
+    """Return the last checkpoint, or None if the run stopped before its first. Raises ``ModelError`` if unreadable."""
     path = run / CHECKPOINT_FILE
     if not path.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler met
+    except Exception as error:  # torch.load raises whatever its unpickler raised
         raise ModelError(f"{path} cannot be read ({error}); delete it to start this run again") from error
     if state.get("version") != CHECKPOINT_VERSION:
         raise ModelError(f"{path} has version {state.get('version')}, this program reads {CHECKPOINT_VERSION}")
@@ -160,7 +160,7 @@ def load_json(path: Path) -> Any:
 
 
 def describe_mismatch(missing: list[str], unexpected: list[str], most: int = 8) -> str:
-    """Keys that are missing from a file and keys it has too many, the first few of each."""
+    """Describe missing and unexpected keys of a file, the first few of each."""
 
     def some(keys: list[str]) -> str:
         return ", ".join(keys[:most]) + (f", ... ({len(keys)} in all)" if len(keys) > most else "")

@@ -1,4 +1,4 @@
-"""``cellseg-train``: words to settings, settings to ``loop.train``. PyTorch is imported once a training starts."""
+"""``cellseg-train``: options to settings, settings to ``loop.train``. PyTorch is imported once a training starts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Exit codes: 0 done, 2 usage, 3 an image or mask cannot be used, 5 weights or run
 with --resume).
 """
 MARKS = "marks"
-"""Instead of a file of classes: those of the boxes or points."""
+"""Value in place of a class file: use the classes of the boxes or points."""
 _TEACHING = ("teacher", "marked_cell_diameter", "whole_class", "leave_out_class")
 _SECTIONS = {
     "model": ModelConfig,
@@ -48,13 +48,13 @@ _SECTIONS = {
 
 
 def absolute_source(weights: str) -> str:
-    """``weights`` with a file's path made absolute: a later --resume may come from another folder."""
+    """``weights`` with a file's path made absolute: a later --resume may run in another folder."""
     is_file = weights not in ("hub", "none", SHIPPED) and not weights.startswith(HUB_PREFIX)
     return str(Path(weights).absolute()) if is_file else weights
 
 
 def _numbers(kind: type) -> Any:
-    """A callback that reads ``96,64,32`` (or ``none``) as a tuple of ``kind``."""
+    """Return a callback that reads ``96,64,32`` (or ``none``) as a tuple of ``kind``."""
 
     def parse(_: click.Context, __: click.Parameter, value: Any) -> Any:
         if not isinstance(value, str):
@@ -269,7 +269,7 @@ def command(context: click.Context, /, **options: Any) -> None:
 
 
 def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool) -> bool:
-    """Whether a network was trained."""
+    """Start a training; return whether a network was trained."""
     require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
     if options["weights"] != "hub" and not options["weights"].startswith(HUB_PREFIX):
         _stay_offline()
@@ -313,7 +313,7 @@ def _make_truth(
     threads: int,
     quiet: bool,
 ) -> tuple[Any, ...]:
-    """Label images made from boxes or points and their classes (``truth.MadeTruth``), for each folder of ``images``."""
+    """Make label images and their classes from boxes or points (``truth.MadeTruth``), for each folder of ``images``."""
     from cellseg_train import truth
 
     kind = "boxes" if marks["boxes"] else "points"
@@ -334,14 +334,14 @@ def _make_truth(
 
 def _resume(run_folder: Path, quiet: bool) -> None:
     require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
-    _stay_offline()  # weights were fetched when the run was started
+    _stay_offline()  # weights were fetched when the run began
     from cellseg_train import run as start
 
     start.resume(run_folder, quiet=quiet)
 
 
 def _stay_offline() -> None:
-    """Keep the hub's client from the network; before timm imports it."""
+    """Keep the hub's client offline; call before timm imports it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -12,8 +12,8 @@ from cellseg_deploy.errors import UsageError
 from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS, MaskForeground
 from cellseg_deploy.models.spec import Variant, misfit_of_classes
 
-# Short names for the encoders people ask for; any other name goes to timm as it is. UNI (Chen et al. 2024) is DINOv2's
-# ViT-L/16 of pathology slides; timm has its architecture, the Mahmood lab its weights (see ``weights.py``).
+# Short names for common encoders; any other name is passed to timm unchanged. UNI (Chen et al. 2024) is DINOv2's
+# ViT-L/16 trained on pathology slides; timm has its architecture, the Mahmood lab its weights (see ``weights.py``).
 ENCODER_ALIASES = {
     "small": "vit_small_patch14_dinov2",
     "base": "vit_base_patch14_dinov2",
@@ -30,19 +30,19 @@ VARIANT_CHANNELS: dict[Variant, tuple[str, ...]] = {
 TINY = "tiny"
 HUB_PREFIX = "hf-hub:"
 SHIPPED = "shipped"
-"""Name of the package's own weights as a start."""
+"""Name of the packaged weights as a starting point."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. Enough to rebuild it before loading weights.
+    """The network: enough to rebuild it before loading weights.
 
-    ``encoder``: ``tiny`` (a small ViT/14 of our own), an alias of ``ENCODER_ALIASES`` or any timm ViT name.
+    ``encoder``: ``tiny`` (a small ViT/14 of this package), an alias of ``ENCODER_ALIASES`` or any timm ViT name.
     ``tile_size``: side of the square input in px. ``decoder_channels``: width of the decoder at 1/8, 1/4 and 1/2 of
     the tile. ``image_skip``: channels of a shallow convolutional branch from the image itself at 1/8, 1/4 and 1/2
-    of the tile, which the decoder sees beside the upsampled tokens; empty for none. ``mean``, ``std``: colour
-    normalisation of RGB in [0, 1]. ``classes``: names of the kinds of cells that the network tells apart, each a
-    channel after those of the variant; empty for none.
+    of the tile, which the decoder joins with the upsampled tokens; empty for none. ``mean``, ``std``: colour
+    normalisation of RGB in [0, 1]. ``classes``: names of the cell classes that the network distinguishes, one channel
+    each after those of the variant; empty for none.
     """
 
     encoder: str = TINY
@@ -65,7 +65,7 @@ class ModelConfig:
 
     @property
     def map_channels(self) -> tuple[str, ...]:
-        """Names of the channels that say where cells are, which come before the classes."""
+        """Names of the channels that locate cells, which come before the classes."""
         return VARIANT_CHANNELS[self.variant]
 
     @property
@@ -95,15 +95,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is cut from the training images.
+    """Scale, split and tiles of the training images.
 
-    ``image_scale``: model px per image px. ``cell_diameter_px``: if given, each folder of images is scaled so that
+    ``image_scale``: model px per image px. ``cell_diameter_px``: if set, each folder of images is scaled so that
     its median cell is this wide in model px, so that folders of several magnifications train one network;
-    ``folder_scales``: the scales that were measured for it, by mask folder. ``val_fraction``: share of *images* held
-    out when no validation folder is given. ``patches_per_image``: random tiles from each image in an epoch.
+    ``folder_scales``: the scales measured for it, by mask folder. ``val_fraction``: share of *images* held out
+    when no validation folder is passed. ``patches_per_image``: random tiles per image and epoch.
     ``boundary_width_px``: width of the boundary band in model px, half on each side of the cell's edge.
-    ``min_object_px``: smaller objects (in image px at full size) are specks, not cells. ``min_object_rel``: the share
-    of the masks' median object that this is, as it was measured. ``mask_foreground``: which numbers of the masks are
+    ``min_object_px``: smaller objects (in image px at full size) are specks, not cells. ``min_object_rel``:
+    ``min_object_px`` as a share of the masks' median object, as measured. ``mask_foreground``: which mask values are
     cells (``cellseg_deploy.images.mask_foreground``). ``cache_gb``: memory for decoded images; the
     rest is read again each epoch.
     """
@@ -150,7 +150,7 @@ class AugmentConfig:
     """Random changes of training tiles. Ranges are drawn uniformly (scale: log-uniformly); ``*_p`` are probabilities.
 
     ``stain``: relative spread of each stain's strength in haematoxylin-eosin-residual space (Tellez et al. 2018).
-    ``hue``: largest turn of the colour wheel in degrees. ``brightness``, ``contrast``, ``gamma``, ``saturation``:
+    ``hue``: largest rotation of the colour wheel in degrees. ``brightness``, ``contrast``, ``gamma``, ``saturation``:
     largest relative change. ``illumination``: largest relative drop of light towards one side or the corners.
     """
 
@@ -178,11 +178,11 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class OverlapConfig:
-    """Piles that are made of a tile's own cells, see ``overlaps``.
+    """Piles made of a tile's own cells, see ``overlaps``.
 
-    ``share``: of the whole cells in a tile, those that become the bottom of a pile; 0 for none. ``most``: cells in a
-    pile, with the bottom one. ``further_p``: probability of one more cell on a pile. ``rouleau_p``: of a pile that is a
-    row (rouleau) and no heap. ``distance``: of the middles of two neighbours in a pile, in mean diameters.
+    ``share``: share of a tile's whole cells that become the bottom of a pile; 0 for none. ``most``: largest number of
+    cells in a pile, with the bottom one. ``further_p``: probability of one more cell on a pile. ``rouleau_p``:
+    probability that a pile is a row (rouleau). ``distance``: between centres of neighbours, in mean diameters.
     """
 
     share: float = 0.0
@@ -201,16 +201,16 @@ class OverlapConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """``bce + dice_weight * dice`` on the foreground, plus what the variant's second channel is taught with.
+    """``bce + dice_weight * dice`` on the foreground, plus the loss of the variant's second channel.
 
     Boundary channel: ``boundary_weight * bce + surface_weight * surface``, the latter the boundary loss of Kervadec et
-    al. 2019; 0 switches it off. ``surface_clip_px``: where its distances end, in model px. Distance channel:
-    ``distance_weight * bce`` with soft targets.
+    al. 2019; 0 switches it off. ``surface_clip_px``: limit at which its distances are clipped, in model px. Distance
+    channel: ``distance_weight * bce`` with soft targets.
 
     ``gap_weight``: extra weight of background pixels in thin gaps between two cells, after Ronneberger et al. 2015
     (U-Net, eq. 2) with ``gap_sigma_px`` in model px; 0 switches it off. ``boundary_positive_weight``: weight of
-    boundary pixels against the rest, since they are few. ``class_weight``: of the cross-entropy of the classes, if the
-    network has any.
+    boundary pixels relative to the rest, since they are few. ``class_weight``: weight of the classes' cross-entropy, if
+    the network has classes.
     """
 
     dice_weight: float = 1.0
@@ -232,11 +232,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay to ``min_lr_ratio * lr``, stepped once an update.
+    """AdamW with linear warm-up and cosine decay to ``min_lr_ratio * lr``, stepped once per update.
 
     ``encoder_lr_ratio``: learning rate of the encoder relative to the decoder's. ``layer_decay``: factor from each
     transformer block to the one below it (Bao et al. 2022, BEiT); 1 for none. ``freeze``: train the decoder only.
-    ``ema_decay``: of the moving average of the weights that is validated and saved; 0 for none.
+    ``ema_decay``: decay of the moving average of the weights that is validated and saved; 0 for none.
     ``amp``: autocast precision; ``auto`` takes bf16 where the device has hardware for it, else fp32.
     """
 
@@ -267,12 +267,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One whole training: everything but the folders it reads and writes.
+    """One complete training: everything but the folders it reads and writes.
 
-    ``weights``: the encoder's start, see ``weights.py``. ``validate_every``: epochs between validations.
-    ``calibrate``: search the operating points on the validation images at the end, else keep the defaults; the last
-    network is then the one that is saved, so that nothing at all was chosen by these images.
-    ``threads``: CPU threads of PyTorch, 0 for its own choice. ``workers``: threads that cut tiles ahead of their use.
+    ``weights``: initial weights of the encoder, see ``weights.py``. ``validate_every``: epochs between validations.
+    ``calibrate``: search the operating points on the validation images at the end; if False, keep the defaults and save
+    the last network, so that these images do not influence any choice.
+    ``threads``: CPU threads of PyTorch, 0 for its default. ``workers``: threads that cut tiles ahead of their use.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

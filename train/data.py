@@ -1,7 +1,7 @@
-"""Image and mask pairs on disk to batches of tiles with targets.
+"""From image and mask pairs on disk to batches of tiles with targets.
 
 A tile depends on (seed, epoch, image, patch) only: not on the number of workers, not on what was drawn before. So a
-resumed training sees the tiles it would have seen.
+resumed training sees the same tiles as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from cellseg_train.config import TrainConfig
 from cellseg_train.overlaps import UNTAUGHT
 
 BATCHES_AHEAD = 2
-_MARGIN = 0.4  # of the tile: more than a cell, also where it is zoomed
+_MARGIN = 0.4  # of the tile: more than a cell, even where it is zoomed
 
 TileIndex = tuple[int, int, int]  # epoch, image, patch
 
@@ -46,7 +46,7 @@ TileIndex = tuple[int, int, int]  # epoch, image, patch
 class Example:
     """One training image in memory: RGB at the model's scale, labels at full size, uint16 where they fit.
 
-    ``class_of``: class number by label, ``UNKNOWN`` where nobody knows it; labels past its end are unknown too."""
+    ``class_of``: class number by label, ``UNKNOWN`` if unknown; labels past its end are unknown too."""
 
     image_hwc: npt.NDArray[np.uint8]
     labels_hw: npt.NDArray[np.uint16] | npt.NDArray[np.int32]
@@ -56,7 +56,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """Which pairs train and which validate. ``remark``: what is to be said of how they were divided, or nothing."""
+    """Training and validation pairs. ``remark``: note for the user on how they were divided, or empty."""
 
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
@@ -64,7 +64,7 @@ class Split:
 
     @cached_property
     def contents(self) -> dict[str, list[tuple[str, str, str]]]:
-        """For each side: stem, SHA-256 of the image file and of the mask file, in order."""
+        """For each side: stem, SHA-256 of the image file and SHA-256 of the mask file, in order."""
         return {
             side: [(pair.stem, _sha256(pair.image), _sha256(pair.mask)) for pair in pairs]
             for side, pairs in (("train", self.train), ("val", self.val))
@@ -72,11 +72,11 @@ class Split:
 
     @property
     def sha256(self) -> str:
-        """Fingerprint over ``contents``: other images, other masks or another division give another one."""
+        """Fingerprint over ``contents``: it changes with the images, the masks or the division."""
         return hashlib.sha256(repr(self.contents).encode()).hexdigest()
 
     def check_apart(self) -> None:
-        """Raise ``UsageError`` if an image file, wherever it lies, is on both sides: it would flatter every metric."""
+        """Raise ``UsageError`` if an image file, in any folder, is on both sides: it would inflate every metric."""
         train = {image: stem for stem, image, _ in self.contents["train"]}
         common = [stem for stem, image, _ in self.contents["val"] if image in train]
         if common:
@@ -87,7 +87,7 @@ class Split:
 
 
 def find_pairs(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Pair, ...]:
-    """Pairs of the folders ``images[i]`` and ``masks[i]``, in order. Raises ``UsageError`` where none are found."""
+    """Return pairs of the folders ``images[i]`` and ``masks[i]``, in order. Raises ``UsageError`` if none is found."""
     if len(images) != len(masks):
         raise UsageError(f"got {len(images)} image folders and {len(masks)} mask folders; give them in pairs")
     pairs: list[Pair] = []
@@ -104,7 +104,7 @@ def split_by_image(
     """Hold out ``val_fraction`` of the images, drawn by ``seed``, at least one. ``UsageError`` for a single image.
 
     ``groups``: indices of ``pairs`` that stay on one side (``same_content``), None for each image alone. Raises
-    ``UsageError`` if there is but one group.
+    ``UsageError`` if there is only one group.
     """
     if len(pairs) < 2:
         raise UsageError(f"got {len(pairs)} image; two are needed to train and to validate, or give --val-images")
@@ -135,8 +135,8 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of one image. ``labels_hw``: int32 (H, W); ``IGNORED`` where a pixel is of some cell, ``UNTAUGHT``
-    where nothing is said of it. ``class_of``: class number by label, as in ``Example``."""
+    """Ground truth of one image. ``labels_hw``: int32 (H, W); ``IGNORED`` where a pixel belongs to an unknown cell,
+    ``UNTAUGHT`` where nothing is known. ``class_of``: class number by label, as in ``Example``."""
 
     labels_hw: npt.NDArray[np.int32]
     class_of: ClassNumbers
@@ -147,14 +147,14 @@ def read_pair(
 ) -> tuple[npt.NDArray[np.uint8], Truth]:
     """RGB (H, W, 3) uint8 and the truth (H, W) without specks. Raises ``DataError`` naming the file.
 
-    Foreground of unknown instance keeps the value ``IGNORED``, however small a piece of it. ``mask_foreground``: as in
+    Foreground of unknown instance keeps the value ``IGNORED``, however small the piece. ``mask_foreground``: as in
     ``DataConfig``.
     """
     image = read_image(pair.image).pixels_hwc
     labels, numbers = read_numbered_labels(pair.mask, foreground=mask_foreground, keep_ignored=True)
     check_same_size(pair, image.shape[:2], labels.shape)
     area = np.bincount(labels.ravel())
-    area[0] = min_object_px  # the background stays what it is
+    area[0] = min_object_px  # the background stays as it is
     area[IGNORED:][:1] = min_object_px
     cells = np.where(area[labels] < min_object_px, 0, labels).astype(np.int32)
     if classes is None:
@@ -170,23 +170,23 @@ def read_pair(
 
 
 def make_example(image_hwc: npt.NDArray[np.uint8], truth: Truth, image_scale: float) -> Example:
-    """One pair of ``read_pair`` as it is trained on."""
+    """Convert one pair of ``read_pair`` to the form used in training."""
     small, labels = resize(image_hwc, image_scale), truth.labels_hw
     compact = labels.astype(np.uint16) if labels.max() < 2**16 else labels
     return Example(small, compact, labels.shape[1] / small.shape[1], truth.class_of)
 
 
 def only_cells(labels_hw: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """``labels_hw`` (H, W) with all that is not one cell as background."""
+    """``labels_hw`` (H, W) with everything that is not a single cell as background."""
     return np.where(np.isin(labels_hw, overlaps.NO_CELLS), 0, labels_hw).astype(np.int32)
 
 
 @dataclass(frozen=True)
 class TrainingCells:
-    """What the training images were found to hold.
+    """Statistics of the cells in the training images.
 
-    ``diameter_px``: median cell diameter in *model* px (disc of equal area) over all cells. ``summary``: what they are
-    like, for the model's description. ``class_cells``, ``class_px``: number of cells of each class, and of their pixels
+    ``diameter_px``: median cell diameter in *model* px (disc of equal area) over all cells. ``summary``: description
+    of the cells for the model. ``class_cells``, ``class_px``: number of cells of each class, and of their pixels
     at the model's scale.
     """
 
@@ -196,10 +196,10 @@ class TrainingCells:
     class_px: tuple[float, ...] = ()
 
     def class_weights(self) -> npt.NDArray[np.float32]:
-        """Weight (C,) of a pixel of each class: the root of how much rarer it is than in equal shares.
+        """Weight (C,) of a pixel of each class: square root of how much rarer the class is than in equal shares.
 
-        The root rather than the whole: a class that is a hundred times rarer would drown out the others where it is
-        wrong.
+        The root rather than the full ratio: a class that is a hundred times rarer would drown out the others where it
+        is wrong.
         """
         pixels = np.maximum(np.array(self.class_px, np.float64), 1)
         return np.asarray(np.sqrt(pixels.sum() / (max(len(pixels), 1) * pixels)), np.float32)
@@ -207,7 +207,7 @@ class TrainingCells:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What one training image holds. ``diameters``: of its cells in model px. ``of_classes``: (2, C), number of cells
+    """Contents of one training image. ``diameters``: of its cells in model px. ``of_classes``: (2, C), number of cells
     of each class, and of their pixels at the model's scale."""
 
     facts: ImageFacts
@@ -216,7 +216,7 @@ class _Contents:
 
 
 class ExampleStore:
-    """Decoded images up to ``cache_gb``, the rest read again when asked for."""
+    """Decoded images up to ``cache_gb``; the rest are read again when requested."""
 
     def __init__(self, pairs: Sequence[Pair], config: TrainConfig, classes: CellClasses | None = None) -> None:
         self.pairs = tuple(pairs)
@@ -235,9 +235,9 @@ class ExampleStore:
     def check_and_fill(self, report: Callable[[int], None] = lambda _: None) -> TrainingCells:
         """Read every pair once, so that a bad file is named before the training starts; keep what fits.
 
-        ``report(done)`` is called after each. Raises ``DataError`` if there is no cell at all.
+        ``report(done)`` is called after each. Raises ``DataError`` if there are no cells at all.
         """
-        seen: dict[Pair, _Contents] = {}  # a folder may be given several times, to draw more tiles from it
+        seen: dict[Pair, _Contents] = {}  # a folder may be passed several times, to draw more tiles from it
         for index, pair in enumerate(self.pairs):
             if pair not in seen:
                 seen[pair] = self._look(pair)
@@ -283,7 +283,7 @@ class ExampleStore:
 
 @dataclass
 class TileDataset(Dataset[dict[str, Tensor]]):
-    """Tiles by (epoch, image, patch): ``image`` uint8 (3, S, S), and what ``make_targets`` gives."""
+    """Tiles by (epoch, image, patch): ``image`` uint8 (3, S, S), and the result of ``make_targets``."""
 
     store: ExampleStore
     config: TrainConfig
@@ -316,7 +316,7 @@ class TileDataset(Dataset[dict[str, Tensor]]):
 
 
 def with_copies(class_of: ClassNumbers, copy_of: dict[int, int]) -> ClassNumbers:
-    """``class_of`` with the class of the cell that each label of ``copy_of`` is a copy of."""
+    """``class_of`` extended by the labels in ``copy_of``, each with the class of the cell that it copies."""
     if not len(class_of) or not copy_of:
         return class_of
     longer = np.full(max(len(class_of), max(copy_of) + 1), UNKNOWN, np.int16)
@@ -333,20 +333,20 @@ def make_targets(
     margin: int = 0,
     class_of: ClassNumbers | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """What the loss compares with: ``targets`` float32 (K, H, W) in [0, 1] in the order of the model's channels without
+    """Targets of the loss: ``targets`` float32 (K, H, W) in [0, 1] in the order of the model's channels without
     its classes, and float32 (H, W) the ``gap`` weights, ``known``, 0 where the instance is unknown (``IGNORED``), else
     1, ``taught``, 0 where nothing is known (``UNTAUGHT``), else 1, and for a surface loss the signed distances
     ``surface`` of the boundary channel. With classes ``class_map`` int64 (H, W): class number, -1 for none or unknown.
 
-    ``margin``: px on each side of ``labels_hw`` that lie outside the tile (H, W). The distance channel needs them: how
-    deep a pixel lies in a cell that the tile cuts is told by the whole cell. ``class_of``: class number by label, as in
+    ``margin``: px on each side of ``labels_hw`` that lie outside the tile (H, W). The distance channel needs them: the
+    depth of a pixel in a cell cut by the tile depends on the whole cell. ``class_of``: class number by label, as in
     ``Example``.
     """
     channels, loss = config.model.map_channels, config.loss
     untaught = labels_hw == UNTAUGHT
     if untaught.any():
         labels_hw = np.where(untaught, 0, labels_hw).astype(np.int32)
-        # Where a cell that is left out ends is no better known than what it is.
+        # The edge of an excluded cell is no better known than its class.
         untaught = (cv2.dilate(untaught.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0) & (labels_hw == 0)
     inner = np.s_[margin : labels_hw.shape[0] - margin, margin : labels_hw.shape[1] - margin]
     wide_hw = labels_hw
@@ -382,10 +382,10 @@ def _class_map(labels_hw: npt.NDArray[np.int32], class_of: ClassNumbers) -> npt.
 
 
 class TileLoader:
-    """Batches of one epoch after the other, cut by ``config.workers`` threads ahead of their use.
+    """Batches of one epoch after another, cut by ``config.workers`` threads ahead of their use.
 
-    Threads and not processes: the work is OpenCV's and numpy's, which let go of the interpreter's lock; the decoded
-    images are shared; and a process forked after OpenCV has used its threads can hang for ever (seen).
+    Threads, not processes: the work is done by OpenCV and numpy, which release the GIL; the decoded images are shared;
+    and a process forked after OpenCV has used its threads can hang forever (observed).
     """
 
     def __init__(self, dataset: TileDataset) -> None:
@@ -396,11 +396,11 @@ class TileLoader:
         self._workers = dataset.config.workers
 
     def __len__(self) -> int:
-        """Batches in an epoch; the last one may be smaller."""
+        """Batches per epoch; the last one may be smaller."""
         return math.ceil(self._images * self._patches / self._batch)
 
     def order(self, epoch: int) -> list[TileIndex]:
-        """All (image, patch) of ``epoch`` in an order that the seed and ``epoch`` alone decide."""
+        """All (image, patch) of ``epoch`` in an order that depends on the seed and ``epoch`` only."""
         seed = (self._dataset.config.seed, epoch, 2**31)
         order = np.random.default_rng(seed).permutation(self._images * self._patches)
         return [(epoch, int(i) // self._patches, int(i) % self._patches) for i in order]

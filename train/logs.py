@@ -13,10 +13,10 @@ LOG_FILE = "log.csv"
 
 
 class TrainingLog:
-    """One row an epoch, on disk as soon as it is added."""
+    """One row per epoch, on disk as soon as it is added."""
 
     def __init__(self, run: Path, keep_epochs: int) -> None:
-        """Rows after ``keep_epochs`` were written by updates that a kill undid; they are dropped."""
+        """Drop rows after ``keep_epochs``: they were written by updates that were lost when the run was killed."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run / LOG_FILE
@@ -26,7 +26,7 @@ class TrainingLog:
     def add(self, row: dict[str, Any]) -> None:
         """Append ``row``; numbers also go to TensorBoard under their column's name."""
         self._rows.append({name: _text(value) for name, value in row.items()})
-        # Written anew each time: validation adds columns to some epochs, and a torn last line would break resuming.
+        # Rewritten each time: validation adds columns to some epochs, and a truncated last line would break resuming.
         columns = list(dict.fromkeys(name for entry in self._rows for name in entry))
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
@@ -44,7 +44,7 @@ class TrainingLog:
 
 
 def read_log(run: Path) -> list[dict[str, str]]:
-    """Rows of ``log.csv``, none if there is no such file yet."""
+    """Rows of ``log.csv``; empty if the file does not exist yet."""
     path = run / LOG_FILE
     if not path.exists():
         return []

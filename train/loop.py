@@ -1,7 +1,7 @@
 """The training loop, read from top to bottom.
 
-Everything random depends on (seed, epoch) and nothing on what happened before, so a run that was killed and resumed
-at an epoch boundary gives the losses of one that was not.
+All randomness depends on (seed, epoch) and not on earlier events, so a run that was killed and resumed at an
+epoch boundary gives the same losses as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TrainingDivergedError(CellsegError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands after an update."""
+    """State of a training after an update."""
 
     epoch: int
     epochs: int
@@ -57,13 +57,13 @@ class Progress:
 
 
 class Reporter:
-    """Whom the loop tells how it goes; this one keeps it to itself, subclasses show it."""
+    """Receives progress events. The base class ignores them; subclasses display them."""
 
     def say(self, line: str) -> None:
-        """An event worth a line."""
+        """Report an event that deserves a line."""
 
     def warn(self, line: str) -> None:
-        """Something that the user should know."""
+        """Report a warning."""
 
     def read(self, done: int, total: int) -> None:
         """``done`` of ``total`` images were read and checked."""
@@ -75,17 +75,17 @@ class Reporter:
         """An epoch of ``epochs`` ended; its row of ``log.csv``."""
 
     def calibrate(self, done: int, total: int) -> None:
-        """``done`` of at most ``total`` steps of the calibration are made: images predicted, settings tried."""
+        """``done`` of at most ``total`` calibration steps are done: images predicted, settings tried."""
 
 
 def load(
     config: TrainConfig, split: Split, reporter: Reporter, classes: CellClasses | None = None
 ) -> tuple[ExampleStore, TrainingCells]:
-    """Read and check every pair of both sides, keep the training images; and what they hold.
+    """Read and check every pair of both sides; return the cached training images and their statistics.
 
-    ``classes``: of the cells of both sides, if the network tells classes apart.
+    ``classes``: classes of the cells of both sides, if the network has classes.
 
-    Raises ``DataError`` naming a file that cannot be used, ``UsageError`` if both sides share an image.
+    Raises ``DataError`` naming an unusable file, ``UsageError`` if both sides share an image.
     """
     split.check_apart()
     store = ExampleStore(split.train, config, classes)
@@ -94,15 +94,15 @@ def load(
     for done, pair in enumerate(split.val, start=1):
         read_pair(
             pair, config.data.min_object_px, config.data.mask_foreground, classes
-        )  # a mis-sized mask must not wait for the first validation
+        )  # a mask of the wrong size must not wait for the first validation
         reporter.read(n_train + done, total)
     return store, cells
 
 
 def initial_network(config: TrainConfig) -> tuple[CellSegNet, WeightsInfo]:
-    """The network before its first update, on its device, and where its weights come from.
+    """Return the network before its first update, on its device, and the source of its weights.
 
-    Raises what ``load_initial_weights`` raises: a hub is asked, a file read.
+    Raises what ``load_initial_weights`` raises: it may download from a hub or read a file.
     """
     torch.manual_seed(config.seed)
     net = CellSegNet(config.model)
@@ -122,16 +122,16 @@ def train(
     initial: tuple[CellSegNet, WeightsInfo] | None = None,
     classes: CellClasses | None = None,
 ) -> ModelSpec:
-    """Train into folder ``run`` (which exists and holds ``config.json``), from its last checkpoint if there is one.
+    """Train into folder ``run`` (which exists and holds ``config.json``), resuming its last checkpoint if there is one.
 
-    ``store``, ``cells``: of ``load``. ``data_note``: the training data in words, for the model's description.
-    ``initial``: of ``initial_network``, if it was made already. ``classes``: as for ``load``. Returns the spec of the
+    ``store``, ``cells``: from ``load``. ``data_note``: the training data in words, for the model's description.
+    ``initial``: from ``initial_network``, if already made. ``classes``: as for ``load``. Returns the spec of the
     best network.
-    Raises ``TrainingDivergedError`` when the loss is no longer finite; the last checkpoint stays.
+    Raises ``TrainingDivergedError`` when the loss is no longer finite; the last checkpoint is kept.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.backends.cudnn.benchmark = False  # it may pick other kernels, and so other losses, in another run
+    torch.backends.cudnn.benchmark = False  # it may pick other kernels in another run, and so give other losses
     device = choose_device(config.device)
     amp = choose_amp(config.optim.amp, device)
     reporter.say(f"device {device}, {'fp32' if amp is None else str(amp).removeprefix('torch.') + ' autocast'}")
@@ -142,7 +142,7 @@ def train(
     state = checkpoint.load_checkpoint(run)
     if state is None:
         net, weights = initial or initial_network(config)
-    else:  # what it began with has been trained over, and may no longer be where it was
+    else:  # the initial weights have been trained over, and their file may be gone
         net = _placed(CellSegNet(config.model), device)
         weights = msgspec.convert(state["weights"], WeightsInfo)
     optimizer = make_optimizer(net, config.optim)
@@ -253,7 +253,7 @@ def train(
 
 
 def check_settings(config: TrainConfig) -> None:
-    """Raise what ``train`` would raise for a network, weights or device that cannot be had, without their cost."""
+    """Raise what ``train`` would raise for an unavailable network, weights or device, at little cost."""
     choose_device(config.device)
     with torch.device("meta"):  # shapes without memory
         CellSegNet(config.model)
@@ -262,7 +262,7 @@ def check_settings(config: TrainConfig) -> None:
 
 @dataclass(frozen=True)
 class _SpecMaker:
-    """Writes the ModelSpec of a network at some epoch of this run."""
+    """Makes the ModelSpec of a network at a given epoch of this run."""
 
     config: TrainConfig
     split: Split
@@ -307,7 +307,7 @@ class _SpecMaker:
 
 
 def halo_of(tile_size: int) -> int:
-    """Context on each side of a tile that stitching throws away, in px."""
+    """Context in px on each side of a tile that stitching discards."""
     return int(tile_size * HALO_SHARE)
 
 
@@ -326,7 +326,7 @@ def _autocast(device: torch.device, amp: torch.dtype | None) -> AbstractContextM
 
 
 def _validate(net: CellSegNet, describe: _SpecMaker, device: torch.device, samples: Path) -> dict[str, float]:
-    """Metrics at the uncalibrated counting point, F1 of each class among them, and pictures of the first images."""
+    """Return metrics at the uncalibrated counting point, including F1 per class, and pictures of the first images."""
     net.eval()
     config, split = describe.config, describe.split
     params = default_operating_points(config.model.variant)["counting"]
@@ -353,7 +353,7 @@ def _finish(
 ) -> ModelSpec:
     """Calibrate ``networks`` on the validation images and save the better one with its operating points.
 
-    The best network was picked at settings that nobody had tuned; the last one has the whole schedule behind it.
+    The best network was selected at uncalibrated settings; the last one has completed the whole schedule.
     """
     config, split = describe.config, describe.split
     labelling = Labelling(config.model.channels, networks[0].spec.cell_diameter_px, config.data.min_object_px)
@@ -392,5 +392,5 @@ def _finish(
 
 
 def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Those that are defined: of images without an inner cell some are NaN, which JSON has no number for."""
+    """Defined metrics, rounded: without inner cells some are NaN, which JSON cannot represent."""
     return {name: round(float(value), 5) for name, value in metrics.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""What the network is punished for. All losses take logits; the sigmoid belongs to the graph's end."""
+"""Training losses. All losses take logits; the sigmoid is at the end of the graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def soft_dice_loss(logits: Tensor, target: Tensor, taught: Tensor | None = None)
     """1 - Dice of sigmoid(``logits``) and ``target``, both (N, H, W), pooled over the batch (Milletari et al. 2016).
 
     Pooled rather than averaged over tiles: a tile without a cell has no Dice of its own. ``taught`` (N, H, W): 0 where
-    a pixel is to be left out, else 1; None for 1.
+    a pixel is excluded, else 1; None for 1.
     """
     probability = logits.sigmoid()
     if taught is not None:
@@ -27,18 +27,18 @@ def soft_dice_loss(logits: Tensor, target: Tensor, taught: Tensor | None = None)
 def surface_loss(logits: Tensor, signed_distance: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of sigmoid(``logits``) times ``signed_distance`` of the target, both (N, H, W); Kervadec et al. 2019, eq. 5.
 
-    A false pixel costs more the further it lies from the target's edge; cross-entropy asks only whether it is false.
-    Negative where the target is found. ``weight`` (N, H, W): of each pixel in the mean, None for 1.
+    A false pixel costs more the further it is from the target's edge; cross-entropy only considers whether it is false.
+    Negative where the target is found. ``weight`` (N, H, W): weight of each pixel in the mean, None for 1.
     """
     return _mean(logits.sigmoid() * signed_distance, weight)
 
 
 def soft_target_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean binary cross-entropy of ``logits`` with ``target`` in [0, 1], less its least possible value, the target's
-    entropy: the Kullback-Leibler divergence, 0 where sigmoid(``logits``) is ``target``. Same gradient as the former.
+    """Mean binary cross-entropy of ``logits`` with ``target`` in [0, 1], less its minimum, the target's
+    entropy: the Kullback-Leibler divergence, 0 where sigmoid(``logits``) is ``target``. Same gradient as cross-entropy.
 
-    Cross-entropy rather than a squared error as StarDist does (Schmidt et al. 2018): through a sigmoid the latter has
-    next to no gradient where the network is surely wrong. ``weight``: as in ``surface_loss``.
+    Not a squared error as in StarDist (Schmidt et al. 2018): through a sigmoid its gradient almost vanishes
+    where the network is confidently wrong. ``weight``: as in ``surface_loss``.
     """
     entropy = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target))
     return _mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy, weight)
@@ -59,15 +59,15 @@ def segmentation_loss(
     taught: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss and its named parts (detached), for ``logits`` and ``targets`` (N, K, H, W), ``gap_weight`` (N, H, W).
-    Of the classes among the K channels says ``class_loss``.
+    For the classes among the K channels see ``class_loss``.
 
     Foreground: weighted binary cross-entropy + soft Dice. Boundary, if it is among ``channels``: binary
     cross-entropy with its few pixels weighted up, and ``surface_loss`` with the signed distances ``surface`` (N, H, W)
-    where ``config.surface_weight`` asks for it. Distance, if it is among them: ``soft_target_loss``. The weighted means
+    if ``config.surface_weight`` is set. Distance, if it is among them: ``soft_target_loss``. The weighted means
     divide by the sum of weights, so that a tile with many gaps does not raise the learning rate.
 
-    ``known`` (N, H, W): 0 where the instance is unknown: boundary and distance teach nothing there; None for 1.
-    ``taught`` (N, H, W): 0 where the foreground teaches nothing either; None for 1.
+    ``known`` (N, H, W): 0 where the instance is unknown: no boundary or distance loss there; None for 1.
+    ``taught`` (N, H, W): 0 where there is no foreground loss either; None for 1.
     """
     foreground, target = logits[:, 0], targets[:, 0]
     pixel_weight = 1 + gap_weight
@@ -104,11 +104,11 @@ def segmentation_loss(
 
 
 def class_loss(logits: Tensor, class_map: Tensor, class_weights: Tensor) -> Tensor:
-    """Weighted cross-entropy of the class ``logits`` (N, C, H, W) with ``class_map`` (N, H, W), the number of each
-    pixel's class, -1 where it has none or nobody knows it: these teach nothing.
+    """Weighted cross-entropy of the class ``logits`` (N, C, H, W) with ``class_map`` (N, H, W), the class of each
+    pixel, -1 for none or unknown: these pixels are ignored.
 
     ``class_weights`` (C,): weight of a pixel of each class. The mean is over the sum of the weights, so a tile full of
-    rare cells counts for no more than any other; 0 where no class is known.
+    rare cells counts no more than any other; 0 where no class is known.
     """
     summed = F.cross_entropy(logits, class_map, weight=class_weights, ignore_index=-1, reduction="sum")
     known = class_map >= 0
@@ -116,5 +116,5 @@ def class_loss(logits: Tensor, class_map: Tensor, class_weights: Tensor) -> Tens
 
 
 def is_finite(loss: Tensor) -> bool:
-    """False for NaN and infinity; a training must stop there rather than write such weights."""
+    """Return False for NaN and infinity; training must stop there rather than write such weights."""
     return bool(torch.isfinite(loss))

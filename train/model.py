@@ -1,4 +1,4 @@
-"""The network: a ViT encoder, a stepwise up-sampling decoder, one logit map a channel.
+"""The network: a ViT encoder, a stepwise up-sampling decoder, one logit map per channel.
 
     image (N, 3, S, S) --> ViT --> tokens (S/p x S/p) --> S/8 --> S/4 --> S/2 --> logits (N, K, S, S)
             |                                              ^       ^       ^
@@ -28,10 +28,10 @@ from cellseg_train.config import ENCODER_ALIASES, ENCODER_ARGUMENTS, TINY, Model
 
 
 def build_encoder(config: ModelConfig) -> VisionTransformer:
-    """The ViT of ``config`` with random weights, for a fixed ``tile_size``.
+    """Build the ViT of ``config`` with random weights, for a fixed ``tile_size``.
 
-    The position embedding is made for this size, so an export holds no resize of it. Raises ``UsageError`` for a
-    name timm does not know, a model that is not a plain ViT, or a tile size that is no multiple of its patch.
+    The position embedding is made for this size, so an exported graph does not resize it. Raises ``UsageError`` for a
+    name unknown to timm, a model that is not a plain ViT, or a tile size that is not a multiple of its patch.
     """
     if config.encoder_name == TINY:
         encoder = VisionTransformer(
@@ -54,7 +54,7 @@ def build_encoder(config: ModelConfig) -> VisionTransformer:
         )
     arguments: dict[str, Any] = {"num_classes": 0, "global_pool": "", "drop_path_rate": config.drop_path}
     arguments |= ENCODER_ARGUMENTS.get(config.encoder, {})
-    # DINOv3 in timm takes any size by default; only for a fixed one are its rotary positions constants of the graph.
+    # DINOv3 in timm accepts any size by default; only for a fixed one are its rotary positions constants of the graph.
     arguments["dynamic_img_size"] = False
     try:
         encoder = timm.create_model(config.encoder_name, pretrained=False, img_size=config.tile_size, **arguments)
@@ -100,7 +100,7 @@ class ImageBranch(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens (and the image branch) to logits, one doubling a step."""
+    """Tokens (and the image branch) to logits, one doubling per step."""
 
     def __init__(self, embed_dim: int, config: ModelConfig) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
             for before, skip, width in zip(inputs, skips, widths, strict=True)
         )
         self.head = nn.Conv2d(widths[-1], 4 * len(config.map_channels), 3, padding=1)
-        # A head of its own: a network without classes, or with other ones, lends all the rest of its weights.
+        # A separate head: a network without classes, or with other classes, can reuse all other weights.
         self.class_head = nn.Conv2d(widths[-1], 4 * len(config.classes), 3, padding=1) if config.classes else None
 
     def forward(self, tokens_nchw: Tensor, skips: list[Tensor]) -> Tensor:
@@ -157,9 +157,9 @@ def normalise(images_nchw: Tensor, config: ModelConfig) -> Tensor:
 
 
 def probabilities(logits: Tensor, config: ModelConfig) -> Tensor:
-    """Logits (N, K, H, W) to probabilities: a sigmoid for each channel but the classes, over which there is a softmax.
+    """Convert logits (N, K, H, W) to probabilities: sigmoid per map channel, softmax over the class channels.
 
-    The exported graph ends in the same.
+    The exported graph ends in the same operations.
     """
     if not config.classes:
         return logits.sigmoid()

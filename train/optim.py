@@ -16,7 +16,7 @@ from cellseg_train.model import CellSegNet
 def make_optimizer(net: CellSegNet, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW; biases and norms without weight decay; encoder blocks scaled by ``layer_decay`` and ``encoder_lr_ratio``.
 
-    The factors stand in each group's ``lr_scale``, which timm's schedulers (and only they) apply.
+    The factors are in each group's ``lr_scale``, which timm's schedulers (and only they) apply.
     """
     groups: list[dict[str, Any]] = []
     if config.freeze:
@@ -49,7 +49,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: 
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU; a named device must be there or it is an error."""
+    """Device for ``name``; ``auto`` takes CUDA, then Apple's MPS, then the CPU; an unavailable device is an error."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -71,7 +71,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_amp(mode: str, device: torch.device) -> torch.dtype | None:
-    """Autocast dtype or None. ``auto`` wants hardware for it: bf16 without AMX ran at half the speed of fp32 on a CPU
+    """Autocast dtype or None. ``auto`` needs hardware for it: bf16 without AMX ran at half the speed of fp32 on a CPU
     with AVX-512 (measured with a 2048 x 2048 matrix product)."""
     if mode == "auto":
         if device.type == "cuda":

@@ -1,11 +1,11 @@
-"""Piles of overlapping cells with exact truth and real texture, made from the isolated cells of a training tile.
+"""Piles of overlapping cells with exact ground truth and real texture, made from the isolated cells of a training tile.
 
-A smear is seen in transmitted light, and light is absorbed: where two cells lie over each other their transmittances
+A smear is viewed in transmitted light, and light is absorbed: where two cells overlap, their transmittances
 multiply, so their optical densities add up (Beer-Lambert). An isolated cell, divided by the background around it, is
 therefore a transmittance that can be laid over any other cell of the same photograph. Both outlines are known, which
 no annotation of a real pile can offer: annotators draw one object, or guess the hidden edge.
 
-A label image holds one cell a pixel. Where cells overlap, each pixel goes to the cell with the smaller elliptic
+A label image holds one cell per pixel. Where cells overlap, each pixel goes to the cell with the smaller elliptic
 distance: the overlap is cut along the chord through the two crossings of the outlines.
 
 Pure functions of the tile and a numpy generator, like ``augment``.
@@ -29,13 +29,13 @@ FloatImage = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 UNTAUGHT = IGNORED - 1
-"""Label of cells that are left out (class ``ignore``): nothing is taught of them, not even that they are cells."""
+"""Label of excluded cells (class ``ignore``): nothing is learned from them, not even that they are cells."""
 NO_CELLS = (IGNORED, UNTAUGHT)
-"""Labels that are not of one cell."""
-_RING_PX = 4  # background this far around a cell: it must be free of others, and is what the cell is divided by
-_SOLIDITY = 0.9  # area over that of the convex hull: less is two cells under one label, or a ragged mask
-_SIZES = (0.4, 2.0)  # of the median whole cell: smaller is a platelet or a fragment, larger a heap or a white cell
-_LEFT_OF_CELL = 0.35  # a cell of which less stays visible would be a label that nobody can find
+"""Labels that do not stand for a single cell."""
+_RING_PX = 4  # background ring around a cell: must be free of other cells; the cell is divided by it
+_SOLIDITY = 0.9  # area over convex hull area: below it, two cells under one label, or a ragged mask
+_SIZES = (0.4, 2.0)  # relative to the median whole cell: smaller is a platelet or fragment, larger a heap or white cell
+_LEFT_OF_CELL = 0.35  # visible share of a cell: with less, nobody could find the label
 _TRIES = 4
 
 
@@ -43,7 +43,7 @@ _TRIES = 4
 class Cutout:
     """An isolated cell. ``transmittance``: float32 (h, w, 3), 1 = background. ``mask``: bool (h, w), its label.
 
-    Both have a frame of ``_RING_PX`` around the cell's bounding box. ``label``: the cell's in its tile.
+    Both have a frame of ``_RING_PX`` around the cell's bounding box. ``label``: label of the cell in its tile.
     """
 
     transmittance: FloatImage
@@ -56,14 +56,14 @@ class Cutout:
         return math.sqrt(4 / math.pi * np.count_nonzero(self.mask))
 
     def turned(self, quarters: int, flip: bool) -> Cutout:
-        """The cell turned by ``quarters`` of 90 degrees, mirrored if ``flip``; no pixel is interpolated."""
+        """The cell rotated by ``quarters`` of 90 degrees, mirrored if ``flip``; no pixel is interpolated."""
         light, mask = np.rot90(self.transmittance, quarters), np.rot90(self.mask, quarters)
         return Cutout(light[:, ::-1], mask[:, ::-1], self.label) if flip else Cutout(light, mask, self.label)
 
 
 @dataclass(frozen=True)
 class _Ellipse:
-    """Ellipse with the moments of a region; ``inverse``: of its covariance, both in (y, x) px."""
+    """Ellipse with the moments of a region; ``inverse``: inverse of its covariance, both in (y, x) px."""
 
     centre: npt.NDArray[np.float64]
     inverse: npt.NDArray[np.float64]
@@ -72,11 +72,11 @@ class _Ellipse:
     def of(cls, mask: Mask) -> _Ellipse:
         points = np.argwhere(mask).astype(np.float64)
         centre = points.mean(axis=0)
-        spread = (points - centre).T @ (points - centre) / len(points) + np.eye(2) / 12  # of a pixel's own square
+        spread = (points - centre).T @ (points - centre) / len(points) + np.eye(2) / 12  # variance of a pixel's square
         return cls(centre, np.linalg.inv(spread))
 
     def distance(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """1 on the ellipse, 0 in its centre; ``points`` (n, 2). A uniform ellipse has twice its deviation as axis."""
+        """Elliptic distance of ``points`` (n, 2): 1 on the ellipse, 0 in its centre. Semi-axis: twice the deviation."""
         offset = points - self.centre
         return np.asarray(np.sqrt(np.einsum("ni,ij,nj->n", offset, self.inverse, offset)) / 2)
 
@@ -85,11 +85,11 @@ def add_piles(
     rng: np.random.Generator, tile_hwc: Image, labels_hw: Labels, config: OverlapConfig
 ) -> tuple[Image, Labels, dict[int, int]]:
     """Copies of ``tile_hwc`` (S, S, 3) and ``labels_hw`` (S, S) in which some whole cells became piles; and for each
-    label that is new the one of the cell that it is a copy of.
+    new label the label of the cell that it copies.
 
     Each whole cell becomes the bottom of a pile with probability ``config.share``; piles grow to ``config.most`` cells.
-    Cells come from the tile itself, so that magnification, stain and focus fit. Without an isolated cell in it, or with
-    a share of 0, the arrays are returned as they are.
+    Cells come from the tile itself, so that magnification, stain and focus match. Without an isolated cell, or with
+    a share of 0, the arrays are returned unchanged.
     """
     if config.share == 0:
         return tile_hwc, labels_hw, {}
@@ -142,12 +142,12 @@ class _Pile:
     def __init__(self, image: FloatImage, labels: Labels) -> None:
         self.image, self.labels = image, labels
         numbers, pixels = np.unique(labels, return_counts=True)
-        self._whole_px = dict(zip(numbers.tolist(), pixels.tolist(), strict=True))  # before anything was laid over them
+        self._whole_px = dict(zip(numbers.tolist(), pixels.tolist(), strict=True))  # before any cell was laid over them
         self.copy_of: dict[int, int] = {}
 
     def lay(self, cell: Cutout, centre_yx: npt.NDArray[np.float64]) -> _Ellipse | None:
-        """Lay ``cell`` with its middle at ``centre_yx``; None, and nothing changes, where that hides another cell or
-        the tile ends."""
+        """Lay ``cell`` with its centre at ``centre_yx``; return None without changes if it would hide another cell or
+        extend past the tile."""
         h, w = cell.mask.shape
         top, left = (round(float(c) - side / 2) for c, side in zip(centre_yx, (h, w), strict=True))
         if top < 0 or left < 0 or top + h > self.labels.shape[0] or left + w > self.labels.shape[1]:
@@ -170,7 +170,7 @@ class _Pile:
         return own
 
     def _mine(self, mask: Mask, box: tuple[slice, slice], own: _Ellipse) -> Mask | None:
-        """Which pixels of ``mask`` the new cell gets, None if it or a cell below would no longer be visible."""
+        """Pixels of ``mask`` that the new cell gets, None if it or a cell below would no longer be visible."""
         below = np.where(mask, self.labels[box], 0)
         if np.isin(below, NO_CELLS).any():  # what lies there has no outline that could be cut
             return None
@@ -199,7 +199,7 @@ def _grow(
     donors: list[Cutout],
     config: OverlapConfig,
 ) -> None:
-    """Lay one to ``config.most - 1`` cells over ``bottom``: a heap, or a rouleau, in which all follow one direction."""
+    """Lay one to ``config.most - 1`` cells over ``bottom``: a heap, or a rouleau, whose cells follow one direction."""
     n_more = 1
     while n_more < config.most - 1 and rng.random() < config.further_p:
         n_more += 1

@@ -1,4 +1,4 @@
-"""Sample predictions of a training: what the network sees, beside what it should see."""
+"""Sample predictions during training: predicted channels next to the ground truth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE_PX = 448
 
 
 def save_samples(path: Path, predictions: Sequence[Prediction]) -> None:
-    """A row for each image, as JPEG: a corner with the true outlines in white, and every probability channel."""
+    """Write one row per image, as JPEG: a corner with the true outlines in white, and every probability channel."""
     make_folder(path.parent)
     rows = []
     for item in predictions:

@@ -1,4 +1,4 @@
-"""Beginning and resuming a run: folders, split and progress around ``loop.train``."""
+"""Starting and resuming a run: folders, split and progress around ``loop.train``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from cellseg_train.model import CellSegNet
 from cellseg_train.weights import class_remark, taught_diameter_px
 
 _SECONDS_BETWEEN_LINES = 30.0
-_SECONDS_AVERAGED = 86_400.0  # validations are part of the whole; rich forgets after 30 s, which an update may take
+_SECONDS_AVERAGED = 86_400.0  # validations are part of the whole; rich's default is 30 s, which an update may take
 
 
 def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = False) -> None:
@@ -39,7 +39,7 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
 
     ``measure_specks``: take the usual share of the training masks' median object for ``min_object_px``.
 
-    Nothing is written before all of it was found right.
+    Nothing is written before everything has been checked.
     """
     loop.check_settings(record.config)
     split = make_split(record.inputs, record.config)
@@ -78,16 +78,16 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
 
 
 def resume(run: Path, *, quiet: bool) -> None:
-    """Go on from the last checkpoint of ``run``.
+    """Resume ``run`` from its last checkpoint.
 
-    Raises ``ModelError`` if an image or mask is not what it was, ``OutputInUseError`` if it is still being trained.
+    Raises ``ModelError`` if an image or mask has changed, ``OutputInUseError`` if the run is still being trained.
     """
     record = checkpoint.load_record(run)
     with exclusive(run), _reporter(quiet) as reporter:
         remove_stale(run)
         split = make_split(record.inputs, record.config)
         classes = find_classes(record.inputs, split)
-        if not (run / checkpoint.SPLIT_FILE).exists():  # killed before it had begun
+        if not (run / checkpoint.SPLIT_FILE).exists():  # killed before it started
             checkpoint.save_json(run / checkpoint.SPLIT_FILE, describe_split(split, classes))
         recorded = checkpoint.load_json(run / checkpoint.SPLIT_FILE)
         if recorded != describe_split(split, classes):
@@ -100,7 +100,7 @@ def resume(run: Path, *, quiet: bool) -> None:
 
 
 def make_split(inputs: RunInputs, config: TrainConfig) -> Split:
-    """The split that ``inputs`` and the seed give. Raises ``UsageError`` or ``DataError`` naming a missing partner."""
+    """Split given by ``inputs`` and the seed. Raises ``UsageError`` or ``DataError`` naming a missing partner."""
     pairs = find_pairs(_paths(inputs.images), _paths(inputs.masks))
     if inputs.val_images or inputs.val_masks:
         return Split(train=pairs, val=find_pairs(_paths(inputs.val_images), _paths(inputs.val_masks)))
@@ -112,9 +112,9 @@ def make_split(inputs: RunInputs, config: TrainConfig) -> Split:
 def folder_scales(split: Split, data: DataConfig) -> dict[str, float]:
     """Model px per image px for each mask folder, so that its median cell is ``data.cell_diameter_px`` wide.
 
-    Raises ``DataError`` for a folder whose masks hold no cell.
+    Raises ``DataError`` for a folder whose masks contain no cells.
     """
-    pairs_of: dict[Path, dict[Path, Pair]] = {}  # a folder may be given twice, to draw more tiles from it
+    pairs_of: dict[Path, dict[Path, Pair]] = {}  # a folder may be passed twice, to draw more tiles from it
     for pair in (*split.train, *split.val):
         pairs_of.setdefault(pair.mask.parent, {})[pair.mask] = pair
     scales = {}
@@ -129,7 +129,7 @@ def folder_scales(split: Split, data: DataConfig) -> dict[str, float]:
 
 
 def find_classes(inputs: RunInputs, split: Split) -> CellClasses | None:
-    """Classes of the cells of both sides, None where no file of them was given. Raises what ``read_classes`` raises."""
+    """Classes of the cells of both sides, None if no class file was passed. Raises what ``read_classes`` raises."""
     if not inputs.classes:
         return None
     images = dict.fromkeys(pair.image for pair in (*split.train, *split.val))
@@ -137,7 +137,7 @@ def find_classes(inputs: RunInputs, split: Split) -> CellClasses | None:
 
 
 def describe_split(split: Split, classes: CellClasses | None = None) -> dict[str, Any]:
-    """``split.json``: stems of both sides and their fingerprint, and that of the classes if there are any."""
+    """Content of ``split.json``: stems and fingerprint of both sides, and fingerprint of the classes if any."""
     described = {
         "sha256": split.sha256,
         "train": [pair.stem for pair in split.train],
@@ -192,7 +192,7 @@ def _train(
 
 @contextmanager
 def _reporter(quiet: bool) -> Iterator[loop.Reporter]:
-    """A bar with loss, rate and time left on a terminal, elsewhere lines; warnings alone if ``quiet``."""
+    """On a terminal a bar with loss, rate and time left, elsewhere lines; warnings only if ``quiet``."""
     if quiet:
         yield QuietReporter()
         return
@@ -209,7 +209,7 @@ def _reporter(quiet: bool) -> Iterator[loop.Reporter]:
 
 
 def epoch_words(row: Mapping[str, float], epochs: int) -> str:
-    """What is said of an epoch of ``epochs``: ``row`` of ``log.csv``."""
+    """Progress line for one of ``epochs`` epochs: ``row`` of ``log.csv`` in words."""
     words = f"epoch {row['epoch']} of {epochs}: loss {row['loss']:.4f}, lr {row['lr']:.1e}"
     if "val_f1" not in row:
         return words
@@ -222,7 +222,7 @@ def epoch_words(row: Mapping[str, float], epochs: int) -> str:
 
 
 class QuietReporter(loop.Reporter):
-    """Warnings, and nothing else."""
+    """Prints warnings only."""
 
     def warn(self, line: str) -> None:
         """Print ``line``."""
@@ -230,9 +230,9 @@ class QuietReporter(loop.Reporter):
 
 
 class LineReporter(loop.Reporter):
-    """Events as plain lines, a line an epoch, and one every half minute; each with the time that is left.
+    """Prints events as plain lines: one per epoch and one every half minute, each with the time left.
 
-    ``clock``: seconds from anywhere.
+    ``clock``: returns seconds from any starting point.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -272,7 +272,7 @@ class LineReporter(loop.Reporter):
             self.say(f"calibrating: {done} of at most {total} steps{self._left}")
 
     def _note(self, done: int, total: int) -> None:
-        """``done`` of ``total`` steps are made: how long the rest takes at the rate since the first call."""
+        """Report ``done`` of ``total`` steps and the time left at the rate since the first call."""
         now = self._clock()
         if self._begun is None:
             self._begun = done, now
@@ -312,7 +312,7 @@ class BarReporter(loop.Reporter):
         self._bar.update(self._task, total=state.steps, completed=state.step, description=words, note=note)
 
     def epoch(self, row: Mapping[str, float], epochs: int) -> None:
-        """Print the figures of an epoch that was validated; the bar shows those of the others."""
+        """Print the figures of a validated epoch; the bar shows those of the others."""
         if "val_f1" in row:
             self.say(epoch_words(row, epochs))
 

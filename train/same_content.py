@@ -1,8 +1,8 @@
-"""Photographs of the same content: a field that was brightened, resized, compressed again or stored twice.
+"""Photographs of the same content: a field that was brightened, resized, recompressed or stored twice.
 
-A network that was taught one of them cannot be judged on the other. What is compared is a small view of the saturation
-(cells are coloured, the background is not), which light and size hardly change, less its mean around each place, so
-that a bright side or a vignette, which all photographs of one microscope share, does not make them alike.
+A network trained on one of them cannot be evaluated on the other. A small view of the saturation is compared (cells
+are coloured, the background is not), which light and size hardly change. Its local mean is subtracted, so that a
+bright side or a vignette, which all photographs of one microscope share, does not make them alike.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cellseg_deploy.images.read import read_image
 
 SIDE_PX, AROUND_PX = 24, 9
 ALIKE = 0.8
-"""Correlation above which two photographs are taken for one."""
+"""Correlation above which two photographs are considered the same."""
 
 
 def view(image_hwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """What is compared of an RGB image (h, w, 3): float32 (576,) of length 1, or zeros where it is even."""
+    """Comparison vector of an RGB image (h, w, 3): float32 (576,) of length 1, or zeros where the image is uniform."""
     small = cv2.resize(image_hwc, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
     largest = small.max(axis=2)
     saturation = (largest - small.min(axis=2)) / np.maximum(largest, 1)
@@ -50,7 +50,7 @@ def groups_of(paths: Sequence[Path]) -> list[list[int]]:
 
 
 def words(groups: Sequence[Sequence[int]]) -> str:
-    """One line about the groups of several images, empty if there are none."""
+    """One line about groups with several images, empty if there are none."""
     several = [group for group in groups if len(group) > 1]
     if not several:
         return ""

@@ -1,7 +1,7 @@
-"""From a label image to what the network is taught: foreground, boundary band or distance to the edge, and weights.
+"""From a label image to training targets: foreground, boundary band or distance to the edge, and weights.
 
 Everything is derived from the *instances* of one tile, after it was cut and warped, so that widths in pixels mean
-the same at every scale the augmentation draws.
+the same at every scale that the augmentation draws.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ FloatMap = npt.NDArray[np.float32]
 
 
 def foreground_target(labels_hw: Labels) -> npt.NDArray[np.uint8]:
-    """1 inside cells, 0 elsewhere and on the line where two cells touch; uint8 (H, W).
+    """Foreground mask: 1 inside cells, 0 elsewhere and on the line where two cells touch; uint8 (H, W).
 
-    Masks part touching cells by a background line of a few pixels, which halving the image can swallow. Pixels with
+    Masks separate touching cells by a background line of a few pixels, which halving the image can erase. Pixels with
     a 4-neighbour of another cell become background, so that the line the network must learn is always there. Foreground
-    of unknown instance (``IGNORED``) is parted from nothing.
+    of unknown instance (``IGNORED``) is not separated from its neighbours.
     """
     touching = np.zeros(labels_hw.shape, np.bool_)
     # Rows, then columns: a transposed view writes into the same arrays.
@@ -47,20 +47,20 @@ def gap_weights(foreground_hw: npt.NDArray[np.uint8], labels_hw: Labels, weight:
     """Extra weight ``weight * exp(-(d1 + d2)^2 / (2 sigma^2))`` of background pixels; float32 (H, W), 0 in cells.
 
     d1, d2: distances to the nearest and second nearest cell (Ronneberger et al. 2015, eq. 2). d1 is exact to within
-    a pixel. d2 is read off the middle line between two cells, where it equals d1, and carried 2 px to each side;
-    further from that line the weight is 0, which for the narrow gaps that matter leaves none of it out.
+    a pixel. d2 is measured on the middle line between two cells, where it equals d1, and carried 2 px to each side;
+    further from that line the weight is 0, which covers the narrow gaps that matter completely.
     """
     background = (foreground_hw == 0).astype(np.uint8)
     if weight == 0 or not background.any() or not foreground_hw.any():
         return np.zeros(labels_hw.shape, np.float32)
     d1, nearest = cv2.distanceTransformWithLabels(background, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    # OpenCV numbers the zero pixels; the number of each is found at the pixel itself.
+    # OpenCV numbers the zero pixels; each pixel holds its own number.
     owner_of = np.zeros(int(nearest.max()) + 1, np.int32)
     owner_of[nearest[background == 0]] = labels_hw[background == 0]
     owner = _as_float(owner_of[nearest])
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     middle = cv2.dilate(owner, cross) != cv2.erode(owner, cross)
-    # Beside the line d1 is a pixel short of half the gap.
+    # On the line d1 is a pixel short of half the gap.
     half_gap = cv2.dilate(d1, np.ones((3, 3), np.uint8))
     peak = np.where(middle, np.exp(-((2 * half_gap) ** 2) / (2 * sigma_px**2)), 0).astype(np.float32)
     spread = cv2.dilate(peak, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
@@ -71,14 +71,14 @@ def distance_target(foreground_hw: npt.NDArray[np.uint8], labels_hw: Labels) -> 
     """Distance of each cell pixel to the edge of its cell over the largest such distance in it; float32 (H, W) in
     [0, 1], 0 in the background.
 
-    Each cell's own maximum is the measure, as for StarDist's object probability (Schmidt et al. 2018): one seed
-    threshold then means the same share of a small and of a large cell, at any magnification. ``foreground_hw`` is
-    ``foreground_target(labels_hw)``, whose cells are parted, so one transform serves them all. The border of the
-    array is no edge: a cell that it cuts goes on outside, so give labels wide enough to hold those of the tile.
+    Distances are relative to each cell's own maximum, as for StarDist's object probability (Schmidt et al. 2018): one
+    seed threshold then means the same share of a small and of a large cell, at any magnification. ``foreground_hw`` is
+    ``foreground_target(labels_hw)``, whose cells are separated, so one transform serves them all. The border of the
+    array is not an edge: a cell cut by it continues outside, so pass labels wide enough to hold the tile's cells.
     """
     if not foreground_hw.any():
         return np.zeros(labels_hw.shape, np.float32)
-    if foreground_hw.all():  # no edge in sight: OpenCV would give a number without meaning
+    if foreground_hw.all():  # no edge: OpenCV would return a meaningless number
         return np.ones(labels_hw.shape, np.float32)
     distance = cv2.distanceTransform(foreground_hw, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     inside = foreground_hw > 0
@@ -95,7 +95,7 @@ def surface_distance(mask_hw: npt.NDArray[np.uint8], clip_px: float) -> FloatMap
 
     Float32 (H, W) in [-1, 1]; phi_G of Kervadec et al. 2019 (boundary loss, eq. 5), measured from the line between
     pixels, and clipped. A band of four pixels has 2 px of inside but a whole tile of outside: without the clip the far
-    background would be all that the loss speaks of. A mask that is empty (full) is +1 (-1) everywhere.
+    background would dominate the loss. An empty (full) mask gives +1 (-1) everywhere.
     """
     inside = mask_hw > 0
     if inside.all() or not inside.any():
@@ -107,5 +107,5 @@ def surface_distance(mask_hw: npt.NDArray[np.uint8], clip_px: float) -> FloatMap
 
 
 def _as_float(labels_hw: Labels) -> FloatMap:
-    # OpenCV's morphology knows no int32; float32 is exact to 2^24 cells.
+    # OpenCV's morphology does not support int32; float32 is exact to 2^24 cells.
     return labels_hw.astype(np.float32)

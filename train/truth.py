@@ -1,17 +1,17 @@
-"""Label images from boxes or points: a teacher model says where cells are, the marks say which pixel is whose.
+"""Label images from boxes or points: a teacher model finds the foreground, the marks assign its pixels to cells.
 
     RUN/truth/
       labels/STEM.png     16-bit label images: label i is the i-th mark of its image, 65535 foreground of no mark
       classes.csv         image,label,class of each mark with a class, as --classes takes it
-      pictures/STEM.jpg   the photographs with the outlines, to look at: cells yellow, unknown foreground magenta
+      pictures/STEM.jpg   photographs with outlines, for inspection: cells yellow, unknown foreground magenta
 
 Boxes: each foreground pixel goes to the box around it with the smallest elliptic distance (the ellipse inscribed in
 the box is 1), so overlapping cells are cut along the line through the crossings of their outlines. Most of that ellipse
-is taken even where the teacher sees no cell. White cells, whose pale cytoplasm teachers miss, get all of it.
+is assigned even where the teacher finds no cell. White cells, whose pale cytoplasm teachers miss, get all of it.
 
 Points: each foreground pixel goes to the nearest point in its component, as far as a cell reaches.
 
-Foreground that no mark claims is no background: whoever marked the image may have left a cell out.
+Foreground that no mark claims is not background: the annotator may have missed a cell.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from cellseg_deploy.images.read import read_image
 from cellseg_deploy.segmenter import Segmenter
 
 WHOLE_CLASSES = ("white", "wbc", "leuko", "lympho", "neutro", "mono", "eosino", "baso", "granulo")
-"""A class whose name contains one of these, in any case, is of white cells."""
+"""A class whose name contains one of these, in any case, is a class of white cells."""
 FOREGROUND = 0.5
 SURE_PART = 0.92
-"""Of the square of the ellipse's radius: within, a pixel is of the cell whatever the teacher says."""
+"""Square of the elliptic radius within which a pixel belongs to the cell, whatever the teacher finds."""
 REACH = 1.5
-"""Square elliptic distance up to which foreground can be of a box; the corners of the box are at 2."""
+"""Square elliptic distance up to which foreground can belong to a box; the corners of the box are at 2."""
 POINT_REACH = 0.75
-"""Distance from a point, in cell diameters, up to which foreground can be of it."""
+"""Distance from a point, in cell diameters, up to which foreground can belong to it."""
 
 Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -54,9 +54,9 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TruthSettings:
-    """``teacher``: model file, None for the shipped one. ``whole_classes``: parts of the names of classes whose cells
-    get their whole ellipse. ``left_out_classes``: names of classes whose marks are passed over. ``cell_diameter_px``:
-    of the cells in the images, None for what the boxes say, or the teacher's own. ``threads``: 0 for its own choice."""
+    """``teacher``: model file, None for the shipped one. ``whole_classes``: name parts of classes whose cells
+    get their whole ellipse. ``left_out_classes``: names of classes whose marks are skipped. ``cell_diameter_px``:
+    of the cells in the images, None to use the boxes, or the teacher's own. ``threads``: 0 for its default."""
 
     teacher: Path | None = None
     whole_classes: tuple[str, ...] = WHOLE_CLASSES
@@ -95,7 +95,7 @@ def labels_from_boxes(foreground: Mask, boxes: Boxes, whole_classes: Sequence[st
 
 
 def _completed(box: list[float], height: int, width: int) -> list[float]:
-    """A box that the image's border cuts, as long across it as along it: of the whole round cell."""
+    """Extend a box cut by the image border to the square box of the whole round cell."""
     left, top, right, bottom = box
     across, along = right - left, bottom - top
     if across < along and left <= 1:
@@ -110,7 +110,7 @@ def _completed(box: list[float], height: int, width: int) -> list[float]:
 
 
 def labels_from_points(foreground: Mask, points: Points, cell_diameter_px: float) -> Labels:
-    """Labels int32 (h, w) as of ``labels_from_boxes``; a point beside the foreground gets no pixel."""
+    """Labels int32 (h, w) like those of ``labels_from_boxes``; a point outside the foreground gets no pixel."""
     from scipy.spatial import cKDTree
 
     height, width = foreground.shape
@@ -128,8 +128,7 @@ def labels_from_points(foreground: Mask, points: Points, cell_diameter_px: float
 
 
 def _finish(owner: Labels, foreground: Mask) -> Labels:
-    """The largest piece of each cell; other foreground is unknown, but in an image that is said to be empty it is
-    background."""
+    """Keep the largest piece of each cell; other foreground is unknown, or background in an image marked as empty."""
     runs = largest_pieces(row_runs(owner))
     labels = paint(runs, runs.label)
     if labels.any():
@@ -143,7 +142,7 @@ def _is_whole(name: str, whole_classes: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class MadeTruth:
-    """What ``make_truth`` wrote: the folder of the label images, and the file of their classes."""
+    """Output of ``make_truth``: the folder of the label images, and the file of their classes."""
 
     labels: Path
     classes: Path
@@ -154,8 +153,8 @@ def make_truth(
 ) -> MadeTruth:
     """Write label images, their classes and pictures of all images of the folder ``images``.
 
-    ``marks``: a file (or YOLO folder) of ``kind`` boxes or points. ``number``: of this folder, from 1. ``say`` is told
-    what was found and where it lies.
+    ``marks``: a file (or YOLO folder) of ``kind`` boxes or points. ``number``: of this folder, from 1. ``say`` is
+    called with what was found and where it is stored.
 
     Raises ``DataError`` for an image that ``marks`` does not name or in which no mark meets a cell, and what reading
     and the teacher raise.
@@ -248,7 +247,7 @@ def _without(marked: Boxes | Points, left_out: Sequence[str]) -> Boxes | Points:
 
 
 def _median_side(marked: Sequence[Boxes | Points]) -> float | None:
-    """Median geometric mean side of all boxes in px; None for points."""
+    """Median over all boxes of the geometric mean of their sides in px; None for points."""
     boxes = [each.boxes_xyxy for each in marked if isinstance(each, Boxes) and len(each)]
     if not boxes:
         return None

@@ -1,6 +1,6 @@
-"""Whole validation images through the network as the runtime would run them: counts, not only losses.
+"""Predict whole validation images as the runtime would: counts, not only losses.
 
-Also where operating points come from: the probabilities of all validation images are kept, and a small grid of
+Also finds operating points: the probabilities of all validation images are kept, and a small grid of
 settings is scored on them for each task.
 """
 
@@ -35,7 +35,7 @@ TILE_BATCH = 8
 @dataclass(frozen=True)
 class Prediction:
     """One validation image: RGB at the model's scale, probabilities (K, h, w) float16, true labels at full size, and
-    the class number of each label, ``UNKNOWN`` where nobody knows it (none where the network has no classes)."""
+    class number by label, ``UNKNOWN`` if unknown (empty if the network has no classes)."""
 
     image_hwc: npt.NDArray[np.uint8]
     probabilities_khw: npt.NDArray[np.float16]
@@ -66,7 +66,7 @@ def predict_pairs(
     device: torch.device,
     classes: CellClasses | None = None,
 ) -> Iterator[Prediction]:
-    """Read, scale and predict each pair; the network must be in eval mode. Cells left out count neither way."""
+    """Read, scale and predict each pair; the network must be in eval mode. Excluded cells are not counted."""
     for pair in pairs:
         image, truth = read_pair(pair, config.data.min_object_px, config.data.mask_foreground, classes)
         small = resize(image, config.data.scale_of(pair.mask))
@@ -76,11 +76,11 @@ def predict_pairs(
 
 @dataclass
 class ClassScores:
-    """True and false positives and false negatives of each class, over images.
+    """True positives, false positives and false negatives of each class, over images.
 
-    A cell found (as it is labelled at the model's scale) has the class with the largest mean probability over its
-    pixels. It is right if it matches a true cell of that class (IoU above 0.5). One that matches a cell of unknown
-    class counts neither way.
+    A predicted cell (as labelled at the model's scale) has the class with the largest mean probability over its
+    pixels. It is correct if it matches a true cell of that class (IoU above 0.5). A match with a cell of unknown
+    class is not counted.
     """
 
     names: tuple[str, ...]
@@ -88,7 +88,7 @@ class ClassScores:
 
     @classmethod
     def of(cls, names: tuple[str, ...]) -> ClassScores:
-        """Scores of no image yet."""
+        """Scores before any image is added."""
         return cls(names, np.zeros((len(names), 3), np.int64))
 
     def add(self, item: Prediction, channels: Sequence[str], params: InstanceParams, cell_diameter_px: float) -> None:
@@ -118,7 +118,7 @@ class ClassScores:
             self.counts[class_number, 2] += 1
 
     def f1(self) -> dict[str, float]:
-        """F1 of each class; NaN where there is neither a true nor a found cell of it."""
+        """F1 of each class; NaN if it has neither a true nor a predicted cell."""
         right, wrong, missed = self.counts.T
         with np.errstate(invalid="ignore"):
             values = 2 * right / (2 * right + wrong + missed)
@@ -140,13 +140,13 @@ def _likeliest(
 
 
 def merit(metrics: Mapping[str, float]) -> float:
-    """What one network has to be better in than another: F1 + Dice, less half the relative count error."""
+    """Score by which networks are compared: F1 + Dice, less half the relative count error."""
     mean_true = max(metrics["n_true"] / metrics["n_images"], 1)
     return metrics["f1"] + metrics["dice"] - 0.5 * metrics["count_mae"] / mean_true
 
 
 def most_settings(variant: Variant) -> int:
-    """Settings that ``calibrate`` tries at most."""
+    """Largest number of settings that ``calibrate`` tries."""
     return sum(most_trials([default_operating_points(variant)[task]], task) for task in TASKS)
 
 
@@ -161,7 +161,7 @@ def calibrate(
     ranks them.
 
     Only the variant's own method is tried: a training compares networks, not methods. ``on_trial``: called after each
-    setting that was tried.
+    setting.
     """
     scorer = Scorer(predictions, labelling)
     scorer.on_trial = on_trial

@@ -1,10 +1,10 @@
-"""Starting weights: none, from a hub, from a checkpoint file, or from a network of our own.
+"""Starting weights: none, from a hub, from a checkpoint file, or from a network of this package.
 
-``hub`` is what timm knows for the encoder; ``hf-hub:OWNER/NAME`` any repository of the Hugging Face hub that holds a
-checkpoint of it (some, such as MahmoodLab/UNI, want an account that was granted access). ``shipped`` is the network
+``hub``: timm's weights for the encoder; ``hf-hub:OWNER/NAME``: any repository of the Hugging Face hub with a
+checkpoint of it (some, such as MahmoodLab/UNI, require an account with access). ``shipped``: the network
 that comes with the package.
 
-A checkpoint that fits in part would train from half-random weights and nobody would know; it is an error that lists
+A checkpoint that fits only in part would silently train from half-random weights; it is an error that lists
 the keys.
 """
 
@@ -28,21 +28,21 @@ from cellseg_train.checkpoint import MODEL_CONFIG_KEY, describe_mismatch, read_d
 from cellseg_train.config import HUB_PREFIX, SHIPPED, TINY, ModelConfig
 from cellseg_train.model import CellSegNet
 
-# Parts of published ViT checkpoints that a segmentation encoder has no place for: classifiers, and DINOv2's mask token.
+# Parts of published ViT checkpoints that a segmentation encoder does not use: classifiers, and DINOv2's mask token.
 _NOT_ENCODER = ("head.", "head_dist.", "fc_norm.", "mask_token", "dino_head.", "ibot_head.")
 _POSITIONS = "encoder.pos_embed"
 _CLASS_HEAD = "decoder.class_head."
 _WRAPPERS = ("model", "state_dict", "teacher")
 _PREFIXES = ("module.", "backbone.")
-# Aliases whose weights are not those that timm has for the architecture: repository and licence.
+# Aliases whose weights are not timm's weights for the architecture: repository and licence.
 _HUB_OF_ALIAS = {"uni": ("MahmoodLab/UNI", "CC BY-NC-ND 4.0, research only, gated (MahmoodLab/UNI)")}
 
 
 def load_initial_weights(net: CellSegNet, weights: str) -> WeightsInfo:
-    """Fill ``net`` as ``weights`` says (``none``, ``hub``, ``shipped`` or a path) and say where they came from.
+    """Fill ``net`` from ``weights`` (``none``, ``hub``, ``shipped`` or a path) and return where they came from.
 
-    Raises ``UsageError`` for a source that does not fit the encoder and ``ModelError`` for a file that cannot be read
-    or whose keys do not fit.
+    Raises ``UsageError`` for a source that does not fit the encoder and ``ModelError`` for an unreadable file or
+    one whose keys do not fit.
     """
     check_source(net.config, weights)
     if weights == "none":
@@ -62,7 +62,7 @@ def load_initial_weights(net: CellSegNet, weights: str) -> WeightsInfo:
 
 
 def _fitted(net: CellSegNet, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """``state`` under timm's names, positions resampled to the tile, without what belongs to no encoder."""
+    """``state`` under timm's names, positions resampled to the tile, without keys that are not the encoder's."""
     module = eva if isinstance(net.encoder, eva.Eva) else vision_transformer
     try:
         fitted: dict[str, Tensor] = module.checkpoint_filter_fn(state, net.encoder)
@@ -72,7 +72,7 @@ def _fitted(net: CellSegNet, state: dict[str, Tensor], source: str) -> dict[str,
 
 
 def check_source(config: ModelConfig, weights: str) -> None:
-    """Raise ``UsageError`` if ``weights`` cannot be meant for this network; reads nothing."""
+    """Raise ``UsageError`` if ``weights`` is invalid for this network; reads nothing."""
     if config.encoder_name == TINY and (weights == "hub" or weights.startswith(HUB_PREFIX)):
         raise UsageError("the tiny encoder has no published weights; use --weights none or a file")
     if weights.startswith(HUB_PREFIX):
@@ -94,7 +94,7 @@ def _from_hub(net: CellSegNet) -> WeightsInfo:
     source = timm.get_pretrained_cfg(name)
     try:
         donor = timm.create_model(name, pretrained=True, num_classes=0, global_pool="", img_size=net.config.tile_size)
-    except Exception as error:  # the hub's client raises its own zoo of network errors
+    except Exception as error:  # the hub's client raises many kinds of network errors
         raise UsageError(
             f"weights of {name!r} could not be fetched from the hub ({type(error).__name__}: {error}); "
             "download the checkpoint elsewhere and give it as --weights FILE"
@@ -104,10 +104,10 @@ def _from_hub(net: CellSegNet) -> WeightsInfo:
 
 
 def _from_repository(net: CellSegNet, repository: str, licence: str) -> WeightsInfo:
-    """Encoder from the ``model.safetensors`` or ``pytorch_model.bin`` of a repository of the Hugging Face hub."""
+    """Load the encoder from ``model.safetensors`` or ``pytorch_model.bin`` of a repository of the Hugging Face hub."""
     try:
         state = load_state_dict_from_hf(repository)
-    except Exception as error:  # the hub's client raises its own zoo of network errors
+    except Exception as error:  # the hub's client raises many kinds of network errors
         raise UsageError(
             f"weights of {repository!r} could not be fetched from the hub ({type(error).__name__}: {error}); "
             "log in if it wants an account, or download the checkpoint elsewhere and give it as --weights FILE"
@@ -139,8 +139,8 @@ def _from_own(net: CellSegNet, path: Path) -> WeightsInfo:
 
 
 def _with_classes_of(net: CellSegNet, config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` of a network with the classes of ``config``, with a class head for those of ``net``: classes that both
-    have keep their weights, the others begin as they are in ``net``."""
+    """``state`` of a network with the classes of ``config``, with a class head for those of ``net``: shared classes
+    keep their weights, the others start as in ``net``."""
     state = dict(state)
     for key in [key for key in state if key.startswith(_CLASS_HEAD)]:
         given = state.pop(key)
@@ -154,7 +154,7 @@ def _with_classes_of(net: CellSegNet, config: ModelConfig, state: dict[str, Tens
 
 
 def _rows_by_class(net: CellSegNet, config: ModelConfig, own: Tensor, given: Tensor) -> Tensor:
-    """``own`` with the rows of ``given`` for the classes that both have. A class is four rows, a pixel each."""
+    """``own`` with the rows of ``given`` for the shared classes. A class has four rows, one per pixel."""
     for number, name in enumerate(net.config.classes):
         if name in config.classes:
             there = config.classes.index(name)
@@ -163,7 +163,7 @@ def _rows_by_class(net: CellSegNet, config: ModelConfig, own: Tensor, given: Ten
 
 
 def class_remark(config: ModelConfig, weights: str) -> str:
-    """What becomes of the classes where a network of our own begins another, empty if they are the same."""
+    """Note on the classes when a network of this package initialises another, empty if the classes are the same."""
     if weights in ("none", "hub") or weights.startswith(HUB_PREFIX):
         return ""
     path = _file_of(weights)
@@ -182,7 +182,7 @@ def class_remark(config: ModelConfig, weights: str) -> str:
 
 
 def _resampled(net: CellSegNet, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` of a network of our own with its positions resampled to the tile of ``net``, by timm's function."""
+    """``state`` of a network of this package, positions resampled to the tile of ``net`` by timm's function."""
     positions, wanted = state.get(_POSITIONS), net.encoder.pos_embed
     if positions is None or wanted is None or positions.shape[1] == wanted.shape[1]:
         return state
@@ -209,7 +209,7 @@ def _encoder_state(path: Path) -> dict[str, Tensor]:
             content: Any = safetensors.torch.load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler's errors are of any kind
+    except Exception as error:  # an unpickler can raise any error
         raise ModelError(
             f"{path} cannot be read as weights ({type(error).__name__}: {error}); "
             "files with other objects than tensors are refused, convert them to safetensors"
@@ -218,7 +218,7 @@ def _encoder_state(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(content: Any, source: str) -> dict[str, Tensor]:
-    """The named tensors inside whatever a training script put around them."""
+    """Return the named tensors, without the wrappers that training scripts put around them."""
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

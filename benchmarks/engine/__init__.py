@@ -1,1 +1,1 @@
-"""Networks and engines by themselves."""
+"""Benchmarks of single networks and engines."""

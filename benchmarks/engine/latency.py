@@ -1,9 +1,9 @@
-"""How long a network takes for a batch of tiles, form by form, beside PyTorch and beside what the machine can do.
+"""Time per batch of tiles, form by form, next to PyTorch and next to the limits of the machine.
 
-For each network and batch size all forms are opened, each in a worker, and timed in the same rounds with the products
-of matrices that the machine's peak is taken from. Where memory does not hold them all, they are timed in several
+For each network and batch size every form is opened in its own worker and timed in the same rounds as the matrix
+products that give the machine's peak. If memory cannot hold all forms, they are timed in several
 *sittings*; PyTorch in fp32 and the fastest other form of PyTorch take part in each, so that every ratio is of paired
-rounds. Before it is timed, every form answers the same tiles, and its answer is compared with PyTorch's.
+rounds. Before timing, every form processes the same tiles, and its output is compared with PyTorch's.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ Say = Callable[[str], None]
 StartWorker = Callable[[Network, Form, int, int | None], Worker]
 
 _BYTES_PER_WEIGHT_BYTE = 3.0
-"""Memory that a form takes for each byte of fp32 weights: the file, the parsed graph, the engine's own copy."""
+"""Memory of a form per byte of fp32 weights: the file, the parsed graph, the engine's own copy."""
 _BYTES_A_PROCESS = 600e6
 _BYTES_OF_LIMITS = 2e9
-"""Memory of the workers that multiply matrices."""
+"""Memory of the workers that multiply matrices, in bytes."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of one form of one network at one batch size.
+    """Result for one form of one network at one batch size.
 
-    ``parity``: verdict of the gate. ``times``: of one call. ``reference`` and ``best``: how many times as fast as
+    ``parity``: verdict of the gate. ``times``: per call. ``reference`` and ``best``: how many times as fast as
     PyTorch in fp32, and as the fastest other form of PyTorch (``best_pytorch``), on the same kind of device.
-    ``tflops``: of the network's own arithmetic. ``share_of_peak``: of the fastest product of matrices in the same
+    ``tflops``: of the network's own arithmetic. ``share_of_peak``: of the fastest matrix product in the same
     precision on that device. ``flipped``: share of pixels whose foreground is on the other side of 0.5 than PyTorch's
-    (fp32). ``peak``: memory of its process. ``sitting``: rounds it took part in; ``again``: only to be compared with.
+    (fp32). ``peak``: memory of its process. ``sitting``: rounds it took part in; ``again``: only for comparison.
     """
 
     network: str
@@ -123,8 +123,8 @@ def measure_latency(
 ) -> tuple[list[Row], list[Limits]]:
     """Rows of every form of every network at every batch size, in order, and the limits of each sitting.
 
-    ``absent``: devices (``cuda``) that are not here, with the reason; forms on them are rows that say so.
-    ``limit_size``: side of the matrices for the peak, None for the usual.
+    ``absent``: unavailable devices (``cuda``) with the reason; forms on them become rows with that reason.
+    ``limit_size``: side of the matrices for the peak, None for the default.
     """
     start, progress = start or start_form, progress or Progress()
     rows: list[Row] = []
@@ -142,7 +142,7 @@ def measure_latency(
 
 
 def start_form(network: Network, form: Form, batch: int, threads: int | None) -> Worker:
-    """A worker with ``form`` opened for ``batch`` tiles a call."""
+    """Start a worker with ``form`` opened for ``batch`` tiles per call."""
     arguments = {
         "engine": form.engine,
         "network": str(network.weights),
@@ -191,7 +191,7 @@ class _Group:
             else:
                 pending.append(form)
         room = forms_at_once(_weights_bytes(self.network.weights), memory.available_bytes())
-        # PyTorch first: the others are compared with the fastest of it.
+        # PyTorch first: the others are compared with its fastest form.
         pending.sort(key=lambda form: (form.device, form.engine != "pytorch"))
         with self.progress.stoppable(lambda: ""):
             while pending and self.progress.stopped is None:
@@ -204,7 +204,7 @@ class _Group:
                     else:
                         found[_key(row)] = row
                 pending = [form for form in pending if form not in new]
-        for form in pending:  # a signal has come
+        for form in pending:  # stopped by a signal
             found.setdefault(form.key, self._row(form, "not run", reason="stopped before it was measured"))
             self.progress.skips(f"{form.key} of {self.network.name}, batches of {self.batch}")
         self.rows = [found[form.key] for form in forms if form.key in found] + self.rows
@@ -213,7 +213,7 @@ class _Group:
         """PyTorch's fp32 and its fastest form, if they were timed in an earlier sitting on ``device``."""
         timed = [row for row in found.values() if row.device == device and row.times and row.engine == "pytorch"]
         keys = {_key(row) for row in timed if row.form == REFERENCE}
-        # Sittings differ, so forms of PyTorch are ranked by how they compare with the reference of their own.
+        # Sittings differ, so forms of PyTorch are ranked relative to the reference of their own sitting.
         keys |= {_key(max(timed, key=lambda row: row.reference.median if row.reference else 0))} if timed else set()
         return [form for form in forms if form.key in keys]
 
@@ -296,7 +296,7 @@ class _Group:
         return replace(row, peak_tflops=peak.rate, share_of_peak=share)
 
     def _with_best(self, row: Row, sitting: Sequence[Row]) -> Row:
-        """``row`` beside the fastest form of PyTorch of its sitting on its device."""
+        """``row`` compared with the fastest form of PyTorch of its sitting on its device."""
         rivals = [other for other in sitting if other.times and (other.engine, other.device) == ("pytorch", row.device)]
         if not rivals or row.times is None:
             return row
@@ -319,7 +319,7 @@ def _answer(worker: Worker) -> np.ndarray[Any, Any]:
 
 
 def _peak(worker: Worker) -> Peak | None:
-    """Most memory of ``worker``; None if it was ended, as the one that a signal interrupts is."""
+    """Peak memory of ``worker``; None if it was ended, as happens to the one interrupted by a signal."""
     try:
         return worker.peak()
     except WorkerError:
@@ -370,7 +370,7 @@ def _markdown(report: LatencyReport) -> str:
 
 
 def png(report: LatencyReport) -> bytes:
-    """A bar for each form: ms a tile, with its interquartile range."""
+    """Bar chart: ms per tile of each form, with its interquartile range."""
     panels = []
     for network, batch in groups(report.rows):
         bars = [

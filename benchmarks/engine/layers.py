@@ -1,8 +1,8 @@
-"""Where a network's time goes, part by part: ONNX Runtime's own account of its nodes beside the arithmetic of each.
+"""Time of each part of a network: ONNX Runtime's profile of its nodes next to the arithmetic of each.
 
 Parts are the modules of the network, by the names that the export gave the graph: the encoder, the image branch, each
-step of the decoder. The runtime fuses and renames nodes; one is found again by the value it makes. What the runtime
-adds of its own, to bring values into another order, is a part by itself.
+step of the decoder. The runtime fuses and renames nodes; each is identified by the value it produces. Nodes that the
+runtime adds itself, to reorder values, are a separate part.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAMES = {"encoder": "encoder", "branch": "image branch", "decoder": "decoder, b
 
 @dataclass(frozen=True)
 class Part:
-    """``seconds``: of a tile. ``gflop``: of a tile."""
+    """``seconds``: per tile. ``gflop``: per tile."""
 
     name: str
     seconds: float
@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class LayersReport:
-    """Parts, the slowest first. ``seconds``: of a tile, all nodes together."""
+    """Parts, slowest first. ``seconds``: per tile, all nodes together."""
 
     conditions: Conditions
     threads: int | None
@@ -56,7 +56,7 @@ class LayersReport:
     report_version: int = REPORT_VERSION
 
     def to_markdown(self) -> str:
-        """A row a part."""
+        """Return a table with one row per part."""
         gflop = sum(part.gflop for part in self.parts)
         rows = [
             [
@@ -87,9 +87,9 @@ class LayersReport:
 def measure_layers(
     path: Path, *, batch: int, calls: int, threads: int | None, progress: Progress | None = None
 ) -> tuple[list[Part], float]:
-    """Parts of the .onnx file ``path`` and seconds of a tile in all, from ``calls`` batches of noise after a first.
+    """Parts of the .onnx file ``path`` and total seconds per tile, from ``calls`` batches of noise after a first.
 
-    Raises ``ModelError`` if it is none, or its parts cannot be told.
+    Raises ``ModelError`` if it is not an ONNX file, or its parts cannot be identified.
     """
     import onnx
 
@@ -116,7 +116,7 @@ def measure_layers(
 
 
 def parts_by_name(model: Any) -> dict[str, str]:
-    """The part of each node of an ``onnx.ModelProto``, by its name and by those of the values it makes."""
+    """The part of each node of an ``onnx.ModelProto``, by its name and by the names of the values it produces."""
     found: dict[str, str] = {}
     for node in model.graph.node:
         found |= dict.fromkeys((node.name, *node.output), _part(node.name) or OTHER)
@@ -129,14 +129,14 @@ def _part(name: str) -> str:
 
 
 def _part_of_new(name: str) -> str:
-    """The part of a node that the runtime made of others: of the encoder, what only transformers have."""
+    """The part of a node that the runtime fused from others: the encoder, if only transformers have such nodes."""
     return _part(name) or (_NAMES["encoder"] if name.startswith(_OF_TRANSFORMERS) else ADDED)
 
 
 def _profiled(
     data: bytes, shape: tuple[int, ...], calls: int, threads: int | None, progress: Progress
 ) -> dict[str, float]:
-    """Median seconds of a call by node; names without what the runtime puts behind them."""
+    """Median seconds per call by node; names without the suffixes that the runtime adds."""
     from cellseg_deploy.backends.telemetry import import_onnxruntime
 
     onnxruntime = import_onnxruntime()
@@ -153,14 +153,14 @@ def _profiled(
             while done < calls + 1:
                 session.run(None, {session.get_inputs()[0].name: tiles})
                 done += 1
-                if done > 1:  # the first is left out
+                if done > 1:  # the first call is excluded
                     progress.keep("batches", done)
         events = json.loads(Path(session.end_profiling()).read_bytes())
     return medians_by_node(events)
 
 
 def medians_by_node(events: list[Mapping[str, Any]]) -> dict[str, float]:
-    """Median seconds of each node in a profile of ONNX Runtime, the first call left out."""
+    """Median seconds of each node in a profile of ONNX Runtime, the first call excluded."""
     seconds: dict[str, list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -170,7 +170,7 @@ def medians_by_node(events: list[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def png(report: LayersReport) -> bytes:
-    """A bar a part."""
+    """Bar chart with one bar per part."""
     bars = [
         Bar(part.name, 1000 * part.seconds, note=percent(part.seconds / report.seconds), group=part.name)
         for part in report.parts

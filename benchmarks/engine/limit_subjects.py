@@ -1,11 +1,11 @@
-"""How the limits of a machine are measured, library by library: see ``limits``.
+"""Measuring the limits of a machine, library by library: see ``limits``.
 
-Where OpenVINO multiplies, a chain of products is timed, so that turning fp32 inputs into bf16 or 8 bits weighs as
-little as inside a network, and its own account of the kernels is kept: a chain that was not computed in the precision
-asked for is no limit of it.
+For OpenVINO, a chain of products is timed, so that converting fp32 inputs to bf16 or 8 bits weighs as
+little as inside a network, and its report of the kernels is kept: a chain that was not computed in the precision
+requested is not a limit for that precision.
 
-Memory is measured by the triad ``a = b + s c`` of STREAM (McCalpin 1995) over arrays larger than the last cache, and
-counted as there: three arrays, what is fetched before it is overwritten not counted.
+Memory is measured by the triad ``a = b + s c`` of STREAM (McCalpin 1995) over arrays larger than the last-level cache.
+As in STREAM, three arrays are counted, without data fetched before it is overwritten.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cellseg_deploy.backends.openvino import import_openvino, shared_core
 from cellseg_deploy.errors import BackendUnavailableError, UsageError
 
 CHAIN = 8
-"""Products in a row where a library takes whole networks."""
+"""Number of consecutive products for a library that runs whole networks."""
 
 
 def subject(part: str, device: str, size: int, threads: int | None, triad: bool = True) -> Subject:
@@ -40,7 +40,7 @@ def subject(part: str, device: str, size: int, threads: int | None, triad: bool 
 
 @dataclass
 class _Entries:
-    """Entries as they are collected, and the facts that go with them."""
+    """Entries as they are collected, with their facts."""
 
     made_by: str
     device: str = "cpu"
@@ -50,10 +50,10 @@ class _Entries:
     missing: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, work: float, call: Callable[[], object], kernel: str = "") -> None:
-        """One more entry; it is run once, and left out with the reason if it cannot be."""
+        """Add an entry; it is run once, and left out with the reason if it fails."""
         try:
             call()
-        except Exception as error:  # whatever the library raises where it lacks a kernel
+        except Exception as error:  # the library may raise anything if it lacks a kernel
             self.missing[f"{self.made_by} {name}"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return
         self.calls[name], self.work[name] = call, work
@@ -87,7 +87,7 @@ def _torch(device: str, size: int, threads: int | None, triad: bool) -> Subject:
         raise BackendUnavailableError("not yet run: PyTorch finds no GPU here")
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
+    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 must not be computed as TF32
     found = _Entries(f"torch {torch.__version__}", "cpu" if device == "cpu" else "cuda")
     generator = torch.Generator().manual_seed(0)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
@@ -95,13 +95,13 @@ def _torch(device: str, size: int, threads: int | None, triad: bool) -> Subject:
         out = torch.empty_like(a)
         found.add(f"gemm {name}", 2.0 * size**3, partial(torch.matmul, a, a, out=out))
     whole = torch.randint(-127, 127, (size, size), generator=generator, dtype=torch.int8).to(device)
-    # The only product of 8-bit matrices that PyTorch has, public or not.
+    # PyTorch's only product of 8-bit matrices, public or private.
     found.add("gemm int8", 2.0 * size**3, lambda: torch._int_mm(whole, whole))
     if triad:
         n = triad_elements(
             memory.available_bytes() if device == "cpu" else torch.cuda.mem_get_info()[0], on_cpu=device == "cpu"
         )
-        n = min(n, size**2 * 64)  # small matrices are asked for where nothing may take long
+        n = min(n, size**2 * 64)  # small matrices are requested where the run must be short
         x, y, z = (torch.ones(n, dtype=torch.float64, device=device) for _ in range(3))
         found.add("triad", 24.0 * n, lambda: torch.add(x, y, alpha=3.0, out=z))
     return found.subject(torch.cuda.synchronize if device != "cpu" else lambda: None)
@@ -132,7 +132,7 @@ def _openvino(device: str, size: int, threads: int | None, triad: bool) -> Subje
 
 
 def _chain(ov: Any, size: int, *, quantised: bool) -> Any:
-    """openvino.Model of ``CHAIN`` products of (size, size); ``quantised``: of 8-bit values, as NNCF would have them."""
+    """openvino.Model of ``CHAIN`` products of (size, size); ``quantised``: of 8-bit values, as NNCF quantises them."""
     from openvino import opset13 as ops
 
     rng = np.random.default_rng(1)
@@ -151,7 +151,7 @@ def _chain(ov: Any, size: int, *, quantised: bool) -> Any:
 
 
 def products_in(compiled: Any) -> list[str]:
-    """``kernel/type`` of each product in a compiled OpenVINO network, as it was really built."""
+    """``kernel/type`` of each product in a compiled OpenVINO network, as actually built."""
     found = []
     for op in compiled.get_runtime_model().get_ops():
         facts = op.get_rt_info()

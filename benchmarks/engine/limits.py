@@ -1,8 +1,8 @@
-"""What this machine can do at most: products of matrices, memory, reading and writing images.
+"""Limits of this machine: matrix products, memory, reading and writing images.
 
 Every figure of a benchmark is a share of one of these, measured in the same rounds. The peak of a precision is that of
-the fastest library here, for square matrices that fill the caches; no data sheet is asked. How each is measured stands
-in ``limit_subjects``, which runs in workers.
+the fastest library here, for square matrices that fill the caches; data sheets are not used. ``limit_subjects``, which
+runs in workers, describes how each limit is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cellseg_benchmarks.harness.timer import Measured, Plan, Times, Turn, interl
 from cellseg_benchmarks.harness.worker import Worker, WorkerError
 
 LIBRARIES = {"cpu": ("numpy", "torch", "openvino"), "cuda": ("torch",)}
-"""What multiplies matrices on each kind of device."""
+"""Libraries that multiply matrices on each kind of device."""
 SIZES = {"cpu": 2048, "cuda": 8192}
 """Side of the matrices."""
 UNITS = {"gemm": ("TFLOP/s", 1e12), "triad": ("GB/s", 1e9), "read": ("MP/s", 1e6), "write": ("MP/s", 1e6)}
@@ -31,8 +31,8 @@ _SEPARATOR = ": "
 
 @dataclass(frozen=True)
 class Limit:
-    """One rate of the machine. ``kind``: of ``UNITS``, which names its unit. ``what``: precision of a product, format
-    of an image. ``work``: operations, bytes or pixels of a call. ``kernel``: as the library calls it, if it tells."""
+    """One rate of the machine. ``kind``: of ``UNITS``, which gives its unit. ``what``: precision of a product, format
+    of an image. ``work``: operations, bytes or pixels per call. ``kernel``: the library's name for it, if reported."""
 
     kind: str
     what: str
@@ -44,12 +44,12 @@ class Limit:
 
     @property
     def rate(self) -> float:
-        """Work a second in the unit of ``kind``, at the median time."""
+        """Work per second in the unit of ``kind``, at the median time."""
         return self.work / self.times.median / UNITS[self.kind][1]
 
     @property
     def best(self) -> float:
-        """The same at the shortest time."""
+        """Same as ``rate`` at the shortest time."""
         return self.work / min(self.times.seconds) / UNITS[self.kind][1]
 
 
@@ -61,7 +61,7 @@ class Limits:
     missing: dict[str, str] = field(default_factory=dict)
 
     def peak(self, precision: str, device: str = "cpu") -> Limit | None:
-        """The fastest library for products in ``precision``; None if nobody here computes in it."""
+        """The fastest library for products in ``precision``; None if no library here supports it."""
         found = [x for x in self.rates if (x.kind, x.what, x.device) == ("gemm", precision, device)]
         return max(found, key=lambda limit: limit.rate, default=None)
 
@@ -79,7 +79,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class LimitsReport:
-    """Limits alone, as a report."""
+    """Report of the limits alone."""
 
     conditions: Conditions
     threads: int | None
@@ -115,7 +115,7 @@ def png(report: LimitsReport) -> bytes:
 
 @dataclass
 class LimitWorkers:
-    """Workers that measure limits, and what they told of themselves."""
+    """Workers that measure limits, and the facts they reported."""
 
     workers: dict[str, Worker] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -158,10 +158,10 @@ class LimitWorkers:
 def limit_workers(
     devices: Sequence[str], *, threads: int | None = None, products_only: bool = False, size: int | None = None
 ) -> Iterator[LimitWorkers]:
-    """Start a worker for each library on each of ``devices``; one that is not installed is a reason in ``missing``.
+    """Start a worker for each library on each of ``devices``; one that is not installed is listed in ``missing``.
 
-    ``products_only``: products of matrices, and neither memory nor files: beside large networks there is no room for
-    the arrays of the triad. ``size``: side of the matrices, None for that of the device.
+    ``products_only``: matrix products only, without memory and files: next to large networks there is no room for
+    the arrays of the triad. ``size``: side of the matrices, None for the device's default.
     """
     wanted: list[tuple[str, dict[str, Any]]] = []
     for device in devices:

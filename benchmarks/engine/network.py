@@ -1,8 +1,8 @@
-"""A large network that finds cells, made here in minutes: to compare forms of it where no weights can be downloaded.
+"""Make a large network that finds cells, within minutes: to compare its forms where no weights can be downloaded.
 
-The encoder has random weights and stays as it is (with its LayerScale set, so that each block matters); only the
-decoder learns, from token maps that were computed once. Without an image branch every cell that is found went through
-the whole encoder, so a form that breaks one block loses cells. Its accuracy says nothing of a trained encoder.
+The encoder has random weights and stays frozen (with its LayerScale set, so that each block matters); only the
+decoder learns, from token maps that were computed once. Without an image branch every cell found depends on the
+whole encoder, so a form that breaks one block loses cells. Its accuracy says nothing about a trained encoder.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def random_encoder_network(
     seed: int = 0,
     say: Say = lambda _: None,
 ) -> LoadedNetwork:
-    """A network with a random, frozen ``encoder`` and a decoder trained on synthetic smears; needs no photograph.
+    """A network with a random, frozen ``encoder`` and a decoder trained on synthetic smears; needs no photographs.
 
     ``n_tiles``: augmented tiles that the encoder sees once. ``epochs``: passes of the decoder over their token maps.
-    The same arguments give the same network on one machine. Takes about ``n_tiles`` encoder runs and as much again.
+    The same arguments give the same network on one machine. Takes about twice the time of ``n_tiles`` encoder runs.
     """
     config = TrainConfig(
         name=f"random-{encoder}",

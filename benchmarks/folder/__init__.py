@@ -1,1 +1,1 @@
-"""Folders of images, from files to results."""
+"""Benchmarks of folder runs, from image files to results."""

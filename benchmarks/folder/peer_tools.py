@@ -1,11 +1,11 @@
-"""Other tools in a worker, for ``peers``: a function for each, of one signature.
+"""Other tools in a worker, for ``peers``: one function each, with the same signature.
 
-Cellpose 4: its network alone, with its masks, and its masks alone from the flows of true cells. Without its weights,
-which cannot be had from a package index, the network has random ones: its time is the same, what it finds is noise.
-Masks made of noise take another time than masks of cells, so what a trained network would leave to do is timed apart,
+Cellpose 4: the network alone, the network with its masks, and the masks alone from the flows of true cells. Its weights
+are not available from a package index; without them the network has random weights: same time, meaningless output.
+Masks of noise do not take the same time as masks of cells, so the work after a trained network is timed separately,
 from the flows that Cellpose itself computes of the true cells.
 
-StarDist and InstanSeg: their networks alone, with random weights, at the size of cells that their models are made for.
+StarDist and InstanSeg: the networks alone, with random weights, at the cell size that their models are made for.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from cellseg_deploy.samples.params import RED_CELL_DIAMETER_UM
 from cellseg_deploy.segmenter import resize
 
 CELL_PX = 30.0
-"""Diameter that Cellpose and StarDist bring cells to; the nuclei of StarDist's published models are about as wide."""
-_TRUE_FLOW, _TRUE_LOGIT = 5.0, 6.0  # Cellpose's network is taught 5 times the flow; a logit of 6 is a sure cell
+"""Diameter to which cells are scaled for Cellpose and StarDist; nuclei of StarDist's published models are similar."""
+_TRUE_FLOW, _TRUE_LOGIT = 5.0, 6.0  # Cellpose trains on 5 times the flow; a logit of 6 is a certain cell
 _STEPS = 200  # of the flow, at 30 px cells; Cellpose takes more the larger the image is
 RAYS, GRID = 32, (2, 2)  # of StarDist's model for stained tissue
 MICROMETRES_PER_PX = 0.5
@@ -37,8 +37,8 @@ _MULTIPLE = 8  # of its three poolings
 def cellpose(
     images: Sequence[str], labels: str | None, diameter: float, device: str, threads: int | None, weights: str | None
 ) -> Subject:
-    """``images``: .npy files of RGB uint8 (h, w, 3). ``labels``: .npy of the first one's true cells. ``diameter``: of
-    cells in them, px. ``weights``: file of a Cellpose 4 model, None for random ones."""
+    """``images``: .npy files of RGB uint8 (h, w, 3). ``labels``: .npy of the first image's true cells. ``diameter``: of
+    its cells, px. ``weights``: file of a Cellpose 4 model, None for random weights."""
     try:
         import torch
         from cellpose import dynamics, models
@@ -84,7 +84,7 @@ def cellpose(
 
 
 def random_weights(path: Path) -> Path:
-    """A file of the network with random weights, as ``CellposeModel`` reads it."""
+    """Write a file of the network with random weights, as read by ``CellposeModel``."""
     import torch
 
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def random_weights(path: Path) -> Path:
 
 
 def _network() -> Any:
-    """The class of the network, whose name changed within version 4."""
+    """The network's class, whose name changed within version 4."""
     try:
         from cellpose.vit import CPSAM
 
@@ -107,7 +107,7 @@ def _network() -> Any:
 def stardist(
     images: Sequence[str], labels: str | None, diameter: float, device: str, threads: int | None, weights: str | None
 ) -> Subject:
-    """As ``cellpose``; there are no masks, for its search among random candidates has no end."""
+    """As ``cellpose``, without masks: the search among random candidates would not end."""
     del labels
     if weights is not None or device != "cpu":
         raise BackendUnavailableError("StarDist is timed here on the CPU and with random weights only")
@@ -140,7 +140,7 @@ def stardist(
 def instanseg(
     images: Sequence[str], labels: str | None, diameter: float, device: str, threads: int | None, weights: str | None
 ) -> Subject:
-    """As ``cellpose``; there are no masks, which random weights say nothing about."""
+    """As ``cellpose``, without masks: random weights say nothing about their time."""
     del labels
     if weights is not None:
         raise BackendUnavailableError("InstanSeg is timed here with random weights only")
@@ -174,7 +174,7 @@ def instanseg(
 
 
 def _padded(image_hwc: np.ndarray) -> np.ndarray:
-    """float32 (1, 3, h, w), mirrored at the far edges up to a multiple of what the network halves."""
+    """float32 (1, 3, h, w), mirrored at the far edges up to a multiple of the network's downsampling."""
     missing = [(0, -side % _MULTIPLE) for side in image_hwc.shape[:2]]
     padded = np.pad(image_hwc, [*missing, (0, 0)], mode="symmetric").astype(np.float32) / 255
     return np.ascontiguousarray(padded.transpose(2, 0, 1)[None])

@@ -1,7 +1,7 @@
-"""The same images through what a user would pick instead, in the same rounds, on this machine.
+"""Time other tools that a user might choose on the same images, in the same rounds, on this machine.
 
-Ours are timed from files to written label images, overlays and tables, over a folder; the others in memory, image by
-image, at the size of cells that they work at. What is not installed, or does not run, is a row with the reason.
+Our models are timed from files to written label images, overlays and tables, over a folder; the others in memory, per
+image, at the cell size they work at. A tool that is not installed, or does not run, is a row with the reason.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _SEPARATOR = ": "
 
 @dataclass(frozen=True)
 class Row:
-    """One way to work on the images. ``seconds_per_image``: median. ``slower``: for each of our models (by name), how
-    many times as long as with it."""
+    """One way to process the images. ``seconds_per_image``: median. ``slower``: for each of our models (by name), how
+    many times as long as that model takes."""
 
     name: str
     what: str
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PeersReport:
-    """All rows. ``image_hw``: of the images. ``diameter_px``: of cells in them. ``not_run``: devices that are not here,
+    """All rows. ``image_hw``: of the images. ``diameter_px``: of cells in them. ``not_run``: unavailable devices,
     with the reason."""
 
     conditions: Conditions
@@ -93,8 +93,8 @@ class PeersReport:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. ``models``: ours. ``peers``: names of ``PEERS``. ``cell_diameter``: of cells in the images, px.
-    ``megapixels``: of a sample smear. ``folder_images``: in our folder run, the images again and again."""
+    """Settings of the benchmark. ``models``: ours. ``peers``: names of ``PEERS``. ``cell_diameter``: of cells in px.
+    ``megapixels``: of a sample smear. ``folder_images``: images in our folder run, repeated as needed."""
 
     models: tuple[Path, ...] = ()
     peers: str = ",".join(PEERS)
@@ -106,7 +106,7 @@ class Settings:
     threads: int | None = None
 
     def checked(self) -> Settings:
-        """With the model that ships if none is given. Raises ``UsageError``, ``ModelError``."""
+        """Return these settings, by default with the shipped model. Raises ``UsageError``, ``ModelError``."""
         names = shared.words(self.peers) or []
         unknown = [name for name in names if name not in PEERS]
         if unknown:
@@ -132,10 +132,10 @@ def measure_peers(
     say: Say = lambda _: None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Rows of our models and of the peers on ``images``, RGB uint8 (h, w, 3), whose cells have the diameter said.
+    """Rows of our models and of the peers on ``images``, RGB uint8 (h, w, 3), whose cells have the given diameter.
 
-    ``labels``: true cells of the first image, for what Cellpose does after its network. ``work``: a folder to write in,
-    which the caller throws away.
+    ``labels``: true cells of the first image, for Cellpose's steps after its network. ``work``: a folder to write to,
+    which the caller deletes.
     """
     threads, diameter_px = settings.threads, settings.cell_diameter
     weights = settings.cellpose_weights
@@ -222,7 +222,7 @@ def _row(
 
 
 def _compared(row: Row, rows: Sequence[Row]) -> Row:
-    """``row`` beside each of ours."""
+    """``row`` compared with each of our models."""
     if row.times is None:
         return row
     slower = {
@@ -234,7 +234,7 @@ def _compared(row: Row, rows: Sequence[Row]) -> Row:
 
 
 def png(report: PeersReport) -> bytes:
-    """How many times as long as with our first model, row by row."""
+    """Bar chart: time relative to our first model, one bar per row."""
     first = next((row.name for row in report.rows if row.ours and row.times), "")
     bars = []
     for row in report.rows:

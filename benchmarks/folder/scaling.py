@@ -1,8 +1,8 @@
-"""How time and memory grow: one image from 1 to 256 megapixels, and folders of 1 to 1,000 images.
+"""Growth of time and memory: one image from 1 to 256 megapixels, and folders of 1 to 1,000 images.
 
-Each measurement is a process of its own, which has opened the model and run a small image before the watch starts, so
-that what is made once is neither timed nor counted as memory of the image. Growth is the exponent ``a`` of
-``time = c n^a``, by least squares in logarithms: 1 is in proportion.
+Each measurement is a process of its own, which has opened the model and run a small image before timing starts, so
+that one-time work is neither timed nor counted as memory of the image. Growth is the exponent ``a`` of
+``time = c n^a``, by least squares in logarithms: 1 is proportional.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Series = Literal["megapixels", "images"]
 SERIES: tuple[Series, ...] = ("megapixels", "images")
 
 LINEAR_FROM = 4.0
-"""Megapixels from which on time must be in proportion: below, the last tiles of a row weigh too much."""
+"""Megapixels from which time must be proportional: below, the last tiles of a row weigh too much."""
 _WARM_MEGAPIXELS = 0.1
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement. ``n``: megapixels of the image, or images. ``peak_bytes``: most memory during the run;
-    ``before_bytes``: before it."""
+    """One measurement. ``n``: megapixels of the image, or number of images. ``peak_bytes``: peak memory during the run;
+    ``before_bytes``: memory before it."""
 
     series: Series
     n: float
@@ -59,8 +59,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Growth:
-    """How a series grows. ``linear_within``: largest time a megapixel over the smallest, less 1, from ``LINEAR_FROM``
-    on. ``bytes_per_pixel``: slope of memory over pixels by least squares. None where sizes are too few to tell."""
+    """Growth of a series. ``linear_within``: largest time per megapixel over the smallest, less 1, from ``LINEAR_FROM``
+    on. ``bytes_per_pixel``: slope of memory over pixels by least squares. None if there are too few sizes."""
 
     series: Series
     time_exponent: float | None
@@ -72,7 +72,7 @@ class Growth:
 @dataclass(frozen=True)
 class ScalingReport:
     """All points. ``held_bytes_per_pixel``: image, labels and one probability image of each type, which a run holds
-    unless it streams. ``left_out``: what was not measured, with the reason."""
+    unless it streams. ``left_out``: sizes that were not measured, with the reason."""
 
     conditions: Conditions
     threads: int | None
@@ -86,7 +86,7 @@ class ScalingReport:
     report_version: int = REPORT_VERSION
 
     def to_markdown(self) -> str:
-        """A table for each series."""
+        """Return one table per series."""
         engine = self.engine
         lines = ["# Growth of time and memory", "", *machine_lines(self.conditions, self.threads)]
         held = ", ".join(f"{number(size)} ({name})" for name, size in self.held_bytes_per_pixel.items())
@@ -122,8 +122,8 @@ class ScalingReport:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. ``megapixels``: sizes of one image. ``images``: in folders, of ``small`` megapixels each.
-    ``max_megapixels``, ``max_images``: leave larger ones out."""
+    """Benchmark settings. ``megapixels``: sizes of one image. ``images``: per folder, of ``small`` megapixels each.
+    ``max_megapixels``, ``max_images``: skip larger ones."""
 
     model: Path | None = None
     megapixels: str = "1,4,16,64,256"
@@ -137,9 +137,9 @@ class Settings:
     threads: int | None = None
 
     def sizes(self) -> tuple[list[float], list[int], dict[str, str]]:
-        """Sizes and numbers of images to measure, and what is left out, with the reason.
+        """Sizes and numbers of images to measure, and those left out, with the reason.
 
-        Raises click's usage error for what is not a list of numbers, ``UsageError`` for sizes that cannot be made or if
+        Raises click's usage error for an invalid list of numbers, ``UsageError`` for sizes that cannot be made or if
         nothing is left.
         """
         sizes = shared.numbers(self.megapixels, "--megapixels", float)
@@ -174,9 +174,9 @@ def measure_scaling(
     say: Say = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[list[Point], dict[str, Any], dict[str, str]]:
-    """Points of both series, what the worker opened, and sizes that failed, with the reason.
+    """Points of both series, facts of the worker, and sizes that failed, with the reason.
 
-    Sizes take turns within a round. ``work``: folder for images and results, which the caller throws away.
+    Sizes take turns within a round. ``work``: folder for images and results, which the caller deletes.
     """
     megapixels, counts, _ = settings.sizes()
     small_hw = images.size_for(settings.small)
@@ -251,7 +251,7 @@ def growth_of(points: Sequence[Point], series: Series) -> Growth:
 
 
 def exponent(n: Sequence[float], values: Sequence[float]) -> float | None:
-    """``a`` of ``values = c n^a`` by least squares of the logarithms; None with less than two sizes."""
+    """``a`` of ``values = c n^a`` by least squares of the logarithms; None with fewer than two sizes."""
     if len(set(n)) < 2:
         return None
     return float(np.polyfit(np.log(n), np.log(values), 1)[0])
@@ -267,13 +267,13 @@ def by_size(points: Sequence[Point], series: Series) -> list[tuple[float, list[P
 
 
 def held_bytes_per_pixel(facts: Mapping[str, Any]) -> dict[str, float]:
-    """Bytes for each pixel of an image: RGB, int32 labels, and probabilities at the model's scale, by their type."""
+    """Bytes per pixel of an image: RGB, int32 labels, and probabilities at the model's scale, by their type."""
     model_pixels = facts["channels"] * facts["scale"] ** 2
     return {name: float(3 + 4 + size * model_pixels) for name, size in (("uint8", 1), ("float16", 2), ("float32", 4))}
 
 
 def png(report: ScalingReport) -> bytes:
-    """Time and memory over size, and over the number of images; dashed: in proportion to the largest."""
+    """Plot time and memory over size, and over the number of images; dashed: in proportion to the largest."""
     panels: list[Panel] = []
     for series in SERIES:
         sizes = by_size(report.points, series)
@@ -292,7 +292,7 @@ def png(report: ScalingReport) -> bytes:
 def _prepare(
     work: Path, series: Series, n: float, smear: images.Image, small: Sequence[Path], small_hw: tuple[int, int]
 ) -> tuple[Path, int]:
-    """The file or folder to run, made if it is not there yet, and its number of pixels (of the largest image)."""
+    """The file or folder to run, made if it does not exist yet, and its number of pixels (of the largest image)."""
     if series == "megapixels":
         hw = images.size_for(n)
         path = work / f"large-{n:g}.tif"

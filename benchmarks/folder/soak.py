@@ -1,8 +1,8 @@
-"""Thousands of small files through the folder run, with a network that costs next to nothing: does anything grow?
+"""Soak test: thousands of small files through the folder run, with a very cheap stub network. Does anything grow?
 
-A night has two thousand photographs, and what leaks a little shows only after many of them. So the run is the real one,
+A night's run has two thousand photographs, and a small leak shows only after many of them. So the run is the real one,
 the files are small and some are damaged, and the network is a stub; memory, descriptors, threads and temporary files
-are sampled on the way. The same criteria are put to a stub that leaks, which must fail them.
+are sampled during the run. The same criteria are applied to a stub that leaks, which must fail them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from cellseg_deploy.segmenter import Segmenter
 
 Leak = Literal["memory", "descriptors", "files"]
 LEAKED_BYTES = 256 * 1024
-"""What the leaking stub keeps of each image: a few tiles, which have 59 kB each."""
+"""Bytes that the leaking stub keeps per image: a few tiles of 59 kB each."""
 FILES_FOLDER, RUN_FOLDER = "files", "run"
 MAX_FILES = 99_999
 _MIN_FILES = 20
@@ -52,10 +52,10 @@ _WARM_UP_FILES = 60
 
 @dataclass(frozen=True)
 class Settings:
-    """``files``: how many to make. ``bad``: share of damaged ones, which ``seed`` chooses. ``leak``: what the network
-    keeps of each call, to see that the criteria notice.
+    """``files``: how many to make. ``bad``: share of damaged files, chosen by ``seed``. ``leak``: what the network
+    keeps of each call, to check that the criteria detect it.
 
-    Raises ``UsageError`` for numbers that make no run.
+    Raises ``UsageError`` for invalid numbers.
     """
 
     files: int = 10_000
@@ -74,7 +74,7 @@ class Settings:
 @dataclass(frozen=True)
 class Limits:
     """``growth_bytes``: resident memory that a file may add, as the slope over the second half of the run: a run keeps
-    the numbers of each image until its tables are written. ``overhead_ms``: median time of a file outside the network.
+    the numbers of each image until its tables are written. ``overhead_ms``: median time per file outside the network.
     """
 
     growth_bytes: float = 4096
@@ -83,7 +83,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Sample:
-    """State of this process after so many ``files``. ``temporary_files``: ours in the output folder, and all that are
+    """State of this process after ``files`` files. ``temporary_files``: this package's in the output folder, and all
     in the process's folder for temporary files."""
 
     files: int
@@ -95,7 +95,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One thing the run is judged by: what was measured, what is allowed, in which unit."""
+    """One criterion of the run: the measured figure, the allowed figure and their unit."""
 
     name: str
     measured: float
@@ -104,16 +104,16 @@ class Criterion:
 
     @property
     def holds(self) -> bool:
-        """Whether the measured figure is within what is allowed; NaN never is."""
+        """Whether the measured figure is within the limit; NaN never is."""
         return self.measured <= self.allowed
 
 
 @dataclass(frozen=True)
 class Soak:
-    """What a run gave. ``before``: after a warm-up, before the run; ``after``: when the run has ended.
+    """Result of a run. ``before``: after a warm-up, before the run; ``after``: when the run has ended.
 
-    ``overhead_ms``: wall time from one result to the next, without the network and without the sampling, a figure a
-    file. ``wrong``: files whose result is not what was made: a damaged one that did not fail, a sound one that failed
+    ``overhead_ms``: wall time from one result to the next, without the network and without the sampling, one figure per
+    file. ``wrong``: files with an unexpected result: a damaged one that did not fail, a sound one that failed
     or has another number of cells, one that was not reported.
     """
 
@@ -127,7 +127,7 @@ class Soak:
     wall_seconds: float
 
     def criteria(self, limits: Limits) -> list[Criterion]:
-        """What the run is judged by, with the figures of this one."""
+        """Criteria of the run, with its figures."""
         before, after = self.before, self.after
         return [
             Criterion("memory growth in the second half", self.growth_bytes, limits.growth_bytes, "bytes a file"),
@@ -140,25 +140,25 @@ class Soak:
 
     @property
     def growth_bytes(self) -> float:
-        """Slope of the resident memory over the second half of the run, in bytes a file."""
+        """Slope of the resident memory over the second half of the run, in bytes per file."""
         half = [sample for sample in self.samples if sample.files >= self.n_files / 2]
         return slope([sample.files for sample in half], [sample.resident_bytes for sample in half])
 
     @property
     def median_ms(self) -> float:
-        """Median overhead of a file."""
+        """Median overhead per file."""
         return statistics.median(self.overhead_ms) if self.overhead_ms else float("nan")
 
     def resident_bytes_until(self, share: float) -> float:
-        """Median resident memory of the last ten samples up to ``share`` of the run; NaN if there is none."""
+        """Median resident memory of the last ten samples up to ``share`` of the run; NaN without samples."""
         until = [sample.resident_bytes for sample in self.samples if sample.files <= share * self.n_files]
         return statistics.median(until[-10:]) if until else float("nan")
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Median slope of all pairs of points (Theil 1950, Sen 1968); NaN with less than two values of ``x``.
+    """Median slope of all pairs of points (Theil 1950, Sen 1968); NaN with fewer than two values of ``x``.
 
-    Memory that the allocator takes or gives back at once does not tilt it, as it would a least-squares line.
+    A step, when the allocator takes or returns memory at once, does not tilt it as it would a least-squares line.
     """
     xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
     first, second = np.triu_indices(len(xs), 1)
@@ -171,7 +171,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 class StubBackend(Backend):
     """A network of receptive field 1 x 1: a pixel is cell where it is darker than middle grey. Times itself.
 
-    ``leak``: what it keeps of each call, to see that the criteria notice.
+    ``leak``: what it keeps of each call, to check that the criteria detect it.
     """
 
     name = "stub"
@@ -200,7 +200,7 @@ class StubBackend(Backend):
 
     def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         seconds = stopwatch()
-        for _ in tiles_nhwc:  # an image is one tile
+        for _ in tiles_nhwc:  # one tile per image
             self._leak()
         darkness = 1 - tiles_nhwc.mean(axis=3, dtype=np.float32) / 255
         answer = np.where(darkness > 0.5, np.float32(0.99), np.float32(0.01))[:, None]
@@ -209,14 +209,14 @@ class StubBackend(Backend):
 
     def _leak(self) -> None:
         if self.leak == "memory":
-            self._kept.append(os.urandom(LEAKED_BYTES))  # not zeros: those would be no memory until they are touched
+            self._kept.append(os.urandom(LEAKED_BYTES))  # not zeros: zero pages take no memory until they are touched
         elif self.leak == "descriptors":
             self._descriptors.append(os.open(os.devnull, os.O_RDONLY))
         elif self.leak == "files":
             os.close(tempfile.mkstemp()[0])
 
     def _close(self) -> None:
-        """Give back what was leaked on purpose."""
+        """Release the memory leaked on purpose."""
         self._kept.clear()
         while self._descriptors:
             os.close(self._descriptors.pop())
@@ -227,7 +227,7 @@ def soak(
 ) -> Soak:
     """Make the files of ``settings`` in ``folder``/files and run to ``folder``/run.
 
-    Raises ``BackendUnavailableError`` where the system has no /proc, and what the folder run raises.
+    Raises ``BackendUnavailableError`` if the system has no /proc, and what the folder run raises.
     """
     if sys.platform != "linux":
         raise BackendUnavailableError("memory, descriptors and threads are read from /proc; use Linux")
@@ -258,7 +258,7 @@ def soak(
 
 
 class _Watch:
-    """Told of each image by the run: times it, checks its result, and looks at the process now and then."""
+    """Called by the run for each image: times it, checks its result, and samples the process now and then."""
 
     def __init__(
         self,
@@ -278,7 +278,7 @@ class _Watch:
         self._every = max(1, len(truth) // _SAMPLES)
 
     def wait_for_next(self) -> None:
-        """The clock of the next image begins."""
+        """Start the clock of the next image."""
         self._network, self._since = self.backend.seconds, stopwatch()
 
     def __call__(self, result: ImageResult) -> None:
@@ -295,10 +295,10 @@ class _Watch:
         self.wait_for_next()
 
     def sample(self, *, everywhere: bool = False) -> Sample:
-        """State of the process now; ``everywhere``: temporary files also in the folders of the output folder."""
+        """State of the process now; ``everywhere``: temporary files also in subfolders of the output folder."""
         ours = f"{TEMPORARY_PREFIX}*"
         found = list(self.out.rglob(ours) if everywhere else self.out.glob(ours))
-        # The reserve of each thread's arena grows and shrinks with what the machine does meanwhile; a leak is in use.
+        # The reserve of each thread's arena varies with other load on the machine; leaked memory is in use.
         give_back_free_memory()
         resident = rss_bytes()
         if resident is None:
@@ -312,12 +312,12 @@ class _Watch:
         )
 
     def wrong(self) -> list[str]:
-        """Files whose result was not what was made."""
+        """Files with an unexpected result."""
         return [*self.mistaken, *(f"{name}: never reported" for name in self.unreported)]
 
 
 def _warm_up(folder: Path, seed: int) -> None:
-    """A run over a few files of every kind, so that what libraries load once is loaded."""
+    """Run a few files of every kind, so that libraries have loaded what they load once."""
     with tempfile.TemporaryDirectory(dir=folder) as place, StubBackend() as backend:
         files = Path(place) / FILES_FOLDER
         make_files(files, _WARM_UP_FILES, _WARM_UP_FILES // 3, seed)
@@ -327,9 +327,9 @@ def _warm_up(folder: Path, seed: int) -> None:
 
 @contextmanager
 def _own_temporary_folder(folder: Path) -> Iterator[Path]:
-    """``folder`` is the process's folder for temporary files, so that those of other programs are not counted.
+    """Use ``folder`` as the process's folder for temporary files, so that those of other programs are not counted.
 
-    It goes afterwards if nothing is left in it.
+    It is removed afterwards if it is empty.
     """
     make_folder(folder)
     former, tempfile.tempdir = tempfile.tempdir, str(folder)
@@ -347,7 +347,7 @@ _MOST_WRONG = 20
 
 @dataclass(frozen=True)
 class SoakReport:
-    """``settings``: options of the command. ``verdict``: ``holds``, or what does not."""
+    """``settings``: options of the command. ``verdict``: ``holds``, or the criteria that do not hold."""
 
     conditions: Conditions
     settings: Settings
@@ -359,7 +359,7 @@ class SoakReport:
     report_version: int = REPORT_VERSION
 
     def to_markdown(self) -> str:
-        """The criteria as a table, and what else the run showed."""
+        """Return the criteria as a table, and further results of the run."""
         soak = self.soak
         words = " ".join(f"--{name} {value}" for name, value in asdict(self.settings).items() if value is not None)
         rows = [
@@ -392,7 +392,7 @@ class SoakReport:
 
 
 def judged(soak: Soak, limits: Limits, conditions: Conditions, settings: Settings) -> SoakReport:
-    """The report of ``soak`` with its verdict."""
+    """Return the report of ``soak`` with its verdict."""
     criteria = tuple(soak.criteria(limits))
     failed = [criterion.name for criterion in criteria if not criterion.holds]
     verdict = f"fails: {', '.join(failed)}" if failed else "holds"
@@ -400,7 +400,7 @@ def judged(soak: Soak, limits: Limits, conditions: Conditions, settings: Setting
 
 
 def png(report: SoakReport) -> bytes:
-    """Resident memory over files with what is allowed from the middle on, and the overhead between two samples."""
+    """Plot resident memory over files with the limit from the middle on, and the overhead between two samples."""
     soak, limits = report.soak, report.limits
     files = [float(sample.files) for sample in soak.samples]
     middle, start = soak.n_files / 2, soak.resident_bytes_until(0.5) / _MIB

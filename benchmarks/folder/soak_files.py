@@ -1,4 +1,4 @@
-"""Small images with a known number of cells, and damaged ones among them, made from nothing."""
+"""Small synthetic images with a known number of cells, some of them damaged."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _PER_FOLDER = 1000
 
 
 def picture(number: int) -> tuple[npt.NDArray[np.uint8], int]:
-    """An RGB image (h, w, 3) of its own for each ``number`` below 100,000, and how many dark discs it has: 0 to 6."""
+    """An RGB image (h, w, 3), distinct for each ``number`` below 100,000, and its number of dark discs: 0 to 6."""
     cells = number % (len(_PLACES) + 1)
-    # The colour of the ground says which picture it is, so that no two files are the same.
+    # The background colour encodes the picture's number, so that no two files are the same.
     image = np.empty((*SIZE_HW, 3), np.uint8)
     image[:] = (200 + number % 50, 200 + number // 50 % 50, 200 + number // 2500 % 50)
     y, x = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]
@@ -45,7 +45,7 @@ def _encoded(image: npt.NDArray[np.uint8], kind: str) -> bytes:
 
 
 def _wrong_checksum(png: bytes) -> bytes:
-    """One bit of the pixel data changed."""
+    """Change one bit of the pixel data."""
     at = png.index(b"IDAT") + 8
     return png[:at] + bytes([png[at] ^ 1]) + png[at + 1 :]
 
@@ -55,7 +55,7 @@ def _no_width(png: bytes) -> bytes:
     return png[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + png[33:]
 
 
-# Name -> suffix, and what is done to a sound file of it.
+# Name -> suffix, and the damage done to a sound file.
 DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "cut png": ("png", lambda data: data[: len(data) // 2]),
     "cut jpg": ("jpg", lambda data: data[: len(data) // 2]),
@@ -69,9 +69,9 @@ _SUFFIXES = ("png", "jpg", "png", "tif")
 
 
 def make_files(folder: Path, n_files: int, n_bad: int, seed: int) -> dict[str, int | None]:
-    """Write ``n_files`` images to ``folder``, ``n_bad`` of them damaged in turn in every way of ``DAMAGES``.
+    """Write ``n_files`` images to ``folder``, ``n_bad`` of them damaged, cycling through ``DAMAGES``.
 
-    Gives the number of cells by name relative to ``folder``, None for the damaged. The same seed damages the same
+    Returns the number of cells by name relative to ``folder``, None for damaged files. The same seed damages the same
     files. Raises ``OutputError``.
     """
     bad = np.random.default_rng(seed).permutation(n_files)[:n_bad]

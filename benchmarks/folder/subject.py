@@ -1,4 +1,4 @@
-"""The folder run as it is shipped, opened in a worker: files in, label images, overlays and tables out."""
+"""The folder run as shipped, opened in a worker: files in, label images, overlays and tables out."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def subject(
     """A ``Segmenter`` of ``settings``: fields of ``EngineOptions``, arguments of ``Segmenter.load``, and ``path``, the
     model.
 
-    ``threads``: in all, None for one a core. ``work``: folder for what runs write, which is thrown away. ``timed``:
+    ``threads``: total, None for one per core. ``work``: folder for the output of runs, deleted afterwards. ``timed``:
     folder of images whose run is the call ``folder``, None for no call. ``save``: as in ``RunOptions``.
 
-    The question ``run`` runs the images in ``paths`` once and answers what the run says of itself, with the memory it
+    The question ``run`` runs the images in ``paths`` once and returns the summary of the run, with the memory it
     took. An image that fails fails the measurement: its time would be that of another, smaller job.
     """
     since = stopwatch()

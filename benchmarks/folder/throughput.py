@@ -39,7 +39,7 @@ STAGES = ("read", "resize", "tile", "network", "label", "measure", "write")
 @dataclass(frozen=True)
 class Run:
     """One run over all images. ``seconds``: cold, from the start of the process; warm, of the run. ``start_seconds``:
-    until the model was open; 0 if it was before."""
+    until the model was open; 0 if it was already open."""
 
     file_format: str
     round: int
@@ -55,9 +55,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Summary:
-    """Medians over the runs of one format and state. ``engine_busy``: share of the run (without the start) during which
+    """Medians over the runs of one format and state. ``engine_busy``: share of the run (without the start) in which
     the network ran. ``stage_shares``: seconds of each stage, summed over images, as a share of the run's wall time;
-    stages overlap, so together they may be more than 1."""
+    stages overlap, so the sum may exceed 1."""
 
     file_format: str
     state: State
@@ -73,8 +73,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Share:
-    """What warm runs of a format come to beside what the machine can do. ``read_rate``: megapixels a second in each
-    thread that reads; ``tflops``: of the network's arithmetic, while it runs. The limits are None where unknown."""
+    """Rates of the warm runs of a format relative to the machine's limits. ``read_rate``: megapixels per second in each
+    reader thread; ``tflops``: of the network's arithmetic, while it runs. The limits are None if unknown."""
 
     file_format: str
     read_rate: float
@@ -95,7 +95,7 @@ class Share:
 
 @dataclass(frozen=True)
 class PipelineReport:
-    """All runs and what they come to. ``engine``: what the worker opened. ``evicted``: whether the page cache could be
+    """All runs and their summaries. ``engine``: facts of the worker. ``evicted``: whether the page cache could be
     asked to drop the files before a cold run."""
 
     conditions: Conditions
@@ -115,7 +115,7 @@ class PipelineReport:
     report_version: int = REPORT_VERSION
 
     def to_markdown(self) -> str:
-        """Tables of speed and of stages."""
+        """Return tables of speed and of stages."""
         engine = self.engine
         lines = ["# From files to results", "", *machine_lines(self.conditions, self.threads)]
         lines += [
@@ -163,7 +163,7 @@ class PipelineReport:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. ``images``: in a folder. ``megapixels``: of a sample smear. ``warm``: runs in each process."""
+    """Benchmark settings. ``images``: per folder. ``megapixels``: of a sample smear. ``warm``: runs per process."""
 
     model: Path | None = None
     images: int = 50
@@ -186,9 +186,9 @@ def measure_pipeline(
     say: Say = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[list[Run], dict[str, Any], bool]:
-    """Run each of ``folders`` (by format) in new processes, cold, and again warm in each of those.
+    """Run each of ``folders`` (by format) in new processes, cold, then warm in the same processes.
 
-    Gives the runs, what the worker opened, and whether files could be dropped from the page cache.
+    Returns the runs, facts of the worker, and whether files could be dropped from the page cache.
     """
     runs: list[Run] = []
     facts: dict[str, Any] = {}
@@ -266,7 +266,7 @@ def shares_of(
     limits: Limits,
     flops_per_tile: int | None,
 ) -> list[Share]:
-    """Rates of warm runs (of all, if there are none) beside ``limits``. ``sizes``: of the images of a run, (h, w);
+    """Rates of warm runs (of all, if there are none) relative to ``limits``. ``sizes``: of the images of a run, (h, w);
     ``engine``: facts of the worker; ``flops_per_tile``: None if they could not be counted."""
     scale = engine["scale"]
     plans = (
@@ -295,7 +295,7 @@ def stages_of(summaries: Iterable[Summary]) -> list[str]:
 
 
 def png(report: PipelineReport) -> bytes:
-    """Images a second, and where the time of a warm run goes."""
+    """Plot images per second, and the stages of a warm run."""
     bars = tuple(
         Bar(f"{x.file_format}, {x.state}", x.images_per_second, note=number(x.images_per_second), group=x.state)
         for x in report.summaries
@@ -310,7 +310,7 @@ def png(report: PipelineReport) -> bytes:
 
 
 def drop_from_cache(files: Iterable[Path]) -> bool:
-    """Ask the system to forget the contents of ``files``; whether it takes such wishes (Linux: for clean pages)."""
+    """Ask the system to drop the contents of ``files``; return whether it supports this (Linux: for clean pages)."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for file in files:
@@ -397,7 +397,7 @@ def pipeline_command(paths: tuple[Path, ...], **given: Any) -> None:
                 measured = interleave(workers.entries(), plan, say=bench.say, progress=progress, name="limits")
                 limits = workers.limits(measured)
     model = settings.model or default_model_path()
-    flops = count_flops(model).total if model.suffix.lower() == ".onnx" else None  # no other file shows them
+    flops = count_flops(model).total if model.suffix.lower() == ".onnx" else None  # only .onnx files show their flops
     report = PipelineReport(
         conditions=bench.conditions(),
         threads=bench.threads,

@@ -1,1 +1,1 @@
-"""What all measurements share: stopwatch, workers, the machine, reports."""
+"""Shared by all benchmarks: timer, workers, the machine, reports."""

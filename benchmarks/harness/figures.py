@@ -18,7 +18,7 @@ _GREY = "0.75"
 
 @dataclass(frozen=True)
 class Bar:
-    """``value``: None where nothing was measured. ``spread``: half of the error bar. ``note``: beside the bar."""
+    """``value``: None if nothing was measured. ``spread``: half of the error bar. ``note``: text next to the bar."""
 
     label: str
     value: float | None
@@ -29,7 +29,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """A panel of horizontal bars; a colour a group. ``logarithmic``: for values of very different size."""
+    """A panel of horizontal bars; one colour per group. ``logarithmic``: for values of very different size."""
 
     title: str
     x_label: str
@@ -39,8 +39,8 @@ class Bars:
 
 @dataclass(frozen=True)
 class Lines:
-    """A panel of curves: by name x and y. ``logarithmic``: both axes; ``logarithmic_y``: that one. ``slope_one``: a
-    line that grows in proportion, for the eye."""
+    """A panel of curves: by name x and y. ``logarithmic``: both axes; ``logarithmic_y``: y only. ``slope_one``: a
+    proportional line, as a guide for the eye."""
 
     title: str
     x_label: str
@@ -65,7 +65,7 @@ Panel = Bars | Lines | Stacks
 
 
 def panels_png(panels: Sequence[Panel], *, title: str) -> bytes:
-    """All ``panels``, two a row."""
+    """Draw all ``panels``, two per row."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     tallest = max(_height(panel) for panel in panels)
@@ -102,14 +102,14 @@ def _draw_bars(axis: Axes, panel: Bars) -> None:
         if bar.value is not None:
             error: dict[str, Any] = {"xerr": bar.spread, "error_kw": {"lw": 1, "ecolor": "0.3"}} if bar.spread else {}
             axis.barh(place, bar.value, color=colour, height=0.7, **error)
-        # Beside the end of the bar; where there is none, at the left edge of the panel.
+        # Next to the end of the bar; without a bar, at the left edge of the panel.
         at, anchor = (
             (0.0, axis.get_yaxis_transform()) if bar.value is None else (bar.value + bar.spread, axis.transData)
         )
         colour = "0.5" if bar.value is None else "0.2"
         axis.text(at, place, f"  {bar.note}", va="center", fontsize=8, color=colour, transform=anchor)
     axis.set_yticks(range(len(panel.bars)), [bar.label for bar in panel.bars], fontsize=8)
-    axis.set_ylim(len(panel.bars) - 0.5, -0.5)  # the first on top; one without a value has its place, too
+    axis.set_ylim(len(panel.bars) - 0.5, -0.5)  # first bar on top; a bar without a value also has its place
     if panel.logarithmic:
         axis.set_xscale("log")
         smallest = min((bar.value for bar in panel.bars if bar.value), default=longest)

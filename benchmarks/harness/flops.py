@@ -1,4 +1,4 @@
-"""Arithmetic of an ONNX model, counted from its graph: 2 for each multiplication with its addition.
+"""Arithmetic of an ONNX model, counted from its graph: 2 operations per multiply-add.
 
 ===============  ==========================================================================================
 MatMul, Gemm     2 M N K, times the number of matrices in a batch
@@ -8,8 +8,8 @@ Attention        2 N heads L S (head size of the queries + head size of the valu
 ===============  ==========================================================================================
 
 Biases, norms, softmax and activations are not counted: hundredths of a ViT, and bound by memory rather than arithmetic.
-Products of multi-head attention written out as MatMul are counted as what they are. An operator of this kind that is
-not known here raises, for a figure that leaves some of the work out would be worth nothing.
+Products of multi-head attention written out as MatMul are counted as MatMul. An operator of this kind that is
+not known here raises, because a figure that omits some of the work would be worthless.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from typing import Any
 from cellseg_deploy.errors import ModelError
 
 _HEAVY = re.compile(r"MatMul|Gemm|Conv|Attention|Einsum|RNN|LSTM|GRU")
-_SMALL_VALUES = 1024  # constants that shapes are computed from have a few values; weights have many
+_SMALL_VALUES = 1024  # constants for computing shapes have few values; weights have many
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations for one tile, in all and by operator."""
+    """Operations per tile, in total and by operator."""
 
     total: int
     by_operator: dict[str, int]
 
 
 def count_flops(path: Path) -> Flops:
-    """Operations that the .onnx file ``path`` takes for one tile. Raises ``ModelError`` where they cannot be told."""
+    """Operations per tile of the .onnx file ``path``. Raises ``ModelError`` if they cannot be counted."""
     import onnx
 
     try:
         model = onnx.load(path)
-    except Exception as error:  # onnx raises whatever protobuf met
+    except Exception as error:  # onnx raises whatever protobuf raised
         raise ModelError(f"{path}: not a readable .onnx file ({error})") from error
     return count_graph(model, source=str(path))
 
 
 def count_graph(model: Any, *, source: str = "the model") -> Flops:
-    """As ``count_flops``, of an ``onnx.ModelProto``, which is changed as by ``count_nodes``."""
+    """As ``count_flops``, for an ``onnx.ModelProto``, which is changed as by ``count_nodes``."""
     by_operator: dict[str, int] = {}
     for node, flops in count_nodes(model, source=source):
         by_operator[node.op_type] = by_operator.get(node.op_type, 0) + flops
@@ -55,10 +55,10 @@ def count_graph(model: Any, *, source: str = "the model") -> Flops:
 
 
 def count_nodes(model: Any, *, source: str = "the model") -> list[tuple[Any, int]]:
-    """The nodes of an ``onnx.ModelProto`` that count, each with its operations for one tile.
+    """The nodes of an ``onnx.ModelProto`` that count, each with its operations per tile.
 
     ``model`` is changed: its first input gets a batch of one, and large weights lose their values. Raises
-    ``ModelError`` where operations cannot be told.
+    ``ModelError`` if operations cannot be counted.
     """
     for name in sorted({op for op in _operators(model) if _HEAVY.search(op) and op not in _COUNTED}):
         raise ModelError(f"{source}: operator {name} is not counted; its work cannot be told")
@@ -100,12 +100,12 @@ def _inferred(model: Any, source: str) -> dict[str, Shape]:
     if first is None:
         raise ModelError(f"{source}: the graph has no input")
     first.type.tensor_type.shape.dim[0].dim_value = 1
-    del graph.value_info[:]  # what the exporter wrote down is for a free batch
+    del graph.value_info[:]  # the exporter's shapes are for a free batch size
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > _SMALL_VALUES]
-    for tensor in large:  # a gigabyte of weights need not be copied to know its shape
+    for tensor in large:  # shape inference does not need a copy of a gigabyte of weights
         if tensor.name not in {value.name for value in graph.input}:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         graph.initializer.remove(tensor)

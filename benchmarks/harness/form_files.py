@@ -1,7 +1,7 @@
-"""The files that forms are opened from, and what the parity gate said of each.
+"""Files that forms are opened from, and the parity gate's verdict on each.
 
-They lie in a folder that ``python -m cellseg_benchmarks parity`` made, or are made here by the same table; engines for
-a GPU are built by ``cellseg-export tensorrt`` on that GPU. A form that the gate refused has no file, and is not timed.
+They are in a folder made by ``python -m cellseg_benchmarks parity``, or are made here by the same table; engines for
+a GPU are built by ``cellseg-export tensorrt`` on that GPU. A form that the gate refused has no file and is not timed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOT_JUDGED = "not judged"
 @dataclass(frozen=True)
 class Network:
     """A network and the files of its forms. ``weights``: .safetensors or run folder. ``verdicts``: of the gate, by form
-    of the parity table or file name. ``flops``: for one tile, None without an fp32 .onnx to count them in."""
+    of the parity table or file name. ``flops``: per tile, None without an fp32 .onnx to count them in."""
 
     name: str
     weights: Path
@@ -34,17 +34,17 @@ class Network:
     flops: Flops | None
 
     def file(self, form: Form) -> Path:
-        """What ``form`` is opened from."""
+        """Path of the file that ``form`` is opened from."""
         return self.folder / form.file if form.file else self.weights
 
     def verdict(self, form: Form) -> str:
-        """What the gate said of ``form``."""
+        """The gate's verdict on ``form``."""
         if form.engine == "pytorch":
             return "reference" if form.arithmetic == "fp32" else NOT_JUDGED
         return self.verdicts.get(form.judged_as or form.file, NOT_JUDGED)
 
     def missing(self, form: Form) -> str:
-        """Why ``form`` has no file, "" if it has."""
+        """Why ``form`` has no file, "" if it has one."""
         if self.file(form).exists():
             return ""
         verdict = self.verdict(form)
@@ -52,7 +52,7 @@ class Network:
 
 
 def network_of(weights: Path, folder: Path) -> Network:
-    """``weights`` with what lies in ``folder``. Raises ``UsageError`` if that is of another network."""
+    """``weights`` with the files in ``folder``. Raises ``UsageError`` if the folder is of another network."""
     name = weights.stem if weights.is_file() else weights.name
     onnx = folder / FP32_ONNX
     return Network(name, weights, folder, read_verdicts(folder, weights), count_flops(onnx) if onnx.is_file() else None)
@@ -76,7 +76,7 @@ def read_verdicts(folder: Path, weights: Path) -> dict[str, str]:
 def make_forms(
     weights: Path, folder: Path, forms: Sequence[Form], *, gate: Sequence[str] = (), say: Say = lambda _: None
 ) -> None:
-    """Make what ``forms`` need of ``weights`` in ``folder``, through the gate; what is there already stays."""
+    """Make the files that ``forms`` need of ``weights`` in ``folder``, through the gate; existing files are kept."""
     make_folder(folder)
     by_file = {form.file: form.name for form in PARITY_FORMS}
     names = {form.judged_as for form in forms if form.judged_as}

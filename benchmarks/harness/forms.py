@@ -1,8 +1,8 @@
-"""The forms of a network that are timed beside each other, and how each is opened in a worker.
+"""The forms of a network that are timed side by side, and how each is opened in a worker.
 
-Every form takes uint8 tiles (N, S, S, 3) on the host and gives float32 probabilities on the host, as in production, so
-transfers and layout changes count. PyTorch is not held back: ``inference_mode``, channels_last (which the tiles are as
-they come), weights in bf16 or half where a form is called so, ``torch.compile`` with frozen weights.
+Every form takes uint8 tiles (N, S, S, 3) on the host and returns float32 probabilities on the host, as in production,
+so transfers and layout changes count. PyTorch is not held back: ``inference_mode``, channels_last (the tiles' own
+layout), weights in bf16 or half for forms of that name, ``torch.compile`` with frozen weights.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Form:
     """One form on one kind of device (``cpu`` or ``cuda``).
 
     ``arithmetic``: precision whose peak bounds it. ``file``: in the folder of forms, "" for the network itself.
-    ``settings``: how to open it. ``judged_as``: form of the parity table that it is; "" for PyTorch, which is what the
-    others are judged against.
+    ``settings``: how to open it. ``judged_as``: its name in the parity table; "" for PyTorch, which is the reference
+    for the others.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Form:
 
     @property
     def key(self) -> str:
-        """Name that tells all forms apart."""
+        """Unique name of the form."""
         return self.name if self.device == "cpu" else f"{self.name} on {self.device}"
 
 
@@ -64,7 +64,7 @@ FORMS = (
     Form("openvino-fp32", "openvino", "cpu", "fp32", FP32_ONNX, {"precision": "fp32"}, "openvino-fp32"),
     Form("openvino-bf16", "openvino", "cpu", "bf16", FP32_ONNX, {"precision": "bf16"}, "openvino-bf16"),
     Form("openvino-int8", "openvino", "cpu", "int8", "int8.xml", {"precision": "fp32"}, "int8"),
-    # The rest of the operations in bf16 is another form than the one that the gate judged.
+    # With the other operations in bf16 it is not the form that the gate judged.
     Form("openvino-int8-bf16", "openvino", "cpu", "int8", "int8.xml", {"precision": "bf16"}),
     _torch("pytorch-fp32", "cuda", "fp32"),
     _torch("pytorch-bf16", "cuda", "bf16", dtype="bfloat16"),
@@ -79,7 +79,7 @@ FORMS = (
 
 
 def forms_for(devices: Sequence[str], names: Sequence[str] | None = None) -> list[Form]:
-    """Forms on ``devices`` (``cpu``, ``cuda``), of ``names`` if given. Raises ``UsageError`` for an unknown name."""
+    """Forms on ``devices`` (``cpu``, ``cuda``), only ``names`` if passed. Raises ``UsageError`` for an unknown name."""
     known = list(dict.fromkeys(form.name for form in FORMS))
     unknown = [name for name in names or () if name not in known]
     if unknown:
@@ -88,7 +88,7 @@ def forms_for(devices: Sequence[str], names: Sequence[str] | None = None) -> lis
 
 
 def sample_tiles(spec: ModelSpec, n: int) -> Tiles:
-    """``n`` different tiles of a sample smear, as the network gets them: uint8 (n, S, S, 3)."""
+    """``n`` different tiles of a sample smear, as passed to the network: uint8 (n, S, S, 3)."""
     from cellseg_benchmarks.harness.images import smears
 
     scaled = resize(next(smears(1)), spec.image_scale)
@@ -103,9 +103,9 @@ def sample_tiles(spec: ModelSpec, n: int) -> Tiles:
 def subject(
     engine: str, network: str, file: str, device: str, batch: int, threads: int | None, settings: dict[str, Any]
 ) -> Subject:
-    """The form opened on ``device``, with one call, ``predict``, of ``batch`` tiles; it has run once.
+    """The form opened on ``device``, with one call, ``predict``, of ``batch`` tiles; it has already run once.
 
-    ``network``: .safetensors or run folder, for PyTorch; ``file``: of the other engines. Raises
+    ``network``: .safetensors or run folder, for PyTorch; ``file``: for the other engines. Raises
     ``BackendUnavailableError`` and ``ModelError`` as ``open_backend`` does.
     """
     before = gpu_bytes_in_use(device)
@@ -116,7 +116,7 @@ def subject(
     )
     tiles = sample_tiles(backend.spec, batch)
     backend.predict(tiles)
-    after = gpu_bytes_in_use(device)  # workers are started one after the other, so what was added is this one's
+    after = gpu_bytes_in_use(device)  # workers start one after another, so the added memory is this one's
     taken = None if before is None or after is None else after - before
     facts = {key: value for key, value in backend.describe().items() if "path" not in key}
     return Subject(
@@ -145,7 +145,7 @@ def open_torch(network: Path, device: str, threads: int | None, settings: dict[s
 def open_engine(
     engine: str, file: Path, device: str, batch: int, threads: int | None, settings: dict[str, Any]
 ) -> Backend:
-    """``file`` in ``engine``; OpenVINO is compiled for batches of ``batch``, so that none of its tiles is a filler."""
+    """``file`` in ``engine``; OpenVINO is compiled for batches of ``batch``, so that no tile is padding."""
     if engine == "openvino":
         from cellseg_deploy.backends.openvino import OpenVinoBackend
 
@@ -156,9 +156,9 @@ def open_engine(
 
 
 def gpu_bytes_in_use(device: str) -> int | None:
-    """Memory of the GPU ``device`` that is taken, by whomever; None for the CPU, or if NVIDIA's bindings are missing.
+    """Memory in use on the GPU ``device``, by any process; None for the CPU, or without NVIDIA's bindings.
 
-    The first call makes the CUDA context of this process, whose memory is thus not part of a difference.
+    The first call makes the CUDA context of this process, so its memory is not part of a difference.
     """
     if device == "cpu":
         return None

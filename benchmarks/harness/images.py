@@ -1,4 +1,4 @@
-"""Images to measure with: sample smears or the user's own, in any size, number and file format."""
+"""Images for the benchmarks: sample smears or the user's own, in any size, number and file format."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ JPEG_QUALITY = 92
 _STRIP_ROWS = 256
 SEED = 5150
 DIFFERENT = 8
-"""Different smears in a set; a longer one repeats them."""
+"""Number of different smears in a set; a longer set repeats them."""
 DIAMETER_PX = SmearParams().cell_diameter_px
-"""Of cells in a sample smear."""
+"""Cell diameter in a sample smear."""
 
 
 def smears(n: int, hw: tuple[int, int] = (1200, 1600), *, seed: int = SEED) -> Iterator[Image]:
@@ -47,10 +47,10 @@ def smear_with_truth(hw: tuple[int, int] = (1200, 1600), index: int = 0, *, seed
 def judged_pairs(
     images: Path, masks: Path, most: int | None = None, foreground: MaskForeground = "auto"
 ) -> Iterator[tuple[Image, Labels]]:
-    """Images uint8 RGB (h, w, 3) with their true labels (h, w): of two folders, ``most`` at most.
-    ``foreground``: which numbers of the masks are cells, as in ``read_labels``.
+    """Images uint8 RGB (h, w, 3) with their true labels (h, w): from two folders, at most ``most``.
+    ``foreground``: which mask values are cells, as in ``read_labels``.
 
-    Raises ``DataError`` for a file without its partner, that cannot be read or is of another size than its partner.
+    Raises ``DataError`` for a file without a partner, unreadable, or of another size than its partner.
     """
     for pair in pair_by_stem(images, masks)[:most]:
         image, labels = read_image(pair.image).pixels_hwc, read_labels(pair.mask, foreground=foreground)
@@ -59,9 +59,9 @@ def judged_pairs(
 
 
 def given_images(paths: Sequence[Path], most: int | None = None) -> Iterator[Image]:
-    """The images in the files and folders ``paths``, in order of their names, ``most`` of them at most.
+    """The images in the files and folders ``paths``, in order of their names, at most ``most``.
 
-    Raises ``NothingToDoError`` without one, ``DataError`` for one that cannot be read.
+    Raises ``NothingToDoError`` if there is none, ``DataError`` for an unreadable image.
     """
     found = find_images(list(paths))[:most]
     if not found:
@@ -73,8 +73,8 @@ def given_images(paths: Sequence[Path], most: int | None = None) -> Iterator[Ima
 
 
 def encoded(image_hwc: Image, file_format: str) -> bytes:
-    """A file of ``file_format`` (``FORMATS``): PNG and JPEG as Pillow writes them (JPEG quality 92), TIFF uncompressed,
-    as cameras do."""
+    """Bytes of a file in ``file_format`` (``FORMATS``): PNG and JPEG as Pillow writes them (JPEG quality 92), TIFF
+    uncompressed, as cameras write it."""
     buffer = io.BytesIO()
     if file_format == "tif":
         import tifffile
@@ -95,9 +95,9 @@ def encoded(image_hwc: Image, file_format: str) -> bytes:
 def write_set(
     folder: Path, images: Iterable[Image], formats: Sequence[str], n: int
 ) -> tuple[dict[str, Path], list[tuple[int, int]]]:
-    """``n`` files in each of ``formats``: ``folder/FORMAT/image-00000.FORMAT``, of ``images`` again and again.
+    """Write ``n`` files in each of ``formats``: ``folder/FORMAT/image-00000.FORMAT``, repeating ``images``.
 
-    Gives the folder of each format, and (h, w) of each file of one. Raises ``NothingToDoError`` without an image.
+    Returns the folder of each format, and (h, w) of each file of one. Raises ``NothingToDoError`` without an image.
     """
     sources: dict[str, list[Path]] = {name: [] for name in formats}
     sizes: list[tuple[int, int]] = []
@@ -116,14 +116,14 @@ def write_set(
 
 
 def size_for(megapixels: float, aspect: float = 4 / 3) -> tuple[int, int]:
-    """Height and width of about so many million pixels; no more than that, so that a limit is kept."""
+    """Height and width for about ``megapixels`` million pixels; never more, so that a limit is kept."""
     height = max(1, int((megapixels * 1e6 / aspect) ** 0.5))
     return height, max(1, int(megapixels * 1e6 / height))
 
 
 def write_mirrored(path: Path, image_hwc: Image, hw: tuple[int, int]) -> None:
-    """Write a TIFF of ``hw`` pixels to ``path``: ``image_hwc``, mirrored at its edges as often as it takes, so that no
-    cell is cut but at the rim. Never holds more than a few hundred rows of it."""
+    """Write a TIFF of ``hw`` pixels to ``path``: ``image_hwc``, mirrored at its edges as often as needed, so that
+    cells are cut only at the rim. Never holds more than a few hundred rows of it."""
     import tifffile
 
     rows, columns = (reflected(side, length) for side, length in zip(hw, image_hwc.shape[:2], strict=True))
@@ -138,13 +138,13 @@ def write_mirrored(path: Path, image_hwc: Image, hw: tuple[int, int]) -> None:
 
 
 def reflected(n: int, length: int) -> npt.NDArray[np.int64]:
-    """Indices (n,) that run to and fro over ``length`` places: 0 1 2 2 1 0 0 1 ..."""
+    """Indices (n,) that run back and forth over ``length`` places: 0 1 2 2 1 0 0 1 ..."""
     place = np.arange(n) % (2 * length)
     return np.where(place < length, place, 2 * length - 1 - place)
 
 
 def link_copies(files: Sequence[Path], folder: Path, n: int) -> None:
-    """``n`` files in ``folder`` (made if missing): links to ``files`` in turn, copies where the disk knows no links."""
+    """Make ``n`` files in ``folder`` (made if missing): links to ``files`` in turn, copies if links are unsupported."""
     make_folder(folder)
     for number in range(n):
         source = files[number % len(files)]
@@ -156,11 +156,11 @@ def link_copies(files: Sequence[Path], folder: Path, n: int) -> None:
 
 
 def check_size(megapixels: float) -> None:
-    """Raise ``UsageError`` for a size that is no size."""
+    """Raise ``UsageError`` for an invalid size."""
     if not 0 < megapixels < 100_000:
         raise UsageError(f"an image of {megapixels:g} megapixels cannot be made; expected more than 0")
 
 
 def max_pixels_for(pixels: int) -> int:
-    """Limit of the reader that lets an image of ``pixels`` through."""
+    """Limit of the reader that admits an image of ``pixels``."""
     return max(MAX_PIXELS, pixels)

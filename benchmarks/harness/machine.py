@@ -1,4 +1,4 @@
-"""What a figure was measured on: processor, memory, versions, threads, load. No host name, no user, no path."""
+"""The machine a figure was measured on: processor, memory, versions, threads, load. No host name, user or path."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MORE_PACKAGES = (
     "nncf",
     "timm",
 )
-# What decides how fast products of matrices are, narrow to wide; names as Linux writes them.
+# CPU features that decide the speed of matrix products, narrow to wide; names as Linux writes them.
 _INSTRUCTIONS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve"),
@@ -46,9 +46,9 @@ _BUSY_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts that do not change while a benchmark runs; what the system does not tell is None or empty.
+    """Facts that do not change while a benchmark runs; None or empty if the system does not report them.
 
-    ``cores``: that this process may use; ``cpu_quota``: cores' worth of time a container allows. ``threads``:
+    ``cores``: available to this process; ``cpu_quota``: cores' worth of time a container allows. ``threads``:
     environment variables that set numbers of threads, where they are set.
     """
 
@@ -71,7 +71,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Load:
-    """How busy the machine was with other work. ``average``: over 1, 5 and 15 minutes, in cores. ``busy_share``: of
+    """Load of the machine from other work. ``average``: over 1, 5 and 15 minutes, in cores. ``busy_share``: of
     all cores over half a second in which the benchmark itself did nothing."""
 
     average: tuple[float, ...] = ()
@@ -89,7 +89,7 @@ class Conditions:
     after: Load = field(default_factory=Load)
 
     def remarks(self) -> list[str]:
-        """What a reader of the figures should know: sentences."""
+        """Notes for a reader of the figures: sentences."""
         found = []
         for when, load in (("before", self.before), ("after", self.after)):
             if load.busy_share is not None and load.busy_share > 0.05:
@@ -98,7 +98,7 @@ class Conditions:
 
 
 def describe_machine() -> dict[str, Any]:
-    """System, processor, Python, and versions of what takes part in making and running forms."""
+    """System, processor, Python, and versions of the packages that make and run forms."""
     return {
         "system": platform.platform(),
         "processor": platform.processor() or "unknown",
@@ -108,7 +108,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def look() -> Machine:
-    """This machine."""
+    """Describe this machine."""
     cpuinfo = _read("/proc/cpuinfo")
     flags = set(_field(cpuinfo, "flags").split()) | set(_field(cpuinfo, "Features").split())
     gpu, no_gpu = look_for_gpu()
@@ -133,7 +133,7 @@ def look() -> Machine:
 
 
 def load(sleep: Callable[[float], None] = time.sleep) -> Load:
-    """Load of this moment; takes half a second, in which the caller must not compute."""
+    """Return the current load; takes half a second, in which the caller must not compute."""
     before = cpu_ticks(_read("/proc/stat"))
     sleep(_BUSY_SECONDS)
     after = cpu_ticks(_read("/proc/stat"))
@@ -148,14 +148,14 @@ def load(sleep: Callable[[float], None] = time.sleep) -> Load:
 
 
 def look_for_gpu() -> tuple[dict[str, Any] | None, str]:
-    """Facts of the first NVIDIA GPU and "", or None and why there is none to be used."""
+    """Facts of the first NVIDIA GPU and "", or None and why no GPU can be used."""
     from cellseg_deploy.backends.cuda_runtime import Cuda
 
     try:
         return asdict(Cuda(0).gpu), ""
     except CellsegError as error:
         reason = str(error).partition(";")[0]
-    if shutil.which("nvidia-smi") and _version("torch") is not None:  # PyTorch brings a CUDA of its own
+    if shutil.which("nvidia-smi") and _version("torch") is not None:  # PyTorch includes its own CUDA
         import torch
 
         if torch.cuda.is_available():

@@ -13,10 +13,10 @@ _REFS = Path("/proc/self/clear_refs")
 
 
 def peak_rss_bytes() -> int:
-    """Most memory that this process held at a time, in bytes of resident pages; shared libraries count.
+    """Peak memory of this process, in bytes of resident pages; shared libraries count.
 
-    On Linux ``VmHWM``, not ``ru_maxrss``: the latter survives ``exec``, so that a small process that a large one
-    started would report the large one's peak.
+    On Linux ``VmHWM``, not ``ru_maxrss``: the latter survives ``exec``, so that a small process started by a large one
+    would report the large one's peak.
     """
     found = _status("VmHWM")
     if found is not None:
@@ -30,19 +30,19 @@ def peak_rss_bytes() -> int:
 
 
 def give_back_free_memory() -> None:
-    """Have the allocator return what it holds in reserve, so that ``rss_bytes`` tells what is in use (glibc only)."""
+    """Make the allocator return its reserve, so that ``rss_bytes`` reports the memory in use (glibc only)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def rss_bytes() -> int | None:
-    """Memory that this process holds now; None where the system does not tell."""
+    """Current memory of this process; None if the system does not report it."""
     return _status("VmRSS")
 
 
 def reset_peak() -> bool:
-    """Let ``peak_rss_bytes`` start again from what is held now; whether that could be done (Linux only)."""
+    """Restart ``peak_rss_bytes`` from the current memory; return whether that was possible (Linux only)."""
     try:
         _REFS.write_text("5")  # proc(5): resets the peak resident set size
     except OSError:
@@ -51,12 +51,12 @@ def reset_peak() -> bool:
 
 
 def available_bytes() -> int | None:
-    """Memory that could be had without swapping; None where the system does not tell."""
+    """Memory available without swapping; None if the system does not report it."""
     return meminfo().get("MemAvailable")
 
 
 def meminfo() -> dict[str, int]:
-    """/proc/meminfo in bytes; empty where there is none."""
+    """/proc/meminfo in bytes; empty if it does not exist."""
     try:
         return _kilobytes(Path("/proc/meminfo").read_text())
     except OSError:
@@ -71,7 +71,7 @@ def _status(name: str) -> int | None:
 
 
 def _kilobytes(text: str) -> dict[str, int]:
-    """``Name:   123 kB`` lines as bytes; others are left out."""
+    """``Name:   123 kB`` lines as bytes; other lines are skipped."""
     found = {}
     for line in text.splitlines():
         name, _, value = line.partition(":")

@@ -1,10 +1,10 @@
-"""What was measured survives the end of the benchmark, whatever ends it.
+"""Keep the measurements of a benchmark that ends early, for whatever reason.
 
     keep(...)              after each round: DIR/NAME.partial.json holds all raw figures so far; a crash leaves it there
-    with stoppable(...)    around a loop: Ctrl-C, SIGTERM and SIGHUP end the loop; the report is made of what there is
-    finish()               the report is written: the partial file goes, and the signal takes its course (exit code 130)
+    with stoppable(...)    around a loop: Ctrl-C, SIGTERM and SIGHUP end the loop; the report covers what was measured
+    finish()               the report is written: the partial file is removed, the signal raised again (exit code 130)
 
-A signal before the first figure is kept ends the benchmark as before: there is nothing to report.
+A signal before the first figure is kept ends the benchmark as usual: there is nothing to report.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PARTIAL_END = ".partial.json"
 
 
 class Progress:
-    """How far a benchmark is. ``stopped``: the signal that ended it early; ``missing``: what was not measured for it.
+    """Progress of a benchmark. ``stopped``: the signal that ended it early; ``missing``: what was not measured then.
 
-    Without a ``folder`` nothing is kept, and signals pass.
+    Without a ``folder`` nothing is kept, and signals are not caught.
     """
 
     def __init__(self, folder: Path | None = None, benchmark: str = "") -> None:
@@ -35,7 +35,7 @@ class Progress:
         self.path = None if folder is None else folder / f"{benchmark}{PARTIAL_END}"
 
     def keep(self, what: str, measured: Any) -> None:
-        """Replace what is kept under the name ``what``; ``measured``: whatever msgspec can write."""
+        """Replace the content kept under the name ``what``; ``measured``: anything msgspec can write."""
         self._kept[what] = measured
         if self.path is not None:
             record = {"benchmark": self.benchmark, "complete": False, "measured": self._kept}
@@ -43,9 +43,9 @@ class Progress:
 
     @contextmanager
     def stoppable(self, missing: Callable[[], str]) -> Iterator[None]:
-        """A signal ends the block, and what stands behind it goes on, once something was kept.
+        """Let a signal end the block; once something was kept, the code after the block continues.
 
-        ``missing``: is asked then what was not measured; empty for nothing.
+        ``missing``: called then, returns what was not measured; empty for nothing.
         """
         try:
             yield
@@ -56,20 +56,20 @@ class Progress:
             self.missing += [what for what in (missing(),) if what]
 
     def skips(self, what: str) -> bool:
-        """Whether ``what`` is left out, because a signal has come; it is missing then."""
+        """Whether ``what`` is skipped because a signal was received; it is then recorded as missing."""
         if self.stopped is not None:
             self.missing.append(what)
         return self.stopped is not None
 
     @property
     def remark(self) -> str:
-        """What a report says of itself; empty if it is complete."""
+        """Note for the report on what is missing; empty if it is complete."""
         if self.stopped is None:
             return ""
         return f"**Stopped before its end. Not measured: {'; '.join(self.missing) or 'nothing'}.**"
 
     def finish(self) -> None:
-        """The report is written: remove the partial file, and raise the signal if one has come."""
+        """Remove the partial file after the report is written, and raise the signal if one was received."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
         if self.stopped is not None:

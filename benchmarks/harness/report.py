@@ -1,4 +1,4 @@
-"""What all reports have in common: three files, the machine, tables."""
+"""Common parts of all reports: three files, the machine, tables."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Report(Protocol):
 
 
 def new_folder(path: Path) -> None:
-    """Make ``path``; raises ``OutputError`` if something is there already."""
+    """Make ``path``; raises ``OutputError`` if it already exists."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path}: exists and is not an empty folder; choose another -o")
     make_folder(path)
 
 
 def write_report(folder: Path, report: Report, png: bytes, progress: Progress | None = None) -> str:
-    """Write ``report`` to ``folder`` as JSON, Markdown and PNG, named after its benchmark; gives the Markdown.
+    """Write ``report`` to ``folder`` as JSON, Markdown and PNG, named after its benchmark; returns the Markdown.
 
-    One that was stopped says in both texts what is missing (``progress``).
+    If it was stopped, both texts state what is missing (``progress``).
     """
     name, stopped = report.benchmark, progress is not None and progress.stopped is not None
     content = msgspec.to_builtins(report)
@@ -52,7 +52,7 @@ def write_report(folder: Path, report: Report, png: bytes, progress: Progress | 
 
 
 def with_remark(markdown: str, progress: Progress) -> str:
-    """``markdown`` with what is missing of it below its title."""
+    """``markdown`` with a note below its title on what is missing."""
     if not progress.remark:
         return markdown
     title, rest = markdown.split("\n", 1) if markdown.startswith("# ") else ("", markdown)
@@ -60,7 +60,7 @@ def with_remark(markdown: str, progress: Progress) -> str:
 
 
 def machine_lines(conditions: Conditions, threads: int | None) -> list[str]:
-    """Sentences that head a report: on what it was measured."""
+    """Sentences at the head of a report: the machine it was measured on."""
     machine = conditions.machine
     memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.0f} GiB"
     gpu = f"GPU: {machine.gpu['name']}" if machine.gpu else f"GPU: none ({machine.no_gpu})"
@@ -83,7 +83,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """``value`` with so many significant digits and no exponent; empty for None."""
+    """``value`` with ``digits`` significant digits and no exponent; empty for None."""
     if value is None:
         return ""
     text = f"{value:.{digits}g}"
@@ -100,10 +100,10 @@ def times(ratio: Ratio | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share; empty for None."""
+    """Format a share as a percentage; empty for None."""
     return "" if value is None else f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes as megabytes; empty for None."""
+    """Format bytes as megabytes; empty for None."""
     return "" if value is None else f"{value / 1e6:.0f}"

@@ -1,13 +1,13 @@
-"""The one stopwatch of all benchmarks: warm-up, interleaved rounds, median and spread, ratios of paired rounds.
+"""The only timer of all benchmarks: warm-up, interleaved rounds, median and spread, ratios of paired rounds.
 
     warm-up     A first call, A again, B first call, B again, ...       how many calls make a turn
     round 1     A B C        a turn: n calls back to back, n chosen so that it takes ``min_seconds``
     round 2     A C B        the order changes, so that no entry always follows the same one
     round 3     C A B
 
-A machine that other work slows for a minute slows all entries of that minute, so a ratio is taken round by round and
-its median reported; two runs that were timed one after the other would put the minute into the ratio. Nothing here
-knows what is timed: an entry is a ``Turn``, which may run in this process (``turn_of``) or in another one
+If other work slows the machine for a minute, all entries of that minute are slowed, so a ratio is taken per round and
+its median reported; timing one entry after the other would put that minute into the ratio. The timer does not know
+what is timed: an entry is a ``Turn``, which may run in this process (``turn_of``) or in another one
 (``worker.Worker.turn``). No other module of the benchmarks reads a clock.
 """
 
@@ -24,9 +24,9 @@ from cellseg_benchmarks.harness.partial import Progress
 from cellseg_deploy.errors import CellsegError, UsageError
 
 Clock = Callable[[], float]
-"""Seconds since some moment, never going back."""
+"""Seconds since an arbitrary moment, monotonic."""
 Turn = Callable[[int], float]
-"""Runs an entry so many times back to back and gives the seconds that all of them took, device synchronised."""
+"""Runs an entry the given number of times back to back and returns the total seconds, device synchronised."""
 
 BOOTSTRAP_SAMPLES = 4000
 CONFIDENCE = 0.95
@@ -35,13 +35,13 @@ _MAX_CALLS = 10_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure.
+    """Plan of a measurement.
 
-    ``rounds``: turns of each entry; fewer if ``budget_seconds`` (None: any) are over before, but at least
+    ``rounds``: turns of each entry; fewer if ``budget_seconds`` (None: no limit) run out first, but at least
     ``min_rounds``.
-    ``min_seconds``: length of a turn, for what is too short for the clock or starts with cold caches.
-    ``settle_seconds``: pause before each turn. OpenMP threads wait for more work in a loop of their own (up to 0.2 s
-    with Intel's), and those of the entry before would take the cores away.
+    ``min_seconds``: length of a turn, for entries too short for the clock or slow with cold caches.
+    ``settle_seconds``: pause before each turn. OpenMP threads busy-wait for more work (up to 0.2 s
+    with Intel's), and those of the previous entry would take the cores.
     """
 
     rounds: int = 10
@@ -61,8 +61,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Times:
-    """Raw times of an entry. ``seconds``: of one call, a figure a round (the mean of the turn's ``calls``).
-    ``first_seconds``: the very first call, which also pays for what is made once."""
+    """Raw times of an entry. ``seconds``: per call, one figure per round (the mean of the turn's ``calls``).
+    ``first_seconds``: the very first call, which includes one-time work."""
 
     seconds: tuple[float, ...]
     calls: int
@@ -88,7 +88,7 @@ class Times:
 @dataclass(frozen=True)
 class Ratio:
     """Median of paired ratios over ``rounds`` rounds, with the bootstrap interval of that median; the interval is None
-    where one round leaves nothing to resample."""
+    for a single round, which cannot be resampled."""
 
     median: float
     low: float | None
@@ -96,21 +96,21 @@ class Ratio:
     rounds: int
 
     def scaled(self, factor: float) -> Ratio:
-        """The same in another unit."""
+        """The ratio in another unit."""
         low, high = (None if edge is None else edge * factor for edge in (self.low, self.high))
         return Ratio(self.median * factor, low, high, self.rounds)
 
 
 @dataclass
 class Measured:
-    """Times of each entry, in the order given, and for entries that failed why; those have no times."""
+    """Times of each entry, in the order passed, and the reason for each entry that failed, which has no times."""
 
     times: dict[str, Times] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 
 def stopwatch(clock: Clock = time.perf_counter) -> Callable[[], float]:
-    """A function that tells the seconds since now."""
+    """Return a function that returns the seconds since this call."""
     start = clock()
     return lambda: clock() - start
 
@@ -118,8 +118,8 @@ def stopwatch(clock: Clock = time.perf_counter) -> Callable[[], float]:
 def turn_of(
     call: Callable[[], object], *, sync: Callable[[], object] = lambda: None, clock: Clock = time.perf_counter
 ) -> Turn:
-    """``call`` as a ``Turn`` in this process. ``sync``: waits until the device has done all it was given, before the
-    watch starts and before it stops."""
+    """``call`` as a ``Turn`` in this process. ``sync``: waits until the device has finished, before the
+    timer starts and before it stops."""
 
     def turn(calls: int) -> float:
         sync()
@@ -133,7 +133,7 @@ def turn_of(
 
 
 def order_of_round(names: Sequence[str], number: int) -> list[str]:
-    """``names`` in the order of round ``number`` (from 0): begun one further each time, every other round backwards."""
+    """``names`` in the order of round ``number`` (from 0): each starts one further, every second one runs backwards."""
     shift = number % max(len(names), 1)
     turned = [*names[shift:], *names[:shift]]
     return turned[::-1] if number % 2 else turned
@@ -150,10 +150,10 @@ def interleave(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Measured:
     """Time ``entries`` in turns. An entry that raises a ``CellsegError`` or ``MemoryError`` is left out from then on,
-    with the reason, and the others go on.
+    with the reason, and the others continue.
 
-    ``say`` is told of each round. The budget counts from the first round; the warm-up does not belong to it.
-    ``progress`` keeps the times of whole rounds under ``name``; a signal ends the rounds, see there.
+    ``say`` is called for each round. The budget counts from the first round; warm-up is not included.
+    ``progress`` keeps the times of whole rounds under ``name``; a signal ends the rounds, see ``Progress``.
     """
     progress = progress or Progress()
     measured = Measured()
@@ -199,7 +199,7 @@ def interleave(
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float], *, seed: int = 0) -> Ratio:
     """Median over rounds of ``numerator[i] / denominator[i]``, with a percentile bootstrap interval (Efron 1979) of
-    ``CONFIDENCE``. Raises ``UsageError`` unless both are of the same rounds, at least one."""
+    ``CONFIDENCE``. Raises ``UsageError`` unless both have the same number of rounds, at least one."""
     if len(numerator) != len(denominator) or len(numerator) == 0:
         raise UsageError(f"a ratio needs the same rounds of both entries, got {len(numerator)} and {len(denominator)}")
     paired = np.asarray(numerator, float) / np.asarray(denominator, float)
@@ -213,7 +213,7 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], *, seed: int
 
 
 def times_faster(slow: Times, fast: Times) -> Ratio:
-    """How many times as fast as ``slow`` ``fast`` is."""
+    """How many times as fast ``fast`` is as ``slow``."""
     return ratio(slow.seconds, fast.seconds)
 
 

@@ -1,4 +1,4 @@
-"""PyTorch as fast as it goes without leaving PyTorch: what the other forms are measured against."""
+"""PyTorch at its fastest without leaving PyTorch: the baseline for the other forms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 class TorchForm(TorchBackend):
-    """A trained network in ``inference_mode`` and channels_last, in the precision that is asked for."""
+    """A trained network in ``inference_mode`` and channels_last, in the requested precision."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class TorchForm(TorchBackend):
         """``dtype``: of weights and activations. ``autocast``: let PyTorch choose operator by operator between it and
         fp32. ``compiled``: through ``torch.compile``, weights frozen into the program.
 
-        Raises ``BackendUnavailableError`` for a device that is not here, or if the network cannot be compiled here.
+        Raises ``BackendUnavailableError`` for an unavailable device, or if the network cannot be compiled here.
         """
         super().__init__(network, device)
         self._dtype: torch.dtype = getattr(torch, dtype)
@@ -42,18 +42,18 @@ class TorchForm(TorchBackend):
         network.net.to(dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run: Any = network.net
         if compiled:
-            # Frozen weights are constants, which the CPU's kernels want packed once and not at each call.
+            # Frozen weights are constants, which the CPU kernels pack once and not at each call.
             self._run = torch.compile(network.net, dynamic=False, options={"freezing": True})
 
     @torch.inference_mode()
     def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        # (N, H, W, 3) seen as (N, 3, H, W) is channels_last already: nothing is copied.
+        # (N, H, W, 3) viewed as (N, 3, H, W) is already channels_last: nothing is copied.
         tiles = torch.from_numpy(tiles_nhwc).to(self._torch_device).permute(0, 3, 1, 2)
         images = normalise(tiles.float(), self.network.config).to(self._dtype)
         with self._context():
             try:
                 logits = self._run(images)
-            except Exception as error:  # of the compiler: no C++ compiler, an operator that it does not know
+            except Exception as error:  # from the compiler: no C++ compiler, an unsupported operator
                 if not self.compiled:
                     raise
                 reason = " ".join(str(error).split())[:300]
@@ -66,6 +66,6 @@ class TorchForm(TorchBackend):
         return torch.autocast(self._torch_device.type, dtype=self._autocast)
 
     def describe(self) -> dict[str, Any]:
-        """As ``TorchBackend``, with what is asked of PyTorch."""
+        """As ``TorchBackend``, with the options set for PyTorch."""
         asked = {"dtype": str(self._dtype), "autocast": str(self._autocast or ""), "compiled": self.compiled}
         return super().describe() | asked

@@ -1,15 +1,15 @@
-"""A process of its own for each thing that is measured, which the timer calls in turns.
+"""A separate process for each subject of a measurement, called by the timer in turns.
 
     this process                        worker: python -m cellseg_benchmarks.harness.worker
-    Worker("form", {...})   ------->    opens the subject, says what it is
-    .turn("predict")(8)     ------->    runs it 8 times between two looks at its own clock, answers the seconds
-    .ask("run", ...)        ------->    does something once, answers what it found
-    .peak()                 ------->    answers the most memory it ever held
+    Worker("form", {...})   ------->    opens the subject, describes it
+    .turn("predict")(8)     ------->    runs it 8 times between two reads of its own clock, answers the seconds
+    .ask("run", ...)        ------->    does something once, answers the result
+    .peak()                 ------->    answers its peak memory
     .close()                ------->    ends
 
-So each form has its peak memory to itself, thread pools and settings of one library do not reach another, a crash costs
-one row, and rounds are interleaved all the same. Requests and answers are lines of JSON on stdin and stdout; whatever
-a library prints goes to stderr, the end of which is the reason that is given when the process dies.
+So each form has its own peak memory, thread pools and settings of one library do not affect another, a crash costs
+one row, and rounds are still interleaved. Requests and answers are lines of JSON on stdin and stdout; anything
+a library prints goes to stderr, whose end is reported as the reason when the process dies.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ SUBJECTS = {
     "stardist": ("cellseg_benchmarks.folder.peer_tools", "stardist"),
     "instanseg": ("cellseg_benchmarks.folder.peer_tools", "instanseg"),
 }
-"""Kind of subject -> module and function, which gives a ``Subject``."""
+"""Kind of subject -> module and function that returns a ``Subject``."""
 
 START_SECONDS = 1800.0
-"""Compiling a large network takes minutes."""
+"""Limit for starting a worker: compiling a large network takes minutes."""
 ANSWER_SECONDS = 6 * 3600.0
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _LAST_LINES = 4
 
 
 class WorkerError(BackendUnavailableError):
-    """What a worker was to measure cannot be measured here: it refused, crashed or did not answer."""
+    """The worker's measurement failed: it refused, crashed or did not answer."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to measure. ``calls``: by name, what is timed. ``questions``: by name, what is done once and answered
-    in JSON. ``sync``: see ``timer.turn_of``. ``gpu_bytes``: memory of the GPU in use, None without one. ``close``:
-    gives back what it holds."""
+    """A subject to measure. ``calls``: by name, what is timed. ``questions``: by name, what is done once and answered
+    in JSON. ``sync``: see ``timer.turn_of``. ``gpu_bytes``: GPU memory in use, None without a GPU. ``close``:
+    releases its resources."""
 
     calls: Mapping[str, Callable[[], object]]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -69,14 +69,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Peak:
-    """Most memory held by a worker, libraries included, and of the GPU where it has one."""
+    """Peak memory of a worker, libraries included, and of the GPU if it uses one."""
 
     rss_bytes: int
     gpu_bytes: int | None
 
 
 class Worker:
-    """A started worker process; raises ``WorkerError`` when it cannot do what it is asked."""
+    """A started worker process; raises ``WorkerError`` if it cannot do what is requested."""
 
     def __init__(self, kind: str, arguments: Mapping[str, Any], *, threads: int | None = None) -> None:
         """Start a process, open the subject ``kind`` with ``arguments`` (JSON) in it, and wait until it is ready.
@@ -117,7 +117,7 @@ class Worker:
         return self._request({"do": "ask", "name": question, "arguments": arguments})["answer"]
 
     def peak(self) -> Peak:
-        """Most memory so far."""
+        """Peak memory so far."""
         answer = self._request({"do": "peak"})
         return Peak(answer["rss_bytes"], answer["gpu_bytes"])
 
@@ -166,7 +166,7 @@ class Worker:
         except queue.Empty:
             self.kill()
             raise WorkerError(f"no answer within {timeout:.0f} s; ended") from None
-        except BaseException:  # a signal: the answer would be taken for that of the next request
+        except BaseException:  # after a signal this answer would be taken for that of the next request
             self.kill()
             raise
         if not line:
@@ -192,7 +192,7 @@ class Worker:
 
 
 def serve(read: Callable[[], str], write: Callable[[str], None]) -> None:
-    """Answer requests, a line each, until ``read`` gives none. The first one opens the subject."""
+    """Answer requests, one per line, until ``read`` returns nothing. The first request opens the subject."""
     subject: Subject | None = None
     while line := read():
         request = json.loads(line)
@@ -205,7 +205,7 @@ def serve(read: Callable[[], str], write: Callable[[str], None]) -> None:
                 answer = _answered(subject, request)
         except (CellsegError, MemoryError, ImportError) as error:
             answer = {"error": " ".join(str(error).split()) or type(error).__name__}
-        except Exception as error:  # of a library: a row of the table says so, and the benchmark goes on
+        except Exception as error:  # from a library: reported in a row of the table, and the benchmark continues
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
         write(json.dumps(answer) + "\n")
     if subject is not None:
@@ -223,11 +223,11 @@ def _answered(subject: Subject, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the worker process."""
-    for name in ("SIGINT", "SIGHUP"):  # of the terminal, to all processes: the one that measures ends this one
+    for name in ("SIGINT", "SIGHUP"):  # sent by the terminal to all processes: the measuring process ends this one
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # prints of libraries must not mix with the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
 
     def write(line: str) -> None:
         answers.write(line)

@@ -1,1 +1,1 @@
-"""What a form, a setting or a disturbance costs in cells."""
+"""Effects of forms, settings and disturbances on the cells found."""

@@ -1,8 +1,8 @@
-"""How much context the network needs: what it says near a cut edge of a tile, against what it says in the middle.
+"""Context that the network needs: predictions near a cut edge of a tile compared with those in the middle.
 
-Every image is predicted twice. The reference takes of each tile only the innermost pixels. The other plan takes every
-tile up to its edge, and each of its pixels is filed by its distance from the nearest *cut* edge: at the border of the
-image nothing is cut off, there the network can never have context.
+Every image is predicted twice. The reference uses only the innermost pixels of each tile. The other plan uses every
+tile up to its edge, and each of its pixels is binned by its distance from the nearest *cut* edge: at the border of the
+image nothing is cut off; there the network can never have context.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from cellseg_deploy.segmenter import Segmenter, resize
 
 Image = npt.NDArray[np.uint8]
 
-_BINS = 1000  # of |difference| in [0, 1], for percentiles without keeping every pixel
+_BINS = 1000  # bins of |difference| in [0, 1], for percentiles without keeping every pixel
 
 
 @dataclass(frozen=True)
 class HaloCurve:
     """By distance from the cut edge in model px (index 0: the edge pixel itself), over the foreground channel.
 
-    ``pixels``: how many were compared. ``mean``, ``p99``: of |probability - reference|, the percentile rounded up to
-    0.001. ``flipped``: share of pixels that are on the other side of 0.5. NaN where no pixel had that distance.
+    ``pixels``: number of pixels compared. ``mean``, ``p99``: of |probability - reference|, the percentile rounded up to
+    0.001. ``flipped``: share of pixels that are on the other side of 0.5. NaN if no pixel had that distance.
     """
 
     pixels: npt.NDArray[np.int64]
@@ -36,8 +36,8 @@ class HaloCurve:
     flipped: npt.NDArray[np.float64]
 
     def needed(self, factor: float = 2.0) -> int:
-        """Least halo in px beyond which ``flipped`` stays within ``factor`` times its median over the inner half of
-        all distances: what two tiles disagree on anyway."""
+        """Smallest halo in px beyond which ``flipped`` stays within ``factor`` times its median over the inner half of
+        all distances, the level at which two tiles disagree anyway."""
         known = np.nan_to_num(self.flipped)
         worse = np.flatnonzero(known > factor * float(np.median(known[len(known) // 2 :])))
         return int(worse[-1]) + 1 if len(worse) else 0
@@ -53,7 +53,7 @@ def halo_curve(
 ) -> HaloCurve:
     """The curve of ``backend`` over ``images``, uint8 RGB (h, w, 3), at ``scale`` model px per image px.
 
-    Takes some fifty network tiles for each one of a usual run: the reference keeps an eighth of a tile's side.
+    Takes about fifty times the tiles of a normal run: the reference keeps an eighth of a tile's side.
     """
     size = backend.spec.tile_size
     reach = size // 2
@@ -92,7 +92,7 @@ def halo_curve(
 
 def cut_distance(tile: tiling.Tile, plan: tiling.TilePlan) -> npt.NDArray[np.int64]:
     """Distance in px of each pixel of ``tile`` (tile_size, tile_size) from its nearest edge with image beyond it;
-    ``tile_size`` where no edge is cut. The edge's own pixels have distance 0."""
+    ``tile_size`` where no edge is cut. Pixels on the edge have distance 0."""
     size = plan.tile_size
     ramp = np.arange(size)
     far = np.full(size, size)

@@ -1,11 +1,11 @@
-"""Every form of one network, each made by one command, and what the parity gate says of it: one table.
+"""Table of every form of one network, each made by one command, with the parity gate's verdict.
 
-    network (RUN, .safetensors) --> fp32.onnx --> fp16, mixed, OpenVINO fp32 and bf16, int8: a cellseg-export each
+    network (RUN, .safetensors) --> fp32.onnx --> fp16, mixed, OpenVINO fp32 and bf16, int8: one cellseg-export each
                                                       |
                                                       +--> its parity report --> a row
 
-A form that is refused is a row like the others, and so is one whose engine is missing here. Each command runs in a
-process of its own: memory is given back, and a crash is a row and not the end.
+A refused form is a row like the others, and so is one whose engine is missing here. Each command runs in a
+process of its own: memory is released, and a crash is a row and does not end the table.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Run = Callable[[Sequence[str]], tuple[int, str]]
 
 @dataclass(frozen=True)
 class Form:
-    """One form. ``file``: what its command writes. ``needs``: the file it is made from; the network itself if empty.
+    """One form. ``file``: output of its command. ``needs``: the file it is made from; empty for the network itself.
     ``arguments``: of ``cellseg-export``, before the files."""
 
     name: str
@@ -64,7 +64,7 @@ DEFAULT_FORMS = ("fp32", "fp16", "openvino-fp32", "openvino-bf16", "int8")
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a form. ``figures``: summary of the report at the counting point. ``truth``: its metrics against
+    """Result for a form. ``figures``: summary of the report at the counting point. ``truth``: its metrics against
     the true labels, None without. ``detail``: why it was refused or not run. ``seconds``: the whole command."""
 
     form: str
@@ -84,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows for ``network`` (its file name), on ``images``. ``gate``: arguments that every command got."""
+    """All rows for ``network`` (its file name), on ``images``. ``gate``: arguments passed to every command."""
 
     network: str
     network_sha256: str
@@ -95,11 +95,11 @@ class Table:
     report_version: int = REPORT_VERSION
 
     def to_json(self) -> bytes:
-        """Indented JSON, ending in a newline; what nobody measured is null."""
+        """Indented JSON, ending in a newline; figures that were not measured are null."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
     def to_markdown(self) -> str:
-        """The table, with PyTorch's own metrics as its first row, and below it what was refused and why."""
+        """Return the table, with PyTorch's own metrics as its first row, followed by the refusals and their reasons."""
         lines = [
             f"`{self.network}`, {self.images}",
             "",
@@ -117,7 +117,7 @@ class Table:
 
 
 def forms_named(names: Sequence[str]) -> list[Form]:
-    """The forms to make for ``names``, with what they are made from, in an order that works. Raises ``UsageError``."""
+    """The forms to make for ``names``, with those they are made from, in a valid order. Raises ``UsageError``."""
     known = {form.name: form for form in FORMS}
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -136,10 +136,10 @@ def parity_table(
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Table:
-    """Make the forms ``names`` of ``network`` in ``folder`` (which exists) and collect what the gate said of them.
+    """Make the forms ``names`` of ``network`` in ``folder`` (which exists) and collect the gate's verdicts.
 
-    ``gate``: arguments for every command: images, masks, threads, tiles a call. The table is in ``folder`` after each
-    form; one that was stopped goes on where it was. Raises ``OutputError`` if the table there is of something else.
+    ``gate``: arguments for every command: images, masks, threads, tiles per call. The table is in ``folder`` after each
+    form; a stopped table is resumed. Raises ``OutputError`` if the existing table was made from other inputs.
     """
     run = run or run_export
     path = folder / TABLE_FILE
@@ -162,7 +162,7 @@ def parity_table(
 
 
 def _rows_of(path: Path, table: Table) -> dict[str, Row]:
-    """Rows of an earlier start of ``table`` that need not be made again, by form."""
+    """Rows of an earlier start of ``table`` that need not be repeated, by form."""
     if not path.is_file():
         return {}
     try:
@@ -196,7 +196,7 @@ def make_form(form: Form, network: Path, folder: Path, gate: Sequence[str], run:
     if form.needs and not source.is_file():
         return Row(form.name, "not run", shown, 0.0, detail=f"{source.name}, which it is made from, was not made")
     for report_path in report_paths(form, folder):
-        report_path.unlink(missing_ok=True)  # whatever is there afterwards speaks of this attempt
+        report_path.unlink(missing_ok=True)  # a report found afterwards is from this attempt
     seconds_since = stopwatch()
     code, text = run((*form.arguments, str(source), "-o", str(file), *gate))
     seconds = seconds_since()
@@ -223,7 +223,7 @@ def make_form(form: Form, network: Path, folder: Path, gate: Sequence[str], run:
 
 
 def run_export(arguments: Sequence[str]) -> tuple[int, str]:
-    """Run ``cellseg-export`` in a process of its own: exit code, and what it said."""
+    """Run ``cellseg-export`` in a process of its own; return its exit code and output."""
     program = "from cellseg_export.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, errors="replace", check=False
@@ -232,7 +232,7 @@ def run_export(arguments: Sequence[str]) -> tuple[int, str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor and versions that a table depends on."""
+    """Processor and versions that affect a table."""
     from cellseg_benchmarks.harness.machine import describe_machine as versions
     from cellseg_deploy.backends.device_class import device_class
 
@@ -240,7 +240,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _report(form: Form, folder: Path) -> dict[str, Any] | None:
-    """The newest report of ``form``: of a refusal, else of the form that was kept."""
+    """The newest report of ``form``: of a refusal, else of the accepted form."""
     for path in report_paths(form, folder):
         if path.is_file():
             content: dict[str, Any] = json.loads(path.read_bytes())
@@ -249,7 +249,7 @@ def _report(form: Form, folder: Path) -> dict[str, Any] | None:
 
 
 def report_paths(form: Form, folder: Path) -> tuple[Path, Path]:
-    """Where ``cellseg-export`` leaves the report of ``form``, a refusal first."""
+    """Paths where ``cellseg-export`` leaves the report of ``form``, a refusal first."""
     from cellseg_export.forms import onnx, openvino
     from cellseg_export.gate.gate_result import refused_path_of
 

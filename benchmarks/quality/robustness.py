@@ -1,9 +1,9 @@
-"""How counts change when images are not those the model was made for: measured curves, each against one condition.
+"""Change of counts on images unlike those the model was made for: measured curves, one per condition.
 
 ``conditions``: the same images at another magnification, with weaker or stronger stain, darker or brighter, with a
-colour cast. ``crowding``: synthetic smears, whose truth is exact, from cells that lie apart to cells that overlap, at
-half to twice the size. Each image is judged at the model's own scale and, where the size changes, with the size
-estimated (``--cell-diameter auto``) too.
+colour cast. ``crowding``: synthetic smears, whose truth is exact, from separate cells to overlapping cells, at
+half to twice the size. Each image is evaluated at the model's own scale and, where the size changes, also with the
+size estimated (``--cell-diameter auto``).
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ CROWDING: dict[str, dict[str, Any]] = {  # of SmearParams
 CELLS = {"apart": 60, "touching": 80, "overlapping": 80, "crowded": 130}
 CROWDING_SIZES = (0.5, 0.7, 1.0, 1.4, 2.0)
 SMEARS = 3
-"""Synthetic smears for each level and size."""
+"""Number of synthetic smears for each level and size."""
 REPORTED = ("dice", "f1", "count_mape", "count_bias", "n_true", "n_predicted")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Pooled figures of all images under one condition. ``value``: factor of the condition, 1 as the images are."""
+    """Pooled figures of all images under one condition. ``value``: factor of the condition, 1 for unchanged images."""
 
     experiment: str
     condition: str
@@ -78,7 +78,7 @@ class Row:
 
 
 def changed(image_hwc: Image, labels_hw: Labels, condition: str, value: float) -> tuple[Image, Labels]:
-    """The image (h, w, 3) under ``condition`` and its truth, which changes with the size alone.
+    """The image (h, w, 3) under ``condition`` and its truth, which changes only with the size.
 
     ``size``: enlarged by ``value``. ``stain``: optical density of every pixel times ``value`` (Beer and Lambert), as
     with more or less dye. ``brightness``: light times ``value``, cut at white. ``cast``: red times the square root of
@@ -115,8 +115,8 @@ def conditions(
 ) -> list[Row]:
     """Figures of the images of ``pairs`` under every one of ``CONDITIONS``.
 
-    ``segmenters``: by name of the scale, ``FIXED`` and ``AUTO``. ``min_area_px``: specks, in px of the images as they
-    are; None for the limit that ``cellseg-evaluate`` sets by the true labels.
+    ``segmenters``: by name of the scale, ``FIXED`` and ``AUTO``. ``min_area_px``: limit for specks, in px of the
+    unchanged images; None for the limit that ``cellseg-evaluate`` derives from the true labels.
     """
     usual_px = min_area_px
     if usual_px is None:
@@ -151,7 +151,7 @@ def _in_turn(
     say: Say,
     progress: Progress,
 ) -> list[Row]:
-    """Rows of all ``turns``, or of those before a signal came."""
+    """Rows of all ``turns``, or of those completed before a signal."""
     rows: list[Row] = []
     done = 0
     if progress.skips(name):
@@ -174,7 +174,7 @@ def _smears(level: str, size: float, seed: int) -> Iterator[tuple[Image, Labels]
             size_hw=hw,
             cell_diameter_px=usual.cell_diameter_px * size,
             n_cells=CELLS[level],
-            # Lengths of the optics stay in proportion: another magnification, not another microscope.
+            # Optical lengths stay in proportion: another magnification, not another microscope.
             blur_px=usual.blur_px * size,
             edge_px=usual.edge_px * size,
             contact_gap_px=usual.contact_gap_px * size,
@@ -233,7 +233,7 @@ def robustness_command(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output}: exists and is not an empty folder; choose another -o")
     if images is not None and masks is not None:
-        pair_by_stem(images, masks)  # a file without partner must not wait until the folder is there
+        pair_by_stem(images, masks)  # a missing partner must be reported before the folder is made
     say = shared.teller(quiet)
     engine = EngineOptions(threads=threads)
     with ExitStack() as stack:
@@ -269,7 +269,7 @@ def _pairs(images: Path | None, masks: Path | None, foreground: MaskForeground) 
 
 
 def _panel(rows: list[Row], condition: str) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
-    """Title, and for each curve its x and y: F1 and count error at each scale."""
+    """Title, and x and y of each curve: F1 and count error at each scale."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
         if row.condition == condition:

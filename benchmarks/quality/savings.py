@@ -1,8 +1,8 @@
-"""Less work: what it saves and what it costs. Each setting of the runtime by two figures, time and cells found.
+"""Saving work: time saved and cells lost by each setting of the runtime.
 
 Three experiments. ``compare`` runs the same images with other settings (halo, scale, tiles of another size),
-interleaved, and scores what each finds against true masks. ``halo_curve`` shows where the network stops needing more
-context. ``empty_tiles`` counts what could be left out if empty background were known beforehand.
+interleaved, and scores the cells found against true masks. ``halo_curve`` shows where the network stops needing more
+context. ``empty_tiles`` counts tiles that could be skipped if empty background were known beforehand.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Labels = npt.NDArray[np.int32]
 USUAL = "as the model says"
 HALOS = (0, 8, 16, 24, 32, 48)
 SCALES = (0.5, 0.7, 0.85, 1.0, 1.2)
-"""Factors on the model's own scale."""
+"""Factors relative to the model's own scale."""
 REPORTED = ("dice", "f1", "f1_apart", "count_mape", "count_mape_apart", "n_true", "n_predicted")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run the same network. ``halo``, ``tile_size`` in model px, ``scale`` in model px per image px."""
+    """One way to run a network. ``halo``, ``tile_size`` in model px, ``scale`` in model px per image px."""
 
     name: str
     halo: int
@@ -60,7 +60,7 @@ class Setting:
 @dataclass(frozen=True)
 class Outcome:
     """``tiles``: of all images. ``seconds``: median of a pass over them. ``faster``: how many times as fast as the
-    usual setting, with the bootstrap interval (None where one round leaves none)."""
+    usual setting, with the bootstrap interval (None for a single round)."""
 
     setting: Setting
     tiles: int
@@ -69,7 +69,7 @@ class Outcome:
     figures: dict[str, float]
 
     def flat(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """Return the outcome as JSON types."""
         median, low, high = self.faster
         return {
             "setting": self.setting.name,
@@ -92,7 +92,7 @@ def settings_for(backend: Backend, halos: Sequence[int] = HALOS, scales: Sequenc
 
 
 def usual_setting(backend: Backend, name: str) -> Setting:
-    """What the model itself says."""
+    """The model's own setting."""
     return Setting(name, backend.spec.halo, backend.spec.image_scale, backend.spec.tile_size)
 
 
@@ -108,12 +108,12 @@ def compare(
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[list[Outcome], Measured]:
-    """Time and score each of ``settings``, the first of which is what the others are compared with.
+    """Time and score each of ``settings``; the others are compared with the first.
 
-    ``pairs``: images uint8 RGB (h, w, 3) with true labels (h, w). A turn of the watch is one pass over all of them,
-    from decoded pixels to labels and table; all are scored before the first turn. ``others``: settings of models of
-    their own, such as the same network for other tiles. ``min_area_px``: limit of specks, None for the one that
-    ``cellseg-evaluate`` sets by the true labels.
+    ``pairs``: images uint8 RGB (h, w, 3) with true labels (h, w). A turn of the timer is one pass over all of them,
+    from decoded pixels to labels and table; all are scored before the first turn. ``others``: settings of separate
+    models, such as the same network for other tiles. ``min_area_px``: limit for specks, None for the limit that
+    ``cellseg-evaluate`` derives from the true labels.
     """
     if not pairs:
         raise UsageError("there must be at least one image to compare settings on")
@@ -173,7 +173,7 @@ def _tiles(image_hwc: Image, setting: Setting) -> int:
 
 
 def empty_tiles(backend: Backend, images: Iterable[Image], *, batch_size: int = 8) -> tuple[int, int]:
-    """Tiles in whose own part the network sees no pixel of a cell (foreground below 0.5), and all tiles."""
+    """Count tiles in whose own part the network finds no cell pixel (foreground below 0.5), and all tiles."""
     segmenter = Segmenter(backend, batch_size=batch_size)
     foreground = list(backend.spec.channels).index("foreground")
     empty = total = 0
@@ -187,8 +187,8 @@ def empty_tiles(backend: Backend, images: Iterable[Image], *, batch_size: int = 
 
 @dataclass(frozen=True)
 class SavingsReport:
-    """All experiments. ``curve``: of ``halo_curve``, a row a distance; ``halo_needed_px``: its ``needed``.
-    ``empty_tiles``: of the function of that name."""
+    """All experiments. ``curve``: of ``halo_curve``, one row per distance; ``halo_needed_px``: its ``needed``.
+    ``empty_tiles``: result of the function of that name."""
 
     conditions: Conditions
     threads: int | None
@@ -204,7 +204,7 @@ class SavingsReport:
     report_version: int = REPORT_VERSION
 
     def to_markdown(self) -> str:
-        """The table of settings, then what the curve says."""
+        """Return the table of settings, then the conclusions from the curve."""
         lines = ["# Less work: what it saves and what it costs", "", *machine_lines(self.conditions, self.threads)]
         lines += [
             f"Model {self.model}, {self.engine}; {self.n_images} images, from decoded pixels to labels and table, all "
@@ -239,7 +239,7 @@ def report_of(
     backend: Backend,
     n_images: int,
 ) -> SavingsReport:
-    """All of it in the form that is written."""
+    """Return the whole report in the form that is written."""
     return SavingsReport(
         conditions=conditions,
         threads=threads,
@@ -258,7 +258,7 @@ def report_of(
 
 
 def png(report: SavingsReport) -> bytes:
-    """The curve of context, and F1 against time."""
+    """Plot the context curve, and F1 against time."""
 
     def line(name: str) -> tuple[list[float], list[float]]:
         known = [(float(d), value) for d, value in enumerate(report.curve[name]) if value is not None]

@@ -3,12 +3,12 @@
     each run and seed:  train -> predict the validation images -> sweep, cross-fitted points -> results/RUN-SEED.json
     all results:        study.md, sweep.png
 
-No validation image has a say in a network: nothing is selected or calibrated in training, the last epoch's network is
-taken as it is. Operating points are cross-fitted in two folds: those of one half of the validation images are chosen on
-the other half, and only the pooled figures of images that had no part in the choice are reported. The sweep chooses
-nothing, so it is over all of them.
+Validation images do not influence any network: nothing is selected or calibrated in training, the last epoch's network
+is used as it is. Operating points are cross-fitted in two folds: those for one half of the validation images are chosen
+on the other half, and only the pooled figures of images not used in the choice are reported. The sweep chooses
+nothing, so it covers all of them.
 
-Each finished run is one small JSON file and is not trained again; a run that was stopped goes on from its checkpoint.
+Each finished run is one small JSON file and is not trained again; a stopped run is resumed from its checkpoint.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Seconds(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
-    """What a result file must hold for the report; it holds more."""
+    """Fields that the report needs from a result file, which may hold more."""
 
     version: int
     run: str
@@ -78,9 +78,9 @@ class _Result(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Arm:
-    """One kind of network: what it changes in the settings all of them share.
+    """One kind of network: its changes to the settings shared by all.
 
-    ``loss``: fields of ``LossConfig`` with another value than the default.
+    ``loss``: fields of ``LossConfig`` with non-default values.
     """
 
     name: str
@@ -131,10 +131,10 @@ def run_study(
     say: Callable[[str], None],
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Train, measure and report what is not there yet in ``out``; gives all results in the order of arms and seeds.
+    """Train, measure and report whatever is missing in ``out``; returns all results in the order of arms and seeds.
 
-    Seeds go first, so that a study that is stopped has every arm equally often. Raises what a training raises, and
-    ``UsageError`` where ``out`` holds results of other settings or images.
+    Seeds go first, so that a stopped study has every arm equally often. Raises what a training raises, and
+    ``UsageError`` if ``out`` holds results of other settings or images.
     """
     from cellseg_train import run as start
 
@@ -152,7 +152,7 @@ def run_study(
             say(f"[{number}/{len(planned)}] {arm.name}, seed {seed}")
             results[arm.name, seed] = _one(out, arm, arm.config(base, seed), inputs, split, say=say, quiet=quiet)
             done = [results[key] for key in sorted(results, key=lambda key: (order[key[0]], key[1]))]
-            # After each run, so that a study that is stopped has a report of what it has.
+            # After each run, so that a stopped study has a report of its results.
             known = [(a.name, a.says) for a in arms if any(a.name == name for name, _ in results)]
             missing = [f"{later.name} with seed {its}" for later, its in planned[number:]]
             write_report(out, known, done, missing=missing)
@@ -169,7 +169,7 @@ def _one(
     say: Callable[[str], None],
     quiet: bool,
 ) -> dict[str, Any]:
-    """The result of one run: read, or made."""
+    """Return the result of one run, read from its file or computed."""
     from cellseg_train import checkpoint
 
     path = out / "results" / f"{arm.name}-{config.seed}.json"
@@ -224,7 +224,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def _figures_of(result: _Result) -> Iterator[tuple[Sequence[str], dict[str, float | None]]]:
-    """Names that the report needs, and the figures that must have them."""
+    """Names that the report needs, and the figures that must contain them."""
     for tasks in result.points.values():
         missing = [task for task in TASKS if task not in tasks]
         if missing:
@@ -253,7 +253,7 @@ def measure_run(folder: Path, config: TrainConfig, split: Split) -> dict[str, An
     """Sweep and cross-fitted operating points of the network in ``folder`` on the validation images of ``split``.
 
     ``sweep``: a list of ``{method, parameter, threshold, figures}``. ``points``: method, then task: pooled ``figures``
-    of images that had no part in the choice, their bootstrap ``intervals``, and the ``choices`` of each fold.
+    of images not used in the choice, their bootstrap ``intervals``, and the ``choices`` of each fold.
     """
     from cellseg_train import checkpoint, validate
     from cellseg_train.optim import choose_device
@@ -294,7 +294,7 @@ def measure_run(folder: Path, config: TrainConfig, split: Split) -> dict[str, An
 def _sweep(
     items: Sequence[Prediction], labelling: Labelling, methods: Sequence[InstanceParams], workers: int
 ) -> list[Point]:
-    """``sweep`` with the thresholds shared out to threads."""
+    """Run ``sweep`` with the thresholds distributed over threads."""
     from cellseg_deploy.evaluate.sweep import THRESHOLDS
 
     with ThreadPoolExecutor(workers) as pool:
@@ -306,7 +306,7 @@ def _sweep(
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The counting figures of the network's own method in words."""
+    """Describe the counting figures of the network's own method in words."""
     method = list(result["points"])[-1]
     found = result["points"][method]["counting"]["figures"]
     return (
@@ -316,8 +316,8 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _comparable(config: TrainConfig) -> dict[str, Any]:
-    """Settings that decide what is learned; not on which device and with how many threads."""
-    settings: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))  # as they come back from a file
+    """Settings that affect what is learned; without device and threads."""
+    settings: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))  # as read back from a file
     for name in ("device", "threads", "workers"):
         del settings[name]
     del settings["data"]["min_object_rel"]  # follows from min_object_px and the masks
@@ -329,7 +329,7 @@ def _number(value: float) -> float | None:
 
 
 def _finite(found: dict[str, float]) -> dict[str, float | None]:
-    """Numbers as JSON knows them: whole ones whole, others with six digits, undefined ones null."""
+    """Numbers for JSON: integers as integers, others with six digits, undefined ones null."""
     return {
         name: value if isinstance(value, int) else (round(float(value), 6) if math.isfinite(value) else None)
         for name, value in found.items()
@@ -337,7 +337,7 @@ def _finite(found: dict[str, float]) -> dict[str, float | None]:
 
 
 def _percent(share: float | None) -> str:
-    """A share in percent; unknown where there is no true cell."""
+    """Format a share in percent; unknown if there are no true cells."""
     return "unknown" if share is None else f"{100 * share:.1f} %"
 
 

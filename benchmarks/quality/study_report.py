@@ -36,9 +36,9 @@ SWEPT_METRICS = tuple(name for name, *_ in _SWEPT)
 def write_report(
     out: Path, arms: Sequence[tuple[str, str]], results: Sequence[Result], *, missing: Sequence[str] = ()
 ) -> None:
-    """Write both files into ``out``, each whole or not at all. ``arms``: names and descriptions, in table order.
+    """Write both files to ``out``, each whole or not at all. ``arms``: names and descriptions, in table order.
 
-    ``missing``: runs that were asked for and are not there yet.
+    ``missing``: runs that were requested and do not exist yet.
     """
     write_bytes(out / FIGURE_FILE, sweep_figure([name for name, _ in arms], results))
     text = markdown(arms, results)
@@ -49,7 +49,7 @@ def write_report(
 
 
 def markdown(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> str:
-    """The report: protocol, tables with mean and spread over seeds, paired differences, the figure."""
+    """Return the report: protocol, tables with mean and spread over seeds, paired differences, the figure."""
     first = results[0]
     settings = first["settings"]
     optim, data = settings["optim"], settings["data"]
@@ -122,7 +122,7 @@ def _table(
 
 
 def _differences(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> list[str]:
-    """Counting figures of each network's own method less those of ``boundary`` with the same seed."""
+    """Counting figures of each network's own method minus those of ``boundary`` with the same seed."""
     reference = _of(results, "boundary")
     if not reference:
         return ["`boundary` was not among the runs."]
@@ -162,7 +162,7 @@ def _peaks(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> list[s
 
 
 def sweep_figure(names: Sequence[str], results: Sequence[Result]) -> bytes:
-    """PNG: Dice, F1, F1 apart and count error against the threshold; a colour a network, shaded over its seeds."""
+    """PNG: Dice, F1, F1 apart and count error against the threshold; one colour per network, shaded over its seeds."""
     figure, axes = make_figure(2, len(_SWEPT), (15, 7.5))
     for row, (own, what) in enumerate(((False, "threshold + components"), (True, "own method, seed threshold"))):
         in_row = axes[row * len(_SWEPT) : (row + 1) * len(_SWEPT)]
@@ -193,7 +193,7 @@ def own_method(result: Result) -> str:
 
 
 def curve_of(result: Result, method: str, parameter: str) -> list[dict[str, Any]]:
-    """Points of one curve of the sweep, by rising threshold."""
+    """Points of one curve of the sweep, by ascending threshold."""
     return [p for p in result["sweep"] if (p["method"], p["parameter"]) == (method, parameter)]
 
 
@@ -222,7 +222,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def _mean_sd(values: Sequence[float], digits: int, *, signed: bool = False) -> str:
-    """``mean ± sd``, the mean alone of a single value, a dash where one is undefined."""
+    """``mean ± sd``, only the mean for a single value, a dash if one is undefined."""
     if not values or any(math.isnan(value) for value in values):
         return "–"
     mean = f"{statistics.fmean(values):{'+' if signed else ''}.{digits}f}"

@@ -1,1 +1,1 @@
-"""The files that a network is deployed as, one module a form."""
+"""The files that a network is deployed as, one module per form."""

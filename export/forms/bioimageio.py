@@ -1,6 +1,6 @@
 """A model file as a bioimage.io model package: description, weights, documentation and a pair of test tensors.
 
-The description follows version 0.5 of the model format of bioimage.io. It is written as JSON, which is YAML too.
+The description follows version 0.5 of the bioimage.io model format. It is written as JSON, which is also YAML.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cellseg_export.gate.verify import sample_images
 FORMAT_VERSION = "0.5.3"
 _WEIGHTS, _DOCUMENTATION, _INPUT, _OUTPUT = "model.onnx", "README.md", "test-input.npy", "test-output.npy"
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
-# Licences that weights come under. What a ModelSpec says is free text, and one word is not yet an identifier.
+# Known licences of weights. A ModelSpec holds free text, and one word is not yet an SPDX identifier.
 _LICENCES = (
     *("0BSD", "AGPL-3.0-only", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "GPL-3.0-only", "ISC", "MIT", "MPL-2.0"),
     *("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-3.0", "CC-BY-NC-4.0"),
@@ -46,9 +46,9 @@ _PAPERS = {
 
 @dataclass(frozen=True)
 class Credits:
-    """``authors``: names of those who made the model. ``licence``: SPDX identifier, None for that of the weights,
+    """``authors``: names of the model's authors. ``licence``: SPDX identifier, None for the licence of the weights,
     if the ModelSpec names one.
-    ``cite``: (text, DOI) of what to cite beside the encoder's paper."""
+    ``cite``: (text, DOI) to cite in addition to the encoder's paper."""
 
     authors: tuple[str, ...] = ("made with cellseg-deploy",)
     licence: str | None = None
@@ -63,10 +63,10 @@ def export_bioimageio(
     threads: int | None = None,
     now: datetime.datetime | None = None,
 ) -> Path:
-    """Write the .onnx file ``source``, checked, as the package ``path`` (ending in .zip), whole or not at all.
+    """Check the .onnx file ``source`` and write it as the package ``path`` (ending in .zip), whole or not at all.
 
-    The test tensors are a tile of a sample smear and ONNX Runtime's answer to it. ``now``: time stamp of the package.
-    Raises ``ModelError``, ``BackendUnavailableError`` without an ONNX Runtime, ``UsageError``, ``OutputError``.
+    The test tensors are a tile of a sample smear and ONNX Runtime's output for it. ``now``: time stamp of the package.
+    Raises ``ModelError``, ``BackendUnavailableError`` without ONNX Runtime, ``UsageError``, ``OutputError``.
     """
     credits = credits or Credits()
     if path.suffix.lower() != ".zip":
@@ -75,7 +75,7 @@ def export_bioimageio(
         raise OutputError(f"{path.parent}: no such folder; make it, or choose another -o")
     if path.is_dir():
         raise OutputError(f"{path}: there is a folder of that name; choose another -o")
-    # The workspace is made for its check alone: a folder that cannot be written is told before any work.
+    # The workspace is made only as a check: a folder that is not writable is reported before any work.
     with workspace(path.parent), OnnxRuntimeBackend(source, threads=threads) as backend:
         licence_of(backend.spec, credits)  # raises before the network is run
         _, image_hwc = next(sample_images(backend.spec, 1).load())
@@ -125,7 +125,7 @@ def description(model: ModelFile, credits: Credits, files: dict[str, bytes], now
 
 
 def licence_of(spec: ModelSpec, credits: Credits) -> str:
-    """SPDX identifier of the package's licence. Raises ``UsageError`` where nobody named one."""
+    """SPDX identifier of the package's licence. Raises ``UsageError`` if none is named."""
     if credits.licence is not None:
         if not _SPDX.fullmatch(credits.licence):
             raise UsageError(f"--licence {credits.licence!r} is no SPDX identifier such as MIT or CC-BY-4.0")
@@ -141,7 +141,7 @@ def licence_of(spec: ModelSpec, credits: Credits) -> str:
 
 
 def documentation(model: ModelFile) -> str:
-    """README.md of the package: what goes in, what comes out, what makes cells of it, how well."""
+    """README.md of the package: input, output, how cells are made of the output, and accuracy."""
     spec = model.spec
     metrics = "".join(f"| {name} | {value:.4f} |\n" for name, value in sorted(spec.training.val_metrics.items()))
     points = "".join(f"- `{task}`: `{msgspec.json.encode(p).decode()}`\n" for task, p in spec.operating_points.items())
@@ -230,12 +230,12 @@ def _paper(encoder: str) -> tuple[str, str]:
 
 
 def _plain(name: str) -> str:
-    """``name`` with the signs that the format allows: letters of ASCII, digits, space, _ - ( )."""
+    """``name`` reduced to the characters that the format allows: ASCII letters, digits, space, _ - ( )."""
     return re.sub(r"[^A-Za-z0-9_ ()-]+", "-", name).strip(" -") or "cellseg"
 
 
 def _zip(files: dict[str, bytes]) -> bytes:
-    """A ZIP archive that is the same for the same content; weights do not compress, so nothing is."""
+    """Return a ZIP archive that is the same for the same content; uncompressed, because weights do not compress."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, data in sorted(files.items()):

@@ -1,4 +1,4 @@
-"""The network as it is deployed: raw tiles in, probabilities out, nothing left for a caller to get wrong."""
+"""The network as deployed: raw tiles in, probabilities out, no preprocessing left to the caller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cellseg_train.model import CellSegNet, normalise
 
 
 class Normalise(nn.Module):
-    """Colour normalisation of ``config``; a module, so that its nodes in an exported graph bear a name."""
+    """Colour normalisation of ``config``; a module, so that its nodes in an exported graph carry a name."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class DeployModule(nn.Module):
         self.has_classes = bool(net.config.classes)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        # The cast comes first: TensorRT takes uint8 input, but only to cast it.
+        # The cast comes first: TensorRT accepts uint8 input, but only to cast it.
         images_nchw = tiles.to(torch.float32).permute(0, 3, 1, 2)
         logits = cast(Tensor, self.net(self.normalise(images_nchw)))
         if not self.has_classes:
@@ -45,10 +45,10 @@ class DeployModule(nn.Module):
 
 @contextmanager
 def exportable(net: CellSegNet) -> Iterator[None]:
-    """While the context lasts, ``net`` computes the same in steps that every engine knows.
+    """While the context lasts, ``net`` computes the same result with operators that every engine supports.
 
-    Attention as matrix products and softmax instead of one fused operator: half precision can then be treated node by
-    node. A fixed image size for encoders that take any: they would resample their position embedding in the graph,
+    Attention as matrix products and softmax instead of one fused operator: half precision can then be handled node by
+    node. A fixed image size for encoders that accept any: they would resample their position embedding in the graph,
     with an antialiased cubic Resize that TensorRT refuses.
     """
     changes: list[tuple[nn.Module, str, bool]] = [

@@ -1,15 +1,15 @@
-"""An fp32 model file's graph in half precision: FP16 weights and arithmetic, with islands that stay in FP32.
+"""Convert an fp32 model file's graph to half precision: FP16 weights and arithmetic, with islands that stay in FP32.
 
     tiles uint8 -> Cast, normalise (FP32) -> half ... half -> Sigmoid (FP32) -> probabilities float32
 
-Always in FP32, for half has 11 bits and ends at 65504: colour normalisation, LayerNorm (sums of squares), softmax
-(sums of exponentials), the final sigmoid and so the output. Of a *mixed* form whole parts of the network stay in FP32
-besides. Casts stand only where a tensor crosses between the two, one for all of its readers.
+Always in FP32, because half has 11 bits and ends at 65504: colour normalisation, LayerNorm (sums of squares), softmax
+(sums of exponentials), the final sigmoid and so the output. In a *mixed* form whole parts of the network also stay in
+FP32. Casts are inserted only where a tensor crosses between the two, one for all of its readers.
 
-The graph is edited with onnx-ir. Two ready-made converters were tried on this very graph and not taken:
+The graph is edited with onnx-ir. Two existing converters were tried on this very graph and rejected:
 onnxconverter-common 1.16 leaves the output and the first Cast with contradicting types; ONNX Runtime's (1.32) writes
-nodes out of order, one FP16 round trip around every operator kept in FP32, and cuts weights beyond 65504 to that value
-without a word.
+nodes out of order, one FP16 round trip around every operator kept in FP32, and silently clips weights beyond 65504 to
+that value.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _PART = re.compile(
     r"decoder\.steps\.\d+|decoder\.head|decoder\.class_head"
 )
 _WEIGHTED = ("Conv", "MatMul", "Gemm")
-# Inputs that stay float whatever the operator computes in: the scales of a Resize.
+# Inputs that stay float in any precision: the scales of a Resize.
 _FLOAT_INPUTS = {"Resize": (1, 2)}
 
 
 @dataclass(frozen=True)
 class TypeSummary:
-    """Types of a finished graph. ``half_weights``, ``float_weights``: numbers in weights of that type.
+    """Types of a finished graph. ``half_weights``, ``float_weights``: number of weight values of that type.
     ``float_nodes``: how many nodes of each operator compute in FP32. ``float_parts``: see the function of that name.
-    ``casts``: Cast nodes, the first one included."""
+    ``casts``: Cast nodes, including the first."""
 
     half_weights: int
     float_weights: int
@@ -57,7 +57,7 @@ def node_parts(model: Any) -> list[str]:
     """The part of the network that each node of ``model`` (onnx.ModelProto) belongs to, in graph order.
 
     Parts are what a mixed form keeps in FP32 as a whole: ``encoder.blocks.3``, ``decoder.steps.1``, ``branch.to_half``.
-    A node between two parts (a resize, a sum) belongs to the one before it. Raises ``ModelError`` if no node bears a
+    A node between two parts (a resize, a sum) belongs to the one before it. Raises ``ModelError`` if no node has a
     module's name.
     """
     found, last = [], FRONT
@@ -74,7 +74,7 @@ def node_parts(model: Any) -> list[str]:
 
 
 def parts_of(model: Any) -> tuple[str, ...]:
-    """The parts of ``model`` that half precision can touch, in the order in which they first appear."""
+    """The parts of ``model`` that can be converted to half precision, in order of first appearance."""
     return tuple(part for part in dict.fromkeys(node_parts(model)) if part not in (FRONT, "encoder.norm"))
 
 
@@ -92,7 +92,7 @@ def float_parts(model: Any) -> tuple[str, ...]:
 
 
 def parts_beyond_half(model: Any) -> dict[str, str]:
-    """Parts of the fp32 ``model`` with a weight that half cannot hold, and the name of the first such weight."""
+    """Parts of the fp32 ``model`` with a weight that half cannot represent, and the name of the first such weight."""
     from onnx import numpy_helper
 
     large = {
@@ -109,9 +109,9 @@ def parts_beyond_half(model: Any) -> dict[str, str]:
 
 
 def to_half(model: Any, keep: Collection[str] = ()) -> Any:
-    """``model`` (onnx.ModelProto, fp32, as ``cellseg-export onnx`` writes it) in half precision, as a new one.
+    """Return a half-precision copy of ``model`` (onnx.ModelProto, fp32, as written by ``cellseg-export onnx``).
 
-    ``keep``: parts to leave in FP32. Metadata stays. Raises ``ModelError`` if a weight lies beyond what half can hold,
+    ``keep``: parts to leave in FP32. Metadata is kept. Raises ``ModelError`` if a weight is beyond the range of half,
     or is not finite.
     """
     import onnx
@@ -168,11 +168,11 @@ def to_half(model: Any, keep: Collection[str] = ()) -> Any:
 
 
 def check_types(model: Any, keep: Collection[str] = ()) -> TypeSummary:
-    """Check the types of a finished half-precision graph, as they follow from its nodes and not as it claims them.
+    """Check the types of a finished half-precision graph, as inferred from its nodes, not as declared.
 
-    Raises ``ModelError`` naming what is wrong: another input than uint8 or output than float; an operator of
+    Raises ``ModelError`` naming the problem: an input other than uint8 or an output other than float; an operator of
     ``FLOAT_OPERATORS``, the normalisation or a part of ``keep`` in half; a product outside of them in float; a tensor
-    of double or bfloat16; a weight that is not finite; a Cast that does nothing or is undone by the next one.
+    of double or bfloat16; a weight that is not finite; a Cast without effect or undone by the next one.
     """
     import onnx
     from onnx import TensorProto, numpy_helper
@@ -227,12 +227,12 @@ _UNWANTED_TYPES = (11, 16)  # double, bfloat16
 
 
 def _stays_float(operator: str, part: str, keep: Collection[str], *, is_last: bool) -> bool:
-    """``is_last``: the node gives the graph's output, as the one that joins the classes to the other channels."""
+    """Whether the node stays in FP32. ``is_last``: it gives the graph's output, as one joining classes and channels."""
     return operator in FLOAT_OPERATORS or part == FRONT or part in keep or is_last
 
 
 def _wanted(node: Any, index: int, is_float: bool) -> Any:
-    """Type that input ``index`` of ``node`` must have, if it is a floating-point one."""
+    """Type required of input ``index`` of ``node``, if it is a floating-point input."""
     import onnx_ir as ir
 
     stays = is_float or index in _FLOAT_INPUTS.get(node.op_type, ())
@@ -240,7 +240,7 @@ def _wanted(node: Any, index: int, is_float: bool) -> Any:
 
 
 def _cast(value: Any, wanted: Any) -> Any:
-    """What a new Cast of ``value`` right behind its producer gives."""
+    """Output of a new Cast of ``value`` directly after its producer."""
     import onnx_ir as ir
 
     producer = value.producer()
@@ -253,7 +253,7 @@ def _cast(value: Any, wanted: Any) -> Any:
 
 
 def _half_copy(graph: Any, value: Any) -> Any:
-    """A new weight: ``value`` rounded to half. It gets its name when no reader of the original is left, or is left."""
+    """A new weight: ``value`` rounded to half. Its final name depends on whether the original still has readers."""
     import onnx_ir as ir
 
     name = f"{value.name}{_HALF_SUFFIX}"
@@ -269,7 +269,7 @@ _HALF_SUFFIX = "::half"
 
 
 def _rename_halves(model: Any) -> None:
-    """Give weights in half the name of the original, where that is no longer in use: names are how people look."""
+    """Give half weights the name of the original where it is no longer in use: people look weights up by name."""
     graph = model.graph
     names = {tensor.name for tensor in graph.initializer}
     renamed = {
@@ -286,7 +286,7 @@ def _rename_halves(model: Any) -> None:
 
 
 def _inferred(model: Any) -> Any:
-    """``model`` with the type of every tensor; ``ModelError`` where two nodes contradict each other."""
+    """``model`` with the type of every tensor; ``ModelError`` if two nodes contradict each other."""
     import onnx
 
     try:
@@ -304,7 +304,7 @@ def _types(model: Any) -> dict[str, int]:
 
 
 def _useless_casts(graph: Any, types: dict[str, int]) -> list[str]:
-    """Casts to the type a tensor has already, that undo the one before, or that are made twice."""
+    """Casts to the type a tensor already has, that undo the previous one, or that are duplicated."""
     problems, made = [], set()
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
     for node in casts.values():

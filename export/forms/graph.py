@@ -1,5 +1,5 @@
-"""What is done to the graph that PyTorch's exporter gives: names a person can follow, no traces of the machine it was
-made on, and a check that it holds nothing an engine might refuse."""
+"""Cleaning up the graph from PyTorch's exporter: readable names, no traces of the machine it was made
+on, and a check that it contains nothing an engine might refuse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cellseg_deploy.models.spec import INPUT_NAME
 
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
-# What must not be left in a finished graph, and why.
+# Not allowed in a finished graph, and why.
 _UNWANTED = {
     "BatchNormalization": "batch norms belong into the weights of the convolution before them",
     "Attention": "TensorRT refuses it in fp32; use opset 20 to 22",
@@ -21,7 +21,7 @@ _UNWANTED = {
 
 
 def finish_graph(model: Any, *, name: str, version: str) -> None:
-    """Tidy ``model`` (onnx.ModelProto) in place; what it computes stays the same. ``name``: of the graph."""
+    """Tidy ``model`` (onnx.ModelProto) in place without changing what it computes. ``name``: name of the graph."""
     read_input_through_cast(model)
     name_by_module(model)
     strip(model)
@@ -31,7 +31,7 @@ def finish_graph(model: Any, *, name: str, version: str) -> None:
 
 def check_graph(model: Any, *, opset: int) -> None:
     """Raise ``ModelError`` if the graph has another opset, operators of other domains or any of ``_UNWANTED``, if it
-    does not begin with the cast, or resizes anything with another method than the decoder's bilinear one."""
+    does not begin with the cast, or resizes by another method than the decoder's bilinear one."""
     problems = []
     opsets = {(entry.domain or "ai.onnx", int(entry.version)) for entry in model.opset_import}
     if opsets != {("ai.onnx", opset)}:
@@ -58,12 +58,12 @@ def check_graph(model: Any, *, opset: int) -> None:
 def read_input_through_cast(model: Any) -> None:
     """Make the Cast the only reader of the input and the first node.
 
-    Class tokens are repeated to the batch size, which the exporter reads off the uint8 input; its cast tells as much.
+    Class tokens are repeated to the batch size; the exporter reads it from the uint8 input, but the cast has it too.
     """
     nodes = list(model.graph.node)
     casts = [node for node in nodes if node.op_type == "Cast" and list(node.input) == [INPUT_NAME]]
     if not casts:
-        return  # check_graph says so
+        return  # reported by check_graph
     for node in nodes:
         if node is not casts[0]:
             for i, value in enumerate(node.input):
@@ -77,7 +77,7 @@ def read_input_through_cast(model: Any) -> None:
 
 def name_by_module(model: Any) -> None:
     """Name nodes ``module/Operator`` after the PyTorch module they come from (``encoder.blocks.3.attn.qkv/MatMul``),
-    and the matrices that the exporter transposed and numbered ``module.weight`` again."""
+    and restore ``module.weight`` for the matrices that the exporter transposed and numbered."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     renamed = {name: name.removeprefix("net.") for name in weights}
     taken = set(renamed.values())
@@ -113,7 +113,7 @@ def module_of(node: Any) -> str:
 
 
 def strip(model: Any) -> None:
-    """Drop comments and stack traces, which hold paths of this machine."""
+    """Remove comments and stack traces, which contain paths of this machine."""
     graph = model.graph
     model.ClearField("doc_string")
     graph.ClearField("doc_string")

@@ -1,9 +1,9 @@
-"""A model file to 8-bit integers for OpenVINO, kept only while it finds the cells that the original finds.
+"""Convert a model file to 8-bit integers for OpenVINO, kept only if it finds the cells that the original finds.
 
 NNCF measures the range of every activation on real tiles, moves outliers of the transformer's activations into its
 weights (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438) and inserts quantisers. Then F1 against true masks decides: if
-it falls too far, NNCF's accuracy control ranks the quantised operations by what they cost and puts the worst back into
-floating point, one after the other, until F1 is back within the limit.
+it drops too far, NNCF's accuracy control ranks the quantised operations by their cost and returns the worst to
+floating point, one after another, until F1 is back within the limit.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from cellseg_export.forms.openvino import ExportedIr, Origin, check_output, hand
 from cellseg_export.gate.verify import GateImages, sample_images
 
 _QUANTISABLE = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData")
-_RANKING_IMAGES = 2  # each operation is tried on them; the verdict on a choice is by all images
+_RANKING_IMAGES = 2  # each operation is tried on these; the final verdict uses all images
 _SECONDS_BETWEEN_STEPS = 20.0
-_CHATTY = ("nncf", "torch.utils.cpp_extension")  # NNCF loads PyTorch, which says that there is no GPU
-# What may stand between a quantiser and the operation that uses it without changing a number.
+_CHATTY = ("nncf", "torch.utils.cpp_extension")  # NNCF loads PyTorch, which reports that there is no GPU
+# Operations allowed between a quantiser and the operation that uses it: they change no values.
 _SHAPING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "StridedSlice", "Slice", "VariadicSplit", "Split",
             "Gather", "DepthToSpace", "MaxPool", "Broadcast")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Int8Options:
-    """``n_tiles``: to calibrate with. ``max_f1_drop``: of F1 at IoU 0.5 against the truth, at each operating point.
-    ``back_off``: put operations back into floating point where that is exceeded. ``seed``: which tiles are taken."""
+    """``n_tiles``: for calibration. ``max_f1_drop``: of F1 at IoU 0.5 against the truth, at each operating point.
+    ``back_off``: return operations to floating point if that is exceeded. ``seed``: selects the tiles."""
 
     n_tiles: int = 128
     max_f1_drop: float = 0.01
@@ -69,10 +69,10 @@ def export_int8(
 ) -> ExportedIr:
     """Write the fp32 model file ``source`` in 8 bits to ``path`` (ending in .xml) and its .bin.
 
-    ``images``: with their truth, for the gate and for backing off; by default sample smears. ``calibration``: images
-    for the ranges of activations, by default the same. ``on_step``: told what is being done.
+    ``images``: with ground truth, for the gate and for backing off; by default sample smears. ``calibration``: images
+    for the ranges of activations, by default the same. ``on_step``: called with a description of each step.
 
-    Raises ``ParityError`` if F1 falls too far whatever is tried (the report stays), ``UsageError`` for a model that is
+    Raises ``ParityError`` if F1 drops too far in every attempt (the report is kept), ``UsageError`` for a model that is
     not fp32 or images without truth, ``BackendUnavailableError`` without NNCF or OpenVINO, else as ``export_openvino``.
     """
     options = options or Int8Options()
@@ -124,7 +124,7 @@ def export_int8(
 
 
 def calibration_tiles(spec: ModelSpec, images: GateImages, n: int, *, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """At most ``n`` tiles (m, H, W, 3) of ``images``, cut as the runtime cuts them, as many from each image.
+    """At most ``n`` tiles (m, H, W, 3) of ``images``, cut as the runtime cuts them, the same number from each image.
 
     Raises ``NothingToDoError`` without an image.
     """
@@ -142,7 +142,7 @@ def calibration_tiles(spec: ModelSpec, images: GateImages, n: int, *, seed: int 
 
 
 def quantise(nncf: Any, model: Any, tiles_nhwc: npt.NDArray[np.uint8]) -> Any:
-    """``model`` (openvino.Model, changed) with all operations quantised that NNCF quantises in a transformer."""
+    """``model`` (openvino.Model, changed) with all operations quantised that NNCF supports in a transformer."""
     with _quiet():
         return nncf.quantize(
             model,
@@ -165,8 +165,8 @@ def quantise_within(
 ) -> Any:
     """As ``quantise``, with as many operations left in floating point as F1 needs, worst first.
 
-    The figure that NNCF follows is 1 - the largest drop of F1 at any operating point. It ranks operations by the images
-    that lost most, and tells so ``on_step`` now and then: each operation is tried, which takes minutes.
+    The figure that NNCF tracks is 1 - the largest drop of F1 at any operating point. It ranks operations on the images
+    that lost most, and reports progress to ``on_step``: each operation is tried, which takes minutes.
     """
     items = list(_with_truth(images))
     before: dict[str, dict[str, ImageScore]] = {task: {} for task in origin.file.spec.operating_points}
@@ -210,7 +210,7 @@ def quantise_within(
 
 
 def quantised_operations(model: Any) -> set[str]:
-    """Names of the operations of ``model`` (openvino.Model) whose data come through a quantiser."""
+    """Names of the operations of ``model`` (openvino.Model) whose inputs come through a quantiser."""
     return {
         op.get_friendly_name()
         for op in model.get_ops()
@@ -219,7 +219,7 @@ def quantised_operations(model: Any) -> set[str]:
 
 
 class CompiledBackend(Backend):
-    """A network that OpenVINO has compiled already, with a free batch size."""
+    """A network already compiled by OpenVINO, with a free batch size."""
 
     name, device, precision = "openvino", "cpu", "int8"
 
@@ -278,7 +278,7 @@ def _facts(origin: Origin, ov: Any, nncf: Any, floating: tuple[str, ...] = ()) -
 
 
 def _import_nncf() -> Any:
-    # NNCF reports its use, unless it runs in continuous integration or the package that does so is not there.
+    # NNCF reports its use, unless it runs in continuous integration or the package for it is not installed.
     os.environ.setdefault("NNCF_CI", "1")
     forbid_openvino_telemetry()
     try:
@@ -292,7 +292,7 @@ def _import_nncf() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """NNCF logs and draws progress bars on stdout and stderr; ours are for results. With ``-v`` it may speak."""
+    """Silence NNCF's logs and progress bars on stdout and stderr, which are for results, unless ``-v`` is set."""
     import io
 
     loggers = [logging.getLogger(name) for name in _CHATTY]

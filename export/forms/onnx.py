@@ -1,4 +1,4 @@
-"""A trained network to the one-file ONNX model, handed over only if it counts the same cells.
+"""Export a trained network to a one-file ONNX model, delivered only if it counts the same cells.
 
 network ------> fp32 graph --(fp16, mixed)--> half graph
                     |                             |
@@ -49,9 +49,9 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 OPSET = 20
 MAX_OPSET = 22
-"""From 23 on the exporter writes attention as one operator, which TensorRT refuses in fp32."""
+"""Largest opset: from 23 on the exporter writes attention as one operator, which TensorRT refuses in fp32."""
 
-# Room that names and nodes may take beside the weights; ViT-L/14 needs 1 MB.
+# Room for names and nodes in addition to the weights; ViT-L/14 needs 1 MB.
 _GRAPH_BYTES = 16 * 2**20
 
 _log = logging.getLogger("cellseg_deploy.export")
@@ -59,7 +59,7 @@ _log = logging.getLogger("cellseg_deploy.export")
 
 @dataclass(frozen=True)
 class Exported:
-    """``path``: the model. ``report``: the gate's, also at ``report_path``. ``spec``: as written."""
+    """``path``: the model. ``report``: the gate's report, also at ``report_path``. ``spec``: as written."""
 
     path: Path
     report: ParityReport
@@ -68,7 +68,7 @@ class Exported:
 
 
 def report_path_of(model: Path) -> Path:
-    """Where the gate's report of ``model`` lies: ``MODEL.parity.json`` beside it."""
+    """Path of the gate's report for ``model``: ``MODEL.parity.json`` next to it."""
     return model.with_suffix(REPORT_END)
 
 
@@ -86,14 +86,14 @@ def export_onnx(
     on_image: Callable[[str], None] = lambda _: None,
     on_try: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Write ``source`` to ``path`` (ending in .onnx), whole or not at all, after the gate let it pass.
+    """Write ``source`` to ``path`` (ending in .onnx), whole or not at all, after it has passed the gate.
 
-    ``source``: a trained network, or an fp32 model file (for fp16 and mixed; it is then what the result is compared
-    with). ``precision``: ``fp16`` (LayerNorm, softmax, sigmoid in FP32), ``mixed`` (also the parts that need it).
+    ``source``: a trained network, or an fp32 model file (for fp16 and mixed; the result is then compared with that
+    file). ``precision``: ``fp16`` (LayerNorm, softmax, sigmoid in FP32), ``mixed`` (also the parts that need it).
     ``images``: for the gate, by default sample smears. ``policy``: by default that of the precision. ``unverified``:
-    write it also if too few cells were found to judge, as long as probabilities agree to ``policy.tensor_tolerance``,
-    and the modules within the network, too. ``tile_batch``: tiles a call. ``on_try``: told of each choice of parts for
-    ``mixed``. A file that was at ``path`` before, and its report, stay as they are if the gate refuses the new one.
+    write the file even if too few cells were found to judge, as long as probabilities agree to
+    ``policy.tensor_tolerance``, also within the network. ``tile_batch``: tiles per call. ``on_try``: called with each
+    choice of parts for ``mixed``. An existing file at ``path`` and its report are kept if the gate refuses.
 
     Raises ``ParityError`` (the report is written first, see ``judge``), ``ModelError`` for a network that cannot be
     exported, ``BackendUnavailableError`` without an ONNX Runtime, ``OutputError``, ``UsageError``.
@@ -121,7 +121,7 @@ def export_onnx(
             with OnnxRuntimeBackend(temporary, threads=threads) as candidate:
                 report = verify(reference, candidate, images, policy, batch_size=tile_batch, on_image=on_image)
             spec = reference.spec
-        del candidate, reference  # a large model would be in memory twice
+        del candidate, reference  # otherwise a large model would be in memory twice
         if not isinstance(source, Path):
             report = look_inside(report, source, temporary, images)
         report = _without_temporary(report, path)
@@ -144,9 +144,9 @@ def rewrite_in_half(
     tile_batch: int = 8,
     on_try: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Turn the fp32 model file ``path`` into its ``fp16`` or ``mixed`` form, types checked, in place.
+    """Convert the fp32 model file ``path`` to its ``fp16`` or ``mixed`` form, types checked, in place.
 
-    Whether the result counts the same is left to the gate. Raises ``ModelError`` where a weight does not fit half.
+    Whether the counts agree is left to the gate. Raises ``ModelError`` if a weight does not fit into half.
     """
     import onnx
 
@@ -166,7 +166,7 @@ def rewrite_in_half(
 
 
 def _reference(source: LoadedNetwork | Path, precision: Precision, threads: int | None) -> Backend:
-    """What the new form is compared with."""
+    """Open the reference that the new form is compared with."""
     if not isinstance(source, Path):
         return TorchBackend(source)
     if precision == "fp32":
@@ -184,9 +184,9 @@ def _data_of(reference: Backend) -> bytes:
 
 
 def write_graph(network: LoadedNetwork, path: Path, *, opset: int = OPSET) -> None:
-    """Write the checked ONNX file of ``network``, its ModelSpec marked ``unverified``: nobody has compared it yet.
+    """Write the checked ONNX file of ``network``, its ModelSpec marked ``unverified``: it has not been compared yet.
 
-    Raises ``ModelError`` if it would be over 2 GiB, or is not what was asked for.
+    Raises ``ModelError`` if it would be over 2 GiB, or is not what was requested.
     """
     if not OPSET <= opset <= MAX_OPSET:
         raise UsageError(f"opset must be {OPSET} to {MAX_OPSET}, got {opset}")
@@ -204,7 +204,7 @@ def _check_valid(path: Path) -> None:
     import onnx
 
     try:
-        onnx.checker.check_model(path, full_check=True)  # of the file: a large model in memory is copied three times
+        onnx.checker.check_model(path, full_check=True)  # by path: a large model in memory is copied three times
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"the exported graph is not valid ONNX: {error}") from error
 
@@ -220,9 +220,9 @@ def check_size(net: torch.nn.Module) -> None:
 
 
 def trace(network: LoadedNetwork, opset: int) -> Any:
-    """The onnx.ModelProto that PyTorch's exporter makes of ``network``, batch norms folded, batch size free."""
+    """Return the onnx.ModelProto that PyTorch's exporter makes of ``network``, batch norms folded, batch size free."""
     size = network.config.tile_size
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)  # a batch of 1 would be taken for a constant
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)  # a batch of 1 would become a constant
     module = DeployModule(network.net).eval()
     with _silence(), exportable(network.net), torch.no_grad():
         program = torch.onnx.export(
@@ -247,9 +247,9 @@ def trace(network: LoadedNetwork, opset: int) -> Any:
 def with_tiles(network: LoadedNetwork, *, tile_size: int | None = None, halo: int | None = None) -> LoadedNetwork:
     """``network`` for tiles of ``tile_size`` px that share ``halo`` px of context on each side.
 
-    ``tile_size``: by default as trained; for another the position embedding is resampled once, as timm does it.
-    ``halo``: by default the trained one, of another tile its usual share. The metrics in the ModelSpec are dropped, for
-    they were measured with other tiles. Raises ``UsageError`` for sizes that do not fit patch, decoder or tile.
+    ``tile_size``: by default as trained; for another size the position embedding is resampled once, as timm does it.
+    ``halo``: by default as trained, for another tile size its usual share. The metrics in the ModelSpec are dropped,
+    because they were measured with other tiles. Raises ``UsageError`` for sizes that do not fit patch, decoder or tile.
     """
     config, net, spec = network.config, network.net, network.spec
     if tile_size is not None and tile_size != config.tile_size:
@@ -257,7 +257,7 @@ def with_tiles(network: LoadedNetwork, *, tile_size: int | None = None, halo: in
         net = _resampled(network.net, config)
         spec = msgspec.structs.replace(spec, tile_size=tile_size, halo=halo_of(tile_size))
     if halo is not None and halo != spec.halo:
-        tiling.plan((1, 1), spec.tile_size, halo)  # raises for one that does not fit
+        tiling.plan((1, 1), spec.tile_size, halo)  # raises for a halo that does not fit
         spec = msgspec.structs.replace(spec, halo=halo)
     if spec is network.spec:
         return network
@@ -266,7 +266,7 @@ def with_tiles(network: LoadedNetwork, *, tile_size: int | None = None, halo: in
 
 
 def _resampled(trained: CellSegNet, config: ModelConfig) -> CellSegNet:
-    """A network of ``config`` with the weights of ``trained``, which differs in the size of its tiles."""
+    """A network of ``config`` with the weights of ``trained``, which has a different tile size."""
     from timm.layers import resample_abs_pos_embed
 
     net = CellSegNet(config)
@@ -280,7 +280,7 @@ def _resampled(trained: CellSegNet, config: ModelConfig) -> CellSegNet:
 
 
 def _without_temporary(report: ParityReport, path: Path) -> ParityReport:
-    """``report`` with the name the file will have; its hash is not yet known, its identity is."""
+    """``report`` with the final file name; the file's hash is not yet known, its identity is."""
     details = {key: value for key, value in report.candidate.details.items() if key != "model_file_sha256"}
     candidate = dataclasses.replace(report.candidate, details=details | {"model_path": str(path)})
     return dataclasses.replace(report, candidate=candidate)
@@ -294,7 +294,7 @@ def _version() -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's remarks to those who ask for them with ``-v``; its errors are raised, not logged."""
+    """Silence the exporter's messages unless ``-v`` is set; its errors are raised, not logged."""
     if _log.isEnabledFor(logging.INFO):
         yield
         return

@@ -1,4 +1,4 @@
-"""A model file, or a trained network, to OpenVINO's .xml and .bin, handed over only if it counts the same cells.
+"""Export a model file or trained network to OpenVINO's .xml and .bin, delivered only if it counts the same cells.
 
 model -> OpenVINO network, ModelSpec in rt_info -> temporary pair -> OpenVINO against its origin on images -> MODEL.xml
                                                        |                                                   MODEL.bin
@@ -38,7 +38,7 @@ _PROBE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class ExportedIr:
-    """``path``: the .xml. ``report``: the gate's, also at ``report_path``. ``record``: None if nothing was verified."""
+    """``path``: the .xml. ``report``: the gate's report, also at ``report_path``. ``record``: None if unverified."""
 
     path: Path
     report: ParityReport
@@ -50,7 +50,7 @@ class ExportedIr:
 
 @dataclass(frozen=True)
 class Origin:
-    """What an OpenVINO form is made from. ``file``: the checked ONNX file. ``path``: what the user gave."""
+    """Source of an OpenVINO form. ``file``: the checked ONNX file. ``path``: as passed by the user."""
 
     path: Path
     file: ModelFile
@@ -58,8 +58,8 @@ class Origin:
 
 
 def report_path_of(path: Path, precision: str = "fp32") -> Path:
-    """Where the gate's report of the .xml ``path``, run in ``precision``, lies: beside it, apart from that of an .onnx
-    of its name and from that of the other precision."""
+    """Path of the gate's report for the .xml ``path``, run in ``precision``: next to it, distinct from the report of an
+    .onnx of the same name and from that of the other precision."""
     return path.with_name(f"{path.name}{'.bf16' if precision == 'bf16' else ''}.parity.json")
 
 
@@ -79,12 +79,12 @@ def export_openvino(
     """Write ``source`` (an .onnx, a run folder or its .safetensors) to ``path`` (ending in .xml) and its .bin.
 
     ``weights``: how they are stored; fp16 halves the file and rounds them. ``precision``: arithmetic in which it is
-    compared and recorded; the pair itself runs in either, and what it says of a passed fp32 comparison stays if
+    compared and recorded; the pair itself runs in either, and its note of a passed fp32 comparison is kept if
     the same network is then compared in bf16. ``images``, ``policy``, ``unverified``, ``tile_batch``: as in
-    ``export_onnx``. A pair that was at ``path`` before stays as it is if the gate refuses the new one.
+    ``export_onnx``. An existing pair at ``path`` is kept if the gate refuses the new one.
 
     Raises ``ParityError`` (the report is written first), ``ModelError``, ``BackendUnavailableError`` without OpenVINO,
-    ONNX Runtime or, for bf16, a CPU that has it, ``OutputError``, ``UsageError``.
+    ONNX Runtime or, for bf16, a CPU that supports it, ``OutputError``, ``UsageError``.
     """
     check_output(path)
     ov = import_openvino()
@@ -130,7 +130,7 @@ def hand_over(
     threads: int | None = None,
     on_image: Callable[[str], None] = lambda _: None,
 ) -> ExportedIr:
-    """Write ``model`` (openvino.Model) to ``path`` if the gate lets it pass, with its record; errors as
+    """Write ``model`` (openvino.Model) to ``path`` if it passes the gate, with its record; errors as
     ``export_openvino``. ``notes``: for its report."""
     report_path = report_path_of(path, precision)
     record = None
@@ -138,7 +138,7 @@ def hand_over(
         temporary = place / path.name
         spec = msgspec.structs.replace(origin.file.spec, parity="unverified")
         facts = save_pair(ov, model, spec, facts, temporary, path)
-        # Not cached: the folder of compiled networks would keep every attempt.
+        # Not cached: the cache folder of compiled networks would keep every attempt.
         with OpenVinoBackend(temporary, threads=threads, precision=precision, use_cache=False) as candidate:
             report = verify(origin.reference, candidate, images, policy, batch_size=tile_batch, on_image=on_image)
             report = replace(_without_temporary(report, path, facts), notes=(*report.notes, *notes))
@@ -147,7 +147,7 @@ def hand_over(
             except ParityError:
                 record_refusal(report, candidate, path, (path, origin.path))
                 raise
-            if precision == "bf16":  # fp32 is what the pair runs in unless asked otherwise: its sentence counts
+            if precision == "bf16":  # the pair runs in fp32 unless requested otherwise: the fp32 note counts
                 parity = _sentence_of_same(path, temporary, spec) or parity
             spec = msgspec.structs.replace(spec, parity=parity)
             save_pair(ov, model, spec, facts, temporary, path)
@@ -161,8 +161,8 @@ def hand_over(
 
 @contextmanager
 def open_origin(source: Path, folder: Path, threads: int | None = None) -> Iterator[Origin]:
-    """``source`` as a checked ONNX file, and what a form of it is compared with: ONNX Runtime for an .onnx, PyTorch for
-    a training run, which goes through a temporary ONNX file within ``folder``."""
+    """``source`` as a checked ONNX file, and the reference for its forms: ONNX Runtime for an .onnx, PyTorch for
+    a training run, which is converted via a temporary ONNX file within ``folder``."""
     if source.suffix.lower() == ".onnx":
         with OnnxRuntimeBackend(source, threads=threads) as reference:
             yield Origin(source, reference.model_file, reference)
@@ -181,7 +181,7 @@ def open_origin(source: Path, folder: Path, threads: int | None = None) -> Itera
 
 
 def read_network(ov: Any, file: ModelFile) -> Any:
-    """The openvino.Model of a checked ONNX file. Raises ``ModelError`` where OpenVINO cannot read it."""
+    """The openvino.Model of a checked ONNX file. Raises ``ModelError`` if OpenVINO cannot read it."""
     try:
         return shared_core().read_model(file.data)
     except Exception as error:  # OpenVINO raises plain RuntimeError
@@ -202,7 +202,7 @@ def save_pair(ov: Any, model: Any, spec: ModelSpec, facts: IrFacts, path: Path, 
         write_rt_info(model, spec, facts)
         ov.save_model(model, path, compress_to_fp16=half)  # the .xml names the hash of the .bin, so it comes second
     except (OSError, RuntimeError) as error:
-        with writing(final):  # OpenVINO does not say what the operating system said, so ask it again
+        with writing(final):  # OpenVINO does not report the operating system's error, so ask again
             path.with_suffix(".probe").write_bytes(bytes(_PROBE_BYTES))
         raise OutputError(f"{final}: OpenVINO cannot write it ({error}); check free space and permissions") from error
     return facts
@@ -217,12 +217,12 @@ def check_output(path: Path) -> None:
     for part in (path, weights_path(path)):
         if part.is_dir():
             raise OutputError(f"{part}: there is a folder of that name; choose another -o")
-    with workspace(path.parent):  # it can be made, so files can be written there
+    with workspace(path.parent):  # if it can be made, files can be written there
         pass
 
 
 def _move(temporary: Path, path: Path) -> None:
-    """Give the pair its name, weights first: a crash between leaves two files that are known not to fit."""
+    """Rename the pair, weights first: after a crash in between, the two files are known not to match."""
     try:
         weights_path(temporary).replace(weights_path(path))
         temporary.replace(path)
@@ -231,7 +231,7 @@ def _move(temporary: Path, path: Path) -> None:
 
 
 def _sentence_of_same(path: Path, temporary: Path, spec: ModelSpec) -> str:
-    """How the pair at ``path`` says that it passed, "" if it did not or is not of this ``spec`` and network."""
+    """Parity note of the pair at ``path``, "" if it did not pass or is not of this ``spec`` and network."""
     if form_sha256(path) != form_sha256(temporary):
         return ""
     older: IrFile = read_ir(path)
@@ -240,7 +240,7 @@ def _sentence_of_same(path: Path, temporary: Path, spec: ModelSpec) -> str:
 
 
 def _without_temporary(report: ParityReport, path: Path, facts: IrFacts) -> ParityReport:
-    """``report`` with the name the file will have and what it is made of; the hash of the .xml is not yet known."""
+    """``report`` with the final file name and the form's facts; the hash of the .xml is not yet known."""
     details = {key: value for key, value in report.candidate.details.items() if key != "model_file_sha256"}
     details |= {"model_path": str(path), "weights": facts.weights, "bin_sha256": facts.bin_sha256}
     return replace(report, candidate=replace(report.candidate, details=details))

@@ -1,9 +1,9 @@
-"""An ONNX model to a TensorRT engine, handed over only if it counts the same cells on the GPU that built it.
+"""Build a TensorRT engine from an ONNX model, delivered only if it counts the same cells on the GPU that built it.
 
-    MODEL.onnx -> (fp32? half graph) -> engine under a temporary name -> run beside the ONNX file on images
+    MODEL.onnx -> (fp32? half graph) -> engine under a temporary name -> compared with the ONNX file on images
         -> MODEL.engine + MODEL.engine.json, MODEL.engine.parity.json and a parity record, or MODEL.engine.refused.json
 
-Without a GPU nothing can be built or compared. What can be tried then is ``check_only``: TensorRT-RTX, a sibling of
+Without a GPU nothing can be built or compared. ``check_only`` is what remains: TensorRT-RTX, a sibling of
 TensorRT for consumer cards, builds ahead of time on any machine.
 """
 
@@ -35,13 +35,13 @@ from cellseg_export.gate.verify import GateImages, open_form, sample_images, ver
 
 Precision = Literal["fp16", "fp32"]
 COMPUTE_CAPABILITIES = ("75", "80", "86", "89", "120", "121")
-"""What TensorRT-RTX 1.7 builds for: Turing, Ampere (A100, RTX 30), Ada (RTX 40), Blackwell. No Hopper (90)."""
+"""Supported by TensorRT-RTX 1.7: Turing, Ampere (A100, RTX 30), Ada (RTX 40), Blackwell. No Hopper (90)."""
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """``path``: the engine. ``sidecar``: what is written beside it. ``report``: the gate's, also at ``report_path``.
-    ``record``: what ``--backend auto`` chooses by, None for an unverified engine."""
+    """``path``: the engine. ``sidecar``: the file next to it. ``report``: the gate's report, also at ``report_path``.
+    ``record``: used by ``--backend auto``, None for an unverified engine."""
 
     path: Path
     sidecar: EngineSidecar
@@ -52,7 +52,7 @@ class BuiltEngine:
 
 @dataclass(frozen=True)
 class AheadOfTimeBuild:
-    """One engine that ``check_only`` built and dropped: for which compute capability, its size, how long it took."""
+    """One engine that ``check_only`` built and discarded: its compute capability, its size, its build time."""
 
     compute_capability: str
     engine_bytes: int
@@ -69,7 +69,7 @@ class BuildCheck:
     builds: tuple[AheadOfTimeBuild, ...]
 
     def to_text(self) -> str:
-        """A table, and what it shows and does not show."""
+        """Return a table, and a note on what it does and does not show."""
         lines = [
             f"model      {self.model.name}, {self.precision}",
             f"builder    {self.builder}",
@@ -106,12 +106,12 @@ def export_tensorrt(
     threads: int | None = None,
     on_image: Callable[[str], None] = lambda _: None,
 ) -> BuiltEngine:
-    """Build the engine of ``model_path`` (.onnx) into ``output`` (.engine) and its sidecar, after the gate let it pass.
+    """Build the engine of ``model_path`` (.onnx) at ``output`` (.engine) with its sidecar, if it passes the gate.
 
-    ``precision``: ``fp16`` turns an fp32 model into half first and takes a half one as it is; ``fp32`` wants an fp32
-    one. ``reference``: another form to compare with (a training run, an fp32 .onnx), by default ``model_path`` in ONNX
-    Runtime on the CPU. ``policy``: by default that of the engine's precision. ``unverified``: as in ``export_onnx``.
-    ``threads``: of the reference. An engine that was at ``output`` stays as it is if the gate refuses the new one.
+    ``precision``: ``fp16`` converts an fp32 model to half and takes a half model as it is; ``fp32`` requires an fp32
+    one. ``reference``: another form to compare with (a training run, an fp32 .onnx), by default ``model_path`` in
+    ONNX Runtime on the CPU. ``policy``: by default that of the precision. ``unverified``: as in ``export_onnx``.
+    ``threads``: of the reference. An existing engine at ``output`` is kept if the gate refuses the new one.
 
     Raises ``BackendUnavailableError`` without GPU or TensorRT, ``ParityError`` (after the report is written),
     ``ModelError`` for a model that TensorRT refuses, ``OutputError``, ``UsageError``.
@@ -179,7 +179,7 @@ def check_only(
     compute_capabilities: Sequence[str] = COMPUTE_CAPABILITIES,
     on_build: Callable[[str], None] = lambda _: None,
 ) -> BuildCheck:
-    """Build the engine of ``model_path`` with TensorRT-RTX for each of ``compute_capabilities`` (as ``"86"``) and drop
+    """Build the engine of ``model_path`` with TensorRT-RTX for each of ``compute_capabilities`` (``"86"``) and discard
     it: no GPU is needed and no file is left.
 
     Raises ``ModelError`` if one cannot be built, ``BackendUnavailableError`` without TensorRT-RTX, ``UsageError``.
@@ -205,7 +205,7 @@ def check_only(
 def in_precision(source: ModelFile, precision: Precision) -> ModelFile:
     """``source``, or its graph in half precision, checked like any model file; nothing is written.
 
-    Raises ``UsageError`` where the precision cannot be had without a change that nobody asked for,
+    Raises ``UsageError`` if the precision would require a change that was not requested,
     ``BackendUnavailableError`` without onnx-ir, which edits the graph.
     """
     if precision == "fp32" and source.precision != "fp32":
@@ -228,7 +228,7 @@ def in_precision(source: ModelFile, precision: Precision) -> ModelFile:
 
 
 def _move(temporary: Path, output: Path) -> None:
-    """Both files to their final names. An engine without its sidecar, or with that of another, is never opened, so a
+    """Move both files to their final names. An engine without its own sidecar is never opened, so a
     crash between the steps leaves nothing that runs."""
     try:
         sidecar_path(output).unlink(missing_ok=True)
@@ -239,6 +239,6 @@ def _move(temporary: Path, output: Path) -> None:
 
 
 def _with_path(report: ParityReport, output: Path) -> ParityReport:
-    """``report`` with the name the engine will have."""
+    """``report`` with the engine's final name."""
     details: dict[str, Any] = report.candidate.details | {"engine_path": str(output)}
     return dataclasses.replace(report, candidate=dataclasses.replace(report.candidate, details=details))

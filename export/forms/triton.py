@@ -25,8 +25,8 @@ Kind = Literal["auto", "cpu", "gpu"]
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """``max_batch_size``: tiles a call. ``preferred``: batch sizes the server waits for. ``queue_delay_us``: how long
-    it waits for them, in microseconds. ``instances``: copies of the model on each device. ``kind``: where they run."""
+    """``max_batch_size``: tiles per call. ``preferred``: batch sizes the server waits for. ``queue_delay_us``: how long
+    it waits for them, in microseconds. ``instances``: copies of the model on each device. ``kind``: device kind."""
 
     max_batch_size: int = 16
     preferred: tuple[int, ...] = (8, 16)
@@ -35,7 +35,7 @@ class TritonOptions:
     kind: Kind = "auto"
 
     def __post_init__(self) -> None:
-        """Raise ``UsageError`` for a setting that cannot be meant."""
+        """Raise ``UsageError`` for an invalid setting."""
         if self.max_batch_size < 1 or self.instances < 1 or self.queue_delay_us < 0:
             raise UsageError(f"batch size and instances must be at least 1, the queue delay 0 or more; got {self}")
         wrong = [size for size in self.preferred if not 1 <= size <= self.max_batch_size]
@@ -53,7 +53,7 @@ _FORMS: dict[str, tuple[str, str, Kind]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What goes into the repository: the checked bytes by file name, and what they say of themselves."""
+    """Content of a repository entry: the checked bytes by file name, and their description."""
 
     backend: str
     files: dict[str, bytes]
@@ -65,9 +65,9 @@ class Entry:
 def export_triton(
     source: Path, repository: Path, *, name: str | None = None, options: TritonOptions | None = None
 ) -> Path:
-    """Add ``source`` (.onnx, .xml or .engine, checked first) to ``repository``; gives the folder of the entry.
+    """Add ``source`` (.onnx, .xml or .engine, checked first) to ``repository``; returns the folder of the entry.
 
-    ``name``: of the entry, by default the model's. The entry appears whole or not at all, and never replaces one.
+    ``name``: of the entry, by default the model's. The entry appears whole or not at all, and never replaces another.
     Raises ``ModelError``, ``OutputError``, ``UsageError``.
     """
     entry = read_entry(source)
@@ -87,7 +87,7 @@ def export_triton(
                 (place / name).rename(folder)
     except BaseException:
         if new:
-            with contextlib.suppress(OSError):  # not empty: somebody else's by now
+            with contextlib.suppress(OSError):  # not empty: someone else has added files
                 repository.rmdir()
         raise
     return folder
@@ -166,15 +166,15 @@ def config_text(name: str, entry: Entry, options: TritonOptions) -> str:
 
 
 def quoted(text: str) -> str:
-    """``text`` as a string of protobuf's text format: quotes and backslashes escaped, all but ASCII as octal bytes."""
+    """``text`` as a string of protobuf's text format: quotes and backslashes escaped, non-ASCII as octal bytes."""
     signs = {ord('"'): '\\"', ord("\\"): "\\\\", ord("\n"): "\\n"}
     body = "".join(signs.get(b, chr(b) if 32 <= b < 127 else f"\\{b:03o}") for b in text.encode())
     return f'"{body}"'
 
 
 def _for_form(options: TritonOptions, source: Path) -> TritonOptions:
-    """``options`` with the one kind of device that the form runs on: left to choose, the server would put an OpenVINO
-    model on a GPU it finds, and then refuse it. Raises ``UsageError`` where another kind was asked for."""
+    """``options`` with the only device kind that the form supports: otherwise the server would put an OpenVINO
+    model on any GPU it finds, and then refuse it. Raises ``UsageError`` if another kind was requested."""
     backend, _, only = _FORMS[source.suffix.lower()]
     if only == "auto":
         return options

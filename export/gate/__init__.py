@@ -1,1 +1,1 @@
-"""The parity gate: a form is run beside its origin before it is kept."""
+"""The parity gate: a form is compared with its source before it is kept."""

@@ -1,7 +1,7 @@
-"""Where in the network does a form begin to differ? The outputs of its parts side by side, on one tile.
+"""Find where in the network a form begins to differ: the outputs of its parts side by side, on one tile.
 
-The gate says *that* two forms differ. This says from which module on: patch embedding, each transformer block, each
-step of the decoder. It reads the module names that ``graph.name_by_module`` gave to the nodes.
+The gate reports *that* two forms differ. This module reports from which module on: patch embedding, each transformer
+block, each step of the decoder. It uses the module names that ``graph.name_by_module`` gave to the nodes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cellseg_deploy.models.spec import INPUT_NAME
 from cellseg_export.forms.deploy_module import DeployModule
 from cellseg_train.checkpoint import LoadedNetwork
 
-# By precision of the candidate, as a share of the largest value of a module's output: fp32 forms were seen to stay
+# Tolerance by the candidate's precision, as a share of the largest value of a module's output: fp32 forms stayed
 # below 1e-5; half rounds each value to 5e-4 of itself, and errors add up from block to block.
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "mixed": 2e-2, "bf16": 0.1, "int8": 0.3}
 
@@ -26,16 +26,16 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "mixed": 2e-2, "bf16": 0.1, "int8": 0.3
 def locate_fault(
     network: LoadedNetwork, path: Path, tile_nhwc: npt.NDArray[np.uint8], *, tolerance: float = TOLERANCE["fp32"]
 ) -> str:
-    """A sentence naming the first module of which the ``.onnx`` file ``path`` computes something else than PyTorch.
+    """A sentence naming the first module where the ``.onnx`` file ``path`` computes something else than PyTorch.
 
     ``tile_nhwc``: (1, S, S, 3). Empty if no module differs by more than ``tolerance`` of its largest value, or the
-    nodes of the file bear no module names.
+    nodes of the file carry no module names.
     """
     expected = _outputs_in_torch(network, tile_nhwc)
     got = _outputs_in_onnx(path, list(expected), tile_nhwc)
     for module, value in expected.items():
         if module not in got or got[module].shape != value.shape:
-            continue  # fused with its neighbour
+            continue  # fused with the next node
         scale = float(np.abs(value).max()) or 1.0
         difference = float(np.abs(got[module] - value).max()) / scale
         if not difference <= tolerance:
@@ -44,7 +44,7 @@ def locate_fault(
 
 
 def parts(module: DeployModule) -> dict[str, nn.Module]:
-    """The modules to look at, by the names they bear in the exported graph, in the order in which they run."""
+    """The modules to compare, by their names in the exported graph, in the order in which they run."""
     net = module.net
     found: dict[str, nn.Module] = {"normalise": module.normalise, "encoder.patch_embed": net.encoder.patch_embed}
     found |= {f"encoder.blocks.{i}": block for i, block in enumerate(net.encoder.blocks)}
@@ -92,7 +92,7 @@ def _outputs_in_onnx(
     onnxruntime = import_onnxruntime()
 
     model = onnx.load(path, load_external_data=False)
-    last: dict[str, str] = {}  # module -> what its last node gives
+    last: dict[str, str] = {}  # module -> output of its last node
     for node in model.graph.node:
         for module in modules:
             if node.name.startswith((f"{module}/", f"{module}.")):

@@ -1,9 +1,9 @@
-"""A half-precision graph in real half arithmetic, on the CPU: what a GPU would meet, overflow included.
+"""Run a half-precision graph in real half arithmetic on the CPU, as a GPU would, overflow included.
 
-ONNX Runtime has hardly any half-precision operator for CPUs: it computes in float between the operators and hides what
-overflows. Here PyTorch runs the very graph that is handed over, node by node. Every tensor that the graph declares
+ONNX Runtime has hardly any half-precision operators for CPUs: it computes in float between the operators, which hides
+overflow. Here PyTorch runs the exported graph itself, node by node. Every tensor that the graph declares
 half is a half tensor, rounded after each node (sums within a product are kept in float, as on tensor cores), and the
-first node that answers with infinity or NaN to finite input is named.
+first node that returns infinity or NaN for finite input is named.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DTYPES = {1: torch.float32, 2: torch.uint8, 6: torch.int32, 7: torch.int64, 9: 
 
 @dataclass(frozen=True)
 class Overflow:
-    """``node`` of ``part`` gave ``n_bad`` of ``n`` values that are infinite or NaN although its input was finite."""
+    """``node`` of ``part`` returned ``n_bad`` of ``n`` values as infinity or NaN although the input was finite."""
 
     node: str
     part: str
@@ -45,7 +45,7 @@ class Overflow:
 class HalfBackend(Backend):
     """A graph (onnx.ModelProto) run by PyTorch in the types it declares.
 
-    ``overflow``: the first one met, None so far; the call in which it was met raises ``DataError``. ``largest``: by
+    ``overflow``: the first one found, None so far; the call in which it occurs raises ``DataError``. ``largest``: by
     part, the largest absolute value of a half tensor so far.
     """
 
@@ -53,7 +53,7 @@ class HalfBackend(Backend):
     device = "cpu"
 
     def __init__(self, model: Any, spec: ModelSpec, precision: str = "fp16") -> None:
-        """Raises ``ModelError`` if the graph holds an operator that is not known here."""
+        """Raises ``ModelError`` if the graph contains an operator that is not supported here."""
         self.spec = spec
         self.precision = precision
         self.overflow: Overflow | None = None
@@ -103,7 +103,7 @@ Call = Callable[[Inputs], Sequence[Tensor]]
 
 
 def _operator(node: Any) -> Call:
-    """The function that computes ``node``; ``ModelError`` if there is none."""
+    """Return the function that computes ``node``; ``ModelError`` if there is none."""
     import onnx
 
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}

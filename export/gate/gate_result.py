@@ -1,6 +1,6 @@
-"""What becomes of a form after the gate: the report it leaves, the sentence it carries, or the refusal.
+"""Outcome of the gate for a form: the report, the note in its ModelSpec, or the refusal.
 
-    accepted  MODEL.parity.json, and nothing is left of an earlier refusal
+    accepted  MODEL.parity.json, and files of an earlier refusal are removed
     refused   MODEL.refused.json and .jpg, so that an older model of that name keeps its own report
 
 Needs no PyTorch.
@@ -20,7 +20,7 @@ REFUSED_END = ".refused.json"
 
 
 def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bool) -> str:
-    """The sentence for ``ModelSpec.parity`` of the model to be at ``path``; its report is then at ``report_path``.
+    """Return the note for ``ModelSpec.parity`` of the model to be at ``path``; its report is then at ``report_path``.
 
     Raises ``ParityError`` if ``report`` does not let the model pass; the report and a picture of the worst image are
     written first, see ``refused_path_of``. Raises ``OutputError``.
@@ -29,7 +29,7 @@ def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bo
         f"{report.n_cells} cells in {len(report.images)} images ({report.images_from}), largest difference of a "
         f"probability {report.max_difference:.1e}{''.join(f'; {note}' for note in report.notes)}"
     )
-    # Where nothing is found all probabilities are near 0, and so are their differences: look inside, too.
+    # Where nothing is found all probabilities are near 0, and so are their differences: compare inner modules as well.
     tensors_agree = report.tensors_agree and not report.parts_at
     if report.verdict == "passed":
         sentence = f"verified: counts as {report.reference.backend} does under policy {report.policy.name}; {figures}"
@@ -45,12 +45,12 @@ def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bo
 
 
 def refused_path_of(report_path: Path) -> Path:
-    """Where the report of a refused model lies, beside its picture (.jpg); ``report_path``: that of an accepted one."""
+    """Path of a refused model's report, next to its picture (.jpg); ``report_path``: that of an accepted one."""
     return report_path.with_name(report_path.name.removesuffix(REPORT_END) + REFUSED_END)
 
 
 def _refusal(report: ParityReport, path: Path, report_path: Path, *, unverified: bool) -> ParityError:
-    """What to raise; the report and its picture are written."""
+    """Return the error to raise, after writing the report and its picture."""
     refused = refused_path_of(report_path)
     picture = refused.with_suffix(".jpg")
     write_bytes(refused, report.to_json())

@@ -1,4 +1,4 @@
-"""The gate in real half arithmetic, and the search for the parts of a network that half precision does not suit."""
+"""The gate in real half arithmetic, and the search for the parts of a network that need FP32."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _MEMORY_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class HalfOutcome:
-    """What a graph does in real half arithmetic. ``faults``: why it is refused, empty if it passes. ``part``: where it
-    overflows, empty if it does not. ``notes``: how near it came."""
+    """Result of a graph in real half arithmetic. ``faults``: why it is refused, empty if it passes. ``part``: where it
+    overflows, empty if it does not. ``notes``: how close it came."""
 
     faults: tuple[str, ...]
     part: str = ""
@@ -34,7 +34,7 @@ class HalfOutcome:
 
     @property
     def passed(self) -> bool:
-        """Nothing speaks against the graph."""
+        """Whether the graph has no faults."""
         return not self.faults
 
 
@@ -43,8 +43,8 @@ def check_in_half(
 ) -> HalfOutcome:
     """Run the half-precision graph ``model`` (onnx.ModelProto) in PyTorch on ``images`` against ``reference``.
 
-    It fails where a value overflows, or where counts and cells miss ``policy``; with too few cells to judge by, where a
-    probability is further off than the policy's tolerance.
+    It fails if a value overflows, or if counts and cells violate ``policy``; with too few cells to judge, if a
+    probability differs by more than the policy's tolerance.
     """
     backend = HalfBackend(model, spec)
     try:
@@ -75,10 +75,10 @@ def mixed_form(
     batch_size: int = 8,
     on_try: Callable[[str], None] = lambda _: None,
 ) -> Any:
-    """The fp32 ``model`` in half precision, with those parts kept in FP32 that need it; a new onnx.ModelProto.
+    """The fp32 ``model`` in half precision, with the parts that need it kept in FP32; a new onnx.ModelProto.
 
-    If no choice of parts passes, it is the plain half form: the gate that follows says why. ``on_try``: told of each
-    attempt. Raises ``ModelError``.
+    If no choice of parts passes, returns the plain half form: the gate that follows reports why. ``on_try``: called for
+    each attempt. Raises ``ModelError``.
     """
     remembered = Remembered(reference)
 
@@ -94,10 +94,10 @@ def mixed_form(
 def parts_to_keep(
     parts: Sequence[str], start: Collection[str], attempt: Callable[[Collection[str]], HalfOutcome]
 ) -> tuple[str, ...]:
-    """Which of ``parts`` must stay in FP32 besides ``start`` so that ``attempt(kept)`` passes.
+    """Find which of ``parts`` must stay in FP32 in addition to ``start`` so that ``attempt(kept)`` passes.
 
-    Parts that overflow name themselves, one an attempt. Where it is precision that lacks, the shortest passing prefix
-    of the other parts is found by bisection, whose last part is needed; and again, until those found suffice: none of
+    Overflowing parts are found directly, one per attempt. Where precision is insufficient, the shortest passing prefix
+    of the other parts is found by bisection; its last part is needed; repeated until the parts found suffice. None of
     them can be left out, as long as more FP32 never makes things worse. ``start`` alone if FP32 in all parts fails too.
     """
     kept = dict.fromkeys(start)
@@ -123,7 +123,7 @@ def parts_to_keep(
 
 
 class Remembered(Backend):
-    """Another backend whose answers are kept, up to half a gigabyte, so that many candidates cost one reference."""
+    """Wraps a backend and caches its answers, up to half a gigabyte, so that many candidates cost one reference."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -143,7 +143,7 @@ class Remembered(Backend):
         return answer
 
     def describe(self) -> dict[str, Any]:
-        """As the other backend."""
+        """Description of the wrapped backend."""
         return self._backend.describe()
 
 

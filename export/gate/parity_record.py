@@ -1,4 +1,4 @@
-"""A gate's report and a stopwatch to the parity record that ``--backend auto`` chooses by."""
+"""Build the parity record that ``--backend auto`` uses from a gate's report and timings."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _CALLS = (3, 20)
 def time_backend(
     backend: Backend, tile_nhwc: npt.NDArray[np.uint8], *, batch_size: int = 8, seconds: float = _SECONDS
 ) -> Timing:
-    """Median time of ``backend`` for a batch of ``tile_nhwc`` (1, H, W, 3), after a first call that does not count.
+    """Median time of ``backend`` for a batch of ``tile_nhwc`` (1, H, W, 3), after a first call that is not counted.
 
-    A backend answers when it is done, so nothing is left running when the watch stops. 3 to 20 calls, ``seconds`` at
-    most once there are 3.
+    A backend returns when it is done, so nothing is still running when the timer stops. 3 to 20 calls, at most
+    ``seconds`` once there are 3.
     """
     tiles = np.repeat(tile_nhwc, batch_size, axis=0)
     backend.predict(tiles)
@@ -54,7 +54,7 @@ def make_record(
     timing: Timing | None = None,
     reference_timing: Timing | None = None,
 ) -> ParityRecord:
-    """Record of ``candidate``, opened from ``path`` (or to be there, if it was refused), by the gate's ``report``;
+    """Record of ``candidate``, opened from ``path`` (or intended for it, if refused), from the gate's ``report``;
     errors as ``check_recordable``."""
     identity, version = _network_and_version(candidate, path)
     form = form_of(candidate, path)
@@ -79,10 +79,10 @@ def make_record(
 
 
 def check_recordable(reference: Backend, candidate: Backend, path: Path, policy: ParityPolicy) -> None:
-    """Raise unless a comparison by ``policy`` may stand in the records of ``candidate``, opened from ``path``.
+    """Raise unless a comparison by ``policy`` may be recorded for ``candidate``, opened from ``path``.
 
-    ``UsageError`` for PyTorch, which cellseg-infer does not run, for a reference that is the same form, or no reference
-    at all, and for a policy looser than the form's own; ``ModelError`` for a form that does not know its network.
+    ``UsageError`` for PyTorch, which cellseg-infer does not run, for a reference that is the same form, or not a
+    reference at all, and for a policy looser than the form's own; ``ModelError`` for a form of unknown network.
     """
     if candidate.name == "pytorch":
         raise UsageError(
@@ -112,8 +112,8 @@ def record_form(
     *,
     batch_size: int = 8,
 ) -> ParityRecord:
-    """Time both forms on the first of ``images``, and add the record of ``candidate`` beside each model of ``beside``
-    that lies in the folder of ``path``, which records name without a folder. Errors as ``check_recordable``."""
+    """Time both forms on the first of ``images``, and add the record of ``candidate`` next to each model of ``beside``
+    that is in the folder of ``path``, because records name files without a folder. Errors as ``check_recordable``."""
     check_recordable(reference, candidate, path, report.policy)
     _, image_hwc = next(images.load())
     tile = middle_tile(candidate.spec, image_hwc)
@@ -131,7 +131,7 @@ def record_form(
 def record_refusal(report: ParityReport, candidate: Backend, path: Path, beside: Iterable[Path]) -> None:
     """Add to the records of ``beside``, as ``record_form`` does, that the form meant for ``path`` failed.
 
-    Nothing is added where an older file, which may well have passed, keeps that name, or if the gate could not tell.
+    Nothing is added if an older file, which may well have passed, keeps that name, or if the gate was inconclusive.
     """
     if report.verdict == "failed" and not path.exists():
         _add(make_record(report, candidate, path), path, beside)
@@ -143,7 +143,7 @@ def _add(record: ParityRecord, path: Path, beside: Iterable[Path]) -> None:
 
 
 def _network_and_version(candidate: Backend, path: Path) -> tuple[str, str]:
-    """Identity of the network of ``candidate``, and the version of its engine; raises ``ModelError`` without."""
+    """Identity of the network of ``candidate``, and the version of its engine; raises ``ModelError`` if unknown."""
     identity, version = candidate.describe().get("model_identity"), engine_version(candidate.name)
     if not identity or version is None:
         raise ModelError(f"{path}: {candidate.name} does not say which network this is; export the form again")

@@ -15,9 +15,9 @@ from cellseg_train.optim import choose_device
 
 
 class TorchBackend(Backend):
-    """A trained network as the training itself runs it, in fp32.
+    """A trained network as run in training, in fp32.
 
-    It does not go through ``DeployModule``, so a fault made there shows up as a difference.
+    It does not use ``DeployModule``, so a fault in that module shows up as a difference.
     """
 
     name = "pytorch"

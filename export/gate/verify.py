@@ -1,4 +1,4 @@
-"""The parity gate with everything around it: which forms, which images."""
+"""The parity gate with its inputs: which forms, which images."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 SAMPLE_SEED = 20261
 N_SAMPLES = 4
 _HALF = ("fp16", "mixed")
-_SMALLEST_CELL_PX = 12.0  # SmearParams draws no smaller ones
+_SMALLEST_CELL_PX = 12.0  # SmearParams does not draw smaller ones
 
 
 @dataclass(frozen=True)
 class GateImages:
     """Images for a gate, made or read one at a time.
 
-    ``source``: what the report says of them. ``truth``: true labels of the image of that name, which ``load`` has just
-    given; None if nobody knows them.
+    ``source``: description for the report. ``truth``: true labels of the image of that name, which ``load`` has just
+    returned; None if unknown.
     """
 
     source: str
@@ -53,9 +53,9 @@ class GateImages:
 def sample_images(spec: ModelSpec, n: int = N_SAMPLES) -> GateImages:
     """``n`` synthetic smears, always the same for one model, with cells as large as those it was trained on.
 
-    Every other one comes from another laboratory, so that colours vary; about 90 cells in an image.
+    Every other smear imitates another laboratory, so that colours vary; about 90 cells per image.
     """
-    # About cells of 90 px, in an image of 1600 x 1200, everything else follows in proportion.
+    # About cells of 90 px, in an image of 1600 x 1200, everything else is in proportion.
     diameter = max(spec.cell_diameter_px / spec.image_scale, _SMALLEST_CELL_PX)
     zoom = diameter / SmearParams().cell_diameter_px
     height, width = (max(64, round(side * zoom)) for side in SmearParams().size_hw)
@@ -83,10 +83,10 @@ def sample_images(spec: ModelSpec, n: int = N_SAMPLES) -> GateImages:
 
 def folder_images(folder: Path, masks: Path | None = None, foreground: MaskForeground = "auto") -> GateImages:
     """The images in ``folder``, with the masks or label images in ``masks``, paired by stem, as their truth.
-    ``foreground``: which numbers of the masks are cells, as in ``read_labels``.
+    ``foreground``: which mask values are cells, as in ``read_labels``.
 
-    Raises ``NothingToDoError`` if there is no image, ``DataError`` if one has no partner. One that cannot be read is an
-    error when its turn comes, for a gate that skips images proves less than it says.
+    Raises ``NothingToDoError`` if there is no image, ``DataError`` if one has no partner. An unreadable image is an
+    error when it is reached, because a gate that skips images proves less than it reports.
     """
     if masks is not None:
         return _pairs(folder, masks, foreground)
@@ -129,12 +129,12 @@ def open_form(
     """Open any form of a network: a training run or its ``.safetensors`` in PyTorch, an ``.onnx`` in ONNX Runtime, an
     ``.xml`` in OpenVINO, an ``.engine`` in TensorRT on the GPU.
 
-    ``backend``: another engine for an ``.onnx``; never ``auto``, for what a gate compares must not depend on what an
+    ``backend``: another engine for an ``.onnx``; never ``auto``, because a comparison must not depend on what an
     earlier one recorded. ``precision``: arithmetic of OpenVINO, ``fp32`` or ``bf16``.
     """
     suffix = path.suffix.lower()
     if suffix == ENGINE_SUFFIX or (suffix == ".onnx" and backend == "tensorrt"):
-        # The only device there is for an engine.
+        # The only device kind for an engine.
         gpu = "cuda" if device == "cpu" else device
         return open_backend(path, EngineOptions("tensorrt", gpu))
     if suffix in (".onnx", OPENVINO_SUFFIX):
@@ -161,10 +161,10 @@ def verify(
     batch_size: int = 8,
     on_image: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
-    """``parity.compare`` on ``images``; the report names their source.
+    """Run ``parity.compare`` on ``images``; the report names their source.
 
-    ``policy``: by default the one for the candidate's precision. A half-precision ONNX file on the CPU is run in real
-    half arithmetic too, for ONNX Runtime would hide an overflow there: what that shows is among ``faults`` and
+    ``policy``: by default the one for the candidate's precision. A half-precision ONNX file on the CPU is also run in
+    real half arithmetic, because ONNX Runtime would hide an overflow there: the results are in ``faults`` and
     ``notes``.
     """
     policy = policy or policy_for(candidate.precision)
@@ -187,7 +187,7 @@ def verify(
 
 
 def look_inside(report: ParityReport, network: LoadedNetwork, path: Path, images: GateImages) -> ParityReport:
-    """``report``, which compared ``network`` with the ``.onnx`` file ``path``, with the module at which the two part.
+    """``report`` of ``network`` against the ``.onnx`` file ``path``, with the module at which the two diverge.
 
     Unchanged if it passed. Close the candidate first: a large model would be in memory twice.
     """
@@ -209,7 +209,7 @@ def _with_half_check(
     policy: ParityPolicy,
     batch_size: int,
 ) -> ParityReport:
-    """What ``run(reference)`` gives, with what real half arithmetic shows."""
+    """Result of ``run(reference)``, extended by the findings of real half arithmetic."""
     if importlib.util.find_spec("torch") is None:
         raise BackendUnavailableError(
             "a half-precision model is checked in PyTorch's half arithmetic, for ONNX Runtime hides an overflow on the "
@@ -224,7 +224,7 @@ def _with_half_check(
     model = onnx.load_model_from_string(candidate.model_file.data)
     try:
         report = run(reference)
-    except ParityError as error:  # an overflow so large that not even ONNX Runtime hides it: where is it?
+    except ParityError as error:  # an overflow that even ONNX Runtime cannot hide: locate it
         outcome = check_in_half(model, candidate.spec, reference, images, policy, batch_size=batch_size)
         raise ParityError("\n  - ".join((str(error), *outcome.faults))) from error
     outcome = check_in_half(model, candidate.spec, reference, images, policy, batch_size=batch_size)
