@@ -98,7 +98,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 class DataSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Statistics of the training images, with which ``cellseg-evaluate describe`` compares other images.
 
-    ``values``: quantity -> spread over images (``diameter_px``: over cells), as measured by ``data_alignment``.
+    ``values``: quantity -> spread over images (``diameter_px``: over cells), as measured by ``training_match``.
     ``version``: version of those measurements; figures of another version are not compared. The layout is fixed, so
     that a model with a newer summary still loads.
     """
