@@ -12,7 +12,7 @@ import torch
 from export_networks import TINY, spec_of, trained_network
 from onnx import numpy_helper
 
-from cellseg_deploy.backends import open_backend
+from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.cli import console
 from cellseg_deploy.models import onnx_file
 from cellseg_deploy.parity.compare import compare, compare_tensors
@@ -66,7 +66,7 @@ def test_it_computes_what_pytorch_does_and_classes_sum_to_one(
 ) -> None:
     pytest.importorskip(backend)
     expected = TorchBackend(network).predict(tiles())
-    with open_backend(exported, backend=backend, threads=1) as engine:
+    with open_backend(exported, EngineOptions(backend=backend, threads=1)) as engine:
         got = engine.predict(tiles())
     assert got.shape == (2, 5, TINY.tile_size, TINY.tile_size)
     assert compare_tensors(expected, got, tolerance=1e-3).share_over == 0
