@@ -1,7 +1,7 @@
 """What a run is, as far as its results depend on it: two runs of one identity give the same files.
 
 Kept in the first line of the journal. What cannot change a finished image is left out on purpose, so that a run can be
-resumed with it changed: batch size, threads, ``--max-pixels``, what is shown on the screen.
+resumed with it changed: batch size, threads, ``max_pixels``, what is shown on the screen.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 
 from cellseg_deploy.outputs.tables import utf8
 
-_OPTIONS = {  # of cellseg-infer: what to give to have the recorded value again
-    "task": "--task",
-    "backend.name": "--backend",
-    "backend.device": "--device",
-    "backend.precision": "--precision",
-    "settings.scale": "--scale or --cell-diameter",
-    "settings.halo": "--halo",
-    "settings.bit_depth": "--bit-depth",
-    "settings.pixel_size_um": "--pixel-size",
-    "settings.count_rule": "--count-rule",
-    "settings.border_cells": "--border-cells",
-    "settings.field_of_view": "--field",
-    "settings.classes": "--classes",
-    "saved": "--save",
-    "model.sha256": "--model",
-    "model.given_sha256": "--model",
+_ARGUMENTS = {  # what to give to have the recorded value again
+    "task": "`task`",
+    "backend.name": "`backend`",
+    "backend.device": "`device`",
+    "backend.precision": "`precision`",
+    "settings.scale": "`scale` or `cell_diameter_px`",
+    "settings.halo": "`halo`",
+    "settings.bit_depth": "`bit_depth`",
+    "settings.pixel_size_um": "`pixel_size_um`",
+    "settings.count_rule": "`count_rule`",
+    "settings.border_cells": "`border_cells`",
+    "settings.field_of_view": "`field`",
+    "settings.classes": "`classes`",
+    "saved": "`save`",
+    "model.sha256": "`model`",
+    "model.given_sha256": "`model`",
     "inputs": "folders that names of images begin in",
 }
 _BEFORE_THERE_WERE = {"border_cells": "model", "field_of_view": "full"}
@@ -41,7 +41,7 @@ class RunIdentity:
 
     ``program``: name and version. ``model``: ``name`` and ``sha256`` of the file. ``backend``: ``name``, ``device``,
     ``precision`` and the engine's version. ``task``; ``operating_point``: parameters of the instance step.
-    ``settings``: what else changes results, by the names of the options. ``saved``: names of the formats.
+    ``settings``: what else changes results, by the names of the arguments. ``saved``: names of the formats.
     ``versions``: of the libraries that compute. ``inputs``: absolute folders that names are relative to.
     """
 
@@ -88,8 +88,8 @@ def differences(recorded: RunIdentity, asked: RunIdentity) -> list[str]:
         if key == _NAME_OF_A_FILE:
             continue
         if key not in before or key not in now or before[key] != now[key]:
-            option = f" ({_OPTIONS[key]})" if key in _OPTIONS else ""
-            lines.append(f"{_words(key)}{option}: {_said(before, key)} there, {_said(now, key)} now")
+            argument = f" ({_ARGUMENTS[key]})" if key in _ARGUMENTS else ""
+            lines.append(f"{_words(key)}{argument}: {_said(before, key)} there, {_said(now, key)} now")
     return lines
 
 
