@@ -25,7 +25,7 @@ from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.batching import Job, Network, Overlapped, alone
 from cellseg_deploy.cells import scale as scales
 from cellseg_deploy.cells.classes import classify, counting_classes
-from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule
+from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule
 from cellseg_deploy.cells.field_marks import drawn_note, find_pointer, pointer_note, without_drawn, without_pointer
 from cellseg_deploy.cells.field_of_view import (
     MAX_AREA,
@@ -48,7 +48,7 @@ from cellseg_deploy.cells.instances import (
 )
 from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.cells.notes import Note
-from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, fixed_scale, lost_note, size_note
+from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, check_scale, fixed_scale, lost_note, size_note
 from cellseg_deploy.cells.stain import negative_note
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.images import any_image
@@ -219,6 +219,9 @@ class Segmenter:
         >>> [cells.name for cells in model.map(["smear.png", "other.png"])]
         ['smear.png', 'other.png']
         """
+        if isinstance(images, str | Path):
+            raise UsageError(f"images must be several, got the path {str(images)!r}; call the segmenter, or use run")
+        check_scale(1.0 if scale is None else scale)
         work = partial(self._one, read=read, field=field, count_rule=count_rule, scale=scale)
         jobs = [Job(partial(work, image), partial(self._bytes_of, image, scale)) for image in images]
         return self.results(jobs, thread_plans.plan_of_engine(self.threads))
@@ -273,6 +276,8 @@ class Segmenter:
         count_rule: CountRule,
         scale: float | None,
     ) -> Segmentation:
+        check_rule(count_rule)
+        check_scale(1.0 if scale is None else scale)
         clock = StageClock()
         with clock("read"):
             loaded = any_image.load(image, read)

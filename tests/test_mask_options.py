@@ -39,7 +39,8 @@ READING_MASKS = {
 
 def test_they_are_known() -> None:
     assert set(READING_MASKS) == {
-        *("cellseg-train", "cellseg-evaluate"),
+        "cellseg-train",
+        *(f"cellseg-evaluate {name}" for name in ("score", "calibrate", "describe")),
         *(f"cellseg-export {name}" for name in ("onnx", "verify", "tensorrt", "openvino", "int8")),
         *(f"cellseg_benchmarks {name}" for name in ("parity", "study", "savings", "robustness")),
     }

@@ -64,8 +64,7 @@ class Backend(ABC):
             raise UsageError("an empty batch of tiles was given; engines differ in what they make of it")
         self._check_process()
         with self._one_call:
-            if self._is_closed:
-                raise UsageError(f"this {self.name} engine was closed; open the model again")
+            self.check_open()
             probabilities = self._predict(np.ascontiguousarray(tiles_nhwc))
         expected = (len(tiles_nhwc), len(self.spec.channels), size, size)
         if probabilities.shape != expected:
@@ -89,6 +88,11 @@ class Backend(ABC):
 
     def _close(self) -> None:  # noqa: B027  (most engines free themselves)
         """Release what the subclass holds; called once, while no call is running."""
+
+    def check_open(self) -> None:
+        """Raise ``UsageError`` if the backend was closed."""
+        if self._is_closed:
+            raise UsageError(f"this {self.name} engine was closed; open the model again")
 
     def _check_process(self) -> None:
         """Raise in a forked process: engine threads are not copied by a fork, so a call would wait for them forever."""

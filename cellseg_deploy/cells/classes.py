@@ -79,7 +79,8 @@ def counting_classes(known: Sequence[str], asked: Sequence[str] | None) -> tuple
     if asked is None:
         return tuple(name for name in known if name not in NOT_COUNTED)
     if not known:
-        raise UsageError(f"the model tells no classes of cells apart, so {', '.join(asked)} cannot be counted alone")
+        alone = f", so {', '.join(asked)} cannot be counted alone" if asked else "; leave `classes` out"
+        raise UsageError(f"the model tells no classes of cells apart{alone}")
     if unknown := [name for name in asked if name not in known]:
         raise UsageError(f"the model knows no class {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
     if not asked:

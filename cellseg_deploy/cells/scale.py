@@ -185,8 +185,10 @@ def fixed_scale(
     return check_scale(result)
 
 
-def check_scale(scale: float) -> float:
-    """Return ``scale``. Raises ``UsageError`` if it is out of range."""
+def check_scale(scale: float | str) -> float:
+    """Return ``scale``. Raises ``UsageError`` if it is not a number in range."""
+    if isinstance(scale, str):
+        raise UsageError(f"scale must be a number of model px per image px, got {scale!r}")
     if not (math.isfinite(scale) and 1 / MAX_SCALE <= scale <= MAX_SCALE):
         raise UsageError(
             f"scale must lie between 1/{MAX_SCALE:g} and {MAX_SCALE:g} model px per image px, got {scale:g}"

@@ -104,8 +104,19 @@ _ARGUMENTS = (
         "cuda_graph",
         "device",
     ),
-    *("field", "halo", "mask_foreground", "masks", "max_pixels", "model", "pixel_size_um", "precision", "rebuild"),
-    *("scale", "streams", "task", "threads"),
+    *(
+        "field",
+        "halo",
+        "mask_foreground",
+        "masks",
+        "max_pixels",
+        "model",
+        "overwrite",
+        "pixel_size_um",
+        "precision",
+        "rebuild",
+    ),
+    *("save", "scale", "streams", "task", "threads"),
 )
 _MARKED = re.compile(rf"`({'|'.join(_ARGUMENTS)})(?:=('?)([^`']+)\2)?`")
 

@@ -268,11 +268,11 @@ def _print(facts: DataFacts, compared: Sequence[Comparison], spec: ModelSpec, ou
     rows += [("bars", f"scale bar seen in {facts.scale_bars}"), ("tags", f"resolution in the files: {tags}")]
     for name, value in rows:
         click.echo(f"{name:<8} {console.printable(value)}")
-    click.echo(f"\n{'by image: median (5 to 95 %)':<34}{'here':<28}training images")
+    click.echo(f"\n{'by image: median (5 to 95 %)':<34}{'here':<30}training images")
     for one in compared:
         mark = "" if not one.outside else "   outside"
         mark = f"   {len(one.odd_images)} outside" if one.odd_images and not one.outside else mark
-        click.echo(f"{one.quantity.label:<34}{_words(one.here):<28}{_words(one.training)}{mark}")
+        click.echo(f"{one.quantity.label:<34}{_words(one.here):<29} {_words(one.training)}{mark}")
     click.echo(f"\nresults  {console.printable(out)}")
 
 

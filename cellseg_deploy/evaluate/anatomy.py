@@ -35,7 +35,6 @@ from cellseg_deploy.cells.metrics import (
     overlap_table,
 )
 
-KINDS = ("merge", "split", "miss", "invention", "outline", "parted")
 Labels = npt.NDArray[np.integer[Any]]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[int, int, int, int]

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from cellseg_deploy.evaluate.agreement import Limits
     from cellseg_deploy.evaluate.sweep import Point
 
-PACKAGES = ("matplotlib",)
 DPI = 110
 # Okabe and Ito's colours: also distinguishable by the colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -1,7 +1,7 @@
 """Identity of a run: everything that its results depend on. Two runs with the same identity give the same files.
 
 Stored in the first line of the journal. Settings that cannot change a finished image are left out on purpose, so that
-a run can be resumed with other values: batch size, threads, ``--max-pixels``, screen output.
+a run can be resumed with other values: batch size, threads, ``max_pixels``, screen output.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 
 from cellseg_deploy.outputs.tables import utf8
 
-_OPTIONS = {  # options of cellseg-infer that restore the recorded values
-    "task": "--task",
-    "backend.name": "--backend",
-    "backend.device": "--device",
-    "backend.precision": "--precision",
-    "settings.scale": "--scale or --cell-diameter",
-    "settings.halo": "--halo",
-    "settings.bit_depth": "--bit-depth",
-    "settings.pixel_size_um": "--pixel-size",
-    "settings.count_rule": "--count-rule",
-    "settings.border_cells": "--border-cells",
-    "settings.field_of_view": "--field",
-    "settings.classes": "--classes",
-    "saved": "--save",
-    "model.sha256": "--model",
-    "model.given_sha256": "--model",
+_ARGUMENTS = {  # arguments that restore the recorded values
+    "task": "`task`",
+    "backend.name": "`backend`",
+    "backend.device": "`device`",
+    "backend.precision": "`precision`",
+    "settings.scale": "`scale` or `cell_diameter_px`",
+    "settings.halo": "`halo`",
+    "settings.bit_depth": "`bit_depth`",
+    "settings.pixel_size_um": "`pixel_size_um`",
+    "settings.count_rule": "`count_rule`",
+    "settings.border_cells": "`border_cells`",
+    "settings.field_of_view": "`field`",
+    "settings.classes": "`classes`",
+    "saved": "`save`",
+    "model.sha256": "`model`",
+    "model.given_sha256": "`model`",
     "inputs": "folders that names of images begin in",
 }
 _BEFORE_THERE_WERE = {"border_cells": "model", "field_of_view": "full"}
@@ -41,7 +41,7 @@ class RunIdentity:
 
     ``program``: name and version. ``model``: ``name`` and ``sha256`` of the file. ``backend``: ``name``, ``device``,
     ``precision`` and the engine's version. ``task``; ``operating_point``: parameters of the instance step.
-    ``settings``: everything else that changes results, by option name. ``saved``: names of the formats.
+    ``settings``: everything else that changes results, by argument name. ``saved``: names of the formats.
     ``versions``: versions of the libraries that compute. ``inputs``: absolute folders that names are relative to.
     """
 
@@ -88,8 +88,8 @@ def differences(recorded: RunIdentity, asked: RunIdentity) -> list[str]:
         if key == _NAME_OF_A_FILE:
             continue
         if key not in before or key not in now or before[key] != now[key]:
-            option = f" ({_OPTIONS[key]})" if key in _OPTIONS else ""
-            lines.append(f"{_words(key)}{option}: {_said(before, key)} there, {_said(now, key)} now")
+            argument = f" ({_ARGUMENTS[key]})" if key in _ARGUMENTS else ""
+            lines.append(f"{_words(key)}{argument}: {_said(before, key)} there, {_said(now, key)} now")
     return lines
 
 

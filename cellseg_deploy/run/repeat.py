@@ -67,7 +67,7 @@ class RecordedRun:
             return given
         there = next((path for path in (self.model, self.form) if os.path.isfile(path)), None)  # noqa: PTH113
         if there is None:
-            raise ModelError(f"{self.model}: the model of {self.file} is not there any more; give it with --model")
+            raise ModelError(f"{self.model}: the model of {self.file} is not there any more; give it as `model`")
         return there
 
     def check(self, now: RunIdentity) -> None:
@@ -80,7 +80,7 @@ class RecordedRun:
         if self.identity.model.get("sha256") != now.model.get("sha256"):
             raise ModelError(
                 f"the model is not the one of {self.file} (SHA-256 {self.identity.model.get('sha256')} expected, "
-                f"{now.model.get('sha256')} found); give that one with --model"
+                f"{now.model.get('sha256')} found); give that one as `model`"
             )
         if others:
             _log.warning("labels may differ from those of %s: %s", self.file, "; ".join(others))

@@ -81,6 +81,7 @@ def run(
     on_image: Callable[[str], None],
 ) -> FolderResult:
     """See ``Segmenter.run``."""
+    segmenter.backend.check_open()  # before a journal says that a run of this engine began
     images = find_images([Path(path) for path in paths])
     options = RunOptions(
         save=save,

@@ -97,7 +97,7 @@ def different_run(out: Path, reasons: Sequence[str]) -> OutputError:
     """Return the error to raise if the run in ``out`` is not the one requested."""
     return OutputError(
         f"{out}: contains a different run and cannot be resumed: {'; '.join(reasons)}. "
-        "Use the same settings, choose another folder, or start over with --overwrite"
+        "Use the same settings, choose another folder, or start over with `overwrite=True`"
     )
 
 

@@ -150,7 +150,7 @@ class _Session:
         if edited:
             _log.warning(
                 "edited since the run, and kept: %s; rows of the tables are those of the run. Replace all with "
-                "--overwrite, or delete the file to have it made again",
+                "`overwrite=True`, or delete the file to have it made again",
                 some(sorted(edited)),
             )
             self.summary.edited |= edited
@@ -224,7 +224,7 @@ class _Session:
                 raise
             if isinstance(error, MemoryError):
                 said = f" ({error})" if str(error) else ""
-                reason = f"not enough memory{said}; try --batch-size 1 or smaller images"
+                reason = f"not enough memory{said}; try `batch_size=1` or smaller images"
             elif isinstance(error, DataError):
                 reason = str(error)
             else:

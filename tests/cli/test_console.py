@@ -13,7 +13,7 @@ from cellseg_deploy.cli import console, evaluate, infer
 
 ROOT = Path(__file__).resolve().parents[2] / "cellseg_deploy"
 # Commands of their own, and rooms whose messages are still to be rewritten.
-EXEMPT = ("cli/", "samples/", "run/", "images/find.py", "backends/tensorrt_build.py")
+EXEMPT = ("cli/", "samples/", "images/find.py", "backends/tensorrt_build.py")
 LIBRARY = [path for path in sorted(ROOT.rglob("*.py")) if not path.relative_to(ROOT).as_posix().startswith(EXEMPT)]
 
 
@@ -25,6 +25,9 @@ LIBRARY = [path for path in sorted(ROOT.rglob("*.py")) if not path.relative_to(R
         ("`pixel_size_um` takes micrometres", "--pixel-size takes micrometres"),
         ("`rebuild` belongs to `backend='tensorrt'`", "--rebuild belongs to --backend tensorrt"),
         ("build it again with `rebuild=True`", "build it again with --rebuild"),
+        ("start over with `overwrite=True`", "start over with --overwrite"),
+        ("scale (`scale` or `cell_diameter_px`)", "scale (--scale or --cell-diameter)"),
+        ("saved (`save`)", "saved (--save)"),
         (
             "`cellseg-export verify REF MODEL --record` and `other=1`",
             "`cellseg-export verify REF MODEL --record` and `other=1`",

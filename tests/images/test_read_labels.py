@@ -216,7 +216,7 @@ def test_a_negative_is_refused_and_read_where_it_is_said(tmp_path: Path, case: s
 def test_labels_counted_down_from_255_are_read_where_it_is_said(tmp_path: Path) -> None:
     stored = (255 - LABELS_32 * discs()).astype(np.uint8)
     path = write(tmp_path / "m", encoded(Image.fromarray(stored), "PNG"))
-    with pytest.raises(DataError, match=r"softened edges.*--mask-foreground dark"):
+    with pytest.raises(DataError, match=r"softened edges.*mask_foreground='dark'"):
         read_labels(path)
     assert np.array_equal(read_labels(path, foreground="dark") > 0, discs())
 

@@ -335,7 +335,7 @@ def test_overwrite_removes_the_earlier_run_and_nothing_else(tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "run.json").write_text(json.dumps({"program": "cellseg-infer"}))
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="`overwrite=True`"):
         begin(tmp_path, identity(), overwrite=False)
     assert begin(tmp_path, identity(), overwrite=True).kind == "fresh"
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}

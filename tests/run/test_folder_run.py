@@ -151,7 +151,7 @@ class FailingOnEmpty(DarknessBackend):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (MemoryError(), "not enough memory.*--batch-size"),
+        (MemoryError(), "not enough memory.*`batch_size=1`"),
         (DataError("NaN or infinity"), "^NaN or infinity"),
         (ZeroDivisionError("oh"), "internal error.*ZeroDivisionError: oh"),
     ],

@@ -233,15 +233,15 @@ def test_a_changed_image_that_now_fails_leaves_nothing_that_looks_like_a_result(
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "task": ({"task": "confluence"}, "--task"),
-    "scale": ({"scale": 0.5}, "--scale"),
-    "auto scale": ({"cell_diameter_px": "auto"}, "--cell-diameter"),
-    "halo": ({"halo": 4}, "--halo"),
-    "bit depth": ({"bit_depth": 12}, "--bit-depth"),
-    "pixel size": ({"pixel_size_um": 0.1}, "--pixel-size"),
-    "count rule": ({"count_rule": "frame"}, "--count-rule"),
-    "field of view": ({"field_of_view": "full"}, "--field"),
-    "kinds of files": ({"save": ("labels",)}, "--save"),
+    "task": ({"task": "confluence"}, "`task`"),
+    "scale": ({"scale": 0.5}, "`scale`"),
+    "auto scale": ({"cell_diameter_px": "auto"}, "`cell_diameter_px`"),
+    "halo": ({"halo": 4}, "`halo`"),
+    "bit depth": ({"bit_depth": 12}, "`bit_depth`"),
+    "pixel size": ({"pixel_size_um": 0.1}, "`pixel_size_um`"),
+    "count rule": ({"count_rule": "frame"}, "`count_rule`"),
+    "field of view": ({"field_of_view": "full"}, "`field`"),
+    "kinds of files": ({"save": ("labels",)}, "`save`"),
 }
 
 
@@ -250,8 +250,8 @@ def test_another_run_is_refused_and_says_in_what(folder: Path, tmp_path: Path, c
     out = tmp_path / "out"
     run(folder, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    settings, option = OTHERS[case]
-    with pytest.raises(OutputError, match=f"{option}.*there.*now.*--overwrite") as caught:
+    settings, argument = OTHERS[case]
+    with pytest.raises(OutputError, match=f"{argument}.*there.*now.*`overwrite=True`") as caught:
         run(folder, out, **settings)
     assert caught.value.exit_code == 6
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -265,7 +265,7 @@ def test_another_engine_or_model_is_refused(folder: Path, tmp_path: Path) -> Non
     run(folder, out)
     other = DarknessBackend()
     other.precision = "fp16"
-    with pytest.raises(OutputError, match="--precision"):
+    with pytest.raises(OutputError, match="`precision`"):
         run_folder(Segmenter(other), find_images([folder]), out)
     with pytest.raises(OutputError, match="model name"):
         run_folder(Segmenter(DarknessBackend(make_spec(name="another"))), find_images([folder]), out)

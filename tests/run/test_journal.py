@@ -269,11 +269,11 @@ def test_differences_are_said_in_words() -> None:
         inputs=(),
     )
     assert differences(identity(), other) == [
-        "model sha256 (--model): abababababab... there, cdcdcdcdcdcd... now",
-        "task (--task): counting there, confluence now",
-        "scale (--scale or --cell-diameter): none there, 0.5 now",
-        "pixel size um (--pixel-size): none there, nothing now",
-        "saved (--save): labels, overlays there, labels now",
+        "model sha256 (`model`): abababababab... there, cdcdcdcdcdcd... now",
+        "task (`task`): counting there, confluence now",
+        "scale (`scale` or `cell_diameter_px`): none there, 0.5 now",
+        "pixel size um (`pixel_size_um`): none there, nothing now",
+        "saved (`save`): labels, overlays there, labels now",
         "versions numpy: 2.4.0 there, 2.5.0 now",
         "inputs (folders that names of images begin in): /smears there, none now",
         "new: nothing there, True now",

@@ -73,7 +73,7 @@ def test_a_run_of_ours_with_another_identity_says_which(out: Path) -> None:
     state = classify(out, identity(task="confluence"))
     assert state.kind == "different"
     assert look_at(out).kind == "resume"  # its backend can still be looked up
-    with pytest.raises(OutputError, match=r"task \(--task\): counting there, confluence now.*--overwrite"):
+    with pytest.raises(OutputError, match=r"task \(`task`\): counting there, confluence now.*`overwrite=True`"):
         check_usable(state, out)
     assert OutputError.exit_code == 6
 

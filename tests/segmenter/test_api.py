@@ -102,6 +102,32 @@ def test_what_is_no_image(image: Any, error: type[Exception], words: str) -> Non
         stub()(image, read=cs.ReadOptions(max_pixels=10_000))
 
 
+def test_a_closed_segmenter_begins_no_run(path: Path, tmp_path: Path) -> None:
+    segmenter = stub()
+    segmenter.close()
+    with pytest.raises(UsageError, match="engine was closed; open the model again"):
+        segmenter.run(path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scale": 0}, "scale must lie between"),
+        ({"scale": float("nan")}, "scale must lie between"),
+        ({"scale": "auto"}, "scale must be a number"),
+        ({"count_rule": "most"}, "count rule must be one of"),
+    ],
+)
+def test_settings_of_a_call_that_cannot_be(path: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        stub()(path, **settings)
+    with pytest.raises(UsageError, match=words):
+        list(stub().map([path], **settings))
+    with pytest.raises(UsageError, match="images must be several, got the path"):
+        stub().map(str(path))
+
+
 def test_a_truncated_pil_image_is_damaged() -> None:
     file = io.BytesIO()
     Image.fromarray(draw_discs(HW, CENTRES)).save(file, "JPEG")
