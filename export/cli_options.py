@@ -38,7 +38,7 @@ unverified_option = click.option(
     help="Write the model even if too few cells are found to judge (an untrained network), once the tensors agree.",
 )
 batch_option = click.option(
-    "--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call of the network."
+    "--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles per network call."
 )
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
 

@@ -22,11 +22,18 @@ Exit codes: 0 done, 2 usage, 5 model refused, 6 cannot be written, 8 engine not 
 @click.argument("source", metavar="MODEL", type=shared.PATH)
 @click.option("-o", "--output", required=True, metavar="REPO", type=shared.PATH, help="Model repository to add it to.")
 @click.option("--name", help="Name of the model in the server.  [default: its own]")
-@click.option("--max-batch", type=click.IntRange(1), default=16, show_default=True, help="Most tiles a call.")
+@click.option("--max-batch", type=click.IntRange(1), default=16, show_default=True, help="Most tiles per call.")
 @click.option(
     "--preferred", type=click.IntRange(1), multiple=True, help="Batch size the server waits for; can be repeated."
 )
-@click.option("--queue-delay", type=click.IntRange(0), default=2000, show_default=True, metavar="US", help="How long.")
+@click.option(
+    "--queue-delay",
+    type=click.IntRange(0),
+    default=2000,
+    show_default=True,
+    metavar="US",
+    help="Longest wait to fill a batch, in microseconds.",
+)
 @click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Copies on each device.")
 @click.option(
     "--kind", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True, help="Where to run."

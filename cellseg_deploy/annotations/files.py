@@ -76,7 +76,7 @@ def _table(path: Path, text: str, kind: Kind) -> Iterator[Row]:
     if missing or len(set(header)) != len(header):
         raise DataError(
             f"{path}, line 1: the columns are {','.join(header) or 'none'}; expected {_EXPECTED[kind]} "
-            f"({'missing: ' + ', '.join(missing) if missing else 'one stands there twice'})"
+            f"({'missing: ' + ', '.join(missing) if missing else 'a column appears twice'})"
         )
     reader.fieldnames = header
     for row in reader:
@@ -192,5 +192,5 @@ def _number(word: Any, place: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{place}: {word!r} is no number; expected px, such as 52 or 52.5")
+        raise DataError(f"{place}: {word!r} is not a number; expected px, such as 52 or 52.5")
     return value

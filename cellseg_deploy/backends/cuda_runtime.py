@@ -188,7 +188,7 @@ def _open_gpu(rt: Any, index: int) -> Gpu:
         raise BackendUnavailableError(f"device cuda:{index} cannot be used: {_text_of(rt, code)}")
     code, properties = _pair(rt.cudaGetDeviceProperties(index))
     if code != rt.cudaError_t.cudaSuccess or properties is None:
-        raise BackendUnavailableError(f"device cuda:{index} does not say what it is: {_text_of(rt, code)}")
+        raise BackendUnavailableError(f"device cuda:{index} could not be queried: {_text_of(rt, code)}")
     name = properties.name
     return Gpu(
         index=index,

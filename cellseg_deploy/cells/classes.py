@@ -80,7 +80,7 @@ def counting_classes(known: Sequence[str], asked: Sequence[str] | None) -> tuple
         return tuple(name for name in known if name not in NOT_COUNTED)
     if not known:
         alone = f", so {', '.join(asked)} cannot be counted alone" if asked else "; leave `classes` out"
-        raise UsageError(f"the model tells no classes of cells apart{alone}")
+        raise UsageError(f"the model does not distinguish classes of cells{alone}")
     if unknown := [name for name in asked if name not in known]:
         raise UsageError(f"the model knows no class {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
     if not asked:

@@ -244,10 +244,10 @@ def model_options(function: F) -> F:
             help="Typical cell diameter in the images in px, from which the scale follows, or auto: measured when the "
             "run starts, once for images of one folder and size. Not with --scale.  [default: auto]",
         ),
-        click.option("--batch-size", type=int, default=8, show_default=True, help="Tiles a call of the network."),
+        click.option("--batch-size", type=int, default=8, show_default=True, help="Tiles per network call."),
         click.option(
             "--device",
-            help="cpu, cuda or cuda:N. Never another one instead.  [default: cuda for tensorrt, else cpu]",
+            help="cpu, cuda or cuda:N. Never falls back to another device.  [default: cuda for tensorrt, else cpu]",
         ),
         click.option(
             "--backend",

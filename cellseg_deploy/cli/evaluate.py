@@ -131,15 +131,15 @@ def command() -> None:
 @click.option(
     "--classes",
     metavar="A,B",
-    help="Classes that count. Of boxes or points, others count neither way; A=B: the model's class A is B there, "
-    "and is scored by itself. With --masks or --counts: classes of the model.  [default: all but platelet]",
+    help="Classes that count. With boxes or points, other classes are ignored; A=B: the model's class A is B there, "
+    "and is scored separately. With --masks or --counts: classes of the model.  [default: all but platelet]",
 )
 @click.option(
     "--counts",
     metavar="FILE.csv",
     type=_PATH,
-    help="Counts by hand instead of --masks: columns image and count. Every object counts, specks only with "
-    "--min-area not.",
+    help="Counts by hand instead of --masks: columns image and count. Every object counts, except specks "
+    "if --min-area is given.",
 )
 @click.option("-o", "--output", metavar="OUT", type=_PATH, help="Output folder.  [required]")
 @_min_area_option

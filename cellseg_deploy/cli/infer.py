@@ -86,7 +86,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
 @click.option(
     "--watch", is_flag=True, help="Follow the folder PATH and take files once they are complete; end: Ctrl-C."
 )
-@click.option("--watch-idle", type=float, metavar="SECONDS", help="End --watch when nothing has come for so long.")
+@click.option("--watch-idle", type=float, metavar="SECONDS", help="End --watch after SECONDS without a new file.")
 @click.option(
     "--watch-settle",
     type=float,

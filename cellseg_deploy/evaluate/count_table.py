@@ -83,7 +83,7 @@ def _read(table: Path) -> Mapping[str, _Row]:
     except csv.Error as error:
         raise DataError(f"{table}: line {reader.line_num}: no valid CSV ({error})") from error
     if not rows:
-        raise DataError(f"{table}: lists no image; expected a row an image below the header")
+        raise DataError(f"{table}: lists no image; expected one row per image below the header")
     return rows
 
 

@@ -101,7 +101,7 @@ def remove_ours(out: Path, ours: Collection[str]) -> list[str]:
     removed = [name for name in found if name in ours or is_temporary(name.rpartition("/")[2])]
     for name in removed:
         remove(out / name)
-        _log.info("%s: removed, of an earlier run", out / name)
+        _log.info("%s: removed (left by an earlier run)", out / name)
     return removed
 
 
@@ -118,7 +118,7 @@ def remove_earlier_run(out: Path, formats: Sequence[Format], output_names: Colle
     for name in (*TABLES, *run_files, RUN_JSON, JOURNAL):  # last: they mark the folder as ours
         if os.path.lexists(out / name):
             remove(out / name)
-            _log.info("%s: removed, of an earlier run", out / name)
+            _log.info("%s: removed (left by an earlier run)", out / name)
 
 
 def check_no_links(out: Path) -> None:

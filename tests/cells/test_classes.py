@@ -99,7 +99,7 @@ def test_which_classes_count() -> None:
         counting_classes(NAMES, ["red", "blue"])
     with pytest.raises(UsageError, match="no class to count; give some of red, white, platelet"):
         counting_classes(NAMES, [])
-    with pytest.raises(UsageError, match="tells no classes of cells apart, so red cannot be counted alone"):
+    with pytest.raises(UsageError, match="does not distinguish classes of cells, so red cannot be counted alone"):
         counting_classes((), ["red"])
 
 

@@ -201,7 +201,7 @@ def test_classes_that_cannot_be_chosen(
     run(fields, tmp_path / "out", model, "--classes", ",", code=2)
     assert "no class to count" in capsys.readouterr().err
     run(fields, tmp_path / "out", onnx_file(name="plain.onnx"), "--classes", "red", code=2)
-    assert "tells no classes of cells apart" in capsys.readouterr().err
+    assert "does not distinguish classes of cells" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
