@@ -199,7 +199,9 @@ def _setting(
 @_setting("optim", "clip_norm", help="Largest gradient norm.")
 @_setting("optim", "ema_decay", help="Decay of the averaged weights that are validated and saved; 0 for none.")
 @_setting("optim", "amp", type=click.Choice(["auto", "off", "bf16", "fp16"]), help="Autocast precision.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed for split, tiles and weights.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed for split, tiles and weights."
+)
 @click.option(
     "--validate-every", default=1, show_default=True, type=click.IntRange(1), help="Epochs between validations."
 )

@@ -95,7 +95,7 @@ class ClassScores:
         """Count the cells of one image."""
         probabilities = item.probabilities_khw.astype(np.float32)
         hw = (probabilities.shape[1], probabilities.shape[2])
-        labels = segment(probabilities, channels, params, cell_diameter_px=cell_diameter_px)
+        labels = segment(probabilities, channels, params, cell_diameter_px=cell_diameter_px, classes=self.names)
         true = cv2.resize(item.true_labels.astype(np.float32), (hw[1], hw[0]), interpolation=cv2.INTER_NEAREST)
         true_labels, found = set_aside(true.astype(np.int32), labels)
         table = overlap_table(true_labels, found)

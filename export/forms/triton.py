@@ -179,7 +179,9 @@ def _for_form(options: TritonOptions, source: Path) -> TritonOptions:
     if only == "auto":
         return options
     if options.kind not in ("auto", only):
-        raise UsageError(f"{source}: {backend} runs it on a {only.upper()} only; --kind {options.kind} is not available")
+        raise UsageError(
+            f"{source}: {backend} runs it on a {only.upper()} only; --kind {options.kind} is not available"
+        )
     return replace(options, kind=only)
 
 
