@@ -78,6 +78,8 @@ def counting_classes(known: Sequence[str], asked: Sequence[str] | None) -> tuple
     """
     if asked is None:
         return tuple(name for name in known if name not in NOT_COUNTED)
+    if isinstance(asked, str):
+        raise UsageError(f"`classes` must be a sequence of names, such as [{asked!r}], got {asked!r}")
     if not known:
         alone = f", so {', '.join(asked)} cannot be counted alone" if asked else "; leave `classes` out"
         raise UsageError(f"the model does not distinguish classes of cells{alone}")

@@ -109,6 +109,8 @@ def parse_names(text: str) -> tuple[str, ...]:
 def chosen_formats(names: Sequence[str]) -> tuple[Format, ...]:
     """Return the formats named ``names``. Raises ``UsageError`` for an unknown name, ``BackendUnavailableError`` if a
     package for one of them is not installed."""
+    if isinstance(names, str):
+        raise UsageError(f"`save` must be a sequence of names, such as [{names!r}], got {names!r}")
     if unknown := sorted(set(names) - {format.name for format in FORMATS}):
         raise UsageError(f"cannot save {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
     formats = tuple(format for format in FORMATS if format.name in names)

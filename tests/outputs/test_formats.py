@@ -446,3 +446,8 @@ def test_a_missing_library_is_said_before_the_work(monkeypatch: pytest.MonkeyPat
 def test_what_does_not_belong_together_is_refused(changes: Callable[[SegmentedImage], dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match=r"expected|must be|planes"):
         segmented(odd_labels(), **changes(segmented(odd_labels())))
+
+
+def test_one_name_is_not_a_sequence_of_letters() -> None:
+    with pytest.raises(UsageError, match=r"`save` must be a sequence of names, such as \['labels'\]"):
+        formats.chosen_formats("labels")
