@@ -374,7 +374,7 @@ def test_a_plan_is_what_happens(folder: Path, tmp_path: Path) -> None:
     assert plan_folder(segmenter, images, out).counts == {"work": 1, "skip": 4, "fail": 0}
     options = RunOptions(overwrite=True)
     assert plan_folder(segmenter, images, out, options=options).counts == {"work": 5, "skip": 0, "fail": 0}
-    with pytest.raises(OutputError, match="--task"):
+    with pytest.raises(OutputError, match="`task`"):
         plan_folder(Segmenter(DarknessBackend(), task="confluence"), images, out)
     assert results(out)["images.csv"]
 
