@@ -50,11 +50,13 @@ SLOW = (
     "cli/test_infer_given.py",
     "cli/test_infer_signals.py",
     "export",
+    "images/test_read_labels.py",
     "models/test_shipped_model.py",
     "reliability",
     "run/test_folder_run.py",
     "run/test_going_on.py",
     "test_nothing_leaves.py",
+    "train/test_fine_tuning.py",
     "train/test_train.py",
 )
 """Rooms and modules whose tests are ``slow``: scripts/check leaves them out. Each takes ten seconds or more of
