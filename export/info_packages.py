@@ -156,9 +156,10 @@ def _members(path: Path) -> dict[str, bytes]:
             return {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    # RuntimeError: encrypted, or packed in a way that Python does not support (NotImplementedError, its subclass).
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ModelError(f"{path}: not a whole ZIP archive ({error}); export or copy it again") from error
+    except RuntimeError as error:  # what zipfile raises for an encrypted member or an unknown compression
+        raise ModelError(f"{path}: cannot be unpacked ({error}); export or copy it again") from error
 
 
 def _description(path: Path, files: dict[str, bytes]) -> dict[str, Any]:

@@ -171,5 +171,13 @@ def test_info_notices_a_package_that_was_changed_or_is_of_another_program(packag
     cut.write_bytes(package.read_bytes()[:-40])
     assert console.run(command, ["info", str(cut)]) == 5
     assert "not a whole ZIP archive" in capsys.readouterr().err
+    locked = bytearray(package.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        locked[locked.index(signature) + flags] |= 1  # says that the first member is encrypted
+    cut.write_bytes(locked)
+    assert console.run(command, ["info", str(cut)]) == 5
+    said = capsys.readouterr().err
+    assert "cannot be unpacked (File" in said
+    assert "is encrypted" in said
     assert console.run(command, ["info", str(package.with_name("none.zip"))]) == 5
     assert "cannot be read (No such file" in capsys.readouterr().err
