@@ -90,7 +90,7 @@ def test_each_run_leaves_its_figures_and_the_study_its_report(done):
 def test_a_started_run_goes_on_and_ends_in_the_same_figures(smears, copied, monkeypatch):
     before = result_of(copied, "distance-0")
     (copied / "results" / "distance-0.json").unlink()
-    monkeypatch.setattr(training, "begin", None)  # would fail if the run were begun anew
+    monkeypatch.setattr(training, "begin", None)  # would fail if the run were begun again
     assert run(smears, copied, "--runs", "plain,distance") == 0
     after = result_of(copied, "distance-0")
     assert (after["points"], after["sweep"]) == (before["points"], before["sweep"])
