@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.files.text import read_text
 from cellseg_deploy.models.spec import misfit_of_classes
 
 IGNORE_CLASS = "ignore"
@@ -71,7 +72,7 @@ def read_classes(files: Sequence[Path], images: Sequence[Path]) -> CellClasses:
     by_image: dict[Path, dict[int, int]] = {}
     places: dict[tuple[Path, int], str] = {}
     for file in files:
-        text = _text(file)
+        text = read_text(file, f"CSV {','.join(_COLUMNS)}")
         digest.update(text.encode())
         for place, name, label, class_name in _rows(file, text):
             class_number = UNKNOWN
@@ -120,15 +121,6 @@ def _rows(file: Path, text: str) -> list[tuple[str, str, int, str]]:
             raise DataError(f"{place}: label {label!r}; expected the cell's number in its label image, 1 or more")
         rows.append((place, row["image"].strip(), int(label), row["class"].strip()))
     return rows
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is no text in UTF-8 ({error.reason}); expected CSV {','.join(_COLUMNS)}") from error
 
 
 def _some(numbers: Sequence[int]) -> str:

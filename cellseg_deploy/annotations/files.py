@@ -25,6 +25,7 @@ from typing import Any
 
 from cellseg_deploy.annotations.objects import Kind
 from cellseg_deploy.errors import DataError
+from cellseg_deploy.files.text import read_text
 
 _COLUMNS: dict[Kind, tuple[str, ...]] = {"boxes": ("x0", "y0", "x1", "y1"), "points": ("x", "y")}
 _EXPECTED = {
@@ -51,21 +52,12 @@ def read_rows(path: Path, kind: Kind) -> list[Row]:
         if kind == "points":
             raise DataError(f"{path} is a folder; expected {_EXPECTED[kind]}")
         return list(_yolo(path))
-    text = _text(path)
+    text = read_text(path, _EXPECTED[kind])
     if text.lstrip()[:1] in ("{", "["):
         if kind == "points":
             raise DataError(f"{path} is json; expected {_EXPECTED[kind]}")
         return list(_coco(path, text))
     return list(_table(path, text, kind))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8 ({error.reason}); expected {_EXPECTED['boxes']}") from error
 
 
 def _table(path: Path, text: str, kind: Kind) -> Iterator[Row]:
@@ -98,7 +90,8 @@ def _yolo(folder: Path) -> Iterator[Row]:
         raise DataError(f"{folder} holds no text file; expected {_EXPECTED['boxes']}")
     for file in files:
         image = file.relative_to(folder).with_suffix("").as_posix()
-        lines = [(number, line.split()) for number, line in enumerate(_text(file).splitlines(), 1) if line.strip()]
+        text = read_text(file, _EXPECTED["boxes"])
+        lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
         if not lines:
             yield Row(str(file), image, None)
         for number, words in lines:
@@ -121,7 +114,7 @@ def _yolo_names(folder: Path) -> dict[int, str]:
     """Class names by number; from data.yaml only its ``names``, a list or a mapping, in either YAML style."""
     for place in (folder, folder.parent):
         if (place / "classes.txt").is_file():
-            lines = _text(place / "classes.txt").strip().splitlines()
+            lines = read_text(place / "classes.txt", _EXPECTED["boxes"]).strip().splitlines()
             return {number: line.strip() for number, line in enumerate(lines)}
         if (place / "data.yaml").is_file():
             return _yaml_names(place / "data.yaml")
@@ -129,7 +122,7 @@ def _yolo_names(folder: Path) -> dict[int, str]:
 
 
 def _yaml_names(path: Path) -> dict[int, str]:
-    text = _text(path)
+    text = read_text(path, _EXPECTED["boxes"])
     inline = re.search(r"^names:\s*([\[{])(.*?)[\]}]", text, re.MULTILINE | re.DOTALL)
     block = re.search(r"^names:[ \t]*\n((?:[ \t]*(?:-|\d+[ \t]*:)[^\n]*(?:\n|$))+)", text, re.MULTILINE)
     if inline:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self
 
 Kind = Literal[
     "conversion", "damage", "pages", "bit depth", "pixel size", "cell size", "lost cells", "field of view", "negative"
@@ -29,3 +30,24 @@ class Note(str):
 def kind_of(note: str) -> Kind:
     """Kind of ``note``; ``conversion`` for a plain string."""
     return note.kind if isinstance(note, Note) else "conversion"
+
+
+def first_warnings(notes: Iterable[str]) -> dict[str, str]:
+    """Return kind -> text of the first of ``notes`` of that kind, on one line; conversions are left out."""
+    found = dict[str, str]()
+    for note in notes:
+        if kind_of(note) != "conversion":
+            found.setdefault(kind_of(note), " ".join(note.split()))
+    return found
+
+
+def count_warnings(of_images: Iterable[tuple[str, Mapping[str, str]]]) -> dict[str, dict[str, Any]]:
+    """Return kind -> ``images``, the number of images with it, and ``first``, name and text of the first of them.
+
+    ``of_images``: name and ``first_warnings`` of each image. Sorted by kind.
+    """
+    kinds = dict[str, dict[str, Any]]()
+    for image, warnings in of_images:
+        for kind, text in warnings.items():
+            kinds.setdefault(kind, {"images": 0, "first": {"image": image, "warning": text}})["images"] += 1
+    return dict(sorted(kinds.items()))

@@ -131,6 +131,13 @@ def in_options(text: str) -> str:
     return _MARKED.sub(option, text)
 
 
+def warning_words(kind: str, found: Mapping[str, Any]) -> str:
+    """Return one line on a ``kind`` of warning; ``found``: its entry in ``cells.notes.count_warnings``."""
+    images, first = found["images"], found["first"]
+    many = "s" if images > 1 else ""
+    return f"{kind}, {images} image{many}: {printable(first['image'])}: {printable(first['warning'])}"
+
+
 def say(line: str) -> None:
     """Print one line on stderr; if stderr is closed (a pipe or terminal), work goes on without the line."""
     with contextlib.suppress(OSError):

@@ -91,6 +91,11 @@ _min_area_option = click.option(
 )
 
 
+def _shared_options(function: console.F) -> console.F:
+    options = (console.model_options, console.reading_options, console.mask_options, console.count_options)
+    return console.with_options(function, (*options, console.log_options))
+
+
 class _Commands(click.Group):
     """Group whose default command is ``score``, and whose former flags still work as commands."""
 
@@ -146,11 +151,7 @@ def command() -> None:
 @click.option("--save-labels", is_flag=True, help="Write the model's label images too.")
 @click.option("--sweep", is_flag=True, help="Metrics against the threshold for every method: figure and table.")
 @click.option("--anatomy", is_flag=True, help="Every error with its place and kind, and contact sheets of them.")
-@console.model_options
-@console.reading_options
-@console.mask_options
-@console.count_options
-@console.log_options
+@_shared_options
 @click.pass_context
 def score_command(context: click.Context, /, **given: Any) -> int:
     """Count cells, or take label images, and compare them with the truth."""
@@ -186,11 +187,7 @@ def score_command(context: click.Context, /, **given: Any) -> int:
 @click.option("--masks", metavar="DIR", required=True, type=_PATH, help="The truth.")
 @click.option("-o", "--output", metavar="OUT.onnx", required=True, type=_PATH, help="Model file to write.")
 @_min_area_option
-@console.model_options
-@console.reading_options
-@console.mask_options
-@console.count_options
-@console.log_options
+@_shared_options
 def calibrate_command(images: Path, masks: Path, **given: Any) -> int:
     """Choose the operating points on images with masks, and write them into a copy of the model."""
     console.set_up_logging(given["verbose"])
@@ -213,11 +210,7 @@ def calibrate_command(images: Path, masks: Path, **given: Any) -> int:
     "it.",
 )
 @_min_area_option
-@console.model_options
-@console.reading_options
-@console.mask_options
-@console.count_options
-@console.log_options
+@_shared_options
 @click.pass_context
 def describe_command(context: click.Context, /, images: Path, masks: Path | None, **given: Any) -> int:
     """Show what images are like, and whether the model has seen their like."""

@@ -344,11 +344,7 @@ def _print_table(summary: RunSummary) -> None:
     for name, value in rows:
         click.echo(f"{name:<8} {value}")
     for kind, found in summary.warnings.items():
-        images = f"{found['images']} image{'s' if found['images'] > 1 else ''}"
-        first = found["first"]
-        click.echo(
-            f"warning  {kind}, {images}: {console.printable(first['image'])}: {console.printable(first['warning'])}"
-        )
+        click.echo(f"warning  {console.warning_words(kind, found)}")
 
 
 def _heading(segmenter: Segmenter) -> str:

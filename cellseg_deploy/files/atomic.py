@@ -90,13 +90,6 @@ def temporary_in(folder: Path) -> Path:
     return folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
 
 
-def rename(finished: Path, path: Path) -> None:
-    """Rename ``finished``, an fsynced file, to ``path`` in the same folder. Raises ``OutputError``."""
-    with writing(path):
-        finished.replace(path)
-        _sync_folder(path.parent)
-
-
 def set_aside(path: Path) -> Path:
     """Rename ``path``, which somebody edited, to ``NAME.edited-N.EXT`` with the first free number.
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from cellseg_deploy.errors import DataError, OutputError
-from cellseg_deploy.files.atomic import remove, rename, set_aside, temporary_in, write_bytes
+from cellseg_deploy.files.atomic import move, remove, set_aside, temporary_in, write_bytes
 from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.outputs.formats import Format
@@ -147,7 +147,7 @@ class Committer:
             if sha256 not in self.state.files.setdefault(name, set()):
                 self._journal.append_file(name, sha256)
                 self.state.files[name].add(sha256)
-            rename(temporary, self.out / name)
+            move(temporary, self.out / name)
         except BaseException:
             with suppress(OSError):  # its name marks it as temporary: the next start removes it
                 temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from cellseg_deploy.cells.classes import CLASS_COLUMNS
 from cellseg_deploy.cells.measure import COLUMNS, UM_COLUMNS
-from cellseg_deploy.cells.notes import kind_of
+from cellseg_deploy.cells.notes import count_warnings, first_warnings
 from cellseg_deploy.files.atomic import atomic_file, writing
 from cellseg_deploy.files.fingerprint import Fingerprint
 from cellseg_deploy.outputs import tables
@@ -60,7 +60,7 @@ def done(
         "median_cell_area_px": median,
         "scale": float(image.scale),
         "warning": "; ".join(_one_line(note) for note in notes),
-        WARNINGS: {kind_of(note): _one_line(note) for note in reversed(notes) if kind_of(note) != "conversion"},
+        WARNINGS: first_warnings(notes),
     }
     if image.classes is not None:
         result[BY_CLASS] = image.by_class
@@ -87,13 +87,8 @@ def done(
 
 
 def warned(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
-    """Return kind of warning -> number of images that have it, and name and warning text of the first of them."""
-    kinds: dict[str, dict[str, Any]] = {}
-    for entry in entries:
-        for kind, text in entry.record.result.get(WARNINGS, {}).items():  # journals of 0.1.0 have none
-            first = {"image": entry.record.image, "warning": text}
-            kinds.setdefault(kind, {"images": 0, "first": first})["images"] += 1
-    return dict(sorted(kinds.items()))
+    """Return ``count_warnings`` of the images ``entries``; journals of 0.1.0 have none."""
+    return count_warnings((entry.record.image, entry.record.result.get(WARNINGS, {})) for entry in entries)
 
 
 def failed(name: str, error: str) -> ImageRecord:
