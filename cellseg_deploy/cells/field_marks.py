@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.field_of_view import small_picture
 from cellseg_deploy.cells.notes import Note
 
 Mask = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
 
-_LOOKED_AT_PX, _MIN_SIDE_PX = 400, 32  # longest and shortest side for the search
 _BRIGHT = 80  # least median brightness of a field in bright field
 _DARK, _OPAQUE = 0.3, 0.15  # of the field's brightness: pixels of a pointer, and their median
 _LENGTH, _ASPECT, _FILL = 0.1, 5.0, 0.4  # of the longest side; length to width; of the box: a needle tapers
@@ -35,13 +35,10 @@ def find_pointer(image_hwc: Image, field: Mask | None = None) -> Mask | None:
     import cv2
 
     height, width = image_hwc.shape[:2]
-    factor = min(1.0, _LOOKED_AT_PX / max(height, width))
-    size = (round(width * factor), round(height * factor))
-    if min(size) < _MIN_SIDE_PX:
+    small = small_picture(image_hwc)
+    if small is None:
         return None
-    step = max(1, max(height, width) // (2 * _LOOKED_AT_PX))
-    coarse = np.ascontiguousarray(image_hwc[::step, ::step])
-    small = np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_AREA), np.uint8)
+    size = small.shape[1], small.shape[0]
     brightness = np.asarray(cv2.max(cv2.max(small[..., 0], small[..., 1]), small[..., 2]))
     inside = np.ones(small.shape[:2], np.bool_)
     if field is not None:

@@ -70,7 +70,7 @@ def test_a_large_image_is_looked_at_in_a_grid() -> None:
     ("field", "cell", "seen"),
     [
         ((240, 235, 230), (160, 90, 140), ""),  # a smear
-        ((70, 70, 80), (40, 20, 50), "the background is dark"),
+        ((68, 68, 78), (40, 20, 50), "the background is dark"),
         ((5, 5, 5), (60, 200, 90), "cells are brighter than the background"),  # fluorescence
         ((120, 120, 120), (230, 230, 230), "cells are brighter than the background"),  # dark field, exposed long
         ((240, 235, 230), (235, 225, 225), ""),  # pale cells
