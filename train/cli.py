@@ -34,6 +34,7 @@ Exit codes: 0 done, 2 usage, 3 an image or mask cannot be used, 5 weights or run
 7 the run is being trained by another process, 8 PyTorch or the device is not available, 129/130/143 interrupted (go on
 with --resume).
 """
+NO_TEACHER = "none"
 MARKS = "marks"
 """Value in place of a class file: use the classes of the boxes or points."""
 _TEACHING = ("teacher", "marked_cell_diameter", "whole_class", "leave_out_class")
@@ -95,7 +96,9 @@ def _setting(
     "--points", multiple=True, type=_EXISTING, help="Points (CSV image,class,x,y) instead of masks. Repeatable."
 )
 @click.option(
-    "--teacher", type=_EXISTING, help="Model that says where cells are for --boxes, --points.  [default: the shipped]"
+    "--teacher",
+    metavar="FILE|none",
+    help="Model that says where cells are for --boxes, --points; none: boxes become ellipses.  [default: the shipped]",
 )
 @click.option(
     "--marked-cell-diameter",
@@ -123,6 +126,8 @@ def _setting(
 @click.option("--truth-only", is_flag=True, help="Make the label images in RUN/truth and stop.")
 @click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images; without it some of --images.")
 @click.option("--val-masks", multiple=True, type=_FOLDER, help="Masks of --val-images.")
+@click.option("--val-boxes", multiple=True, type=_EXISTING, help="Boxes of --val-images instead, as --boxes.")
+@click.option("--val-points", multiple=True, type=_EXISTING, help="Points of --val-images instead, as --points.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Run folder to make; it must not exist.")
 @click.option(
     "--resume", type=_FOLDER, help="Go on with this run folder, with the settings and data it was started with."
@@ -258,11 +263,17 @@ def command(context: click.Context, /, **options: Any) -> None:
             "give --images DIR, one of --masks DIR, --boxes FILE and --points FILE, and -o RUN to start a training, "
             "or --resume RUN to resume one"
         )
+    of_val = [kind for kind in ("masks", "boxes", "points") if options[f"val_{kind}"]]
+    if len(of_val) != bool(options["val_images"]):
+        raise UsageError("give --val-images DIR with one of --val-masks DIR, --val-boxes FILE and --val-points FILE")
+    are_drawn = {*kinds, *of_val} == {"masks"}
     truth_only = options.pop("truth_only")
-    if truth_only and kinds == ["masks"]:
+    if truth_only and are_drawn:
         raise UsageError("--truth-only makes label images from --boxes or --points; got --masks")
-    if MARKS in options["classes"] and kinds == ["masks"]:
+    if MARKS in options["classes"] and are_drawn:
         raise UsageError(f"--classes {MARKS} takes the classes of --boxes or --points; got --masks: give a CSV file")
+    if (teacher := options["teacher"]) is not None and teacher != NO_TEACHER and not Path(teacher).is_file():
+        raise UsageError(f"--teacher {teacher}: no such file; give a model file, or {NO_TEACHER}")
     for file in options["classes"]:
         if file != MARKS and not Path(file).is_file():
             raise UsageError(f"--classes {file}: no such file; give a CSV file with image,label,class, or {MARKS}")
@@ -284,7 +295,7 @@ def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool)
     for key in [key for key in options if "__" in key]:
         section, name = key.split("__")
         sections[section][name] = options.pop(key)
-    marks = {kind: options.pop(kind) for kind in ("boxes", "points")}
+    marks = {kind: options.pop(kind) for kind in ("boxes", "points", "val_boxes", "val_points")}
     teaching = {name: options.pop(name) for name in _TEACHING}
     folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
     note, class_files = options.pop("data_note"), options.pop("classes")
@@ -294,11 +305,14 @@ def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool)
         del sections["data"]["min_object_px"]
     config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
     made: tuple[Path, ...] = ()
-    if not folders["masks"]:
-        truth = _make_truth(out, folders["images"], marks, teaching, config.threads, quiet)
-        folders["masks"], made = tuple(each.labels for each in truth), tuple(each.classes for each in truth)
-        if truth_only:
-            return False
+    for side in ("", "val_"):
+        for kind in ("boxes", "points"):
+            if marks[f"{side}{kind}"]:
+                truth = _make_truth(out, side, kind, folders[f"{side}images"], marks, teaching, config.threads, quiet)
+                folders[f"{side}masks"] = tuple(each.labels for each in truth)
+                made += tuple(each.classes for each in truth)
+    if truth_only:
+        return False
     folders["classes"] = tuple(
         path for file in dict.fromkeys(class_files) for path in (made if file == MARKS else (Path(file),))
     )
@@ -309,28 +323,32 @@ def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool)
 
 def _make_truth(
     out: Path,
+    side: str,
+    kind: str,
     images: tuple[Path, ...],
     marks: dict[str, tuple[Path, ...]],
     teaching: dict[str, Any],
     threads: int,
     quiet: bool,
 ) -> tuple[Any, ...]:
-    """Make label images and their classes from boxes or points (``truth.MadeTruth``), for each folder of ``images``."""
+    """Make label images and their classes (``truth.MadeTruth``) from the ``marks`` of ``kind``, for each folder of
+    ``images``. ``side``: "val_" for validation images, else ""."""
     from cellseg_train import truth
 
-    kind = "boxes" if marks["boxes"] else "points"
-    if len(marks[kind]) != len(images):
-        raise UsageError(f"got {len(images)} --images and {len(marks[kind])} --{kind}; give them in pairs")
+    files, flag = marks[f"{side}{kind}"], "--" + side.replace("_", "-")
+    if len(files) != len(images):
+        raise UsageError(f"got {len(images)} {flag}images and {len(files)} {flag}{kind}; give them in pairs")
+    say_so: Callable[[str], None] = (lambda _: None) if quiet else say
     settings = truth.TruthSettings(
-        teacher=teaching["teacher"],
+        teacher=teaching["teacher"],  # a model file, or none
         whole_classes=teaching["whole_class"] or truth.WHOLE_CLASSES,
         left_out_classes=teaching["leave_out_class"],
         cell_diameter_px=teaching["marked_cell_diameter"],
         threads=threads,
     )
     return tuple(
-        truth.make_truth(folder, file, kind, out / "truth", number, settings, (lambda _: None) if quiet else say)
-        for number, (folder, file) in enumerate(zip(images, marks[kind], strict=True), start=1)
+        truth.make_truth(folder, file, kind, out / "truth", number, settings, say_so, side=side.replace("_", "-"))
+        for number, (folder, file) in enumerate(zip(images, files, strict=True), start=1)
     )
 
 

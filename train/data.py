@@ -169,6 +169,24 @@ def read_pair(
     return image, Truth(cells, class_of)
 
 
+def cell_areas(
+    pairs: Sequence[Pair], mask_foreground: MaskForeground = "auto", classes: CellClasses | None = None
+) -> npt.NDArray[np.int64]:
+    """Areas in px of all cells in the masks of ``pairs``, specks included, int64 (n,); without the class ``ignore``.
+
+    Raises ``DataError`` for an unreadable mask, or a class of a cell that the mask does not have.
+    """
+    areas = [np.zeros(0, np.int64)]
+    for pair in pairs:
+        labels, numbers = read_numbered_labels(pair.mask, foreground=mask_foreground)
+        area = np.bincount(labels.ravel(), minlength=len(numbers))
+        area[0] = 0
+        if classes is not None:
+            area[classes.of_labels(pair.image, numbers) == LEFT_OUT] = 0
+        areas.append(area[area > 0].astype(np.int64))
+    return np.concatenate(areas)
+
+
 def make_example(image_hwc: npt.NDArray[np.uint8], truth: Truth, image_scale: float) -> Example:
     """Convert one pair of ``read_pair`` to the form used in training."""
     small, labels = resize(image_hwc, image_scale), truth.labels_hw

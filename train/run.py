@@ -26,7 +26,7 @@ from cellseg_train.cell_classes import CellClasses, read_classes
 from cellseg_train.cell_size import check_cell_size
 from cellseg_train.checkpoint import RunInputs, RunRecord
 from cellseg_train.config import DataConfig, TrainConfig
-from cellseg_train.data import ExampleStore, Split, TrainingCells, find_pairs, split_by_image
+from cellseg_train.data import ExampleStore, Split, TrainingCells, cell_areas, find_pairs, split_by_image
 from cellseg_train.model import CellSegNet
 from cellseg_train.weights import class_remark, taught_diameter_px
 
@@ -54,14 +54,14 @@ def begin(run: Path, record: RunRecord, *, quiet: bool, measure_specks: bool = F
         if said := class_remark(record.config.model, record.config.weights):
             reporter.say(said)
         limit = specks.speck_limit(
-            specks.object_areas(split.train, record.config.data.mask_foreground),
+            cell_areas(split.train, record.config.data.mask_foreground, classes),
             share=MIN_OBJECT_REL,
             given_px=None if measure_specks else record.config.data.min_object_px,
         )
         reporter.say(limit.words)
         data = replace(record.config.data, min_object_px=limit.px, min_object_rel=limit.share)
         if data.cell_diameter_px is not None:
-            scales = folder_scales(split, data)
+            scales = folder_scales(split, data, classes)
             for folder, scale in scales.items():
                 reporter.say(f"{folder}: scale {scale:.3g}")
             data = replace(data, folder_scales=scales, image_scale=round(next(iter(scales.values())), 4))
@@ -109,17 +109,17 @@ def make_split(inputs: RunInputs, config: TrainConfig) -> Split:
     return replace(split, remark=same_content.words(groups))
 
 
-def folder_scales(split: Split, data: DataConfig) -> dict[str, float]:
+def folder_scales(split: Split, data: DataConfig, classes: CellClasses | None = None) -> dict[str, float]:
     """Model px per image px for each mask folder, so that its median cell is ``data.cell_diameter_px`` wide.
 
-    Raises ``DataError`` for a folder whose masks contain no cells.
+    Cells that ``classes`` exclude do not count. Raises ``DataError`` for a folder whose masks contain no other cells.
     """
     pairs_of: dict[Path, dict[Path, Pair]] = {}  # a folder may be passed twice, to draw more tiles from it
     for pair in (*split.train, *split.val):
         pairs_of.setdefault(pair.mask.parent, {})[pair.mask] = pair
     scales = {}
     for folder, pairs in pairs_of.items():
-        areas = specks.object_areas(list(pairs.values()), data.mask_foreground)
+        areas = cell_areas(list(pairs.values()), data.mask_foreground, classes)
         cells = areas[areas >= max(data.min_object_px, 1)]
         if not len(cells):
             raise DataError(f"the masks in {folder} hold no object of {data.min_object_px} px or more to measure")

@@ -1,6 +1,6 @@
 """Label images from boxes or points: a teacher model finds the foreground, the marks assign its pixels to cells.
 
-    RUN/truth/
+    RUN/truth/            further folders: labels-2, ...; those of validation images: val-labels, val-labels-2, ...
       labels/STEM.png     16-bit label images: label i is the i-th mark of its image, 65535 foreground of no mark
       classes.csv         image,label,class of each mark with a class, as --classes takes it
       pictures/STEM.jpg   photographs with outlines, for inspection: cells yellow, unknown foreground magenta
@@ -11,6 +11,8 @@ is assigned even where the teacher finds no cell. White cells, whose pale cytopl
 
 Points: each foreground pixel goes to the nearest point in its component, as far as a cell reaches.
 
+Without a teacher (``NO_TEACHER``) each box is its ellipse, and everything else is background.
+
 Foreground that no mark claims is not background: the annotator may have missed a cell.
 """
 
@@ -18,7 +20,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,7 @@ from cellseg_deploy.segmenter import Segmenter
 
 WHOLE_CLASSES = ("white", "wbc", "leuko", "lympho", "neutro", "mono", "eosino", "baso", "granulo")
 """A class whose name contains one of these, in any case, is a class of white cells."""
+NO_TEACHER = "none"
 FOREGROUND = 0.5
 SURE_PART = 0.92
 """Square of the elliptic radius within which a pixel belongs to the cell, whatever the teacher finds."""
@@ -54,11 +58,12 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TruthSettings:
-    """``teacher``: model file, None for the shipped one. ``whole_classes``: name parts of classes whose cells
-    get their whole ellipse. ``left_out_classes``: names of classes whose marks are skipped. ``cell_diameter_px``:
-    of the cells in the images, None to use the boxes, or the teacher's own. ``threads``: 0 for its default."""
+    """``teacher``: model file, ``NO_TEACHER``, or None for the shipped model. ``whole_classes``: name parts of classes
+    whose cells get their whole ellipse. ``left_out_classes``: names of classes whose marks are skipped.
+    ``cell_diameter_px``: of the cells in the images, None to use the boxes, or the teacher's own. ``threads``: 0 for
+    its default."""
 
-    teacher: Path | None = None
+    teacher: Path | str | None = None
     whole_classes: tuple[str, ...] = WHOLE_CLASSES
     left_out_classes: tuple[str, ...] = ()
     cell_diameter_px: float | None = None
@@ -70,7 +75,10 @@ class TruthSettings:
 
 
 def labels_from_boxes(foreground: Mask, boxes: Boxes, whole_classes: Sequence[str] = WHOLE_CLASSES) -> Labels:
-    """Labels int32 (h, w) of ``foreground`` (h, w): i for the i-th box from 1, ``IGNORED`` where no box claims it."""
+    """Labels int32 (h, w) of ``foreground`` (h, w): i for the i-th box from 1, ``IGNORED`` where no box claims it.
+
+    ``whole_classes``: see ``TruthSettings``; ``("",)`` for all classes.
+    """
     height, width = foreground.shape
     nearest = np.full((height, width), np.inf, np.float32)
     owner = np.zeros((height, width), np.int32)
@@ -149,17 +157,27 @@ class MadeTruth:
 
 
 def make_truth(
-    images: Path, marks: Path, kind: str, out: Path, number: int, settings: TruthSettings, say: Callable[[str], None]
+    images: Path,
+    marks: Path,
+    kind: str,
+    out: Path,
+    number: int,
+    settings: TruthSettings,
+    say: Callable[[str], None],
+    *,
+    side: str = "",
 ) -> MadeTruth:
     """Write label images, their classes and pictures of all images of the folder ``images``.
 
-    ``marks``: a file (or YOLO folder) of ``kind`` boxes or points. ``number``: of this folder, from 1. ``say`` is
-    called with what was found and where it is stored.
+    ``marks``: a file (or YOLO folder) of ``kind`` boxes or points. ``number``: of this folder, from 1. ``side``: start
+    of the names of what is written in ``out``. ``say`` is called with what was found and where it is stored.
 
-    Raises ``DataError`` for an image that ``marks`` does not name or in which no mark meets a cell, and what reading
-    and the teacher raise.
+    Raises ``DataError`` for an image that ``marks`` does not name or in which no mark meets a cell, ``UsageError`` for
+    points without a teacher, and what reading and the teacher raise.
     """
     assert kind in ("boxes", "points")
+    if kind == "points" and settings.teacher == NO_TEACHER:
+        raise UsageError(f"points need a teacher, which finds the cells around them; got --teacher {NO_TEACHER}")
     images = absolute(images)
     files = images_by_stem(images)
     shapes = {stem: read_image(file).pixels_hwc.shape for stem, file in files.items()}
@@ -180,24 +198,14 @@ def make_truth(
         )
     kept = {stem: _without(marked, settings.left_out_classes) for stem, marked in by_stem.items() if marked is not None}
     ending = "" if number == 1 else f"-{number}"
-    labels_folder, pictures = out / f"labels{ending}", out / f"pictures{ending}"
-    diameter = settings.cell_diameter_px or _median_side(list(kept.values()))
-    engine = EngineOptions(threads=settings.threads or None)
-    with Segmenter.load(settings.teacher, engine=engine, scale=None, cell_diameter_px=diameter) as teacher:
-        spec = teacher.backend.spec
-        diameter = diameter or spec.cell_diameter_px / teacher.scale
-        say(f"teacher {spec.name}: cells of {diameter:.0f} px, scale {teacher.scale:.3g}")
-        channel = list(spec.channels).index("foreground")
+    labels_folder, pictures = out / f"{side}labels{ending}", out / f"{side}pictures{ending}"
+    with _Labeller.opened(settings, _median_side(list(kept.values()))) as labeller:
+        say(labeller.words)
         missed = 0
         classes = ["image,label,class"]
         for stem, file in files.items():
             image, marked = read_image(file).pixels_hwc, kept[stem]
-            size_wh = (image.shape[1], image.shape[0])
-            foreground = cv2.resize(teacher.probabilities(image)[channel], size_wh) >= FOREGROUND
-            if isinstance(marked, Boxes):
-                labels = labels_from_boxes(foreground, marked, settings.whole_classes)
-            else:
-                labels = labels_from_points(foreground, marked, diameter)
+            labels = labeller(image, marked)
             cells = len(set(np.unique(labels).tolist()) - {0, IGNORED})
             if len(marked) and not cells:
                 raise DataError(
@@ -215,10 +223,51 @@ def make_truth(
             _write(pictures / f"{stem}.jpg", ".jpg", picture(image, labels))
     if missed:
         say(f"marks without a cell of their own: {missed}")
-    classes_file = out / f"classes{ending}.csv"
+    classes_file = out / f"{side}classes{ending}.csv"
     write_bytes(classes_file, ("\n".join(classes) + "\n").encode())
     say(f"labels made from {marks}: {labels_folder}; look at {pictures}")
     return MadeTruth(labels_folder, classes_file)
+
+
+@dataclass(frozen=True)
+class _Labeller:
+    """Labels one image after another. ``teacher``: None for no teacher. ``cell_diameter_px``: of the marked cells."""
+
+    settings: TruthSettings
+    teacher: Segmenter | None
+    cell_diameter_px: float
+
+    @classmethod
+    @contextmanager
+    def opened(cls, settings: TruthSettings, median_box_px: float | None) -> Iterator[_Labeller]:
+        """Load the teacher of ``settings``. ``median_box_px``: side of the median box, None for points."""
+        diameter = settings.cell_diameter_px or median_box_px
+        if settings.teacher == NO_TEACHER:
+            yield cls(settings, None, diameter or 0.0)
+            return
+        engine, model = EngineOptions(threads=settings.threads or None), settings.teacher
+        with Segmenter.load(model, engine=engine, scale=None, cell_diameter_px=diameter) as teacher:
+            yield cls(settings, teacher, diameter or teacher.backend.spec.cell_diameter_px / teacher.scale)
+
+    @property
+    def words(self) -> str:
+        """The teacher and its scale, in a line."""
+        if self.teacher is None:
+            return "no teacher: each box is its ellipse, everything else is background"
+        name, scale = self.teacher.backend.spec.name, self.teacher.scale
+        return f"teacher {name}: cells of {self.cell_diameter_px:.0f} px, scale {scale:.3g}"
+
+    def __call__(self, image_hwc: npt.NDArray[np.uint8], marked: Boxes | Points) -> Labels:
+        """Labels (h, w) of the cells ``marked`` in ``image_hwc``."""
+        if self.teacher is None:
+            assert isinstance(marked, Boxes)
+            return labels_from_boxes(np.zeros(image_hwc.shape[:2], np.bool_), marked, whole_classes=("",))
+        channel = list(self.teacher.backend.spec.channels).index("foreground")
+        size_wh = (image_hwc.shape[1], image_hwc.shape[0])
+        foreground = cv2.resize(self.teacher.probabilities(image_hwc)[channel], size_wh) >= FOREGROUND
+        if isinstance(marked, Boxes):
+            return labels_from_boxes(foreground, marked, self.settings.whole_classes)
+        return labels_from_points(foreground, marked, self.cell_diameter_px)
 
 
 def _csv_line(image: str, label: int, class_name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cellseg_deploy.annotations.objects import Boxes, Points
-from cellseg_deploy.annotations.score import MarkScore, pool_marks, score_marks
+from cellseg_deploy.annotations.score import Bools, MarkScore, pool_marks, score_marks
 from cellseg_deploy.cells.classes import CellClasses, labels_where
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.errors import UsageError
@@ -54,13 +54,18 @@ def score_classes(
     pairs: Mapping[str, tuple[str, ...]],
     *,
     min_area_px: int = 0,
+    unmarked_hw: Bools | None = None,
 ) -> dict[str, MarkScore]:
-    """Score each class of ``pairs`` in one image. ``labels`` (h, w): 1..n; ``classes``: of these cells."""
+    """Score each class of ``pairs`` in one image. ``labels`` (h, w): 1..n; ``classes``: of these cells.
+
+    ``unmarked_hw``: see ``score_marks``.
+    """
     return {
         name: score_marks(
             _of_class(true, called),
             labels_where(labels, classes.index == classes.names.index(name)),
             min_area_px=min_area_px,
+            unmarked_hw=unmarked_hw,
         )
         for name, called in pairs.items()
     }

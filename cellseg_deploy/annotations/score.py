@@ -4,7 +4,8 @@ Definitions
     *Left out*, counting neither way: true objects of a class that was not requested; true boxes that reach within 1 px
     of the image's border; predicted cells within 1 px of the border, unless they match a box that counts; points in
     such a cell; points in no cell, at most half the image's median predicted diameter (disc of equal area) from the
-    border; and predicted cells that match only true objects that are left out.
+    border; predicted cells that match only true objects that are left out; and predicted cells without a point that lie
+    mostly on objects that nobody marked, where these are known (``unmarked``).
     *Hit*, boxes: IoU of the true box and the box around the predicted cell >= 0.5, one to one, as many as possible;
     first among the boxes that count, then, for the remaining cells, among the boxes left out.
     *Hit*, points: the cell under the point has no other point. A cell with several points is one false positive and its
@@ -30,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.annotations.objects import Boxes, Floats, Points
+from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_deploy.cells.label_runs import Ints
 from cellseg_deploy.cells.measure import boxes as cell_boxes
 from cellseg_deploy.cells.metrics import match
@@ -72,10 +74,12 @@ def score_marks(
     *,
     classes: Collection[str] = (),
     min_area_px: int = 0,
+    unmarked_hw: Bools | None = None,
 ) -> MarkScore:
     """Compare ``labels`` (h, w), whose numbers may have gaps, with boxes or points of the same image.
 
     ``classes``: the classes that count; all if empty. ``min_area_px``: smaller predicted objects are not cells.
+    ``unmarked_hw``: with points, where objects without a point are, bool (h, w); see ``unmarked``.
     """
     area = np.bincount(labels.reshape(-1).astype(np.int64))
     area[:1] = 0
@@ -83,7 +87,26 @@ def score_marks(
     labels = np.where(np.isin(labels, numbers), labels, 0)
     found = _Found(labels, numbers, area[numbers])
     wanted = np.array([not classes or name in classes for name in true.classes], np.bool_)
-    return _score_boxes(true, wanted, found) if isinstance(true, Boxes) else _score_points(true, wanted, found)
+    if isinstance(true, Boxes):
+        return _score_boxes(true, wanted, found)
+    return _score_points(true, wanted, found, unmarked_hw)
+
+
+def unmarked(true: Points, objects_hw: npt.NDArray[np.int32]) -> Bools:
+    """Pixels of ``objects_hw`` (h, w) whose object has no point, or whose object is unknown (``IGNORED``), bool (h, w).
+
+    Such objects were not marked: white cells, heaps, cells at the border in a file of points of red cells.
+    """
+    x, y = _pixels(true, (objects_hw.shape[0], objects_hw.shape[1]))
+    has_point = np.isin(objects_hw, np.unique(objects_hw[y, x])) & (objects_hw != IGNORED)
+    return np.asarray((objects_hw > 0) & ~has_point, np.bool_)
+
+
+def _pixels(points: Points, image_hw: tuple[int, int]) -> tuple[Ints, Ints]:
+    """Columns and rows (n,) of the pixels under ``points``."""
+    height, width = image_hw
+    x, y = np.clip(np.floor(points.points_xy), 0, [width - 1, height - 1]).astype(np.int64).T
+    return x, y
 
 
 class _Found:
@@ -178,15 +201,19 @@ def _owner(centres_xy: Floats, boxes: Floats, counts: Bools) -> Ints:
     return np.where(np.isfinite(distance.min(axis=1)), distance.argmin(axis=1), -1)
 
 
-def _score_points(true: Points, wanted: Bools, found: _Found) -> MarkScore:
+def _score_points(true: Points, wanted: Bools, found: _Found, unmarked_hw: Bools | None) -> MarkScore:
     height, width = found.labels.shape
-    x, y = (np.clip(np.floor(true.points_xy), 0, [width - 1, height - 1]).astype(np.int64)).T
+    x, y = _pixels(true, (height, width))
     number = found.labels[y, x]
     cell = np.where(number > 0, np.searchsorted(found.numbers, number), -1)  # index of the cell under each point
     under = cell >= 0
     points_in = np.bincount(cell[under], minlength=len(found.numbers))
     wanted_in = np.bincount(cell[under & wanted], minlength=len(found.numbers))
     left_out = found.at_border | ((points_in > 0) & (wanted_in == 0))
+    if unmarked_hw is not None:
+        size = int(found.numbers.max(initial=0)) + 1
+        common = np.bincount(found.labels[unmarked_hw], minlength=size)[found.numbers]
+        left_out |= (points_in == 0) & (2 * common > found.area)
     whole = found.area[~found.at_border] if (~found.at_border).any() else found.area
     near = float(np.sqrt(4 / np.pi * np.median(whole))) / 2 if len(whole) else 0.0
     to_border = np.minimum(true.points_xy, np.array([width, height]) - true.points_xy).min(axis=1, initial=np.inf)

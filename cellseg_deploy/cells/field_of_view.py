@@ -27,6 +27,7 @@ _LOOKED_AT_PX = 400  # longest side
 _MIN_SIDE_PX = 32
 _DARK, _DARKEST_FIELD = 0.3, 80  # share of the field's brightness; its least median brightness
 _FLAT = 12  # grey levels by which pixels of one colour differ: JPEG rings next to an edge
+_EXACT, _MOSTLY = 2, 0.7  # away from edges they hardly differ; an evenly lit background does
 _MIN_PART, _MIN_OUTSIDE, _MIN_FIELD = 0.004, 0.03, 0.15  # share of the picture; a dark last row is not a surround
 _MAX_IN_HULL, _MAX_IN_HULL_STRAIGHT = 0.15, 0.04  # share of an area left out; a round body in a corner has 0.36
 _MAX_CORNERS, _STRAIGHT = 8, 0.99
@@ -57,7 +58,9 @@ def find_field(image_hwc: npt.NDArray[np.uint8]) -> Mask | None:
         if not outside[y, x]:
             colour = small[y, x].astype(np.float64)
             alike = np.asarray(cv2.inRange(small, tuple(colour - _FLAT), tuple(colour + _FLAT))) > 0
-            outside |= _left_out(alike | outside, straight=True)
+            found = _left_out(alike | outside, straight=True)
+            if _is_one_colour(small[found & ~outside]):
+                outside |= found
     if outside.mean() < _MIN_OUTSIDE:
         return None
     hull = _hull(_largest(~outside))
@@ -208,6 +211,14 @@ def _left_out(candidates: Mask, *, straight: bool) -> Mask:
         if len(polygon) > _MAX_CORNERS or covered < _STRAIGHT:
             return np.zeros_like(result)
     return result
+
+
+def _is_one_colour(pixels: npt.NDArray[np.uint8]) -> bool:
+    """Whether most ``pixels`` (n, 3) have one colour, as in a drawn frame but not in a photographed background."""
+    if not len(pixels):
+        return False
+    away = np.abs(pixels - np.median(pixels, axis=0)).max(axis=1)
+    return bool((away <= _EXACT).mean() >= _MOSTLY)
 
 
 def _largest(mask: Mask) -> Mask:

@@ -134,6 +134,13 @@ def command() -> None:
     help="Points as truth: CSV image,class,x,y.",
 )
 @click.option(
+    "--unmarked",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --points: masks or label images of all objects, marked or not. Cells found on objects without a point "
+    "count neither way.",
+)
+@click.option(
     "--classes",
     metavar="A,B",
     help="Classes that count. With boxes or points, other classes are ignored; A=B: the model's class A is B there, "
@@ -168,7 +175,7 @@ def score_command(context: click.Context, /, **given: Any) -> int:
         from cellseg_deploy.cli import evaluate_marks
 
         mark: Literal["boxes", "points"] = "points" if given["boxes"] is None else "boxes"
-        return evaluate_marks.run(shared, judged, kind, given[mark], mark)
+        return evaluate_marks.run(shared, judged, kind, given[mark], mark, unmarked_folder=given["unmarked"])
 
     from cellseg_deploy.cli import score
 

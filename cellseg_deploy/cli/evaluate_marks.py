@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cellseg_deploy.annotations.class_score import class_pairs, names_in_file, pool_classes, score_classes
-from cellseg_deploy.annotations.objects import Annotations, Kind, check_classes
+from cellseg_deploy.annotations.objects import Annotations, Kind, Points, check_classes
 from cellseg_deploy.annotations.read import read_annotations
-from cellseg_deploy.annotations.score import HIT_IOU, MarkScore, pool_marks, score_marks
+from cellseg_deploy.annotations.score import HIT_IOU, Bools, MarkScore, pool_marks, score_marks, unmarked
 from cellseg_deploy.batching import Job, Network
 from cellseg_deploy.cells.classes import counting_labels
 from cellseg_deploy.cli import console
@@ -24,10 +24,11 @@ from cellseg_deploy.cli import score as score_command
 from cellseg_deploy.cli.evaluate_options import Kind as Judged
 from cellseg_deploy.cli.evaluate_options import Shared, with_progress
 from cellseg_deploy.cli.evaluate_remarks import Remarks
-from cellseg_deploy.errors import NothingToDoError
+from cellseg_deploy.errors import DataError, NothingToDoError
 from cellseg_deploy.evaluate import score as evaluation
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
+from cellseg_deploy.images.find import images_by_stem, stem_of
 from cellseg_deploy.images.read import declared_pixels, find_images, read_image, read_labels
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.run.output_folder import check_apart
@@ -41,12 +42,15 @@ CSV_COLUMNS = (
 )
 
 
-def run(shared: Shared, judged: Path, holds: Judged, path: Path, kind: Kind) -> int:
+def run(
+    shared: Shared, judged: Path, holds: Judged, path: Path, kind: Kind, *, unmarked_folder: Path | None = None
+) -> int:
     """Score every image named in the file ``path``, and write the report. Raises ``CellsegError``.
 
-    ``holds``: what the folder ``judged`` holds.
+    ``holds``: what the folder ``judged`` holds. ``unmarked_folder``: masks or label images of all objects; those
+    without a point count neither way.
     """
-    check_apart([judged, path] if path.is_dir() else [judged], shared.output)
+    check_apart([folder for folder in (judged, path, unmarked_folder) if folder and folder.is_dir()], shared.output)
     found = {image.name: image.path for image in find_images([judged], follow_links=True)}
     if not found:
         raise NothingToDoError(f"{judged}: no image found")
@@ -63,6 +67,10 @@ def run(shared: Shared, judged: Path, holds: Judged, path: Path, kind: Kind) -> 
     about: dict[str, Any] = {"data": {holds: str(judged), kind: str(path)}}
     about |= {"classes": list(names_in_file(asked)), "read": str(truth), "remarks": list(truth.remarks)}
     files = {name: found[name] for name in truth.by_image}
+    objects = None
+    if unmarked_folder is not None:
+        about["data"]["unmarked"] = str(unmarked_folder)
+        objects = _Objects(unmarked_folder, truth, sizes)
     remarks = Remarks()
     with ExitStack() as stack:
         place = stack.enter_context(report_folder(shared.output, evaluation.PROGRAM, score_command.FILES))
@@ -71,10 +79,12 @@ def run(shared: Shared, judged: Path, holds: Judged, path: Path, kind: Kind) -> 
             pairs, wanted = _classes(segmenter, truth, asked)
             about["model"] = evaluation.describe_model(segmenter)
             about["classes"] = list(wanted)
-            scored = stack.enter_context(closing(_by_model(files, truth, shared, segmenter, pairs, wanted, remarks)))
+            scored = stack.enter_context(
+                closing(_by_model(files, truth, shared, segmenter, pairs, wanted, remarks, objects))
+            )
         else:
             pairs = {}
-            scored = stack.enter_context(closing(_by_labels(files, truth, shared, names_in_file(asked))))
+            scored = stack.enter_context(closing(_by_labels(files, truth, shared, names_in_file(asked), objects)))
         scores = list(with_progress(scored, len(files), shared.quiet))
         pooled = pool_marks(scores)
         if pairs:
@@ -109,12 +119,43 @@ def _size_hw(file: Path, holds: Judged, shared: Shared) -> tuple[int, int]:
     return read.shape[0], read.shape[1]
 
 
+class _Objects:
+    """Objects of each image, marked or not: label images or masks in ``folder``, by the names of the images.
+
+    Raises ``DataError`` if an image of ``truth`` has none.
+    """
+
+    def __init__(self, folder: Path, truth: Annotations, sizes_hw: Mapping[str, tuple[int, int]]) -> None:
+        by_stem = images_by_stem(folder)
+        self._truth, self._sizes_hw = truth, sizes_hw
+        self._files = {name: by_stem.get(stem_of(name)) for name in truth.by_image}
+        lonely = [name for name, file in self._files.items() if file is None]
+        if lonely:
+            more = f" (and {len(lonely) - 1} more)" if len(lonely) > 1 else ""
+            raise DataError(
+                f"{lonely[0]}{more}: no mask or label image of the same name in {folder}; expected {stem_of(lonely[0])}"
+            )
+
+    def unmarked(self, name: str) -> Bools:
+        """Where the objects of the image ``name`` are that have no point, bool (h, w)."""
+        file, marks = self._files[name], self._truth.by_image[name]
+        assert file is not None
+        assert isinstance(marks, Points)
+        labels = read_labels(file, keep_ignored=True)
+        if labels.shape != self._sizes_hw[name]:
+            (height, width), (rows, columns) = self._sizes_hw[name], labels.shape
+            raise DataError(f"{file} has {columns} x {rows} px, expected {width} x {height} px like {name}")
+        return unmarked(marks, labels)
+
+
 def _by_labels(
-    files: dict[str, Path], truth: Annotations, shared: Shared, wanted: tuple[str, ...]
+    files: dict[str, Path], truth: Annotations, shared: Shared, wanted: tuple[str, ...], objects: _Objects | None
 ) -> Generator[MarkScore, None, None]:
     least = shared.min_area or 0
     for name, file in files.items():
-        yield score_marks(truth.by_image[name], read_labels(file), classes=wanted, min_area_px=least)
+        unmarked_hw = None if objects is None else objects.unmarked(name)
+        labels = read_labels(file)
+        yield score_marks(truth.by_image[name], labels, classes=wanted, min_area_px=least, unmarked_hw=unmarked_hw)
 
 
 def _by_model(
@@ -125,16 +166,18 @@ def _by_model(
     pairs: dict[str, tuple[str, ...]],
     wanted: tuple[str, ...],
     remarks: Remarks,
+    objects: _Objects | None,
 ) -> Generator[MarkScore, None, None]:
     def work(name: str, file: Path, network: Network) -> MarkScore:
         loaded = read_image(file, shared.reading)
         found = segmenter.segment(loaded.pixels_hwc, network, field=shared.field)
         remarks.add(name, (*loaded.notes, *found.notes))
         cells, least = counting_labels(found.labels, found.classes), shared.min_area or 0
-        score = score_marks(truth.by_image[name], cells, classes=wanted, min_area_px=least)
+        marks, unmarked_hw = truth.by_image[name], None if objects is None else objects.unmarked(name)
+        score = score_marks(marks, cells, classes=wanted, min_area_px=least, unmarked_hw=unmarked_hw)
         if found.classes is None or not pairs:
             return score
-        of_model = score_classes(truth.by_image[name], found.labels, found.classes, pairs, min_area_px=least)
+        of_model = score_classes(marks, found.labels, found.classes, pairs, min_area_px=least, unmarked_hw=unmarked_hw)
         return replace(score, of_model=of_model)
 
     def nbytes(file: Path) -> int:

@@ -100,9 +100,9 @@ class Shared:
         from cellseg_deploy.run.record import RunOptions
 
         options = RunOptions(bit_depth=self.bit_depth, max_pixels=self.max_pixels)
-        for group, images in scales.groups_of(find_images([folder])).items():
+        for group, images in scales.groups_of(find_images([folder], follow_links=True)).items():
             sample = list(scales.sample(images, options))
-            choice = segmenter.find_scale(sample)
+            choice = segmenter.find_scale(sample, field=self.field)
             segmenter.measured_scales |= {image.shape[:2]: choice.scale for image in sample}
             if not self.quiet:
                 console.say(scales.said(group, choice, segmenter.backend.spec.cell_diameter_px))
@@ -188,6 +188,8 @@ def check_score(context: click.Context, given: Mapping[str, Any]) -> tuple[Path,
             raise click.UsageError(f"{_flag(name)} and --counts exclude each other: counts do not say where cells are")
         if given[name] and truth != "masks":
             raise click.UsageError(f"{_flag(name)} needs --masks, not {_flag(truth)}")
+    if given["unmarked"] is not None and truth != "points":
+        raise click.UsageError(f"--unmarked needs --points, not {_flag(truth)}")
     if truth in ("boxes", "points"):
         refuse_options(context, ("count_rule",), f"has no part in {_flag(truth)}: border objects count neither way")
     elif given["classes"] is not None and kind == "labels":

@@ -151,7 +151,7 @@ def _measured(segmenter: Segmenter, folder: Path, read: ReadOptions, field: Fiel
         return segmenter
     measured = copy.copy(segmenter)
     measured.measured_scales = {}
-    for images in groups.groups_of(find_images([folder])).values():
+    for images in groups.groups_of(find_images([folder], follow_links=True)).values():
         sample = list(groups.sample(images, read))
         choice = segmenter.find_scale(sample, field=field)
         measured.measured_scales |= {(image.shape[0], image.shape[1]): choice.scale for image in sample}

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from cellseg_deploy.annotations.objects import Boxes, Points
-from cellseg_deploy.annotations.score import ClassScore, at_border, intersections, pool_marks, score_marks
+from cellseg_deploy.annotations.score import ClassScore, at_border, intersections, pool_marks, score_marks, unmarked
+from cellseg_deploy.cells.ignored import IGNORED
 
 Box = tuple[int, int, int, int]
 
@@ -119,6 +120,22 @@ def test_points_of_other_classes() -> None:
     true = points_of((15, 15), (35, 15), (45, 15), classes=("b", "a", "b"))
     score = score_marks(true, labels_of((10, 10, 20, 20), (30, 10, 50, 20)), classes=["a"])
     assert (score.n_true, score.n_predicted, score.hits, score.merges) == (1, 1, 0, 1)
+
+
+def test_objects_that_nobody_marked_count_neither_way() -> None:
+    """Objects: one with a point, two without, one of unknown instance. On each lies a cell; one lies beside all."""
+    cells = ((10, 10, 20, 20), (30, 10, 40, 20), (50, 10, 60, 20), (70, 10, 80, 20), (30, 60, 40, 70))
+    objects = labels_of(*cells[:3])
+    objects[10:20, 70:80] = IGNORED
+    objects[10:20, 55:60] = 0  # half of that cell is on the object, half on background
+    true = points_of((15, 15), (50, 80), classes=("red", "red"))
+    without = unmarked(true, objects)
+    assert np.array_equal(without, (objects > 0) & (objects != 2))
+    score = score_marks(true, labels_of(*cells), unmarked_hw=without)
+    assert (score.n_true, score.n_predicted, score.hits, score.left_out) == (2, 3, 1, (0, 2))
+    assert score_marks(true, labels_of(*cells)).n_predicted == 5
+    moved = points_of((15, 15), (35, 15))  # a cell with a point is judged by that, wherever it lies
+    assert score_marks(moved, labels_of(*cells), unmarked_hw=without).hits == 2
 
 
 def test_specks_and_nothing() -> None:

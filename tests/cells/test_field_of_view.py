@@ -88,6 +88,12 @@ def overexposed() -> np.ndarray:
     return np.clip(smear().astype(np.int64) + 60, 0, 255).astype(np.uint8)
 
 
+def unevenly_lit() -> np.ndarray:
+    """Brighter to the right, smooth: the darker part has nearly one colour, and a straight edge."""
+    light = np.linspace(-30, 10, W)[None, :, None] + np.random.default_rng(0).normal(0, 0.5, (H, W, 1))
+    return np.clip(draw_discs((H, W), [(650, 100), (600, 400)], radius=35) + light, 0, 255).astype(np.uint8)
+
+
 WHOLE: dict[str, Callable[[], np.ndarray]] = {
     "smear": smear,
     "empty field": lambda: np.random.default_rng(0).normal(230, 2, (H, W, 3)).clip(0, 255).astype(np.uint8),
@@ -98,6 +104,7 @@ WHOLE: dict[str, Callable[[], np.ndarray]] = {
     "fluorescence": fluorescence,
     "one bright body on black": lambda: np.where(disc(200)[..., None], 60, 2).astype(np.uint8).repeat(3, 2),
     "overexposed background": overexposed,
+    "uneven light": unevenly_lit,
     "a dark last row": lambda: np.pad(smear()[2:], ((0, 2), (0, 0), (0, 0))),
     "tiny": lambda: np.zeros((3, 4, 3), np.uint8),
 }

@@ -11,6 +11,7 @@ import pytest
 from cellseg_deploy import Segmenter
 from cellseg_deploy.cells.metrics import score_image
 from cellseg_deploy.cells.scale import (
+    MANY_CELLS,
     MIN_CELLS,
     MIN_MEASURED,
     View,
@@ -19,6 +20,7 @@ from cellseg_deploy.cells.scale import (
     fixed_scale,
     lost_note,
     scale_from_cells,
+    search,
     size_note,
     surest,
 )
@@ -148,10 +150,44 @@ def view(scale: float, diameter: float, sure: int, n: int = MIN_MEASURED) -> Vie
 
 
 def test_the_surest_of_the_fitting_scales_is_taken() -> None:
-    nuclei, right, near, piles = view(2, 25, 990), view(1, 50, 900), view(0.5, 30, 800), view(0.25, 90, 990)
+    nuclei, right, near, piles = view(2, 25, 990), view(1, 50, 900), view(0.5, 30, 800), view(0.25, 90, 990, MANY_CELLS)
     assert surest([nuclei, right, near, piles], 48.0) is right
-    assert surest([nuclei, view(1, 50, 900, MIN_MEASURED - 1), near], 48.0) is near
+    assert surest([nuclei, view(1, 100, 900), near], 48.0) is None  # 30 px and 100 px in one image
     assert surest([nuclei, piles, empty_view(1)], 48.0) is None
+    assert surest([near, right, nuclei], 48.0) is right
+
+
+def test_a_scale_that_no_neighbour_confirms_needs_many_cells() -> None:
+    """Raabin's fields of four whole cells: fragments at the finest scale outnumber them."""
+    fragments = view(4, 33, 430, 8)
+    views = [fragments, view(2, 25, 530, 2), view(1, 289, 890, 1), view(0.5, 71, 888, 4), view(0.25, 35, 839, 4)]
+    assert surest(views, 48.0) is views[3]
+    assert surest(views[:3], 48.0) is None
+    assert surest([view(4, 33, 430, MANY_CELLS), *views[1:3]], 48.0) is not None
+    few = [view(0.5, 71, 888, MIN_MEASURED), view(0.25, 35, 839, MIN_MEASURED - 1)]
+    assert surest(few, 48.0) is None
+
+
+@pytest.mark.parametrize("model_diameter", [24.0, 32.0, 64.0])
+def test_models_of_any_cell_size_search_alike(model_diameter: float) -> None:
+    """The same picture at the same scales of the image's cells, for a model of smaller or larger cells."""
+    cells, tile = np.full((900, 900, 3), 220, np.uint8), 336
+    for row in range(80, 900, 150):
+        for column in range(80, 900, 150):
+            cv2.circle(cells, (column, row), 50, (150, 90, 120), -1)
+
+    def look(crop_hwc: np.ndarray, at: float) -> tuple[np.ndarray, np.ndarray]:
+        """Certain about discs of the model's size, else not."""
+        small = cv2.resize(crop_hwc, None, fx=at, fy=at, interpolation=cv2.INTER_AREA)
+        inside = small[..., 0] < 190
+        off = abs(math.log(100 * at / model_diameter))
+        _, labels = cv2.connectedComponents(inside.astype(np.uint8), ltype=cv2.CV_32S)
+        return np.where(inside, 0.95 if off < 0.6 else 0.6, 0.0).astype(np.float32), labels
+
+    own = model_diameter / 60
+    choice = search([cells], look, tile_size=tile, model_diameter_px=model_diameter, image_scale=own)
+    assert choice.note == ""
+    assert choice.scale == pytest.approx(model_diameter / 100, rel=0.08)
 
 
 def test_crops_lie_in_the_image_at_the_same_places() -> None:
@@ -178,4 +214,4 @@ def test_without_cells_the_scale_stays_and_a_note_says_so() -> None:
     with Segmenter.load() as segmenter:
         result = segmenter(np.full((300, 300, 3), 230, np.uint8))
         assert result.scale == segmenter.backend.spec.image_scale
-    assert any("whole cells to estimate their size from" in note for note in result.notes)
+    assert any("whole cells of one size to estimate it from" in note for note in result.notes)

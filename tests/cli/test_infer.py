@@ -196,7 +196,7 @@ def test_cells_are_measured_unless_a_size_is_given(
 ) -> None:
     assert infer(smears, "-o", tmp_path / "out", "--model", model) == 0
     said = capsys.readouterr().err
-    assert said.count("fewer than 5 whole cells to estimate their size from") == 1  # for three groups, once
+    assert said.count("fewer than 3 whole cells of one size to estimate it from") == 1  # for three groups, once
     assert json.loads((tmp_path / "out/run.json").read_text())["settings"]["scale"] == "measured"
     assert infer(smears, "-o", tmp_path / "given", "--model", model, "--scale", 1) == 0
     assert "whole cells" not in capsys.readouterr().err

@@ -16,10 +16,20 @@ from cellseg_deploy.models.spec import ThresholdParams
 from cellseg_train import overlaps
 from cellseg_train.cell_classes import UNKNOWN, read_classes
 from cellseg_train.config import DataConfig, LossConfig, ModelConfig, OverlapConfig, TrainConfig
-from cellseg_train.data import ExampleStore, TileDataset, TrainingCells, make_targets, read_pair, with_copies
+from cellseg_train.data import (
+    ExampleStore,
+    Split,
+    TileDataset,
+    TrainingCells,
+    cell_areas,
+    make_targets,
+    read_pair,
+    with_copies,
+)
 from cellseg_train.losses import class_loss, segmentation_loss
 from cellseg_train.model import CellSegNet, probabilities
 from cellseg_train.overlaps import UNTAUGHT
+from cellseg_train.run import folder_scales
 from cellseg_train.validate import ClassScores, Prediction
 
 RED, WHITE = 0, 1
@@ -256,3 +266,13 @@ def test_scores_by_class_take_the_class_from_the_whole_cell():
     assert scores.counts.tolist() == [[1, 0, 0], [1, 0, 1]]  # of cell 4 nobody knows the class
     assert scores.f1() == {"red": 1.0, "white": pytest.approx(2 / 3)}
     assert np.isnan(ClassScores.of(("red",)).f1()["red"])
+
+
+def test_cells_of_the_class_ignore_have_no_part_in_the_scale_of_a_folder(pair):
+    stored = cv2.imread(str(pair.mask), cv2.IMREAD_UNCHANGED)
+    area = {number: np.count_nonzero(stored == number) for number in (2, 5, 8, 9)}
+    assert sorted(cell_areas([pair])) == sorted(area.values())
+    assert sorted(cell_areas([pair], classes=classes_of(pair))) == sorted(area[number] for number in (2, 5, 8))
+    data = DataConfig(cell_diameter_px=30.0, min_object_px=20)
+    (scale,) = folder_scales(Split((pair,), (pair,)), data, classes_of(pair)).values()
+    assert scale == pytest.approx(30 / np.sqrt(4 / np.pi * area[5]))  # the median of 2, 5 and 8

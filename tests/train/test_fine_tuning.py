@@ -18,15 +18,22 @@ from cellseg_train.cli import command
 from cellseg_train.config import ModelConfig
 
 README = Path(__file__).parents[2] / "README.md"
+CELLS_PX = 82.0
 SHORT = ["--epochs", "1", "--patches-per-image", "4", "--batch-size", "4", "--device", "cpu", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
 def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two images to train on and one to validate on; cells of 82 px."""
+    """Two images to train on and one to validate on; cells of ``CELLS_PX``."""
     folder = tmp_path_factory.mktemp("smears")
     write_samples(folder, 3, 5, (300, 400))
     return folder
+
+
+@pytest.fixture(scope="module")
+def taught_px() -> float:
+    """Cells that the shipped network was trained on, in model px."""
+    return load_network(default_weights_path()).spec.cell_diameter_px
 
 
 def fine_tune(smears: Path, run: Path, *more: str) -> int:
@@ -62,24 +69,30 @@ def test_the_shipped_network_goes_on_from_what_it_knows(
 
 
 def test_cells_of_another_size_are_refused_before_anything_is_written(
-    smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], taught_px: float
 ) -> None:
     run = tmp_path / "run"
-    assert fine_tune(smears, run, "--image-scale", "0.15") == 2
+    assert fine_tune(smears, run, "--image-scale", f"{taught_px / CELLS_PX / 4:.3f}") == 2
     said = capsys.readouterr().err
-    assert "px for the network, but --weights shipped was trained on 48 px; give --image-scale 0.5" in said
+    assert f"px for the network, but --weights shipped was trained on {taught_px:.0f} px; give --image-scale 0." in said
     assert not run.exists()
 
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_cells_of_a_doubtful_size_are_warned_of_and_trained(
-    smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quiet: bool
+    smears: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    taught_px: float,
+    quiet: bool,
 ) -> None:
     trained = []
     monkeypatch.setattr(train_run, "_train", lambda run, *_: trained.append(run))
     run = tmp_path / "run"
-    assert fine_tune(smears, run, "--image-scale", "0.3", *(["-q"] if quiet else [])) == 0
+    scale = f"{taught_px / CELLS_PX / 2:.3f}"
+    assert fine_tune(smears, run, "--image-scale", scale, *(["-q"] if quiet else [])) == 0
     assert "warning: cells are " in (said := capsys.readouterr().err)
-    assert "its weights were trained on 48 px; give --image-scale 0.5" in said
+    assert f"its weights were trained on {taught_px:.0f} px; give --image-scale 0." in said
     assert trained == [run]
     assert not quiet or len(said.splitlines()) == 1

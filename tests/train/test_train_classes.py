@@ -12,7 +12,8 @@ import pytest
 from cellseg_deploy.cli import console
 from cellseg_deploy.images.read import read_numbered_labels
 from cellseg_deploy.samples import write_samples
-from cellseg_train.checkpoint import load_network
+from cellseg_train import run as train_run
+from cellseg_train.checkpoint import load_network, load_record
 from cellseg_train.cli import command
 
 FAST = [
@@ -92,6 +93,30 @@ def test_boxes_give_their_classes(smears, tmp_path):
         assert row["class"] == of_image[int(row["label"]) - 1]
     assert set(names) == {image for image, _ in boxes}
     assert train("--resume", run, "--quiet") == 0
+
+
+def test_cells_of_the_class_ignore_have_no_part_in_the_limit_for_specks(smears, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_run, "_train", lambda *_: None)
+    with (smears / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    area = {}
+    for mask in (smears / "masks").iterdir():
+        labels, numbers = read_numbered_labels(mask)
+        sizes = np.bincount(labels.ravel())
+        area |= {(mask.name, str(number)): sizes[label] for label, number in enumerate(numbers)}
+    large = np.quantile([area[row["image"], row["label"]] for row in rows], 0.7)
+    limits = []
+    for ignored in (False, True):
+        classes, out = tmp_path / f"{ignored}.csv", tmp_path / f"run-{ignored}"
+        with classes.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(("image", "label", "class"))
+            for row in rows:
+                is_small = area[row["image"], row["label"]] < large
+                table.writerow((row["image"], row["label"], "ignore" if ignored and is_small else row["class"]))
+        assert train(*folders(smears), "--classes", classes, "-o", out, *FAST) == 0
+        limits.append(load_record(out).config.data.min_object_px)
+    assert limits[1] > 1.05 * limits[0]
 
 
 def test_what_does_not_fit_is_refused(smears, tmp_path, capsys):

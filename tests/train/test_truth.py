@@ -13,8 +13,13 @@ from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_deploy.cli import console
 from cellseg_deploy.images.read import read_labels
 from cellseg_deploy.samples import write_samples
+from cellseg_deploy.segmenter import Segmenter
+from cellseg_train.checkpoint import load_record
 from cellseg_train.cli import command
 from cellseg_train.truth import labels_from_boxes, labels_from_points
+
+SMALL = ["--tile-size", 112, "--tiny-width", 48, "--tiny-depth", 1, "--decoder-channels", "16,16,8"]
+FAST = [*SMALL, "--image-skip", "none", "--epochs", 1, "--image-scale", 0.4, "--device", "cpu", "--threads", 1]
 
 
 def disc(mask: np.ndarray, x: int, y: int, radius: int) -> None:
@@ -141,12 +146,66 @@ def test_the_command_makes_labels_and_pictures_and_stops(marked, tmp_path, kind,
 
 def test_it_trains_on_what_it_made_and_can_be_resumed(marked, tmp_path):
     out = tmp_path / "run"
-    small = ["--tile-size", 112, "--tiny-width", 48, "--tiny-depth", 1, "--decoder-channels", "16,16,8"]
-    fast = [*small, "--image-skip", "none", "--epochs", 1, "--image-scale", 0.4, "--device", "cpu", "--threads", 1]
     marks = ["--images", marked / "images", "--boxes", marked / "boxes.csv"]
-    assert run(*marks, "-o", out, *fast, "--no-calibrate", "--quiet") == 0
+    assert run(*marks, "-o", out, *FAST, "--no-calibrate", "--quiet") == 0
     assert (out / "model.safetensors").is_file()
     assert run("--resume", out, "--quiet") == 0
+
+
+def test_validation_images_have_boxes_or_points_too(marked, tmp_path, capsys):
+    out = tmp_path / "run"
+    drawn = ["--images", marked / "images", "--masks", marked / "masks"]
+    for kind in ("boxes", "points"):
+        val = ["--val-images", marked / "images", f"--val-{kind}", marked / f"{kind}.csv"]
+        assert run(*drawn, *val, "-o", out / kind, "--truth-only") == 0
+        made = out / kind / "truth"
+        assert sorted(path.name for path in made.iterdir()) == ["val-classes.csv", "val-labels", "val-pictures"]
+        for mask in (marked / "masks").iterdir():
+            labels = read_labels(made / "val-labels" / f"{mask.stem}.png")
+            assert labels.max() == pytest.approx(read_labels(mask).max(), abs=2)
+    capsys.readouterr()
+    for more in (
+        ["--val-images", marked / "images"],
+        ["--val-boxes", marked / "boxes.csv"],
+        [*val, *val[2:], *val[2:]],
+    ):
+        assert run(*drawn, *more, "-o", tmp_path / "other") == 2
+    assert "give --val-images DIR with one of --val-masks DIR, --val-boxes FILE" in capsys.readouterr().err
+
+
+def test_the_network_is_validated_on_boxes(marked, tmp_path):
+    val, out = tmp_path / "val", tmp_path / "run"
+    write_samples(val, 1, 6, (300, 400))
+    (mask,) = (val / "masks").iterdir()
+    labels = read_labels(mask)
+    rows = ["image,class,x0,y0,x1,y1"]
+    for number in range(1, labels.max() + 1):
+        x, y, w, h = cv2.boundingRect((labels == number).astype(np.uint8))
+        rows.append(f"{mask.stem},RBC,{x},{y},{x + w},{y + h}")
+    (val / "boxes.csv").write_text("\n".join(rows) + "\n")
+    both = ["--images", marked / "images", "--boxes", marked / "boxes.csv", "--teacher", "none"]
+    both += ["--val-images", val / "images", "--val-boxes", val / "boxes.csv"]
+    assert run(*both, "-o", out, *FAST, "--no-calibrate", "--quiet") == 0
+    record = load_record(out)
+    assert record.inputs.val_masks == (str(out / "truth" / "val-labels"),)
+    assert (out / "log.csv").read_text().count("\n") == 2
+    assert run("--resume", out, "--quiet") == 0
+
+
+def test_without_a_teacher_a_box_is_its_ellipse_and_the_rest_background(marked, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Segmenter, "load", None)  # no model is read
+    common = ["--images", marked / "images", "--teacher", "none", "--truth-only"]
+    assert run(*common, "--boxes", marked / "boxes.csv", "-o", tmp_path / "run") == 0
+    assert "no teacher: each box is its ellipse" in capsys.readouterr().err
+    for mask in (marked / "masks").iterdir():
+        true, made = read_labels(mask), read_labels(tmp_path / "run" / "truth" / "labels" / f"{mask.stem}.png")
+        stored = cv2.imread(str(tmp_path / "run" / "truth" / "labels" / f"{mask.stem}.png"), cv2.IMREAD_UNCHANGED)
+        assert stored.max() < IGNORED
+        assert 2 * np.count_nonzero((true > 0) & (made > 0)) > 0.9 * (np.count_nonzero(true) + np.count_nonzero(made))
+    assert run(*common, "--points", marked / "points.csv", "-o", tmp_path / "other") == 2
+    assert "points need a teacher" in capsys.readouterr().err
+    assert run(*common[:2], "--boxes", marked / "boxes.csv", "--teacher", "nowhere", "-o", tmp_path / "other") == 2
+    assert "--teacher nowhere: no such file" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_refused(marked, tmp_path, capsys):

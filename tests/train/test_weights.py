@@ -151,7 +151,7 @@ def test_the_shipped_network_is_a_start_at_the_default_tile_size():
     shipped = load_network(default_weights_path())
     assert torch.equal(net.decoder.head.weight, shipped.net.decoder.head.weight)
     assert f"fine-tuned from {shipped.spec.name}" in info.origin
-    assert weights.taught_diameter_px("shipped") == shipped.spec.cell_diameter_px == 48
+    assert weights.taught_diameter_px("shipped") == shipped.spec.cell_diameter_px
     assert weights.taught_diameter_px("none") is None
 
 
