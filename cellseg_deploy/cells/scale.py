@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.instances import whole_areas
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.notes import Note
@@ -177,6 +178,7 @@ def fixed_scale(
     if isinstance(cell_diameter_px, str):
         raise UsageError(f"cell diameter must be a number of pixels or 'auto', got {cell_diameter_px!r}")
     if cell_diameter_px is not None:
+        check_types("a number or None", cell_diameter_px=cell_diameter_px)
         if not (math.isfinite(cell_diameter_px) and cell_diameter_px > 0):
             raise UsageError(f"cell diameter must be a positive number of pixels, got {cell_diameter_px}")
         result = model_diameter_px / cell_diameter_px
@@ -185,10 +187,9 @@ def fixed_scale(
     return check_scale(result)
 
 
-def check_scale(scale: float | str) -> float:
+def check_scale(scale: float) -> float:
     """Return ``scale``. Raises ``UsageError`` if it is not a number in range."""
-    if isinstance(scale, str):
-        raise UsageError(f"scale must be a number of model px per image px, got {scale!r}")
+    check_types("a number", scale=scale)
     if not (math.isfinite(scale) and 1 / MAX_SCALE <= scale <= MAX_SCALE):
         raise UsageError(
             f"scale must lie between 1/{MAX_SCALE:g} and {MAX_SCALE:g} model px per image px, got {scale:g}"

@@ -106,6 +106,7 @@ _ARGUMENTS = (
     ),
     *(
         "field",
+        "follow_links",
         "halo",
         "mask_foreground",
         "masks",

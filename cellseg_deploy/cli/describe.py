@@ -71,7 +71,7 @@ def run(shared: Shared, folder: Path, masks: Path | None) -> int:
     with ExitStack() as stack:
         facts_of: Iterator[ImageFacts]
         if masks is None:
-            found = find_images([folder])
+            found = find_images([folder], follow_links=True)
             if not found:
                 raise NothingToDoError(f"{folder}: no image found; expected PNG, JPEG or TIFF files")
             segmenter = stack.enter_context(shared.open_segmenter(folder))

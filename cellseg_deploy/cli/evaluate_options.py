@@ -100,7 +100,7 @@ class Shared:
         from cellseg_deploy.run.record import RunOptions
 
         options = RunOptions(bit_depth=self.bit_depth, max_pixels=self.max_pixels)
-        for group, images in scales.groups_of(find_images([folder])).items():
+        for group, images in scales.groups_of(find_images([folder], follow_links=True)).items():
             sample = list(scales.sample(images, options))
             choice = segmenter.find_scale(sample)
             segmenter.measured_scales |= {image.shape[:2]: choice.scale for image in sample}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.label_runs import bands
-from cellseg_deploy.outputs import jpeg
+from cellseg_deploy.outputs import picture_file
 from cellseg_deploy.outputs.legend import with_legend
 from cellseg_deploy.outputs.palette import CLASS_RGB, COUNTED_RGB
 
@@ -36,10 +36,11 @@ def encode(
     *,
     classes: CellClasses | None = None,
     by_class: Mapping[str, int] | None = None,
+    suffix: str = picture_file.JPG,
 ) -> bytes:
-    """Encode the result of ``draw`` as a JPEG file."""
+    """Encode the result of ``draw`` as a picture file."""
     picture = draw(image_hwc, labels, numbers_xy, field, counted, classes)
-    return jpeg.encode(picture if classes is None else with_legend(picture, classes, by_class or {}))
+    return picture_file.encode(picture if classes is None else with_legend(picture, classes, by_class or {}), suffix)
 
 
 def draw(
