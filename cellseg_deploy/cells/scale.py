@@ -21,6 +21,7 @@ from cellseg_deploy.cells.instances import whole_areas
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.plural import plural
 
 MAX_SCALE = 32.0
 MIN_CELLS = 10
@@ -205,7 +206,8 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
     whole = whole_areas(labels)
     if len(whole) < MIN_CELLS:
         note = (
-            f"only {len(whole)} whole cells to estimate their size from, {MIN_CELLS} are needed; the model's own scale "
+            f"only {plural(len(whole), 'whole cell')} to estimate their size from, {MIN_CELLS} "
+            f"are needed; the model's own scale "
             "was kept, give `cell_diameter_px` if the magnification is another"
         )
         return ScaleChoice(first_scale, Note(note, "cell size"))

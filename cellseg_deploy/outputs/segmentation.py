@@ -18,6 +18,7 @@ from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.outputs.formats import format_for
 from cellseg_deploy.outputs.image_table import ImageTable
 from cellseg_deploy.outputs.segmented import SegmentedImage
+from cellseg_deploy.plural import plural
 
 TABLE_SUFFIX = ".csv"
 
@@ -62,8 +63,7 @@ class Segmentation:
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
-        cells = "1 cell" if self.count == 1 else f"{self.count} cells"
-        return f"Segmentation({self.name!r}, {width} x {height} px, {cells})"
+        return f"Segmentation({self.name!r}, {width} x {height} px, {plural(self.count, 'cell')})"
 
     @property
     def count(self) -> int:

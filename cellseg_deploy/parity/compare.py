@@ -161,9 +161,7 @@ def _compare(
     worst_badness = 0, 0
     for named in images:
         if not (isinstance(named, tuple) and len(named) == 2):
-            raise UsageError(
-                f"`images` must be a folder, or pairs (name, pixels), got {type(named).__name__} among them"
-            )
+            raise UsageError(f"images must be a folder, or pairs (name, pixels), got {type(named).__name__} among them")
         name, image_hwc = named
         expected = Segmenter(reference, batch_size=batch_size).probabilities(image_hwc)
         got = _answer_of(candidate, name, image_hwc, batch_size)
