@@ -55,5 +55,5 @@ def words(groups: Sequence[Sequence[int]]) -> str:
     several = [group for group in groups if len(group) > 1]
     if not several:
         return ""
-    images, groups = sum(map(len, several)), plural(len(several), "group")
-    return f"{images} images show the same content as another ({groups}): groups are not divided"
+    images, n_groups = sum(map(len, several)), plural(len(several), "group")
+    return f"{images} images show the same content as another ({n_groups}): groups are not divided"
