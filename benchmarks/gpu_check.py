@@ -348,7 +348,7 @@ def command(model: Path | None, output: Path) -> int:
         model.resolve(),
         output.resolve(),
         gpu,
-        say=lambda text: console.say(console.printable(text)),
+        say=lambda text: console.say(console.printable(console.in_options(text))),
         progress=progress,
     )
     write_bytes(output / "gpu-check.json", report.to_json())

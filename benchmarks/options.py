@@ -175,7 +175,7 @@ def check_pair(images: Path | None, masks: Path | None) -> None:
 
 def teller(quiet: bool) -> Callable[[str], None]:
     """Return the function that receives lines of progress."""
-    return lambda line: None if quiet else console.say(console.printable(line))
+    return lambda line: None if quiet else console.say(console.printable(console.in_options(line)))
 
 
 def progress(output: Path, benchmark: str) -> Progress:

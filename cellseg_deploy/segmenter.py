@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy import threads as thread_plans
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.batching import Job, Network, Overlapped, alone
@@ -39,13 +40,7 @@ from cellseg_deploy.cells.field_of_view import (
 )
 from cellseg_deploy.cells.field_of_view import note as field_note
 from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities, resize, resize_mask
-from cellseg_deploy.cells.instances import (
-    VISIBLE_AREA_REL,
-    BorderCells,
-    check_border_cells,
-    check_params,
-    segment,
-)
+from cellseg_deploy.cells.instances import VISIBLE_AREA_REL, BorderCells, check_border_cells, check_params, segment
 from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, check_scale, fixed_scale, lost_note, size_note
@@ -105,8 +100,10 @@ class Segmenter:
 
         Raises ``UsageError`` for a setting outside its range, or a class that the model does not have.
         """
-        spec = backend.spec
-        self.backend = backend
+        check_types(Backend, backend=backend)
+        check_types("a whole number", batch_size=batch_size)
+        check_types("a whole number or None", halo=halo, threads=threads)
+        spec, self.backend = backend.spec, backend
         self.task = task
         self.params: InstanceParams = spec.operating_point(task)
         check_params(self.params)
@@ -159,7 +156,8 @@ class Segmenter:
 
         if scale == "auto":
             scale, cell_diameter_px = None, "auto" if cell_diameter_px is None else cell_diameter_px
-        opened = open_backend(model or default_model_path(), engine, given=given)
+        check_types("a path or None", model=model)
+        opened = open_backend(default_model_path() if model is None else model, engine, given=given)
         try:
             return cls(
                 opened,
@@ -219,8 +217,7 @@ class Segmenter:
         >>> [cells.name for cells in model.map(["smear.png", "other.png"])]
         ['smear.png', 'other.png']
         """
-        if isinstance(images, str | Path):
-            raise UsageError(f"images must be several, got the path {str(images)!r}; call the segmenter, or use run")
+        check_types("several images, such as a list", images=images)
         check_scale(1.0 if scale is None else scale)
         work = partial(self._one, read=read, field=field, count_rule=count_rule, scale=scale)
         jobs = [Job(partial(work, image), partial(self._bytes_of, image, scale)) for image in images]
@@ -236,14 +233,15 @@ class Segmenter:
         field: Field = "auto",
         count_rule: CountRule = DEFAULT_RULE,
         overwrite: bool = False,
+        follow_links: bool = False,
         on_image: Callable[[str], None] = lambda _: None,
     ) -> FolderResult:
         """Segment a folder of images into the folder ``out``, as ``cellseg-infer`` does.
 
         A stopped run is resumed. One bad image never stops a run: it is listed in ``failed`` of the result.
         ``save``: kinds of files to write, see ``outputs.formats``; tables are always written. ``overwrite``: replace an
-        earlier run in ``out``. ``on_image``: called with the name of each processed image, in order. A measured scale
-        is measured once for all images of one folder and size.
+        earlier run in ``out``. ``follow_links``: read links that lead out of the folder too. ``on_image``: called with
+        the name of each processed image, in order. A scale is measured once for all images of one folder and size.
 
         Raises ``NothingToDoError`` without images, ``UsageError``, and ``OutputError`` for the folder.
 
@@ -255,14 +253,14 @@ class Segmenter:
 
         return run(
             self,
-            [images] if isinstance(images, (str, Path)) else images,
-            Path(out),
-            threads=thread_plans.plan_of_engine(self.threads),
-            save=tuple(save),
+            images,
+            out,
+            save=save,
             read=read,
             field=field,
             count_rule=count_rule,
             overwrite=overwrite,
+            follow_links=follow_links,
             on_image=on_image,
         )
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.files.text import read_text
 from cellseg_deploy.models.spec import misfit_of_classes
+from cellseg_deploy.plural import plural
 
 IGNORE_CLASS = "ignore"
 UNKNOWN, LEFT_OUT = -1, -2
@@ -91,7 +92,7 @@ def read_classes(files: Sequence[Path], images: Sequence[Path]) -> CellClasses:
                 places.setdefault((image, label), place)
     if not by_image:
         raise DataError(
-            f"{', '.join(map(str, files))}: names none of the {len(images)} images; expected names such as "
+            f"{', '.join(map(str, files))}: names none of the {plural(len(images), 'image')}; expected names such as "
             f"{images[0].name if images else 'a.png'}"
         )
     names = tuple(numbers)
@@ -124,4 +125,4 @@ def _rows(file: Path, text: str) -> list[tuple[str, str, int, str]]:
 
 
 def _some(numbers: Sequence[int]) -> str:
-    return f"{len(numbers)} cells, numbered {numbers[0]} to {numbers[-1]}" if numbers else "no cell at all"
+    return f"{plural(len(numbers), 'cell')}, numbered {numbers[0]} to {numbers[-1]}" if numbers else "no cell at all"

@@ -30,6 +30,7 @@ from cellseg_deploy.evaluate.training_match import summary
 from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import Pair, check_same_size, pair_by_stem, read_image, read_numbered_labels
 from cellseg_deploy.models.spec import DataSummary
+from cellseg_deploy.plural import plural
 from cellseg_deploy.segmenter import resize
 from cellseg_train import augment, overlaps, targets
 from cellseg_train.cell_classes import LEFT_OUT, UNKNOWN, CellClasses, ClassNumbers
@@ -81,15 +82,20 @@ class Split:
         common = [stem for stem, image, _ in self.contents["val"] if image in train]
         if common:
             raise UsageError(
-                f"{len(common)} validation images are also training images ({', '.join(common[:3])}); "
+                f"{plural(len(common), *_ALSO)} ({', '.join(common[:3])}); "
                 "a network cannot be judged on what it was taught: give other --val-images"
             )
+
+
+_ALSO = "validation image is also a training image", "validation images are also training images"
 
 
 def find_pairs(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Pair, ...]:
     """Return pairs of the folders ``images[i]`` and ``masks[i]``, in order. Raises ``UsageError`` if none is found."""
     if len(images) != len(masks):
-        raise UsageError(f"got {len(images)} image folders and {len(masks)} mask folders; give them in pairs")
+        raise UsageError(
+            f"got {plural(len(images), 'image folder')} and {plural(len(masks), 'mask folder')}; give them in pairs"
+        )
     pairs: list[Pair] = []
     for image_dir, mask_dir in zip(images, masks, strict=True):
         pairs += pair_by_stem(image_dir, mask_dir)
@@ -265,7 +271,8 @@ class ExampleStore:
         everyone = np.concatenate(diameters)
         if not len(everyone):
             raise DataError(
-                f"the masks of {len(self.pairs)} images hold no object of {self._data.min_object_px} px or more; "
+                f"the masks of {plural(len(self.pairs), 'image')} hold no object of "
+                f"{self._data.min_object_px} px or more; "
                 "are they masks (0 = background)?"
             )
         of_classes = np.sum([each.of_classes for each in contents], axis=0)

@@ -21,6 +21,7 @@ from cellseg_deploy.files.atomic import make_folder, remove_stale
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.images.find import Pair
 from cellseg_deploy.models.spec import MIN_OBJECT_REL, WeightsInfo
+from cellseg_deploy.plural import plural
 from cellseg_train import checkpoint, loop, same_content
 from cellseg_train.cell_classes import CellClasses, read_classes
 from cellseg_train.cell_size import check_cell_size
@@ -153,7 +154,7 @@ def _paths(names: tuple[str, ...]) -> list[Path]:
 def _load(
     record: RunRecord, split: Split, reporter: loop.Reporter, classes: CellClasses | None
 ) -> tuple[ExampleStore, TrainingCells]:
-    reporter.say(f"{len(split.train)} training images, {len(split.val)} validation images")
+    reporter.say(f"{plural(len(split.train), 'training image')}, {plural(len(split.val), 'validation image')}")
     store, cells = loop.load(record.config, split, reporter, classes)
     if classes is not None:
         absent = [name for name, n in zip(classes.names, cells.class_cells, strict=True) if not n]

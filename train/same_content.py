@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.images.read import read_image
+from cellseg_deploy.plural import plural
 
 SIDE_PX, AROUND_PX = 24, 9
 ALIKE = 0.8
@@ -54,5 +55,5 @@ def words(groups: Sequence[Sequence[int]]) -> str:
     several = [group for group in groups if len(group) > 1]
     if not several:
         return ""
-    images, plural = sum(map(len, several)), "s" * (len(several) > 1)
-    return f"{images} images show the same content as another ({len(several)} group{plural}): groups are not divided"
+    images, n_groups = sum(map(len, several)), plural(len(several), "group")
+    return f"{images} images show the same content as another ({n_groups}): groups are not divided"

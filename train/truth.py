@@ -39,6 +39,7 @@ from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.files.atomic import make_folder, write_bytes
 from cellseg_deploy.images.find import absolute, images_by_stem
 from cellseg_deploy.images.read import read_image
+from cellseg_deploy.plural import plural
 from cellseg_deploy.segmenter import Segmenter
 
 WHOLE_CLASSES = ("white", "wbc", "leuko", "lympho", "neutro", "mono", "eosino", "baso", "granulo")
@@ -193,7 +194,7 @@ def make_truth(
     unknown = [stem for stem, marked in by_stem.items() if marked is None]
     if unknown:
         raise DataError(
-            f"{marks} does not name {len(unknown)} images of {images} ({', '.join(unknown[:3])}); "
+            f"{marks} does not name {plural(len(unknown), 'image')} of {images} ({', '.join(unknown[:3])}); "
             "what is in them is not known: move them to another folder"
         )
     kept = {stem: _without(marked, settings.left_out_classes) for stem, marked in by_stem.items() if marked is not None}

@@ -14,6 +14,7 @@ import numpy as np
 from cellseg_deploy.annotations.files import Row, read_rows
 from cellseg_deploy.annotations.objects import Annotations, Boxes, Kind, Points
 from cellseg_deploy.errors import DataError
+from cellseg_deploy.plural import plural
 
 
 def read_annotations(path: Path, kind: Kind, sizes_hw: Mapping[str, tuple[int, int]]) -> Annotations:
@@ -45,7 +46,9 @@ def read_annotations(path: Path, kind: Kind, sizes_hw: Mapping[str, tuple[int, i
         marked[(row.class_name, *numbers)] = None
     if not marks:
         some = ", ".join(sorted(elsewhere)[:3]) or "nothing"
-        raise DataError(f"{path} names none of the {len(sizes_hw)} images; it names {some}; are they the right images?")
+        raise DataError(
+            f"{path} names none of the {plural(len(sizes_hw), 'image')}; it names {some}; are they the right images?"
+        )
     remarks = []
     if clipped:
         remarks.append(f"boxes that reach out of their image, clipped to it: {clipped:,}")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.backends.options import BACKENDS, PRECISIONS, EngineOptions, check_precision
 from cellseg_deploy.errors import UsageError
 
@@ -54,6 +55,9 @@ def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: 
     ...     backend.name, backend.device, backend.precision
     ('onnxruntime', 'cpu', 'fp32')
     """
+    check_types("a path", path=path)
+    check_types(EngineOptions, engine=engine)
+    check_types("a path or None", given=given)
     path = Path(path)
     given = path if given is None else Path(given)
     own = _OWN_ENGINE.get(path.suffix.lower())

@@ -25,6 +25,7 @@ from cellseg_deploy.backends.telemetry import import_onnxruntime
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
 from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME
+from cellseg_deploy.plural import plural
 
 _CUDA = "CUDAExecutionProvider"
 
@@ -77,8 +78,10 @@ class OnnxRuntimeBackend(Backend):
             return np.asarray(probabilities, np.float32)
         except Exception as error:  # ONNX Runtime's exceptions have no public common root
             if re.search(r"bad.?alloc|allocate memory|out of memory", str(error), re.IGNORECASE):
-                raise MemoryError(f"ONNX Runtime ran out of memory on {len(tiles_nhwc)} tiles") from error
-            raise DataError(f"ONNX Runtime could not run {len(tiles_nhwc)} tiles: {_first_line(error)}") from error
+                raise MemoryError(f"ONNX Runtime ran out of memory on {plural(len(tiles_nhwc), 'tile')}") from error
+            raise DataError(
+                f"ONNX Runtime could not run {plural(len(tiles_nhwc), 'tile')}: {_first_line(error)}"
+            ) from error
 
     def _close(self) -> None:
         """Release the session and its memory."""

@@ -9,7 +9,6 @@ number of streams, each of which runs a batch of its own.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
 import re
 from pathlib import Path
@@ -23,6 +22,7 @@ from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.openvino_cache import CompiledCache
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
+from cellseg_deploy.plural import plural
 
 PRECISIONS = ("fp32", "bf16")
 """Arithmetic that can be requested; an int8 form computes its remaining operations in it."""
@@ -125,8 +125,8 @@ class OpenVinoBackend(Backend):
                     answers[start : start + self._batch] = answer[: n - start]
         except Exception as error:
             if re.search(r"bad.?alloc|allocate|out of memory", str(error), re.IGNORECASE):
-                raise MemoryError(f"OpenVINO ran out of memory on {n} tiles") from error
-            raise DataError(f"OpenVINO could not run {n} tiles: {_reason(error)}") from error
+                raise MemoryError(f"OpenVINO ran out of memory on {plural(n, 'tile')}") from error
+            raise DataError(f"OpenVINO could not run {plural(n, 'tile')}: {_reason(error)}") from error
         return answers
 
     def _close(self) -> None:
@@ -156,16 +156,6 @@ class OpenVinoBackend(Backend):
             "threads": self._threads,
             "streams": self._streams,
         }
-
-
-def is_installed() -> bool:
-    """Return whether OpenVINO can be imported, without importing it."""
-    return importlib.util.find_spec("openvino") is not None
-
-
-def native_bf16() -> bool:
-    """Return whether OpenVINO is installed and this CPU has native bf16 instructions."""
-    return is_installed() and "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def read_ir(path: Path) -> openvino_ir.IrFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.errors import UsageError
 
 BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt")
@@ -22,7 +23,7 @@ class EngineOptions:
     OpenVINO, None for 1. ``cuda_graph``: let TensorRT record a full batch as a CUDA graph and replay it.
     ``rebuild``: build a cached TensorRT engine again.
 
-    Raises ``UsageError`` for an unknown backend or precision, and for threads or streams below 1.
+    Raises ``UsageError`` for a wrong type, an unknown backend or precision, and for threads or streams below 1.
 
     >>> EngineOptions(backend="openvino", threads=4).precision is None
     True
@@ -37,6 +38,9 @@ class EngineOptions:
     rebuild: bool = False
 
     def __post_init__(self) -> None:
+        check_types("a name or None", device=self.device)
+        check_types("a whole number or None", threads=self.threads, streams=self.streams)
+        check_types("True or False", cuda_graph=self.cuda_graph, rebuild=self.rebuild)
         if self.backend not in BACKENDS:
             raise UsageError(f"unknown backend {self.backend!r}; expected one of {', '.join(BACKENDS)}")
         check_precision(self.precision)

@@ -51,6 +51,7 @@ from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
 from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from cellseg_deploy.plural import plural
 
 _DRIVER_FILE = Path("/sys/module/nvidia/version")
 UNVERIFIED = (
@@ -202,7 +203,7 @@ class TensorRTBackend(Backend):
             self._tiles.device_address, self._tiles.host_address, self._plan.tiles.nbytes_of(batch), self._stream
         )
         if not context.execute_async_v3(int(self._stream)):
-            raise DataError(f"TensorRT could not run {batch} tiles: {why(self._logger)}")
+            raise DataError(f"TensorRT could not run {plural(batch, 'tile')}: {why(self._logger)}")
         self._cuda.copy_to_host(
             self._probabilities.host_address,
             self._probabilities.device_address,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.label_runs import Ints, Labels, bands
 from cellseg_deploy.cells.measure import CellTable
 from cellseg_deploy.errors import UsageError
@@ -78,8 +79,7 @@ def counting_classes(known: Sequence[str], asked: Sequence[str] | None) -> tuple
     """
     if asked is None:
         return tuple(name for name in known if name not in NOT_COUNTED)
-    if isinstance(asked, str):
-        raise UsageError(f"`classes` must be a sequence of names, such as [{asked!r}], got {asked!r}")
+    check_types("a sequence of names", classes=asked)
     if not known:
         alone = f", so {', '.join(asked)} cannot be counted alone" if asked else "; leave `classes` out"
         raise UsageError(f"the model does not distinguish classes of cells{alone}")

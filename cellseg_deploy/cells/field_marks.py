@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.field_of_view import small_picture
 from cellseg_deploy.cells.notes import Note
+from cellseg_deploy.plural import plural
 
 Mask = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
@@ -119,7 +120,7 @@ def pointer_note() -> Note:
 
 def drawn_note(n: int) -> Note:
     """Note for the user on a picture with ``n`` drawn objects."""
-    what = "1 object is" if n == 1 else f"{n} objects are"
+    what = plural(n, "object is", "objects are")
     return Note(
         f"{what} black or of a pure colour, as scale bars and letters are, and no cell; cells below such marks may be "
         "lost or cut: look at the overlay; `field='full'` keeps them",

@@ -20,10 +20,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.instances import whole_areas
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.plural import plural
 
 MAX_SCALE = 32.0
 MIN_CELLS = 10
@@ -203,6 +205,7 @@ def fixed_scale(
     if isinstance(cell_diameter_px, str):
         raise UsageError(f"cell diameter must be a number of pixels or 'auto', got {cell_diameter_px!r}")
     if cell_diameter_px is not None:
+        check_types("a number or None", cell_diameter_px=cell_diameter_px)
         if not (math.isfinite(cell_diameter_px) and cell_diameter_px > 0):
             raise UsageError(f"cell diameter must be a positive number of pixels, got {cell_diameter_px}")
         result = model_diameter_px / cell_diameter_px
@@ -211,10 +214,9 @@ def fixed_scale(
     return check_scale(result)
 
 
-def check_scale(scale: float | str) -> float:
+def check_scale(scale: float) -> float:
     """Return ``scale``. Raises ``UsageError`` if it is not a number in range."""
-    if isinstance(scale, str):
-        raise UsageError(f"scale must be a number of model px per image px, got {scale!r}")
+    check_types("a number", scale=scale)
     if not (math.isfinite(scale) and 1 / MAX_SCALE <= scale <= MAX_SCALE):
         raise UsageError(
             f"scale must lie between 1/{MAX_SCALE:g} and {MAX_SCALE:g} model px per image px, got {scale:g}"
@@ -230,7 +232,8 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
     whole = whole_areas(labels)
     if len(whole) < MIN_CELLS:
         note = (
-            f"only {len(whole)} whole cells to estimate their size from, {MIN_CELLS} are needed; the model's own scale "
+            f"only {plural(len(whole), 'whole cell')} to estimate their size from, {MIN_CELLS} "
+            f"are needed; the model's own scale "
             "was kept, give `cell_diameter_px` if the magnification is another"
         )
         return ScaleChoice(first_scale, Note(note, "cell size"))

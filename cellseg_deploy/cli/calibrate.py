@@ -27,6 +27,7 @@ from cellseg_deploy.evaluate.probability_store import KeptImages, kept_images, r
 from cellseg_deploy.files import atomic
 from cellseg_deploy.files.json_record import was_written_by
 from cellseg_deploy.images.read import pair_by_stem
+from cellseg_deploy.plural import plural
 
 if TYPE_CHECKING:
     from cellseg_deploy.evaluate.calibration import TaskCalibration
@@ -87,7 +88,7 @@ def run(shared: Shared, folder: Path, masks: Path) -> int:
         "tasks": {task: _task_record(task, one) for task, one in found.items()},
         "reliability": reliability_record(reliability),
     }
-    figure = plots.reliability_png(reliability, title=f"{spec.name}: {len(pairs)} images")
+    figure = plots.reliability_png(reliability, title=f"{spec.name}: {plural(len(pairs), 'image')}")
     _replace(out, data, _json(record), figure)
     if not shared.quiet:
         click.echo(limit.words)
@@ -138,7 +139,7 @@ class _Ticker:
     def __call__(self) -> None:
         if time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            console.say(f"{self._scorer.n_tried} settings tried")
+            console.say(f"{plural(self._scorer.n_tried, 'setting')} tried")
 
 
 def _task_record(task: Task, one: TaskCalibration) -> dict[str, Any]:
@@ -171,7 +172,8 @@ def matters(task: Task, one: TaskCalibration) -> dict[str, tuple[float, float]]:
 
 def _print(found: dict[Task, TaskCalibration], n_images: int, ece: float, out: Path) -> None:
     click.echo(
-        f"{n_images} images; figures with an interval (95 %, bootstrap over images) are of images on which their"
+        f"{plural(n_images, 'image')}; figures with an interval (95 %, bootstrap over images) "
+        f"are of images on which their"
     )
     click.echo("settings were not chosen; 'before' is the model's own point, which flatters if it was once chosen on")
     click.echo("these very images; 'moved alone' and ece are over all of them")

@@ -23,6 +23,7 @@ from cellseg_deploy.backends import BACKENDS, PRECISIONS, EngineOptions
 from cellseg_deploy.errors import CellsegError
 from cellseg_deploy.images.options import MAX_PIXELS
 from cellseg_deploy.outputs import requirements
+from cellseg_deploy.plural import plural
 
 if TYPE_CHECKING:
     from cellseg_deploy.cells.scale import CellDiameter
@@ -106,6 +107,7 @@ _ARGUMENTS = (
     ),
     *(
         "field",
+        "follow_links",
         "halo",
         "mask_foreground",
         "masks",
@@ -118,7 +120,9 @@ _ARGUMENTS = (
     ),
     *("save", "scale", "streams", "task", "threads"),
 )
-_MARKED = re.compile(rf"`({'|'.join(_ARGUMENTS)})(?:=('?)([^`']+)\2)?`")
+# A word of its own, and after any path at the start ("DIR/NAME.png: ..."): a file name may look like a mark.
+_MARKED = re.compile(rf"(?:(?<=[\s(])|^)`({'|'.join(_ARGUMENTS)})(?:=('?)([^`']+)\2)?`(?=[.,;:)]*(?:\s|$))")
+_PATH_FIRST = re.compile(r"[^:]*(?:/[^:]*|\.\w+): ")
 
 
 def in_options(text: str) -> str:
@@ -128,14 +132,15 @@ def in_options(text: str) -> str:
         name, value = found[1].removesuffix("_px").removesuffix("_um"), found[3]
         return f"--{name.replace('_', '-')}" + ("" if value in (None, "True") else f" {value}")
 
-    return _MARKED.sub(option, text)
+    path = _PATH_FIRST.match(text)
+    start = path.end() if path else 0
+    return text[:start] + _MARKED.sub(option, text[start:])
 
 
 def warning_words(kind: str, found: Mapping[str, Any]) -> str:
     """Return one line on a ``kind`` of warning; ``found``: its entry in ``cells.notes.count_warnings``."""
     images, first = found["images"], found["first"]
-    many = "s" if images > 1 else ""
-    return f"{kind}, {images} image{many}: {printable(first['image'])}: {printable(first['warning'])}"
+    return f"{kind}, {plural(images, 'image')}: {printable(first['image'])}: {printable(in_options(first['warning']))}"
 
 
 def say(line: str) -> None:
@@ -145,9 +150,10 @@ def say(line: str) -> None:
 
 
 class _InOptions(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name that logging calls)
         """Format the line, with options in place of marked arguments."""
-        return in_options(super().format(record))
+        record.message = in_options(record.message)
+        return super().formatMessage(record)
 
 
 def set_up_logging(verbosity: int) -> None:
@@ -161,11 +167,8 @@ def set_up_logging(verbosity: int) -> None:
 
 
 def printable(text: str | Path) -> str:
-    """Make ``text`` one line safe for any terminal and encoding: no control characters, no broken Unicode.
-
-    Arguments marked by the library become options.
-    """
-    escaped = in_options(str(text)).encode("utf-8", "backslashreplace").decode()
+    """Make ``text`` one line safe for any terminal and encoding: no control characters, no broken Unicode."""
+    escaped = str(text).encode("utf-8", "backslashreplace").decode()
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in escaped)
 
 

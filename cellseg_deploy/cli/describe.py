@@ -41,6 +41,7 @@ from cellseg_deploy.images.read import (
 )
 from cellseg_deploy.models.spec import MIN_OBJECT_REL
 from cellseg_deploy.outputs import tables
+from cellseg_deploy.plural import plural
 from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def run(shared: Shared, folder: Path, masks: Path | None) -> int:
     with ExitStack() as stack:
         facts_of: Iterator[ImageFacts]
         if masks is None:
-            found = find_images([folder])
+            found = find_images([folder], follow_links=True)
             if not found:
                 raise NothingToDoError(f"{folder}: no image found; expected PNG, JPEG or TIFF files")
             segmenter = stack.enter_context(shared.open_segmenter(folder))
@@ -91,7 +92,7 @@ def run(shared: Shared, folder: Path, masks: Path | None) -> int:
         _, unknown = training_match.training_summary(spec)
         _write(place, images, facts, compared, [*warned, *([unknown] if unknown else [])], spec, masks)
     for sentence in warned:
-        console.say(f"warning: {console.printable(sentence)}")
+        console.say(f"warning: {console.printable(console.in_options(sentence))}")
     if unknown:
         console.say(f"note: {unknown}")
     if not shared.quiet:
@@ -113,7 +114,8 @@ def _record(shared: Shared, folder: Path, masks: Path | None) -> int:
     known = model.spec.training.n_train_images
     if known and len(pairs) > known:
         raise click.UsageError(
-            f"{len(pairs)} images, but {model.spec.name} was trained on {known}: these cannot all be training images"
+            f"{plural(len(pairs), 'image')}, but {model.spec.name} was trained on {known}: "
+            f"these cannot all be training images"
         )
     atomic.make_folder(out.parent)
     images = list(with_progress(_of_masks(pairs, shared, truths, limit.px), len(pairs), shared.quiet))
@@ -122,7 +124,7 @@ def _record(shared: Shared, folder: Path, masks: Path | None) -> int:
     atomic.write_bytes(out, model.rewritten(msgspec.structs.replace(model.spec, training=training)))
     if not shared.quiet:
         of_how_many = f" of the {known} it was trained on" if known else ""
-        click.echo(f"images   {summary.n_images}{of_how_many}, {summary.n_cells} cells; median (5 to 95 %):")
+        click.echo(f"images   {summary.n_images}{of_how_many}, {plural(summary.n_cells, 'cell')}; median (5 to 95 %):")
         for name, spread in sorted(summary.values.items()):
             click.echo(f"  {name:<16} {_words(spread)}")
         click.echo(f"results  {console.printable(out)}")
@@ -198,7 +200,7 @@ def _write(
         "warnings": said,
     }
     known = training_match.training_summary(spec)[0] is not None
-    title = f"{facts.n_images} images, {facts.n_cells} cells (from {source})" + known * (
+    title = f"{plural(facts.n_images, 'image')}, {plural(facts.n_cells, 'cell')} (from {source})" + known * (
         "; shaded: where 90 % of the training images lie, of their cells in the first two"
     )
     atomic.write_bytes(out / DATA_CSV, tables.csv_rows(_rows(images)))

@@ -31,6 +31,7 @@ from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
 from cellseg_deploy.images.read import declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import tables
+from cellseg_deploy.plural import plural
 from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _rows(result: Agreement) -> Iterator[tuple[str, str]]:
         yield "  upper", f"{_words(difference.upper, '+.2f')}"
     if math.isfinite(ratio.sd):
         left_out = result.n_images - ratio.n
-        without = f"; without {_images(left_out)} in which a count is 0" if left_out else ""
+        without = f"; without {plural(left_out, 'image')} in which a count is 0" if left_out else ""
         yield (
             "ratio",
             f"{_words(ratio.bias, '.3f')} found / by hand, limits {ratio.lower.value:.3f} to "
@@ -152,11 +153,10 @@ def _rows(result: Agreement) -> Iterator[tuple[str, str]]:
     yield "error", f"{result.mae:.2f} cells off an image{_share(result.mape)}"
     for third in result.by_density:
         cells = f"{third.least}" if third.least == third.most else f"{third.least} to {third.most}"
-        yield "  cells", f"{cells}: {third.mae:.2f} off{_share(third.mape)}, bias {third.bias:+.2f}, {_images(third.n)}"
-
-
-def _images(n: int) -> str:
-    return "1 image" if n == 1 else f"{n} images"
+        yield (
+            "  cells",
+            f"{cells}: {third.mae:.2f} off{_share(third.mape)}, bias {third.bias:+.2f}, {plural(third.n, 'image')}",
+        )
 
 
 def _words(one: Estimate, style: str) -> str:

@@ -31,6 +31,7 @@ from cellseg_deploy.files import atomic
 from cellseg_deploy.images.find import images_by_stem, stem_of
 from cellseg_deploy.images.read import declared_pixels, find_images, read_image, read_labels
 from cellseg_deploy.outputs import tables
+from cellseg_deploy.plural import plural
 from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _print_table(pooled: dict[str, Any], output: Path, kind: Kind) -> None:
         apart = f"apart {pooled['recall_apart']:.4f}"
         rows.append(("recall", f"overlapping {pooled['recall_overlapping']:.4f}, {apart}"))
     rows += [
-        (name, f"{row['found']} of {row['n']} found ({row['recall']:.1%}), {row['pieces']} pieces")
+        (name, f"{row['found']} of {row['n']} found ({row['recall']:.1%}), {plural(row['pieces'], 'piece')}")
         for name, row in pooled["by_class"].items()
     ]
     rows += [

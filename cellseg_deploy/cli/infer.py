@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cellseg_deploy.cli import console
+from cellseg_deploy.plural import plural
 
 if TYPE_CHECKING:
     from cellseg_deploy.images.find import FoundImage
@@ -99,7 +100,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "--like",
     type=click.Path(path_type=Path),
     metavar="RUN.JSON",
-    help="Use the model, engine and settings of an earlier run.",
+    help="Use the model, engine and settings of an earlier run: its run.json, or its output folder.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done with each image, and end.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: resume it]")
@@ -164,7 +165,7 @@ def _run(
         scales={} if recorded is None else recorded.scales,
     )
     complete = CompleteFiles(asked["watch_settle"])
-    form = _form(output, asked, recorded)
+    form, n_recorded = _form(output, asked, recorded)
     threads = console.plan_threads(asked["threads"], device=form["device"], model=form["path"], backend=form["backend"])
     inputs = Inputs.of(paths, follow_links=asked["follow_links"])
     names = ("task", "scale", "batch_size", "halo", "border_cells")
@@ -184,6 +185,10 @@ def _run(
         tell_scale = None if asked["quiet"] else console.say
         if recorded is not None:
             recorded.check(identity_of(segmenter, options, inputs))
+        if tell_scale is not None and n_recorded:  # takes a second per gigabyte of images
+            console.say(
+                f"comparing the images with {plural(n_recorded, 'image')} recorded in {console.printable(output)}"
+            )
         if asked["dry_run"]:
             plan = plan_folder(segmenter, images, output, options=options, inputs=inputs)
             click.echo(json.dumps(plan.to_json())) if asked["as_json"] else _print_plan(plan)
@@ -215,8 +220,9 @@ def _run(
         )
 
 
-def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> dict[str, Any]:
+def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> tuple[dict[str, Any], int]:
     """Choose the file to open and its engine: those of the run in ``output`` if it is resumed, otherwise as requested.
+    Return them, and the number of images that the resumed run recorded.
 
     For a ``recorded`` run, return the form of the model that was opened then. Raises ``OutputError`` for a folder
     that cannot be used in any case, before a model is loaded needlessly.
@@ -234,14 +240,9 @@ def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> 
         as_asked = engine_to_resume(recorded.identity, asked["model"] or default_model_path()) or as_asked
     is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
     if state.journal is None or asked["overwrite"]:
-        return as_asked
-    if not asked["quiet"]:  # takes a second per gigabyte of images
-        console.say(
-            f"comparing the images with {len(state.journal.entries)} that are recorded in {console.printable(output)}"
-        )
-    if not is_free:
-        return as_asked
-    return engine_to_resume(state.journal.identity, asked["model"] or default_model_path()) or as_asked
+        return as_asked, 0
+    of_run = engine_to_resume(state.journal.identity, asked["model"] or default_model_path()) if is_free else None
+    return of_run or as_asked, len(state.journal.entries)
 
 
 def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:
@@ -316,8 +317,9 @@ def _for_machines(summary: RunSummary) -> dict[str, Any]:
 
 def _print_table(summary: RunSummary) -> None:
     """Print totals for people."""
-    seconds, done = summary.wall_seconds, summary.done + summary.skipped
+    seconds, done = summary.wall_seconds - summary.idle_seconds, summary.done + summary.skipped
     worked = summary.done + summary.failed
+    waited = f" of work in {summary.wall_seconds:.1f} s" if summary.idle_seconds >= 1 else ""
     rate = f", {worked / seconds:.2f} images/s" if seconds > 0 and worked else ""
     images = f"{done} of {summary.found}" if summary.failed else str(done)
     if summary.skipped:
@@ -327,7 +329,7 @@ def _print_table(summary: RunSummary) -> None:
         ("images", images),
         ("cells", f"{summary.cells}{counted}"),
         ("failed", f"{summary.failed} (named in images.csv)" if summary.failed else "0"),
-        ("time", f"{seconds:.1f} s{rate}"),
+        ("time", f"{seconds:.1f} s{waited}{rate}"),
         ("results", console.printable(summary.output)),
     ]
     if summary.classes:
@@ -337,9 +339,9 @@ def _print_table(summary: RunSummary) -> None:
         ]
         rows.insert(2, ("classes", "; ".join(kinds)))
     if summary.others:
-        rows.insert(-2, ("kept", f"{summary.others} rows of earlier images (not part of this run)"))
+        rows.insert(-2, ("kept", f"{plural(summary.others, 'row')} of earlier images (not part of this run)"))
     if summary.edited:
-        files = f"{len(summary.edited)} file{'s' if len(summary.edited) > 1 else ''}"
+        files = plural(len(summary.edited), "file")
         rows.insert(-1, ("edited", f"{files}, kept (named in run.json)"))
     for name, value in rows:
         click.echo(f"{name:<8} {value}")
@@ -362,8 +364,8 @@ def _heading(segmenter: Segmenter) -> str:
 def _print_plan(plan: RunPlan) -> None:
     """Print one line per image, and the number of images per planned action."""
     for item in plan.items:
-        reason = f" ({console.printable(item.explanation)})" if item.explanation else ""
+        reason = f" ({console.printable(console.in_options(item.explanation))})" if item.explanation else ""
         click.echo(f"{_ACTIONS[item.action]:<6} {console.printable(item.image.name)}{reason}")
     counts = plan.counts
     done = f"{counts['work']} to do, {counts['skip']} done"
-    click.echo(f"{len(plan.items)} images: {done}, {counts['fail']} would fail")
+    click.echo(f"{plural(len(plan.items), 'image')}: {done}, {counts['fail']} would fail")

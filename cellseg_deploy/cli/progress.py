@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cellseg_deploy.cli.console import printable, say
+from cellseg_deploy.cli.console import in_options, printable, say
+from cellseg_deploy.plural import plural
 
 if TYPE_CHECKING:
     from cellseg_deploy.run.folder import ImageResult
@@ -79,7 +80,7 @@ class RunProgress(Progress):
         """Add more images to do."""
         counts = plan.counts
         if counts["skip"]:
-            self.say(f"{counts['skip']} of {len(plan.items)} {self.unit} are done already")
+            self.say(f"{counts['skip']} of {plural(len(plan.items), 'image')} done already")
         if self.seen == self.total:  # time without images would distort the rate
             self._start, self._seen_before = time.monotonic(), self.seen
         self.total += counts["work"] + counts["fail"]
@@ -95,7 +96,7 @@ class RunProgress(Progress):
         if result.status == "failed":
             self.say(failure_line(result))
         rate = (self.seen + 1 - self._seen_before) / max(time.monotonic() - self._start, 1e-9)
-        parts = [f"{rate:.2f} images/s", f"{self._cells} cells"]
+        parts = [f"{rate:.2f} images/s", plural(self._cells, "cell")]
         parts += [f"{self._failed} failed"] if self._failed else []
         left = self.total - self.seen - 1
         if left and self._bar is None:  # the bar shows it itself
@@ -126,7 +127,7 @@ def in_words(seconds: float) -> str:
 
 def failure_line(result: ImageResult) -> str:
     """Format the line for a failed image."""
-    return f"failed: {printable(result.image)}: {printable(result.error)}"
+    return f"failed: {printable(result.image)}: {printable(in_options(result.error))}"
 
 
 def _rich_bar() -> Any:

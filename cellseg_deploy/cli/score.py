@@ -31,6 +31,7 @@ from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
 from cellseg_deploy.images.read import pair_by_stem, read_image
 from cellseg_deploy.outputs import tables
+from cellseg_deploy.plural import plural
 from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Sweep:
             points = sweep.sweep(self._kept, self._labelling, self._methods, on_point=advance)
         found = self._kept.reliability()
         atomic.write_bytes(out / SWEEP_CSV, tables.csv_rows(sweep.rows(points)))
-        title = f"{self._title}: {len(self._kept)} images"
+        title = f"{self._title}: {plural(len(self._kept), 'image')}"
         atomic.write_bytes(out / SWEEP_PNG, plots.sweep_png(points, title=title))
         write_reliability(out / RELIABILITY_JSON, out / RELIABILITY_PNG, found, title=title)
         best = max(points, key=lambda point: (point.figures["f1_apart"], point.figures["dice"]))
@@ -228,7 +229,8 @@ def _print_table(pooled: dict[str, float], about: dict[str, Any], output: Path) 
         (
             "inner",
             f"f1 {pooled['f1_inner']:.4f}, dice {pooled['dice_inner']:.4f}, count bias "
-            f"{pooled['count_bias_inner']:+.2f}: without objects at the border ({pooled['n_border']} true cells)",
+            f"{pooled['count_bias_inner']:+.2f}: without objects at the border "
+            f"({plural(int(pooled['n_border']), 'true cell')})",
         ),
         *_extra_rows(about),
         ("results", console.printable(output)),

@@ -10,8 +10,9 @@ from dataclasses import field as dataclass_field
 from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
-from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule
-from cellseg_deploy.cells.field_of_view import Field
+from cellseg_deploy.arguments import check_types
+from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule
+from cellseg_deploy.cells.field_of_view import Field, check_field
 from cellseg_deploy.cells.metrics import ImageScore, pool
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.evaluate import specks
@@ -119,7 +120,15 @@ def evaluate(
     >>> score.merges
     0
     """
+    check_types("a path or None", images=images)
+    check_types("a path", masks=masks)
+    check_types(ReadOptions, read=read)
+    check_field(field)
+    check_rule(count_rule)
+    check_types("a whole number or None", min_area_px=min_area_px)
     segmenter = predicted if isinstance(predicted, Segmenter) else None
+    if segmenter is None:
+        check_types("a path", predicted=predicted)
     if segmenter is not None and images is None:
         raise UsageError("images must be the folder of photographs that the model is to count, got None")
     judged = Path(images if segmenter is not None and images is not None else str(predicted))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.evaluate.anatomy import Finding
 from cellseg_deploy.files import atomic
-from cellseg_deploy.outputs import jpeg
+from cellseg_deploy.outputs import picture_file
 from cellseg_deploy.outputs.overlay import OUTLINE_RGB, outlines
 
 FOLDER, SUFFIX = "anatomy", ".jpg"
@@ -69,7 +69,7 @@ class ContactSheets:
         self._pages[group] += 1
         atomic.make_folder(self._folder)
         picture = page(f"{TITLES[group]}   (page {self._pages[group]})", self._crops[group])
-        atomic.write_bytes(self._folder / _page_name(group, self._pages[group]), jpeg.encode(picture))
+        atomic.write_bytes(self._folder / _page_name(group, self._pages[group]), picture_file.encode(picture))
         self._crops[group] = []
 
 

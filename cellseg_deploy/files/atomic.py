@@ -24,11 +24,15 @@ TEMPORARY_SUFFIX = ".tmp"
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file for writing that is named ``path`` when the block ends, and removed if the block raises.
 
-    The folder must exist. A link at ``path`` is replaced, never written through. Raises ``OutputError`` if the file
-    cannot be created, finished or renamed; errors of the block itself propagate unchanged (see ``writing``).
+    The folder must exist. A link at ``path`` is replaced, never written through. A path of ``temporary_in`` is written
+    in place, for the caller to ``move``: one rename and one fsync of the folder per file.
+
+    Raises ``OutputError`` if the file cannot be created, finished or renamed; errors of the block itself propagate
+    unchanged (see ``writing``).
     """
     # A short name of its own: the final name may already have the 255 bytes that a file system allows.
-    temporary = temporary_in(path.parent)
+    is_temporary = path.name.startswith(TEMPORARY_PREFIX) and path.name.endswith(TEMPORARY_SUFFIX)
+    temporary = path if is_temporary else temporary_in(path.parent)
     with writing(path):
         # 0o666 instead of mkstemp's 0o600, so that the user's umask decides who may read results.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -39,15 +43,17 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(descriptor)
             file.close()
-            temporary.replace(path)
+            if not is_temporary:
+                temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report
             file.close()
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    with writing(path):
-        _sync_folder(path.parent)
+    if not is_temporary:
+        with writing(path):
+            _sync_folder(path.parent)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.images.decode import declared_pixels, decode_bytes, decode_pillow
 from cellseg_deploy.images.limits import check_pixels
@@ -28,6 +29,7 @@ def load(image: ImageLike, options: ReadOptions) -> LoadedImage:
 
     Raises ``UsageError`` for anything else, ``DataError`` for an image that cannot be used.
     """
+    check_types(ReadOptions, read=options)
     if isinstance(image, np.ndarray):
         check_array(image)
         return LoadedImage(image, ())
@@ -71,6 +73,8 @@ def pixels_of(image: ImageLike) -> int:
 
 def check_array(image_hwc: npt.NDArray[Any]) -> None:
     """Raise ``UsageError`` unless ``image_hwc`` is uint8 RGB (h, w, 3) and not empty."""
+    if not isinstance(image_hwc, np.ndarray):
+        raise UsageError(f"image must be an array, uint8 RGB (h, w, 3), got {type(image_hwc).__name__}")
     if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or image_hwc.size == 0:
         raise UsageError(
             f"image must be uint8 RGB (h, w, 3), got {image_hwc.dtype} {image_hwc.shape}; "

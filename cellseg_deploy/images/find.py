@@ -239,7 +239,7 @@ def _leads_out(file: Path, root: Path) -> str:
         return ""  # a dangling or inaccessible link is reported when it is read
     if _is_inside(file, [Path(os.path.realpath(root))]):
         return ""
-    return f"{file}: a link out of the folder {root}; if that is meant, give --follow-links"
+    return f"{file}: a link out of the folder {root}; if that is meant, give `follow_links=True`"
 
 
 def _raise_unlistable(error: OSError) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.errors import UsageError
 
 MAX_PIXELS = 200_000_000
@@ -19,7 +20,7 @@ class ReadOptions:
     really used in a file of 16-bit samples; None: as stated in the file, or its full range. ``pixel_size_um``: side of
     a pixel in the specimen in micrometres, overriding the file; None: the TIFF's value, if plausible for a microscope.
 
-    Raises ``UsageError`` for a value outside its range.
+    Raises ``UsageError`` for a wrong type, or a value outside its range.
 
     >>> ReadOptions(bit_depth=12).max_pixels
     200000000
@@ -31,6 +32,9 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         size = self.pixel_size_um
+        check_types("a whole number", max_pixels=self.max_pixels)
+        check_types("a whole number or None", bit_depth=self.bit_depth)
+        check_types("a number or None", pixel_size_um=size)
         if self.max_pixels < 1:
             raise UsageError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.bit_depth is not None and not 9 <= self.bit_depth <= 16:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.errors import ModelError, UsageError
 
 SPEC_VERSION = 1
@@ -162,6 +163,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def operating_point(self, task: str) -> InstanceParams:
         """Return the parameters for ``task``; raises ``UsageError`` naming the model's tasks if it is unknown."""
+        check_types("a name", task=task)
         try:
             return self.operating_points[task]
         except KeyError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.outputs import jpeg, tables
+from cellseg_deploy.outputs import picture_file, tables
 from cellseg_deploy.outputs.overlay import dimmed, to_viewing_size, with_caption, write_centred
 from cellseg_deploy.outputs.palette import COUNTED_RGB
 from cellseg_deploy.outputs.segmented import SegmentedImage
@@ -29,9 +29,9 @@ _TINT = 0.35  # share of the colour over covered pixels
 _LINE_RGB = (255, 255, 255)
 
 
-def encode_map(image: SegmentedImage) -> bytes:
-    """Encode ``draw(image)`` as a JPEG file."""
-    return jpeg.encode(draw(image))
+def encode_map(image: SegmentedImage, suffix: str = picture_file.JPG) -> bytes:
+    """Encode ``draw(image)`` as a picture file."""
+    return picture_file.encode(draw(image), suffix)
 
 
 def encode_table(image: SegmentedImage) -> bytes:

@@ -13,6 +13,7 @@ from cellseg_deploy.files.atomic import atomic_file, writing
 from cellseg_deploy.outputs import coco, label_tiff, parquet
 from cellseg_deploy.outputs import overlay as _overlay
 from cellseg_deploy.outputs.formats import CELLS_CSV
+from cellseg_deploy.outputs.picture_file import JPG
 from cellseg_deploy.outputs.segmented import SegmentedImage
 
 
@@ -21,20 +22,24 @@ def labels(image: SegmentedImage) -> bytes:
     return label_tiff.encode(image.labels, pixel_size_um=image.pixel_size_um)
 
 
-def overlay(image: SegmentedImage) -> bytes:
+def overlay(image: SegmentedImage, suffix: str = JPG) -> bytes:
     """Encode the image with outlines and count."""
     return _overlay.encode(
-        image.pixels_hwc, image.labels, image.field, image.counted, classes=image.classes, by_class=image.by_class
+        *(image.pixels_hwc, image.labels, image.field, image.counted),
+        classes=image.classes,
+        by_class=image.by_class,
+        suffix=suffix,
     )
 
 
-def numbered(image: SegmentedImage) -> bytes:
+def numbered(image: SegmentedImage, suffix: str = JPG) -> bytes:
     """Encode the image with outlines, count, and each cell's label at its centroid."""
     centroids = np.stack([image.table.columns[f"centroid_{axis}_px"] for axis in "xy"], axis=1)
     return _overlay.encode(
         *(image.pixels_hwc, image.labels, image.field, image.counted, centroids),
         classes=image.classes,
         by_class=image.by_class,
+        suffix=suffix,
     )
 
 

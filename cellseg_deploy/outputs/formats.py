@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX
 from cellseg_deploy.outputs.requirements import require_packages
@@ -47,10 +48,15 @@ class Format:
         """Return the path in OUT (posix) of the file of the image with this ``output_name``."""
         return f"{self.folder}/{output_name}{self.suffix}"
 
-    def encode(self, image: SegmentedImage) -> bytes:
-        """Return the file's bytes for one image, without writing anything."""
-        function = cast("Callable[[SegmentedImage], bytes]", _function(self.encoder))
-        return function(image)
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes that a single image's file may have: pictures may be PNG too."""
+        return (self.suffix, ".png") if self.suffix == ".jpg" else (self.suffix,)
+
+    def encode(self, image: SegmentedImage, suffix: str = "") -> bytes:
+        """Return the file's bytes for one image, without writing anything. ``suffix``: one of ``suffixes``."""
+        function = cast("Callable[..., bytes]", _function(self.encoder))
+        return function(image) if suffix in ("", self.suffix) else function(image, suffix)
 
     def finish(self, out: Path, files: Sequence[Path], path: Path) -> None:
         """Write ``run_file``'s content to ``path``. ``files``: this format's file of each finished image, in order."""
@@ -109,8 +115,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 def chosen_formats(names: Sequence[str]) -> tuple[Format, ...]:
     """Return the formats named ``names``. Raises ``UsageError`` for an unknown name, ``BackendUnavailableError`` if a
     package for one of them is not installed."""
-    if isinstance(names, str):
-        raise UsageError(f"`save` must be a sequence of names, such as [{names!r}], got {names!r}")
+    check_types("a sequence of names", save=names)
     if unknown := sorted(set(names) - {format.name for format in FORMATS}):
         raise UsageError(f"cannot save {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
     formats = tuple(format for format in FORMATS if format.name in names)
@@ -118,18 +123,29 @@ def chosen_formats(names: Sequence[str]) -> tuple[Format, ...]:
     return formats
 
 
-def format_for(suffix: str, kind: str | None = None) -> Format | None:
-    """Return the format of a single image's file with this ``suffix``: the first, or the one named ``kind``; None if
-    there is none.
+def format_for(path: Path, kind: str | None = None) -> tuple[Format, str]:
+    """Return the format of a single image's file ``path`` by its suffix, and that suffix in its usual spelling: the
+    first with that suffix, or the one named ``kind``.
 
-    Raises ``UsageError`` and ``BackendUnavailableError`` as ``chosen_formats``.
+    Raises ``UsageError`` if there is none, and ``BackendUnavailableError`` as ``chosen_formats``.
     """
-    ending = _SAME_ENDING.get(suffix.lower(), suffix.lower())
-    formats = FORMATS if kind is None else chosen_formats([kind])
-    chosen = next((format for format in formats if format.encoder and format.suffix == ending), None)
-    if chosen is not None:
-        require_packages(EXTRA, *chosen.packages)
-    return chosen
+    suffix = path.suffix.lower()
+    suffix = _SAME_ENDING.get(suffix, suffix)
+    formats = [format for format in (FORMATS if kind is None else chosen_formats([kind])) if format.encoder]
+    for format in formats:
+        if suffix in (format.suffixes if kind else (format.suffix,)):
+            require_packages(EXTRA, *format.packages)
+            return format, suffix
+    if kind is None:
+        expected = (
+            ".tif (labels), .jpg (overlay), .csv (table), .zip (ImageJ regions), .geojson or .json (COCO); "
+            "for a .png name the picture, as in kind='overlays'"
+        )
+    elif formats:
+        expected = " or ".join(suffix for format in formats for suffix in format.suffixes)
+    else:
+        raise UsageError(f"{path}: {kind} is a file of a whole run; write it with run(..., save=[{kind!r}])")
+    raise UsageError(f"{path}: {kind or 'a result'} cannot be saved with this ending; expected {expected}")
 
 
 def _function(where: str) -> object:

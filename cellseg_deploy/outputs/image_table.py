@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.measure import CellTable
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.outputs import tables
@@ -42,8 +43,9 @@ class ImageTable(CellTable):
     def to_csv(self, path: str | Path) -> None:
         """Write the table to ``path``, byte-equal to the cells.csv of a run over the image alone.
 
-        Raises ``OutputError``.
+        Raises ``UsageError`` for another type of path, ``OutputError``.
         """
+        check_types("a path", path=path)
         write_bytes(Path(path), self.csv())
 
     def csv(self) -> bytes:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.label_runs import bands
-from cellseg_deploy.outputs import jpeg
+from cellseg_deploy.outputs import picture_file
 from cellseg_deploy.outputs.legend import with_legend
 from cellseg_deploy.outputs.palette import CLASS_RGB, COUNTED_RGB
+from cellseg_deploy.plural import plural
 
 OUTLINE_RGB = COUNTED_RGB
 _NOT_COUNTED_RGB = (255, 160, 0)  # a thin grey line is invisible on a grey field and on pale cells
@@ -36,10 +37,11 @@ def encode(
     *,
     classes: CellClasses | None = None,
     by_class: Mapping[str, int] | None = None,
+    suffix: str = picture_file.JPG,
 ) -> bytes:
-    """Encode the result of ``draw`` as a JPEG file."""
+    """Encode the result of ``draw`` as a picture file."""
     picture = draw(image_hwc, labels, numbers_xy, field, counted, classes)
-    return jpeg.encode(picture if classes is None else with_legend(picture, classes, by_class or {}))
+    return picture_file.encode(picture if classes is None else with_legend(picture, classes, by_class or {}), suffix)
 
 
 def draw(
@@ -83,7 +85,7 @@ def draw(
     if numbers_xy is not None:
         diameter = float(np.sqrt(4 / np.pi * np.count_nonzero(labels) / max(1, count)))  # mean cell's
         _write_numbers(picture, (numbers_xy + 0.5) * (labels.shape[1] / width), diameter)
-    caption = f"{count} cell" if count == 1 else f"{count} cells"
+    caption = plural(count, "cell")
     n_counted = count if counted is None else int(counted.sum())
     if classes is not None:  # some classes are not cells
         return with_caption(picture, f"{count} found, {n_counted} counted")

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, counted
 from cellseg_deploy.cells.field_of_view import Mask, edges
 from cellseg_deploy.cells.measure import CellTable
-from cellseg_deploy.errors import UsageError
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.outputs.formats import format_for
 from cellseg_deploy.outputs.image_table import ImageTable
 from cellseg_deploy.outputs.segmented import SegmentedImage
+from cellseg_deploy.plural import plural
 
 TABLE_SUFFIX = ".csv"
 
@@ -62,8 +63,7 @@ class Segmentation:
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
-        cells = "1 cell" if self.count == 1 else f"{self.count} cells"
-        return f"Segmentation({self.name!r}, {width} x {height} px, {cells})"
+        return f"Segmentation({self.name!r}, {width} x {height} px, {plural(self.count, 'cell')})"
 
     @property
     def count(self) -> int:
@@ -125,23 +125,20 @@ class Segmentation:
 
         ``.tif`` label image, ``.jpg`` overlay, ``.csv`` table, ``.zip`` ImageJ regions, ``.geojson`` for QuPath,
         ``.json`` COCO. ``kind``: another format with that suffix, by its name for ``run`` (``numbered``,
-        ``probabilities``, ``confluence``). The folder must exist.
+        ``probabilities``, ``confluence``); pictures that are named by ``kind`` may be ``.png``. The folder must exist.
 
         Raises ``UsageError`` for an unknown suffix or kind, ``BackendUnavailableError`` if a format needs a package
         that is not installed, ``OutputError`` if the file cannot be written.
         """
+        check_types("a path", path=path)
+        check_types("a name or None", kind=kind)
         path = Path(path)
         if kind is None and path.suffix.lower() == TABLE_SUFFIX:
             self.table.to_csv(path)
             return
-        chosen = format_for(path.suffix, kind)
-        if chosen is None:
-            raise UsageError(
-                f"{path}: {kind or 'a result'} cannot be saved with this ending; expected .tif (labels), "
-                ".jpg (overlay), .csv (table), .zip (ImageJ regions), .geojson or .json (COCO)"
-            )
-        write_bytes(path, chosen.encode(self.segmented))
+        chosen, suffix = format_for(path, kind)
+        write_bytes(path, chosen.encode(self.segmented, suffix))
 
     def overlay(self, path: str | Path) -> None:
-        """Write the image with all outlines and the count to ``path``, a JPEG. Raises as ``save``."""
+        """Write the image with all outlines and the count to ``path``, a ``.jpg`` or ``.png``. Raises as ``save``."""
         self.save(path, "overlays")

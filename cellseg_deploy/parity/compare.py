@@ -18,14 +18,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.records import POLICIES
 from cellseg_deploy.cells import tiling
 from cellseg_deploy.cells.instances import segment
 from cellseg_deploy.cells.metrics import overlap_table, score_image
-from cellseg_deploy.errors import CellsegError, DataError, NothingToDoError, ParityError, UsageError
-from cellseg_deploy.images.find import FoundImage, find_images, pair_by_stem
+from cellseg_deploy.errors import CellsegError, NothingToDoError, ParityError, UsageError
+from cellseg_deploy.images.find import find_images, pair_by_stem
 from cellseg_deploy.images.read import read_image, read_labels
 from cellseg_deploy.models.spec import ModelSpec
 from cellseg_deploy.parity.classes import class_changes
@@ -93,8 +94,18 @@ def compare(
     >>> report.passed, report.reasons
     (False, ('the reference found ... cells in 2 images, at least 200 are needed to judge; ...',))
     """
+    check_types("a path or None", masks=masks)
+    check_types("a function or None", truth=truth)
+    check_types("a function", on_image=on_image)
+    if policy is not None:
+        check_types(ParityPolicy, policy=policy)
+    for name, form in (("reference", reference), ("candidate", candidate)):
+        if not isinstance(form, Backend):
+            check_types("a path", **{name: form})
     if masks is not None and truth is not None:
         raise UsageError("masks and truth exclude each other: both give the true labels")
+    if not isinstance(images, (str, Path)):
+        check_types("several images, such as a list", images=images)
     with ExitStack() as stack:
         first, second = (
             form if isinstance(form, Backend) else stack.enter_context(open_backend(form, _own_engine(Path(form))))
@@ -116,20 +127,14 @@ def _own_engine(file: Path) -> EngineOptions:
 def _in_folder(folder: Path, masks: Path | None) -> tuple[Iterable[NamedImage], Callable[[str], Labels] | None]:
     """Yield the images of ``folder`` and, with ``masks``, provide their truth; each is read when needed."""
     if masks is None:
-        return ((image.name, _pixels(image)) for image in find_images([folder])), None
+        found = find_images([folder], follow_links=True)
+        return ((image.name, read_image(image.path).pixels_hwc) for image in found), None
     pairs = {pair.stem: pair for pair in pair_by_stem(folder, masks)}
 
     def truth(stem: str) -> Labels:
         return read_labels(pairs[stem].mask)
 
     return ((stem, read_image(pair.image).pixels_hwc) for stem, pair in pairs.items()), truth
-
-
-def _pixels(image: FoundImage) -> npt.NDArray[np.uint8]:
-    """Return the pixels, or raise the image's error: a gate that skips images proves less than it claims."""
-    if image.problem:
-        raise DataError(f"{image.path}: {image.problem}")
-    return read_image(image.path).pixels_hwc
 
 
 def _compare(
@@ -154,7 +159,10 @@ def _compare(
     crossed: npt.NDArray[np.float64] | float = 0.0
     worst: WorstImage | None = None
     worst_badness = 0, 0
-    for name, image_hwc in images:
+    for named in images:
+        if not (isinstance(named, tuple) and len(named) == 2):
+            raise UsageError(f"images must be a folder, or pairs (name, pixels), got {type(named).__name__} among them")
+        name, image_hwc = named
         expected = Segmenter(reference, batch_size=batch_size).probabilities(image_hwc)
         got = _answer_of(candidate, name, image_hwc, batch_size)
         true = None if truth is None else truth(name)

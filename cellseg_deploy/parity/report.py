@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cellseg_deploy.cells.metrics import ImageScore, pool
 from cellseg_deploy.parity.policy import ParityPolicy
 from cellseg_deploy.parity.tensors import QUANTILES, TensorDifference, pool_differences
+from cellseg_deploy.plural import plural
 
 Verdict = Literal["passed", "failed", "inconclusive"]
 REPORT_VERSION = 2
@@ -270,7 +271,7 @@ class ParityReport:
     def _truth_table(self) -> list[str]:
         """Format both forms against the truth, one below the other."""
         heads = "".join(f"{name:>10}" for name in _METRIC_COLUMNS)
-        lines = [f"{f'truth: {self.n_true_cells} cells':<22}{heads}"]
+        lines = [f"{'truth: ' + plural(self.n_true_cells, 'cell'):<22}{heads}"]
         for task in self.tasks:
             for side, row in zip(("reference", "candidate"), self.truth(task), strict=True):
                 figures = (
@@ -281,15 +282,17 @@ class ParityReport:
 
     def _too_few(self) -> list[str]:
         """Return why nothing can be judged; empty if it can."""
-        least, where = self.policy.min_cells, f"in {len(self.images)} images"
+        least, where = self.policy.min_cells, f"in {plural(len(self.images), 'image')}"
         if self.n_cells < least:
             return [
-                f"the reference found {self.n_cells} cells {where}, at least {least} are needed to judge; give images "
+                f"the reference found {plural(self.n_cells, 'cell')} {where}, at least {least} "
+                f"are needed to judge; give images "
                 "with more cells, or train the network"
             ]
         if self.policy.needs_truth and self.n_true_cells < least:
             return [
-                f"the true labels hold {self.n_true_cells} cells {where}, at least {least} are needed to judge; give "
+                f"the true labels hold {plural(self.n_true_cells, 'cell')} {where}, at least "
+                f"{least} are needed to judge; give "
                 "images with more cells and their masks"
             ]
         return []
@@ -306,13 +309,14 @@ class ParityReport:
         if off:
             score = next(image for image in off if image.name == s["worst_image"]).tasks[task].score
             complaints.append(
-                f"{task}: counts differ in {len(off)} of {len(self.images)} images, most in {s['worst_image']}: "
-                f"{score.n_true} cells in the reference, {score.n_predicted} in the candidate"
+                f"{task}: counts differ in {len(off)} of {plural(len(self.images), 'image')}, "
+                f"most in {s['worst_image']}: "
+                f"{plural(score.n_true, 'cell')} in the reference, {score.n_predicted} in the candidate"
             )
         expected, got = s["reference_cells"], s["candidate_cells"]
         if policy.max_total_difference is not None and abs(got - expected) > policy.max_total_difference * expected:
             complaints.append(
-                f"{task}: {got} cells in all, {expected} in the reference: "
+                f"{task}: {plural(got, 'cell')} in all, {expected} in the reference: "
                 f"{abs(got - expected) / max(expected, 1):.2%} apart, allowed {policy.max_total_difference:.2%}; "
                 f"most in {s['worst_image']}"
             )

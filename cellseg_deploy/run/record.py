@@ -138,13 +138,14 @@ class RunSummary:
     ``counting``: classes that count as cells.
     ``edited``: files of images, relative to ``output``, that somebody edited after they were written; they are kept.
     ``stage_seconds``: sums over images; images overlap, so the sums may exceed ``wall_seconds``. ``engine_seconds``:
-    time during which a network call was running.
+    time during which a network call was running. ``idle_seconds``: time without images, of a watched folder.
     """
 
     output: Path
     images: dict[str, tuple[str, int, int, dict[str, int]]] = field(default_factory=dict)
     others: int = 0
     wall_seconds: float = 0.0
+    idle_seconds: float = 0.0
     engine_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -213,8 +214,9 @@ class RunSummary:
 
     @property
     def engine_busy(self) -> float:
-        """Share of the wall time during which the network ran, 0 to 1."""
-        return self.engine_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
+        """Share of the time at work during which the network ran, 0 to 1."""
+        seconds = self.wall_seconds - self.idle_seconds
+        return self.engine_seconds / seconds if seconds > 0 else 0.0
 
     def add(self, result: ImageResult, status: str | None = None) -> None:
         """Count an image; ``status`` overrides the status of the result. The last call for an image holds."""

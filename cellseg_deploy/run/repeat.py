@@ -16,7 +16,7 @@ from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.models import DEFAULT_SHA256
 from cellseg_deploy.run.identity import RunIdentity, differences
-from cellseg_deploy.run.output_folder import PROGRAM
+from cellseg_deploy.run.output_folder import PROGRAM, RUN_JSON
 from cellseg_deploy.run.record import MEASURED
 
 _log = logging.getLogger(__name__)
@@ -87,11 +87,24 @@ class RecordedRun:
 
 
 def read_run(file: Path) -> RecordedRun:
-    """Read the run recorded in ``file``. Raises ``UsageError`` if it is not a run.json, or of an older version."""
+    """Read the run recorded in ``file``, or in the run.json of the folder ``file``.
+
+    Raises ``UsageError`` if it is not a run.json, or of an older version.
+    """
+    if os.path.isdir(file):  # noqa: PTH112  (never raises)
+        file /= RUN_JSON
     try:
         content: Any = json.loads(file.read_bytes())
-        if content["program"] != PROGRAM:
-            raise ValueError(f"it was written by {content['program']}")
+    except OSError as error:
+        raise UsageError(
+            f"{file}: cannot be read ({error.strerror or error}); expected the run.json of an earlier run, or the "
+            "output folder that holds it"
+        ) from error
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.get("program") != PROGRAM:
+        raise UsageError(f"{file}: not a run.json of {PROGRAM}; expected one, or the output folder that holds it")
+    try:
         identity, model = RunIdentity.from_json(content["identity"]), content["model"]
         recorded = RecordedRun(
             file=file,
@@ -102,8 +115,6 @@ def read_run(file: Path) -> RecordedRun:
             scales={str(k): check_scale(float(v)) for k, v in content["settings"].get("scales", {}).items()},
         )
         recorded.result_options()  # raises if a setting is missing
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read ({error.strerror or error})") from error
     except (KeyError, TypeError, ValueError) as error:
         said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UsageError(f"{file}: no run.json of this version of {PROGRAM} ({said})") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.count_rules import CountRule
 from cellseg_deploy.cells.field_of_view import Field
 from cellseg_deploy.images.find import find_images
@@ -16,7 +18,7 @@ from cellseg_deploy.outputs.tables import format_cell, utf8
 from cellseg_deploy.run.folder import run_folder
 from cellseg_deploy.run.record import RunOptions
 from cellseg_deploy.segmenter import Segmenter
-from cellseg_deploy.threads import ThreadPlan
+from cellseg_deploy.threads import plan_of_engine
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,30 @@ class FolderResult:
 
 def run(
     segmenter: Segmenter,
-    paths: Sequence[str | Path],
-    out: Path,
+    paths: str | Path | Sequence[str | Path],
+    out: str | Path,
     *,
-    threads: ThreadPlan,
-    save: tuple[str, ...],
+    save: Sequence[str],
     read: ReadOptions,
     field: Field,
     count_rule: CountRule,
     overwrite: bool,
+    follow_links: bool,
     on_image: Callable[[str], None],
 ) -> FolderResult:
     """See ``Segmenter.run``."""
+    check_types("a path or a list of paths", images=paths)
+    check_types("a path", out=out)
+    check_types("a sequence of names", save=save)
+    check_types(ReadOptions, read=read)
+    check_types("True or False", overwrite=overwrite, follow_links=follow_links)
+    check_types("a function", on_image=on_image)
     segmenter.backend.check_open()  # before a journal says that a run of this engine began
-    images = find_images([Path(path) for path in paths])
+    several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    images = find_images([Path(path) for path in several], follow_links=follow_links)
+    out = Path(out)
     options = RunOptions(
-        save=save,
+        save=tuple(save),
         overwrite=overwrite,
         max_pixels=read.max_pixels,
         bit_depth=read.bit_depth,
@@ -93,7 +103,12 @@ def run(
         field_of_view=field,
     )
     run_folder(
-        segmenter, images, out, options=options, threads=threads, on_result=lambda result: on_image(result.image)
+        segmenter,
+        images,
+        out,
+        options=options,
+        threads=plan_of_engine(segmenter.threads),
+        on_result=lambda result: on_image(result.image),
     )
     return FolderResult(_rows(out / IMAGES_CSV, [image.name for image in images]), out)
 

@@ -14,6 +14,7 @@ from cellseg_deploy.cells.scale import ScaleChoice
 from cellseg_deploy.images import groups
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.images.groups import group_of, groups_of
+from cellseg_deploy.plural import plural
 from cellseg_deploy.run.record import RunOptions
 
 __all__ = ["group_of", "groups_of", "said", "sample"]
@@ -26,7 +27,7 @@ def sample(images: Sequence[FoundImage], options: RunOptions) -> Iterator[npt.ND
 
 def said(group: str, choice: ScaleChoice, model_diameter_px: float) -> str:
     """Describe the measured scale in one line."""
-    images = f"{choice.images} image{'' if choice.images == 1 else 's'} measured"
+    images = f"{plural(choice.images, 'image')} measured"
     if choice.note:
         return f"{group}: {choice.note} ({images})"
     return f"{group}: cells are {model_diameter_px / choice.scale:.0f} px wide ({images}): scale {choice.scale:.2f}"

@@ -24,6 +24,7 @@ from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import Format, chosen_formats
+from cellseg_deploy.plural import plural
 from cellseg_deploy.run import scales as run_scales
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
@@ -97,7 +98,7 @@ def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
             sweep(out, state.image_files, places(setup.formats, state.output_names.values()))
             session = _Session(setup, committer, folder.kind)
             with session.tables_if_stopped(lambda: None):
-                for images in rounds:
+                for images in session.counting_idle(rounds):
                     if images:
                         session.do(images)
                     session.write_tables_if_due()
@@ -121,6 +122,15 @@ class _Session:
         self._tables_not_before = time.monotonic() + (setup.tables_seconds or 0)
 
     # ---------------------------------------------------------------------------------------------------- each round
+
+    def counting_idle(self, rounds: Iterable[Sequence[FoundImage]]) -> Iterator[Sequence[FoundImage]]:
+        """Yield each of ``rounds``; the time until it comes is idle, as a watched folder is waited for."""
+        start = time.perf_counter()
+        for images in rounds:
+            self.summary.idle_seconds += time.perf_counter() - start
+            yield images
+            start = time.perf_counter()
+        self.summary.idle_seconds += time.perf_counter() - start
 
     def do(self, images: Sequence[FoundImage]) -> None:
         """Process ``images``, except those that are already done."""
@@ -156,8 +166,8 @@ class _Session:
             self.summary.edited |= edited
         if unreadable := [item.image.name for item in todo.items if item.action == "skip" and item.reason]:
             _log.warning(
-                "%d finished images can no longer be read (%s); their earlier results are kept",
-                len(unreadable),
+                "%s can no longer be read (%s); earlier results are kept",
+                plural(len(unreadable), "finished image"),
                 some(unreadable),
             )
 

@@ -10,7 +10,8 @@ import click
 
 from cellseg_deploy.cli.console import run
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.samples.write import TRUTH_FILE, write_samples
+from cellseg_deploy.plural import plural
+from cellseg_deploy.samples.write import CLASSES_FILE, TRUTH_FILE, write_samples
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -20,11 +21,12 @@ from cellseg_deploy.samples.write import TRUTH_FILE, write_samples
 @click.option("--size", default="1600x1200", help="WIDTHxHEIGHT of each picture in px.")
 @click.option("--vary/--same-laboratory", default=False, help="Draw stain, camera and blood anew for each smear.")
 def main(out: Path, n: int, seed: int, size: str, vary: bool) -> None:
-    """Write synthetic blood smears to OUT: images/, masks/ (label images) and truth.csv (cells an image)."""
+    """Write synthetic blood smears to OUT: images/, masks/ (label images), truth.csv (cells an image), classes.csv."""
     rows = write_samples(out, n, seed, parse_size(size), vary=vary)
     for name, n_cells in rows:
-        click.echo(f"{name}  {n_cells} cells")
+        click.echo(f"{name}  {plural(n_cells, 'cell')}")
     click.echo(f"Wrote {out}; the truth is in {out / TRUTH_FILE} and {out / 'masks'}")
+    click.echo(f"The class of each cell, for cellseg-train --classes, is in {out / CLASSES_FILE}")
 
 
 def parse_size(text: str) -> tuple[int, int]:

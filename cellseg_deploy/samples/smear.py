@@ -25,10 +25,14 @@ MIN_IN_FRAME = 0.15
 
 @dataclass(frozen=True)
 class Smear:
-    """``image_hwc``: RGB uint8 (h, w, 3). ``labels_hw``: int32 (h, w), 0 background, 1..n in raster order."""
+    """``image_hwc``: RGB uint8 (h, w, 3). ``labels_hw``: int32 (h, w), 0 background, 1..n in raster order.
+
+    ``classes``: of the cells 1..n, ``red`` or ``white``.
+    """
 
     image_hwc: npt.NDArray[np.uint8]
     labels_hw: Labels
+    classes: tuple[str, ...]
 
     @property
     def n_cells(self) -> int:
@@ -49,7 +53,11 @@ def make_smear(params: SmearParams, seed: int) -> Smear:
     for disc, outline_px in zip(discs, outlines(layout_rng, params, discs), strict=True):
         slide.add_cell(disc.x, disc.y, outline_px, disc.kind)
     slide.add_background(dirt_rng)
-    return Smear(photograph(optics_rng, params, slide.density), raster_order(slide.labels))
+    labels = raster_order(slide.labels)
+    placed = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
+    placed[labels] = slide.labels  # the cells of 1..n, by their order on the slide
+    classes = tuple(slide.classes[cell] for cell in placed[1:])
+    return Smear(photograph(optics_rng, params, slide.density), labels, classes)
 
 
 class Slide:
@@ -63,6 +71,7 @@ class Slide:
         # Per label at placement: its pixels in the frame, and the window that holds them.
         self.areas = [0]
         self.windows = [(slice(0), slice(0))]
+        self.classes = [""]
         side = int(5 * params.cell_diameter_px)
         self.grain = smooth_noise(rng, (side, side), max(2.0, 0.07 * params.cell_diameter_px))
 
@@ -80,6 +89,7 @@ class Slide:
             return
         self.areas.append(area)
         self.windows.append(cell.window)
+        self.classes.append("white" if kind == "white" else "red")
         self.labels[cell.window][mask] = len(self.areas) - 1
         noise = self._noise(rng, cell.rho.shape)
         if kind == "white":

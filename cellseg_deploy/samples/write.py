@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 
 from cellseg_deploy.errors import DataError, OutputError, UsageError
+from cellseg_deploy.outputs.tables import csv_rows
 from cellseg_deploy.samples.params import SmearParams, random_params
 from cellseg_deploy.samples.smear import make_smear
 
-TRUTH_FILE = "truth.csv"
+TRUTH_FILE, CLASSES_FILE = "truth.csv", "classes.csv"
 _CELLS_PER_PX = SmearParams().n_cells / float(np.prod(SmearParams().size_hw))
 
 
@@ -31,8 +32,9 @@ def write_samples(
 ) -> list[tuple[str, int]]:
     """Write ``n`` smears; return each image's name and number of cells.
 
-    ``folder`` (new or empty) gets ``images/NAME.png``, ``masks/NAME.png`` (uint16 label images) and ``truth.csv``
-    (image, n_cells). With ``vary`` each image comes from another laboratory. Image i depends only on ``seed`` and i,
+    ``folder`` (new or empty) gets ``images/NAME.png``, ``masks/NAME.png`` (uint16 label images), ``truth.csv``
+    (image, n_cells) and ``classes.csv`` (image, label, class), which ``cellseg-train --classes`` reads. With ``vary``
+    each image comes from another laboratory. Image i depends only on ``seed`` and i,
     so a longer series begins with the shorter one. Raises ``UsageError`` and ``OutputError``.
     """
     if n < 1:
@@ -42,6 +44,7 @@ def write_samples(
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     rows: list[tuple[str, int]] = []
+    classes: list[tuple[str, int, str]] = []
     for i in range(n):
         params, image_seed = sample_params(seed, i, size_hw, vary=vary)
         smear = make_smear(params, image_seed)
@@ -49,10 +52,9 @@ def write_samples(
         _write_png(folder / "images" / name, smear.image_hwc[..., ::-1])
         _write_png(folder / "masks" / name, smear.labels_hw.astype(np.uint16))
         rows.append((name, smear.n_cells))
-    with (folder / TRUTH_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "n_cells"))
-        writer.writerows(rows)
+        classes += [(name, label, kind) for label, kind in enumerate(smear.classes, 1)]
+    (folder / TRUTH_FILE).write_bytes(csv_rows([("image", "n_cells"), *rows]))
+    (folder / CLASSES_FILE).write_bytes(csv_rows([("image", "label", "class"), *classes]))
     return rows
 
 

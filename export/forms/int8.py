@@ -31,6 +31,7 @@ from cellseg_deploy.cells.metrics import ImageScore, pool, score_image
 from cellseg_deploy.errors import BackendUnavailableError, NothingToDoError, ParityError, UsageError
 from cellseg_deploy.models.spec import ModelSpec
 from cellseg_deploy.parity.compare import policy_for
+from cellseg_deploy.plural import plural
 from cellseg_deploy.segmenter import Segmenter, resize
 from cellseg_export.forms.openvino import ExportedIr, Origin, check_output, hand_over, open_origin, read_network
 from cellseg_export.gate.verify import GateImages, sample_images
@@ -86,9 +87,9 @@ def export_int8(
         if images.truth is None:
             raise UsageError("int8 is judged by true cells, and these images come without masks; give --masks")
         given = calibration or images
-        on_step(f"calibrating on {options.n_tiles} tiles of {given.source}")
+        on_step(f"calibrating on {plural(options.n_tiles, 'tile')} of {given.source}")
         tiles = calibration_tiles(origin.file.spec, given, options.n_tiles, seed=options.seed)
-        note = f"ranges of activations from {len(tiles)} tiles of {given.source}"
+        note = f"ranges of activations from {plural(len(tiles), 'tile')} of {given.source}"
         if calibration is None:
             note += ", the images it is judged by"
         model = quantise(nncf, read_network(ov, origin.file), tiles)

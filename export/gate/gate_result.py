@@ -14,6 +14,7 @@ from cellseg_deploy.errors import ParityError
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.parity import picture as parity_picture
 from cellseg_deploy.parity.compare import ParityReport
+from cellseg_deploy.plural import plural
 
 REPORT_END = ".parity.json"
 REFUSED_END = ".refused.json"
@@ -26,7 +27,8 @@ def judge(report: ParityReport, path: Path, report_path: Path, *, unverified: bo
     written first, see ``refused_path_of``. Raises ``OutputError``.
     """
     figures = (
-        f"{report.n_cells} cells in {len(report.images)} images ({report.images_from}), largest difference of a "
+        f"{plural(report.n_cells, 'cell')} in {plural(len(report.images), 'image')} "
+        f"({report.images_from}), largest difference of a "
         f"probability {report.max_difference:.1e}{''.join(f'; {note}' for note in report.notes)}"
     )
     # Where nothing is found all probabilities are near 0, and so are their differences: compare inner modules as well.

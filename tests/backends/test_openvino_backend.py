@@ -24,7 +24,7 @@ from cellseg_deploy.segmenter import Segmenter
 ov = pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'cellseg-deploy[openvino]'")
 
 OnnxFile = Callable[..., Path]
-NATIVE_BF16 = module.native_bf16()
+NATIVE_BF16 = "BF16" in module.shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 needs_bf16 = pytest.mark.skipif(not NATIVE_BF16, reason="this CPU has no bf16 instructions")
 PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
 
@@ -181,7 +181,6 @@ def test_bf16_on_a_cpu_without_it_is_refused(onnx_file: OnnxFile, monkeypatch: p
     monkeypatch.setattr(module, "shared_core", OldCore)
     with pytest.raises(BackendUnavailableError, match=r"has no bf16 instructions .* `precision='fp32'`"):
         OpenVinoBackend(onnx_file(), precision="bf16")
-    assert not module.native_bf16()
 
 
 def test_an_engine_that_takes_another_precision_is_refused(

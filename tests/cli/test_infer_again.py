@@ -40,7 +40,7 @@ def test_a_second_start_says_what_is_done(
     Image.fromarray(draw_discs((40, 40), [(20, 20)])).save(smears / "z.png")
     assert infer(smears, "-o", out, "--model", model) == 0
     said = capsys.readouterr()
-    assert "4 of 5 images are done already" in said.err
+    assert "4 of 5 images done already" in said.err
     assert "1/1 images" in said.err
     assert "images   5, 4 of them before this run" in said.out
     assert "cells    8" in said.out

@@ -449,5 +449,5 @@ def test_what_does_not_belong_together_is_refused(changes: Callable[[SegmentedIm
 
 
 def test_one_name_is_not_a_sequence_of_letters() -> None:
-    with pytest.raises(UsageError, match=r"`save` must be a sequence of names, such as \['labels'\]"):
+    with pytest.raises(UsageError, match="`save` must be a sequence of names, got 'labels'"):
         formats.chosen_formats("labels")

@@ -109,8 +109,8 @@ STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "fifo.png": (os.mkfifo, "not a regular file"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "link to a file that does not exist"),
     "loop.png": (lambda path: path.symlink_to(path.name), "link"),
-    "out.png": (lambda path: path.symlink_to(path.parent.parent / "outside.png"), "--follow-links"),
-    "device.png": (lambda path: path.symlink_to("/dev/zero"), "--follow-links"),
+    "out.png": (lambda path: path.symlink_to(path.parent.parent / "outside.png"), "follow_links=True"),
+    "device.png": (lambda path: path.symlink_to("/dev/zero"), "follow_links=True"),
 }
 
 

@@ -269,6 +269,12 @@ def test_written_folder_holds_images_labels_and_truth(tmp_path: Path) -> None:
     assert [name for name, _ in rows] == ["smear-000.png", "smear-001.png"]
     with (tmp_path / "out" / "truth.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["image", "n_cells"], *([name, str(n)] for name, n in rows)]
+    with (tmp_path / "out" / "classes.csv").open(newline="") as file:
+        header, *classes = csv.reader(file)
+    assert header == ["image", "label", "class"]
+    assert [(name, label) for name, label, _ in classes] == [
+        (name, str(label)) for name, n_cells in rows for label in range(1, n_cells + 1)
+    ]
     for name, n_cells in rows:
         image = cv2.imread(str(tmp_path / "out" / "images" / name), cv2.IMREAD_UNCHANGED)
         labels = cv2.imread(str(tmp_path / "out" / "masks" / name), cv2.IMREAD_UNCHANGED)
@@ -277,6 +283,16 @@ def test_written_folder_holds_images_labels_and_truth(tmp_path: Path) -> None:
         assert labels is not None
         assert labels.dtype == np.uint16
         assert labels.max() == n_cells
+
+
+def test_the_class_of_a_cell_is_that_of_its_label() -> None:
+    smear = make_smear(replace(SmearParams(), size_hw=(400, 500), n_cells=40, white_cell_share=0.3), 1)
+    areas = np.bincount(smear.labels_hw.ravel())[1:]
+    white = np.array([name == "white" for name in smear.classes])
+    assert len(areas) == len(white)
+    assert set(smear.classes) == {"red", "white"}
+    dark = [smear.image_hwc[smear.labels_hw == label].min() for label in range(1, len(areas) + 1)]  # nuclei are
+    assert np.median(np.array(dark)[white]) + 20 < np.median(np.array(dark)[~white])
 
 
 def test_png_holds_red_first(tmp_path: Path) -> None:

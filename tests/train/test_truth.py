@@ -219,5 +219,5 @@ def test_what_does_not_fit_is_refused(marked, tmp_path, capsys):
     first = lines[1].partition(",")[0]
     one.write_text("\n".join([lines[0], *(line for line in lines[1:] if line.startswith(first))]) + "\n")
     assert run(*images, "--boxes", one, *out) == 3
-    assert "does not name 1 images" in capsys.readouterr().err
+    assert "does not name 1 image " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
