@@ -12,7 +12,7 @@ import torch
 from cellseg_deploy.errors import BackendUnavailableError
 from cellseg_export.gate.torch_backend import TorchBackend
 from cellseg_train.checkpoint import LoadedNetwork
-from cellseg_train.model import normalise, probabilities
+from cellseg_train.model import Normalise, probabilities
 
 _NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -39,6 +39,7 @@ class TorchForm(TorchBackend):
         self._autocast: torch.dtype | None = None if autocast is None else getattr(torch, autocast)
         self.precision = _NAMES[autocast or dtype]
         self.compiled = compiled
+        self._normalise = Normalise(network.config).to(self._torch_device)
         network.net.to(dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run: Any = network.net
         if compiled:
@@ -49,7 +50,7 @@ class TorchForm(TorchBackend):
     def _predict(self, tiles_nhwc: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         # (N, H, W, 3) viewed as (N, 3, H, W) is already channels_last: nothing is copied.
         tiles = torch.from_numpy(tiles_nhwc).to(self._torch_device).permute(0, 3, 1, 2)
-        images = normalise(tiles.float(), self.network.config).to(self._dtype)
+        images = self._normalise(tiles.float()).to(self._dtype)
         with self._context():
             try:
                 logits = self._run(images)

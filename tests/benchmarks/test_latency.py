@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import FakeWorker
+from benchmark_fakes import FakeWorker, make_conditions
 from written_reports import written_report
 
 from cellseg_benchmarks import cli
@@ -20,7 +21,7 @@ from cellseg_benchmarks.harness.flops import Flops
 from cellseg_benchmarks.harness.form_files import Network, network_of, read_verdicts
 from cellseg_benchmarks.harness.forms import FORMS, Form, forms_for
 from cellseg_benchmarks.harness.timer import Plan
-from cellseg_benchmarks.harness.worker import WorkerError
+from cellseg_benchmarks.harness.worker import Peak, WorkerError
 from cellseg_benchmarks.quality.parity_table import TABLE_FILE
 from cellseg_deploy.cli.console import run
 from cellseg_deploy.errors import ModelError, UsageError
@@ -100,6 +101,18 @@ def test_rows_hold_ratios_and_shares(network: Network) -> None:
     assert (eager.parity, best.parity, ours.parity) == ("reference", "not judged", "failed")
     assert rows["onnxruntime-fp32"].parity == "passed"
     assert ours.peak is not None
+
+
+def test_memory_of_the_gpu_is_in_the_table(network: Network) -> None:
+    rows = measured(network, Bench())
+    row = replace(rows["openvino-bf16"], device="cuda", peak=Peak(2_000_000_000, 345_600_000))
+    report = LatencyReport(make_conditions(), None, QUICK, {"net": 400.0}, (row, rows["pytorch-fp32"]), ())
+    lines = report.to_markdown().splitlines()
+    (head,) = [line for line in lines if line.startswith("| form |")]
+    assert head.endswith("| memory, MB | GPU memory, MB |")
+    assert any(line.startswith("| openvino-bf16 | cuda") and line.endswith("| 2000 | 346 |") for line in lines)
+    assert any(line.startswith("| pytorch-fp32 | cpu") and line.endswith("| 100 |  |") for line in lines)
+    assert "without TF32" in report.to_markdown()
 
 
 def test_without_the_reference_there_is_no_ratio_to_it(network: Network) -> None:
