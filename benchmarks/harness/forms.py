@@ -70,6 +70,7 @@ FORMS = (
     _torch("pytorch-bf16", "cuda", "bf16", dtype="bfloat16"),
     _torch("pytorch-fp16", "cuda", "fp16", dtype="float16"),
     _torch("pytorch-compile-fp16", "cuda", "fp16", dtype="float16", compiled=True),
+    _torch("pytorch-graph-fp16", "cuda", "fp16", dtype="float16", graph=True),
     Form("onnxruntime-fp32", "onnxruntime", "cuda", "fp32", FP32_ONNX, {}, "fp32"),
     Form("onnxruntime-fp16", "onnxruntime", "cuda", "fp16", "fp16.onnx", {}, "fp16"),
     Form("tensorrt-fp32", "tensorrt", "cuda", "fp32", "fp32.engine"),
