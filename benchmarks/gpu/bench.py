@@ -12,6 +12,8 @@ from typing import Any
 
 from cellseg_benchmarks.harness.timer import stopwatch
 from cellseg_deploy.backends.device_class import engine_problem
+from cellseg_deploy.errors import BackendUnavailableError
+from cellseg_deploy.models import default_model_path, default_weights_path
 
 EXPORT = ("-c", "from cellseg_export.cli import main; main()")
 INFER = ("-c", "from cellseg_deploy.cli.infer import main; main()")
@@ -59,6 +61,14 @@ class Bench:
     def left(self) -> float:
         """Seconds that this part has left."""
         return self._seconds - self._passed()
+
+    @property
+    def weights(self) -> Path:
+        """The PyTorch network of the model. Raises ``BackendUnavailableError`` for a model other than the shipped one,
+        which has none."""
+        if self.model != default_model_path().resolve():
+            raise BackendUnavailableError(f"there is no PyTorch network of {self.model.name} to compare with")
+        return default_weights_path()
 
     def missing(self, engine: str) -> str:
         """Why ``engine`` is not installed for the device, "" if it is: then it must open."""

@@ -110,11 +110,11 @@ def engines(at: Bench, found: Findings) -> None:
 
 def counts(at: Bench, found: Findings) -> None:
     """Compare the counts of every form on the device with those of the fp32 model on the CPU, on sample smears."""
-    from cellseg_deploy.models import default_model_path, default_weights_path
-
     candidates: list[tuple[str, Path, str]] = []
-    if at.model == default_model_path().resolve():  # only for it is there a network
-        candidates.append(("PyTorch fp32", default_weights_path(), ""))
+    try:
+        candidates.append(("PyTorch fp32", at.weights, ""))
+    except BackendUnavailableError as error:
+        found.claim(COUNTS.format("PyTorch fp32"), "open", str(error))
     reason = at.missing("onnxruntime")
     candidates += [(f"ONNX Runtime {name}", at.shipped / f"{name}.onnx", reason) for name in ("fp32", "fp16")]
     for name, file, missing in candidates:

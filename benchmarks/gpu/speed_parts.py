@@ -12,14 +12,13 @@ from cellseg_benchmarks.harness.form_files import Network
 from cellseg_benchmarks.harness.forms import forms_for
 from cellseg_benchmarks.harness.worker import Worker, WorkerError
 from cellseg_deploy.errors import BackendUnavailableError
-from cellseg_deploy.models import default_weights_path
 
 _QUICK = ("--rounds", 1, "--min-seconds", 0, "--settle", 0, "--matrix-size", 64, "--budget", 1)
 
 
 def latency(at: Bench, found: Findings) -> None:
     """Time every form of the shipped model, host to host."""
-    _latency(at, found, SHIPPED, default_weights_path(), at.shipped, "8,1")
+    _latency(at, found, SHIPPED, at.weights, at.shipped, "8,1")
 
 
 def latency_large(at: Bench, found: Findings) -> None:
@@ -61,7 +60,7 @@ def pipeline(at: Bench, found: Findings) -> None:
 
 def memory(at: Bench, found: Findings) -> None:
     """Open each form in a process of its own and note the memory it takes, by batch size."""
-    network = Network(SHIPPED, default_weights_path(), at.shipped, {}, None)
+    network = Network(SHIPPED, at.weights, at.shipped, {}, None)
     names = ["onnxruntime-fp32"] if at.dry else None
     lost: list[str] = []
     for form in forms_for([at.device], names):

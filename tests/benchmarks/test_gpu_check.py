@@ -245,6 +245,12 @@ def test_a_package_that_is_missing_leaves_its_claims_open(out: Path, monkeypatch
     assert read_content(findings_path(out, "engines")).facts["problem"] == "tensorrt is not installed"
 
 
+def test_a_model_of_ones_own_is_not_compared_with_the_shipped_network(out: Path, onnx_file: OnnxFile) -> None:
+    for name in ("latency", "memory"):
+        assert run_part(name, out, onnx_file(), 60, dry=True) == UNAVAILABLE
+        assert "no PyTorch network of stub.onnx" in read_content(findings_path(out, name)).facts["problem"]
+
+
 def test_a_part_that_breaks_says_how(out: Path) -> None:
     assert run_part("forms", out, out / "none.onnx", 60, dry=True) == 1
     assert "none.onnx" in read_content(findings_path(out, "forms")).facts["problem"]
