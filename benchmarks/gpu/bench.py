@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -70,8 +71,17 @@ class Bench:
             raise BackendUnavailableError(f"there is no PyTorch network of {self.model.name} to compare with")
         return default_weights_path()
 
+    @staticmethod
+    def require(*modules: str) -> None:
+        """Raise ``BackendUnavailableError`` unless all ``modules`` are installed: without them claims are open."""
+        absent = [name for name in modules if importlib.util.find_spec(name) is None]
+        if absent:
+            raise BackendUnavailableError(f"not installed: {', '.join(absent)}; pip install 'cellseg-deploy[export]'")
+
     def missing(self, engine: str) -> str:
         """Why ``engine`` is not installed for the device, "" if it is: then it must open."""
+        if engine == "pytorch":
+            return "" if importlib.util.find_spec("torch") else "not installed: pip install 'cellseg-deploy[export]'"
         return engine_problem(engine, self.device)
 
     def python(self, *arguments: Any, cwd: Path | None = None) -> Done:

@@ -112,7 +112,7 @@ def counts(at: Bench, found: Findings) -> None:
     """Compare the counts of every form on the device with those of the fp32 model on the CPU, on sample smears."""
     candidates: list[tuple[str, Path, str]] = []
     try:
-        candidates.append(("PyTorch fp32", at.weights, ""))
+        candidates.append(("PyTorch fp32", at.weights, at.missing("pytorch")))
     except BackendUnavailableError as error:
         found.claim(COUNTS.format("PyTorch fp32"), "open", str(error))
     reason = at.missing("onnxruntime")
@@ -124,7 +124,7 @@ def counts(at: Bench, found: Findings) -> None:
         backend = () if file.suffix != ".onnx" else ("--backend", "onnxruntime")
         where = ("--device", at.device, "--reference-device", "cpu")
         done = at.python(*EXPORT, "verify", at.shipped / "fp32.onnx", file, *where, *backend)
-        said = [line.strip() for line in done.out.splitlines() if line.startswith(("counting", "verdict", "  - "))]
+        said = [line.strip() for line in done.out.splitlines() if line.startswith(("counting ", "verdict", "  - "))]
         found.claim(COUNTS.format(name), _verdict(done), "; ".join(said) or done.words)
         if at.dry:  # each takes a minute on a CPU
             break
@@ -167,6 +167,9 @@ def large(at: Bench, found: Findings) -> None:
     write_graph(network, at.large / "fp32.onnx")
     make_half(at.large)
     size = (at.large / "fp32.onnx").stat().st_size
+    if not at.missing("tensorrt"):
+        engine = ("-o", at.large / "fp16.engine", "--unverified")  # it finds no cells to compare
+        found.fact("TensorRT engine", at.python(*EXPORT, "tensorrt", at.large / "fp32.onnx", *engine).words)
     found.claim(LARGE_MADE, "shown", f"{config.encoder_name}, {size / 1e6:.0f} MB in fp32")
 
 

@@ -58,6 +58,8 @@ def _torch_product(at: Bench, found: Findings) -> str:
 
 def limits(at: Bench, found: Findings) -> None:
     """Products of matrices in each precision, bandwidth of memory, from ``cellseg_benchmarks limits``."""
+    if not at.dry:
+        at.require("torch")  # the only library here that multiplies matrices on a GPU
     size = ("--matrix-size", 256, "--rounds", 1, "--min-seconds", 0, "--settle", 0) if at.dry else ("--budget", 60)
     done = at.python(*MEASURE, "limits", "--device", at.device, *size, "-q", "-o", at.work / "limits")
     found.claim(PEAKS, "shown" if done.code == 0 else "open" if done.cut_off else "refuted", done.words)

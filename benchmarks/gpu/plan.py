@@ -72,7 +72,7 @@ PARTS = (
     Part("training", "run_parts", "three epochs, twice", 240, (TRAINS, SAME_LOSSES)),
     Part("tests", "run_parts", "pytest -m gpu", 180, (GPU_TESTS,)),
     Part("latency", "speed_parts", "time a tile, shipped model", 360, (TIMED.format(SHIPPED),), ("forms",)),
-    Part("large", "form_parts", "a ViT-L/14 and its forms", 300, (LARGE_MADE,)),
+    Part("large", "form_parts", "a ViT-L/14 and its forms", 480, (LARGE_MADE,)),
     Part("latency_large", "speed_parts", "time a tile, ViT-L/14", 480, (TIMED.format(LARGE),), ("large",)),
     Part("pipeline", "speed_parts", "a folder, and where the time goes", 240, (FOLDER,), ("forms",)),
     Part("memory", "speed_parts", "memory by form and batch size", 240, (MEMORY,), ("forms",)),

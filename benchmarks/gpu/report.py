@@ -37,7 +37,7 @@ def part_report(part: Part, status: Status, seconds: float, detail: str, found: 
     """Report of ``part``; claims that it did not reach are open, or refuted if it failed before them."""
     reached = {claim.sentence: claim for claim in found.claims}
     verdict: Verdict = "refuted" if status == "failed" else "open"
-    why = "not reached yet" if status in ("waiting", "running") else detail or f"the part is {status}"
+    why = "not reached yet" if status in ("waiting", "running") else detail or "not tried"
     claims = [reached.pop(text, Claim(text, verdict, why)) for text in part.claims]
     return PartReport(part.name, part.about, status, round(seconds, 1), detail, (*claims, *reached.values()), found)
 
@@ -102,6 +102,9 @@ def _figures(part: PartReport) -> list[str]:
     if rows:
         lines += ["", f"## {part.name}", "", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
         lines += [f"| {' | '.join(_figure(value) for value in row.values())} |" for row in rows]
+    if part.found.facts:
+        lines += ["", f"## {part.name}: facts", ""]
+        lines += [f"- {name}: {one_line(str(value))}" for name, value in part.found.facts.items()]
     for title, text in part.found.tables.items():
         # Headings of the table's own report would be read as parts of this one.
         lines += ["", f"## {part.name}: {title}", "", text.replace("\n# ", "\n### ").removeprefix("# ")]

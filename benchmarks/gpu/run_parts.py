@@ -58,6 +58,7 @@ def _labels(run: Path) -> dict[str, str]:
 
 def training(at: Bench, found: Findings) -> None:
     """Train the small network for three epochs from random weights, twice with one seed."""
+    at.require("torch", "torchvision", "timm", "safetensors")
     smears = _smears(at, "training", 4)
     given = (
         "--images",

@@ -18,6 +18,7 @@ _QUICK = ("--rounds", 1, "--min-seconds", 0, "--settle", 0, "--matrix-size", 64,
 
 def latency(at: Bench, found: Findings) -> None:
     """Time every form of the shipped model, host to host."""
+    at.require("torch", "timm", "safetensors")
     _latency(at, found, SHIPPED, at.weights, at.shipped, "8,1")
 
 
@@ -64,7 +65,7 @@ def memory(at: Bench, found: Findings) -> None:
     names = ["onnxruntime-fp32"] if at.dry else None
     lost: list[str] = []
     for form in forms_for([at.device], names):
-        if network.missing(form) or (form.engine != "pytorch" and at.missing(form.engine)):
+        if network.missing(form) or at.missing(form.engine):
             continue
         for batch in (1,) if at.dry else (1, 8, 64):
             arguments: dict[str, Any] = {

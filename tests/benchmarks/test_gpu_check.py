@@ -68,7 +68,7 @@ def content(*claims: Claim, **more: Any) -> Content:
 @pytest.mark.parametrize(
     ("status", "verdict", "why"),
     [
-        ("done", "open", "the part is done"),
+        ("done", "open", "not tried"),
         ("waiting", "open", "not reached yet"),
         ("cannot run", "open", "not installed"),
         ("cut off", "open", "not installed"),
@@ -99,14 +99,16 @@ def test_the_page() -> None:
     found = content(
         Claim("a | is so", "refuted", "1\n2"), rows=[{"form": "fp16", "ms a tile": 1.23456, "GPU MB": None}]
     )
+    found.facts["driver"] = "580"
     found.tables["limits"] = "# What it can do\n\n| x |\n"
     page = Report({"device": "RTX | A"}, True, (part_report(ONE, "done", 61.2, "", found),)).to_markdown()
     for line in (
         "| device | RTX \\| A |",
         "| a \\| is so | **refuted** | 1 2 |",
-        "| b is so | **open** | the part is done |",
+        "| b is so | **open** | not tried |",
         "| one | done | 61 | about one |  |",
         "| fp16 | 1.235 |  |",
+        "- driver: 580",
         "## one: limits",
     ):
         assert f"{line}\n" in page
@@ -243,6 +245,13 @@ def test_a_package_that_is_missing_leaves_its_claims_open(out: Path, monkeypatch
     )
     assert run_part("engines", out, default_model_path(), 60, dry=True) == UNAVAILABLE
     assert read_content(findings_path(out, "engines")).facts["problem"] == "tensorrt is not installed"
+
+
+def test_a_part_without_pytorch_is_open(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("training", "latency"):
+        assert run_part(name, out, default_model_path(), 60, dry=True) == UNAVAILABLE
+        assert "not installed: torch" in read_content(findings_path(out, name)).facts["problem"]
 
 
 def test_a_model_of_ones_own_is_not_compared_with_the_shipped_network(out: Path, onnx_file: OnnxFile) -> None:
