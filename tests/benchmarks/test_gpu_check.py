@@ -309,8 +309,9 @@ def test_what_the_command_refuses(onnx_file: OnnxFile, tmp_path: Path, monkeypat
     assert onnx_file().is_file()
 
 
-def test_a_gpu_is_found_without_its_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch includes its own CUDA."""
+@pytest.mark.parametrize("smi", [True, False])
+def test_a_gpu_is_found_without_its_bindings(smi: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch includes its own CUDA, and a container may lack nvidia-smi."""
     torch = pytest.importorskip("torch")
     from types import SimpleNamespace
 
@@ -321,7 +322,8 @@ def test_a_gpu_is_found_without_its_bindings(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(cuda_runtime, "import_bindings", missing)
     card = SimpleNamespace(name="RTX A", major=9, minor=0, total_memory=2**36)
-    monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}" if smi else None)
+    monkeypatch.setattr(machine, "DRIVER_SIGNS", () if smi else (str(tmp_path),))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
     gpu, reason = machine.look_for_gpu()
