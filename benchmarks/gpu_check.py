@@ -19,7 +19,7 @@ import click
 
 from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.gpu.findings import Content, read_content
-from cellseg_benchmarks.gpu.part import UNAVAILABLE
+from cellseg_benchmarks.gpu.part import CUT_OFF, UNAVAILABLE
 from cellseg_benchmarks.gpu.plan import PARTS, Part, chosen_parts, findings_path
 from cellseg_benchmarks.gpu.report import NAME, PartReport, Report, Status, part_report, write
 from cellseg_benchmarks.harness.machine import describe_machine, look_for_gpu
@@ -61,6 +61,8 @@ def run_process(part: Part, out: Path, model: Path, seconds: float, dry: bool) -
     problem = str(read_content(findings_path(out, part.name)).facts.get("problem", ""))
     if code == UNAVAILABLE:
         return "cannot run", problem
+    if code == CUT_OFF:
+        return "cut off", problem
     if code:
         return "failed", problem or f"exit code {code}: {_last_line(log)}"
     return "done", ""

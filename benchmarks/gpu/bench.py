@@ -24,6 +24,10 @@ RESERVE_SECONDS = 3.0
 _ENDED = "ended after"
 
 
+class OutOfTimeError(Exception):
+    """A command that the rest of the part needs was cut off: nothing is proven by that."""
+
+
 @dataclass(frozen=True)
 class Done:
     """Result of a command: exit code (negative: killed), output, duration."""

@@ -14,16 +14,18 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-from cellseg_benchmarks.gpu.bench import Bench
+from cellseg_benchmarks.gpu.bench import Bench, OutOfTimeError
 from cellseg_benchmarks.gpu.findings import Findings, one_line
 from cellseg_benchmarks.gpu.plan import PARTS, findings_path
 from cellseg_deploy.errors import BackendUnavailableError
 
 UNAVAILABLE = BackendUnavailableError.exit_code
+CUT_OFF = 124
 
 
 def run_part(name: str, out: Path, model: Path, seconds: float, *, dry: bool) -> int:
-    """Run the part ``name``; returns 0, ``UNAVAILABLE`` if a package is missing, or 1 if it failed."""
+    """Run the part ``name``; returns 0, ``UNAVAILABLE`` if a package is missing, ``CUT_OFF`` if time was, or 1 if it
+    failed."""
     (part,) = [part for part in PARTS if part.name == name]
     found = Findings(findings_path(out, name))
     try:
@@ -33,6 +35,9 @@ def run_part(name: str, out: Path, model: Path, seconds: float, *, dry: bool) ->
     except (BackendUnavailableError, ModuleNotFoundError) as error:
         found.fact("problem", one_line(str(error)))
         return UNAVAILABLE
+    except OutOfTimeError as error:
+        found.fact("problem", one_line(str(error)))
+        return CUT_OFF
     except Exception as error:  # a line of the report: the next part runs
         traceback.print_exc()
         found.fact("problem", f"{type(error).__name__}: {one_line(str(error))}")

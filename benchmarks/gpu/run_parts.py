@@ -7,7 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from cellseg_benchmarks.gpu.bench import INFER, TRAIN, Bench, Done
+from cellseg_benchmarks.gpu.bench import INFER, TRAIN, Bench, Done, OutOfTimeError
 from cellseg_benchmarks.gpu.findings import Findings
 from cellseg_benchmarks.gpu.plan import GPU_TESTS, ONE_OBJECT, SAME_BYTES, SAME_COUNTS, SAME_LOSSES, TRAINS
 from cellseg_deploy.errors import BackendUnavailableError, DataError
@@ -121,6 +121,8 @@ def _smears(at: Bench, part: str, n: int) -> Path:
 
 
 def _need(done: Done, what: str) -> None:
-    """Raise ``DataError`` unless the command succeeded."""
+    """Raise unless the command succeeded: ``OutOfTimeError`` if it was cut off, else ``DataError``."""
+    if done.cut_off:
+        raise OutOfTimeError(f"{what}: {done.words}")
     if done.code:
         raise DataError(f"{what}: {done.words}")

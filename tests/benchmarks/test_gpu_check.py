@@ -15,8 +15,9 @@ import pytest
 
 from cellseg_benchmarks import gpu_check
 from cellseg_benchmarks.gpu import plan
+from cellseg_benchmarks.gpu.bench import Bench
 from cellseg_benchmarks.gpu.findings import Claim, Content, Findings, read_content
-from cellseg_benchmarks.gpu.part import UNAVAILABLE, run_part
+from cellseg_benchmarks.gpu.part import CUT_OFF, UNAVAILABLE, run_part
 from cellseg_benchmarks.gpu.plan import PARTS, Part, chosen_parts, findings_path
 from cellseg_benchmarks.gpu.report import Report, part_report
 from cellseg_benchmarks.harness import machine
@@ -218,6 +219,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         ("echo words; echo; exit 1", ("failed", "exit code 1: words")),
         ("kill -SEGV $$", ("failed", "exit code -11: no message")),
         (f"exit {UNAVAILABLE}", ("cannot run", "")),
+        (f"exit {CUT_OFF}", ("cut off", "")),
     ],
 )
 def test_how_a_process_ends(out: Path, python: Callable[[str], None], script: str, expected: tuple[str, str]) -> None:
@@ -245,6 +247,17 @@ def test_a_package_that_is_missing_leaves_its_claims_open(out: Path, monkeypatch
     )
     assert run_part("engines", out, default_model_path(), 60, dry=True) == UNAVAILABLE
     assert read_content(findings_path(out, "engines")).facts["problem"] == "tensorrt is not installed"
+
+
+@posix
+def test_what_was_cut_off_refutes_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    hangs = Bench(out, default_model_path(), 0, dry=True).python("-c", "import signal; signal.pause()")
+    monkeypatch.setattr(Bench, "python", lambda *_, **__: hangs)
+    assert run_part("infer", out, default_model_path(), 60, dry=True) == CUT_OFF
+    content = read_content(findings_path(out, "infer"))
+    assert content.facts["problem"] == "sample smears: exit code -9: ended after 1 s"
+    assert content.claims == []
 
 
 def test_a_part_without_pytorch_is_open(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
