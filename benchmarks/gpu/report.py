@@ -106,8 +106,9 @@ def _figures(part: PartReport) -> list[str]:
         lines += ["", f"## {part.name}: facts", ""]
         lines += [f"- {name}: {one_line(str(value))}" for name, value in part.found.facts.items()]
     for title, text in part.found.tables.items():
-        # Headings of the table's own report would be read as parts of this one.
-        lines += ["", f"## {part.name}: {title}", "", text.replace("\n# ", "\n### ").removeprefix("# ")]
+        # Its own heading would be read as a part of this report, and its picture lies elsewhere.
+        body = [line for line in text.removeprefix("# ").splitlines() if not line.startswith("![")]
+        lines += ["", f"## {part.name}: {title}", "", *body]
     return lines
 
 

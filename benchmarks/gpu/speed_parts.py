@@ -50,7 +50,11 @@ def pipeline(at: Bench, found: Findings) -> None:
     """Run a folder from files to results; the table says how long the engine, decoding, labelling and writing take."""
     if reason := at.missing("onnxruntime"):
         raise BackendUnavailableError(reason)
-    images = ("--images", 1, "--megapixels", 0.1, "--warm", 0) if at.dry else ("--images", 64, "--warm", 2)
+    images = (
+        ("--images", 1, "--megapixels", 0.1, "--warm", 0, "--matrix-size", 64)
+        if at.dry
+        else ("--images", 64, "--warm", 2)
+    )
     given = ("--model", at.shipped / "fp16.onnx", "--backend", "onnxruntime", "--device", at.device)
     out = at.work / "pipeline"
     done = at.python(*MEASURE, "pipeline", *given, *images, "--formats", "png", "--rounds", 1, "-q", "-o", out)

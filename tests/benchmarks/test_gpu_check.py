@@ -101,7 +101,7 @@ def test_the_page() -> None:
         Claim("a | is so", "refuted", "1\n2"), rows=[{"form": "fp16", "ms a tile": 1.23456, "GPU MB": None}]
     )
     found.facts["driver"] = "580"
-    found.tables["limits"] = "# What it can do\n\n| x |\n"
+    found.tables["limits"] = "# What it can do\n\n| x |\n\n![limits](limits.png)\n"
     page = Report({"device": "RTX | A"}, True, (part_report(ONE, "done", 61.2, "", found),)).to_markdown()
     for line in (
         "| device | RTX \\| A |",
@@ -114,6 +114,7 @@ def test_the_page() -> None:
     ):
         assert f"{line}\n" in page
     assert "nothing here is about a GPU" in page
+    assert ".png" not in page
     assert "Not complete" not in page
     assert page.index("| claim |") < page.index("| part |") < page.index("## one")
     assert "Not complete" in report_of("shown", status="running").to_markdown()
