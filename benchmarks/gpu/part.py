@@ -45,7 +45,7 @@ def run_part(name: str, out: Path, model: Path, seconds: float, *, dry: bool) ->
     return 0
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Wait until the other end of stdin closes, then kill this process group."""
     sys.stdin.buffer.read()
     if os.name == "posix":
@@ -56,7 +56,7 @@ def _end_with_parent() -> None:
 def main() -> None:
     """Entry point of the process."""
     name, out, model, seconds, *dry = sys.argv[1:]
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     code = run_part(name, Path(out), Path(model), float(seconds), dry=bool(dry))
     sys.stdout.flush()
     os._exit(code)  # the thread above holds stdin's lock, which an ordinary exit would wait for

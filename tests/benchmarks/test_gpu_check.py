@@ -242,6 +242,19 @@ def test_a_part_that_is_cut_off_ends_with_all_it_started(out: Path, python: Call
     os.close(reading)
 
 
+@posix
+def test_a_part_ends_with_all_it_started_when_the_check_dies() -> None:
+    program = "import subprocess, threading\nfrom cellseg_benchmarks.gpu.part import end_with_parent\n"
+    program += "threading.Thread(target=end_with_parent).start()\nsubprocess.run(['sleep', '600'])"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()  # as the kernel does when its other end dies
+        assert process.stdout.read() == b""  # blocks as long as the command that it started has it open
+        assert process.wait(60) == -9
+
+
 def test_a_package_that_is_missing_leaves_its_claims_open(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "cellseg_benchmarks.gpu.bench.engine_problem", lambda engine, device: f"{engine} is not installed"
