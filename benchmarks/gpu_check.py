@@ -1,321 +1,132 @@
-"""Try everything that needs a GPU once, for the first user who has one: ``scripts/gpu-check``.
+"""Try everything that needs a GPU once, for whoever has one, for however long: ``scripts/gpu-check``.
 
-Builds every form of a model, compares each with the gate, runs the GPU tests, times the results, and writes one JSON
-and one Markdown file to paste into a bug report. Each step and each timing is a process of its own, so that a crash in
-a driver is a row in the table and does not end the check. Anything that cannot run here is listed with the reason;
-only what was run is reported. Without a GPU the check ends at once.
+Each part (``cellseg_benchmarks.gpu.plan``) is a process with its own limit, so a crash in a driver is a row of the
+report. The report is rewritten after each part: claims (shown, refuted, open), then figures. Nothing is downloaded, and
+what is not installed is open; what is installed and does not work is refuted. Without a GPU the check ends at once.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from cellseg_benchmarks import options as shared
-from cellseg_benchmarks.harness.machine import describe_machine
-from cellseg_benchmarks.harness.partial import Progress
-from cellseg_benchmarks.harness.timer import Plan, interleave, stopwatch, turn_of
+from cellseg_benchmarks.gpu.findings import Content, read_content
+from cellseg_benchmarks.gpu.part import CUT_OFF, UNAVAILABLE
+from cellseg_benchmarks.gpu.plan import PARTS, Part, chosen_parts, findings_path
+from cellseg_benchmarks.gpu.report import NAME, PartReport, Report, Status, part_report, write
+from cellseg_benchmarks.harness.machine import describe_machine, look_for_gpu
+from cellseg_benchmarks.harness.report import new_folder
+from cellseg_benchmarks.harness.timer import stopwatch
 from cellseg_deploy.cli import console
-from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputError, UsageError
-from cellseg_deploy.files.atomic import make_folder, write_bytes, writing
+from cellseg_deploy.errors import BackendUnavailableError, ModelError
+from cellseg_deploy.files.atomic import make_folder
 
-Status = Literal["passed", "failed", "skipped"]
-REPORT_VERSION = 2
-BATCHES = (1, 8)
-PLAN = Plan(rounds=20, settle_seconds=0.0, budget_seconds=6.0)
-_EXPORT = ("-c", "from cellseg_export.cli import main; main()")
-_TIME = ("-c", "from cellseg_benchmarks.gpu_check import time_main; time_main()")
-_TESTS = Path(__file__).resolve().parent.parent / "tests"
-_TAIL = 30
-_TIMEOUT = 3600.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a process: exit code (negative: killed by that signal), output, duration."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step to try. ``command``: arguments after the Python. ``makes``: file it leaves on success.
-    ``needs``: files of earlier steps. ``tells``: it is pytest, whose last line reports what ran."""
-
-    name: str
-    command: tuple[str, ...]
-    makes: str = ""
-    needs: tuple[str, ...] = ()
-    tells: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """Result of a step. ``detail``: why it failed or was skipped, in one line. ``log``: end of its output."""
-
-    name: str
-    status: Status
-    seconds: float
-    detail: str = ""
-    command: str = ""
-    log: str = ""
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form to time: its name, its file, and arguments of ``open_backend``."""
-
-    name: str
-    file: Path
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """A row of the latency table. ``ms_per_tile``: median over ``calls`` turns with ``batch`` tiles per call, host to
-    host; None if nothing was timed, and ``note`` gives the reason."""
-
-    form: str
-    backend: str
-    device: str
-    batch: int | None = None
-    ms_per_tile: float | None = None
-    calls: int | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """The whole check; ``gpu``: facts of the GPU."""
-
-    machine: dict[str, Any]
-    gpu: dict[str, Any]
-    model: str
-    results: tuple[Result, ...]
-    latency: tuple[Latency, ...] = ()
-    report_version: int = field(default=REPORT_VERSION, kw_only=True)
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the command: 5 if a step failed, else 8 if one could not run or a form could not be timed."""
-        statuses = {result.status for result in self.results}
-        if "failed" in statuses:
-            return ModelError.exit_code
-        incomplete = "skipped" in statuses or any(row.ms_per_tile is None for row in self.latency)
-        return BackendUnavailableError.exit_code if incomplete else console.EXIT_OK
-
-    def to_json(self) -> bytes:
-        """Indented JSON, ending in a newline."""
-        return json.dumps(asdict(self), indent=2).encode() + b"\n"
-
-    def to_markdown(self) -> str:
-        """Return tables of machine, steps and latency, and the logs of failed steps."""
-        lines = ["# gpu-check", "", "| | |", "|---|---|"]
-        lines += [f"| {key} | {_cell(value)} |" for key, value in (self.machine | self.gpu).items()]
-        lines += [f"| model | {_cell(self.model)} |", "", "| step | result | s | |", "|---|---|---|---|"]
-        lines += [f"| {r.name} | {r.status} | {r.seconds:.1f} | {_cell(r.detail)} |" for r in self.results]
-        lines += ["", "| form | engine | device | batch | ms a tile | calls | |", "|---|---|---|---|---|---|---|"]
-        lines += [
-            f"| {x.form} | {x.backend} | {x.device} | {_or_dash(x.batch)} | {_or_dash(x.ms_per_tile)} | "
-            f"{_or_dash(x.calls)} | {_cell(x.note)} |"
-            for x in self.latency
-        ]
-        for result in self.results:
-            if result.status == "failed":
-                lines += ["", f"## {result.name}", "", f"`{result.command}`", "", "```", result.log, "```"]
-        return "\n".join(lines) + "\n"
-
-
-Run = Callable[[Sequence[str]], Outcome]
+LEAST_SECONDS = 5.0
+"""A part that would have less than this is not begun."""
+DRY_SECONDS = 900.0
+"""Least limit of a part on a CPU, which may be busy."""
 Say = Callable[[str], None]
 
 
-def steps_for(model: Path, out: Path) -> list[Step]:
-    """Steps to try with ``model``, in order; files go to ``out``. Forms on the GPU are compared with the CPU."""
-    made = ("fp16.onnx", "mixed.onnx", "model.xml", "bf16.xml", "int8.xml", "fp16.engine", "fp32.engine")
-    half, mixed, openvino, bf16, int8, engine, engine32 = (str(out / name) for name in made)
-    verify = (*_EXPORT, "verify", "--device", "cuda", "--reference-device", "cpu", str(model))
-    return [
-        Step("FP16 ONNX", (*_EXPORT, "onnx", str(model), "-o", half, "--precision", "fp16"), half),
-        Step("mixed ONNX", (*_EXPORT, "onnx", str(model), "-o", mixed, "--precision", "mixed"), mixed),
-        Step("OpenVINO, fp32", (*_EXPORT, "openvino", str(model), "-o", openvino), openvino),
-        Step("OpenVINO, bf16", (*_EXPORT, "openvino", str(model), "-o", bf16, "--precision", "bf16"), bf16),
-        Step("OpenVINO, int8", (*_EXPORT, "int8", str(model), "-o", int8), int8),
-        Step("TensorRT-RTX builds ahead of time", (*_EXPORT, "tensorrt", str(model), "--check-only")),
-        Step("ONNX Runtime CUDA, fp32", (*verify, str(model))),
-        Step("ONNX Runtime CUDA, fp16", (*verify, half), needs=(half,)),
-        Step("ONNX Runtime CUDA, mixed", (*verify, mixed), needs=(mixed,)),
-        Step("TensorRT engine, fp16", (*_EXPORT, "tensorrt", str(model), "-o", engine), engine),
-        Step(
-            "TensorRT engine, fp32",
-            (*_EXPORT, "tensorrt", str(model), "-o", engine32, "--precision", "fp32"),
-            engine32,
-        ),
-        Step("GPU tests", ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(_TESTS)), tells=True),
-    ]
+def run_process(part: Part, out: Path, model: Path, seconds: float, dry: bool) -> tuple[Status, str]:
+    """Run ``part`` in a process of its own for at most ``seconds``; returns its status, and why it is not "done".
 
-
-def forms_to_time(model: Path, out: Path) -> list[Form]:
-    """Forms of the latency table, CPU forms first."""
-
-    def form(name: str, file: Path, backend: str, device: str = "cuda", **more: Any) -> Form:
-        return Form(name, file, {"backend": backend, "device": device} | more)
-
-    half, engine = out / "fp16.onnx", out / "fp16.engine"
-    return [
-        form("onnx fp32", model, "onnxruntime", "cpu"),
-        form("openvino fp32", out / "model.xml", "openvino", "cpu"),
-        form("openvino bf16", out / "bf16.xml", "openvino", "cpu", precision="bf16"),
-        form("openvino int8", out / "int8.xml", "openvino", "cpu"),
-        form("onnx fp32", model, "onnxruntime"),
-        form("onnx fp16", half, "onnxruntime"),
-        form("onnx mixed", out / "mixed.onnx", "onnxruntime"),
-        form("engine fp32", out / "fp32.engine", "tensorrt"),
-        form("engine fp16", engine, "tensorrt"),
-        form("engine fp16, CUDA graph", engine, "tensorrt", cuda_graph=True),
-    ]
-
-
-def run_step(step: Step, run: Run) -> Result:
-    """Try ``step``; it is skipped if its files are missing or its engine or device is unavailable.
-
-    A file that an earlier check left at ``makes`` is removed first: only this check's results are compared and timed.
+    The process leads a group, which is killed as a whole; it kills itself when this process dies (see ``part``).
     """
-    if step.makes:
-        with writing(Path(step.makes)):
-            Path(step.makes).unlink(missing_ok=True)
-    command = " ".join(("python", *step.command))
-    missing = [name for name in step.needs if not Path(name).is_file()]
-    if missing:
-        return Result(step.name, "skipped", 0.0, f"an earlier step did not make {', '.join(missing)}", command)
-    outcome = run(step.command)
-    text = "\n".join(part for part in (outcome.out.strip(), outcome.err.strip()) if part)
-
-    def result(status: Status, detail: str = "") -> Result:
-        return Result(step.name, status, outcome.seconds, detail, command, "\n".join(text.splitlines()[-_TAIL:]))
-
-    if outcome.code == BackendUnavailableError.exit_code:
-        return result("skipped", _last_words(outcome.err))
-    if outcome.code != 0:
-        return result("failed", f"exit code {outcome.code}: {_last_words(outcome.err or outcome.out)}")
-    if step.makes and not Path(step.makes).is_file():
-        return result("failed", f"ended well, but {step.makes} is missing")
-    if not step.tells:
-        return result("passed")
-    words = _last_words(outcome.out)
-    return result("passed" if " passed" in words else "skipped", words)  # pytest also succeeds if all were skipped
-
-
-def run_python(arguments: Sequence[str], *, timeout: float = _TIMEOUT) -> Outcome:
-    """Run this Python with ``arguments``; end it after ``timeout`` seconds."""
-    seconds = stopwatch()
-    try:
-        done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+    inner = max(LEAST_SECONDS, 0.9 * seconds - LEAST_SECONDS)  # time to start, and to say what it had no time for
+    command = [sys.executable, "-m", "cellseg_benchmarks.gpu.part", part.name, str(out), str(model), str(inner)]
+    log = out / "logs" / f"{part.name}.log"
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [*command, *(["dry"] if dry else [])],
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return Outcome(-9, "", f"ended after {timeout:.0f} s without an answer", timeout)
-    return Outcome(done.returncode, done.stdout, done.stderr, seconds())
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return "cut off", f"ended after {seconds:.0f} s"
+        finally:
+            _kill_group(process)
+    problem = str(read_content(findings_path(out, part.name)).facts.get("problem", ""))
+    if code == UNAVAILABLE:
+        return "cannot run", problem
+    if code == CUT_OFF:
+        return "cut off", problem
+    if code:
+        return "failed", problem or f"exit code {code}: {_last_line(log)}"
+    return "done", ""
 
 
-def time_form(form: Form, run: Run) -> list[Latency]:
-    """Rows of the latency table for ``form``; if it cannot run, one row with the reason instead of a time."""
-    empty = Latency(form.name, form.settings["backend"], form.settings["device"])
-    if not form.file.is_file():
-        return [replace(empty, note="not run: the form was not made")]
-    outcome = run((*_TIME, str(form.file), json.dumps(form.settings)))
-    if outcome.code != 0:
-        reason = _last_words(outcome.err or outcome.out)
-        return [replace(empty, note=f"not run: exit code {outcome.code}: {reason}")]
-    return [
-        replace(empty, batch=row["batch_size"], ms_per_tile=row["ms_per_tile"], calls=row["calls"])
-        for row in json.loads(outcome.out.splitlines()[-1])
-    ]
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the group of ``process``: a benchmark's workers would hold the GPU."""
+    try:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    except (ProcessLookupError, PermissionError):  # all have ended; on macOS the latter
+        pass
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("settings", type=json.loads)
-def time_command(file: Path, settings: dict[str, Any]) -> None:
-    """Time FILE, opened with SETTINGS, on a sample smear; one line of JSON."""
-    from cellseg_benchmarks.harness.forms import sample_tiles
-    from cellseg_deploy.backends import EngineOptions, open_backend
-
-    with open_backend(file, EngineOptions(**settings)) as backend:  # returns when it is done: nothing to synchronise
-        tiles = {n: sample_tiles(backend.spec, n) for n in BATCHES}
-        entries = {str(n): turn_of(partial(backend.predict, batch)) for n, batch in tiles.items()}
-        measured = interleave(entries, PLAN)
-    if measured.failed:
-        raise DataError("; ".join(measured.failed.values()))
-    rows = [
-        {
-            "batch_size": n,
-            "ms_per_tile": round(1000 * measured.times[str(n)].median / n, 4),
-            "calls": len(measured.times[str(n)].seconds),
-        }
-        for n in BATCHES
-    ]
-    click.echo(json.dumps(rows))
-
-
-def time_main() -> None:
-    """Entry point of the process that times one form."""
-    sys.exit(console.run(time_command))
-
-
-def describe_gpu() -> dict[str, Any]:
-    """Facts of the first GPU. Raises ``BackendUnavailableError`` without one."""
-    from cellseg_deploy.backends.cuda_runtime import Cuda
-    from cellseg_deploy.backends.tensorrt import driver_version
-
-    return asdict(Cuda(0).gpu) | {"driver": driver_version()}
+RunPart = Callable[[Part, Path, Path, float, bool], tuple[Status, str]]
 
 
 def check(
-    model: Path,
+    parts: Sequence[Part],
     out: Path,
-    gpu: dict[str, Any],
+    model: Path,
+    head: dict[str, Any],
     *,
-    run: Run = run_python,
+    dry: bool = False,
+    seconds: float | None = None,
+    run: RunPart = run_process,
     say: Say = lambda _: None,
-    progress: Progress | None = None,
 ) -> Report:
-    """Run all steps for ``model`` and time the results; steps cut off by a signal are skipped, with that reason."""
-    say(f"GPU: {gpu['name']}")
-    progress = progress or Progress()
-    results: list[Result] = []
-    latency: list[Latency] = []
-    steps, forms, n_timed = steps_for(model, out), forms_to_time(model, out), 0
-    names = [*(step.name for step in steps), *(f"timing of {form.name}" for form in forms)]
-    with progress.stoppable(lambda: ", ".join(names[len(results) + n_timed :])):
-        for step in steps:
-            say(f"{step.name} ...")
-            result = run_step(step, run)
-            say(f"{step.name}: {result.status}{f', {result.detail}' if result.detail else ''}")
-            results.append(result)
-            progress.keep("results", results)
-        for form in forms:
-            say(f"timing {form.name}, {form.settings['backend']} on {form.settings['device']} ...")
-            latency += time_form(form, run)
-            n_timed += 1
-            progress.keep("latency", latency)
-    results += [Result(step.name, "skipped", 0.0, "stopped before it") for step in steps[len(results) :]]
-    latency += [
-        Latency(form.name, form.settings["backend"], form.settings["device"], note="stopped before it")
-        for form in forms[n_timed:]
-    ]
-    return Report(describe_machine(), gpu, model.name, tuple(results), tuple(latency))
+    """Run ``parts``, within ``seconds`` in all if given, and write the report to ``out`` after each.
+
+    A signal ends the running part, which keeps what it found, and is raised again when the report is written.
+    """
+    passed = stopwatch()
+    reports: dict[str, PartReport] = {part.name: part_report(part, "waiting", 0, "", Content()) for part in parts}
+
+    def keep(part: Part, status: Status, took: float, detail: str) -> Report:
+        found = read_content(findings_path(out, part.name))
+        reports[part.name] = part_report(part, status, took, detail, found)
+        report = Report(head, dry, tuple(reports.values()))
+        write(out, report)
+        return report
+
+    for part in parts:
+        limit = max(part.seconds, DRY_SECONDS) if dry else part.seconds
+        left = limit if seconds is None else min(limit, seconds - passed())
+        if left < LEAST_SECONDS:
+            keep(part, "cut off", 0, "no time was left for it")
+            continue
+        keep(part, "running", 0, "")
+        say(f"{part.name}: {part.about} ...")
+        took = stopwatch()
+        try:
+            status, detail = run(part, out, model, left, dry)
+        except KeyboardInterrupt:
+            keep(part, "stopped", took(), "stopped by a signal")
+            raise
+        keep(part, status, took(), detail)
+        say(f"{part.name}: {status}{f', {detail}' if detail else ''}")
+    return Report(head, dry, tuple(reports.values()))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -323,43 +134,44 @@ def check(
     "--model", type=click.Path(path_type=Path), help="Model to try (.onnx, fp32).  [default: the one that ships]"
 )
 @click.option(
-    "-o", "--output", default="gpu-check-out", show_default=True, metavar="OUT", type=click.Path(path_type=Path)
+    "-o",
+    "--out",
+    default=f"{NAME}-out",
+    show_default=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="New folder for the report and all files.",
 )
-def command(model: Path | None, output: Path) -> int:
-    """Try everything that needs a GPU and write OUT/gpu-check.md and OUT/gpu-check.json.
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), help="End within this time.  [default: each part has a limit]"
+)
+@click.option("--only", metavar="PART,...", help=f"These, and what they need: {', '.join(p.name for p in PARTS)}.")
+@click.option("--dry-run", is_flag=True, help="Rehearse on the CPU with small sizes.")
+def command(model: Path | None, out: Path, minutes: float | None, only: str | None, dry_run: bool) -> int:
+    """Try what needs a GPU and write DIR/gpu-check.md and DIR/gpu-check.json, anew after each part.
 
-    Exit codes: 0 all of it ran and passed, 5 something failed, 6 OUT cannot be written, 8 no GPU, or something could
-    not run here; the table says what.
+    Uses the packages that are there, downloads nothing. Exit codes: 0 all claims are shown, 5 one is refuted, 6 DIR
+    cannot be written, 8 no GPU, or a claim is open; the report says which and why.
     """
-    gpu = describe_gpu()
-    if model is None:
-        from cellseg_deploy.models import default_model_path
+    parts = chosen_parts(shared.words(only))
+    gpu, no_gpu = look_for_gpu()
+    if gpu is None and not dry_run:
+        raise BackendUnavailableError(f"{no_gpu}; --dry-run rehearses the check on the CPU")
+    from cellseg_deploy.models import default_model_path
 
-        model = default_model_path()
+    model = (model or default_model_path()).resolve()
     if not model.is_file():
         raise ModelError(f"{model}: no such file; give an .onnx model with --model")
-    if model.resolve().parent == output.resolve():
-        raise UsageError(f"{output}: the model lies there, and the files of an earlier check go; choose another -o")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: not a folder; choose another -o")
-    make_folder(output)
-    progress = shared.progress(output, "gpu-check")
-    report = check(
-        model.resolve(),
-        output.resolve(),
-        gpu,
-        say=lambda text: console.say(console.printable(console.in_options(text))),
-        progress=progress,
-    )
-    write_bytes(output / "gpu-check.json", report.to_json())
-    write_bytes(output / "gpu-check.md", report.to_markdown().encode())
-    click.echo(report.to_markdown())
-    progress.finish()
-    console.say(f"Paste {output / 'gpu-check.md'} into a bug report, or attach {output / 'gpu-check.json'}.")
-    if report.exit_code != console.EXIT_OK:
-        undone = [r.name for r in report.results if r.status != "passed"]
-        undone += [f"timing of {row.form}" for row in report.latency if row.ms_per_tile is None]
-        console.print_error(f"failed or could not run: {', '.join(undone)}; the page says why")
+    new_folder(out)
+    out = out.resolve()
+    for name in ("parts", "logs", "work"):
+        make_folder(out / name)
+    head = {"device": "cpu" if dry_run or gpu is None else gpu["name"], "model": model.name} | describe_machine()
+    seconds = None if minutes is None else 60 * minutes
+    say = shared.teller(False)
+    report = check(parts, out, model, head, dry=dry_run, seconds=seconds, say=say)
+    verdicts = [claim.verdict for claim in report.claims]
+    click.echo(", ".join(f"{verdicts.count(v)} {v}" for v in ("shown", "refuted", "open")) + f": {out / NAME}.md")
     return report.exit_code
 
 
@@ -368,21 +180,9 @@ def main() -> None:
     sys.exit(console.run(command))
 
 
-def _last_words(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "no message")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def _cell(value: Any) -> str:
-    return _one_line(str(value)).replace("|", "\\|")
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 
 
 if __name__ == "__main__":

@@ -195,11 +195,10 @@ def progress(output: Path, benchmark: str) -> Progress:
 class Bench:
     """One run of a command: the machine, the output folder, the receiver of messages.
 
-    The machine is described before anything is measured. Raises an error without matplotlib.
+    The machine is described before anything is measured. Without matplotlib there is no figure.
     """
 
     def __init__(self, benchmark: str, given: Mapping[str, Any]) -> None:
-        console.require_packages("plots", "matplotlib")
         from cellseg_benchmarks.harness import machine
 
         self.machine, self._before = machine.look(), machine.load()

@@ -81,6 +81,14 @@ def test_links_lead_somewhere_and_nothing_is_a_placeholder(path: Path) -> None:
     assert "@@" not in path.read_text(encoding="utf-8")
 
 
+def test_no_page_offers_an_engine_that_cannot_be_opened() -> None:
+    """ONNX Runtime is linked against another TensorRT than the one that pip installs next to it."""
+    for page in [README, *PAGES]:
+        assert not re.search(
+            r"`--backend tensorrt`, ONNX Runtime's TensorRT provider|--ort-provider", page.read_text(encoding="utf-8")
+        ), page
+
+
 def test_each_page_is_in_the_index_and_in_the_site() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")

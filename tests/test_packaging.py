@@ -308,7 +308,9 @@ def test_the_base_brings_no_engine_and_no_torch() -> None:
     assert not unwanted
     extras = {name: requirement_names(items) for name, items in project()["project"]["optional-dependencies"].items()}
     assert "onnxruntime" in extras["cpu"]
-    assert "onnxruntime-gpu" in extras["gpu"]
+    assert extras["gpu"] == {"onnxruntime-gpu", "cuda-bindings"}
+    (of_gpu,) = [item for item in project()["project"]["optional-dependencies"]["gpu"] if "onnxruntime" in item]
+    assert of_gpu.startswith("onnxruntime-gpu[cuda,cudnn]")  # alone it brings none of the libraries it needs
     assert extras["plots"] == {"matplotlib"}
     assert extras["pandas"] == {"pandas"}
     assert extras["outputs"] == {"pyarrow", "pycocotools", "roifile"}

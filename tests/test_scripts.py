@@ -199,6 +199,20 @@ def test_demo_leaves_a_folder_alone_that_it_did_not_make(checkout: Path) -> None
     assert not (checkout / ".venv-demo").exists()
 
 
+def test_gpu_check_goes_on_without_tensorrt(checkout: Path) -> None:
+    """NVIDIA's index is not reached from every network."""
+    broken = FAKE_PYTHON.replace('>>"$LOG" ;;', '>>"$LOG"; [[ "$*" != *tensorrt* ]] ;;')
+    broken = broken.replace('exec "$REAL_PYTHON" "$@"', '[[ "$2" == *gpu_check ]] || exec "$REAL_PYTHON" "$@"')
+    (checkout / "tools" / "python3").write_text(broken)
+    (checkout / "tools" / "nvidia-smi").write_text("#!/usr/bin/env bash\n")
+    (checkout / "tools" / "nvidia-smi").chmod(0o755)
+    result = run(checkout, "scripts/gpu-check")
+    assert result.returncode == 0, result.stderr
+    assert "[tensorrt] could not be installed: its parts of the check stay open" in result.stderr
+    assert "[trt-check]" not in result.stderr
+    assert [line.split()[-1] for line in calls(checkout)] == ["pytest>=8.3", ".[tensorrt]", ".[trt-check]"]
+
+
 def test_an_environment_folder_that_is_none_is_left_alone(checkout: Path) -> None:
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / "notes.txt").write_text("mine")

@@ -137,6 +137,7 @@ class CellSegNet(nn.Module):
         self.grid = config.tile_size // self.patch_size
         self.branch = ImageBranch(config.image_skip) if config.image_skip else None
         self.decoder = Decoder(int(self.encoder.embed_dim), config)
+        self.normalise = Normalise(config)
 
     def tokens(self, images: Tensor) -> Tensor:
         """Token map (N, C, S/p, S/p) of the encoder."""
@@ -149,11 +150,24 @@ class CellSegNet(nn.Module):
         return cast(Tensor, self.decoder(self.tokens(images), skips))
 
 
-def normalise(images_nchw: Tensor, config: ModelConfig) -> Tensor:
-    """RGB in 0..255 (N, 3, H, W) to the network's input. The exported graph does the same in its first nodes."""
-    mean = images_nchw.new_tensor(config.mean).mul(255).view(1, 3, 1, 1)
-    std = images_nchw.new_tensor(config.std).mul(255).view(1, 3, 1, 1)
-    return (images_nchw - mean) / std
+class Normalise(nn.Module):
+    """Colour normalisation: RGB in 0..255 (N, 3, H, W), float32, to the network's input.
+
+    The exported graph does the same in its first nodes, which are named after this module. Mean and standard deviation
+    are buffers that move to the device once, with the module, and are not saved: ``config`` holds them. They must
+    stay float32, so a network in half precision needs an instance of its own.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            self.register_buffer(name, torch.tensor(values).mul(255).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        return (images_nchw - self.mean) / self.std
 
 
 def probabilities(logits: Tensor, config: ModelConfig) -> Tensor:

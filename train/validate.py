@@ -25,7 +25,7 @@ from cellseg_deploy.segmenter import resize
 from cellseg_train.cell_classes import UNKNOWN, CellClasses, ClassNumbers
 from cellseg_train.config import TrainConfig
 from cellseg_train.data import read_pair
-from cellseg_train.model import CellSegNet, normalise
+from cellseg_train.model import CellSegNet
 from cellseg_train.model import probabilities as probabilities_of
 from cellseg_train.overlaps import UNTAUGHT
 
@@ -53,7 +53,7 @@ def predict_image(
     out = np.empty((len(net.config.channels), *image_hwc.shape[:2]), np.float32)
     for start in range(0, len(plan.tiles), TILE_BATCH):
         tiles = torch.from_numpy(tiling.cut(padded, plan, start, start + TILE_BATCH)).to(device)
-        logits = net(normalise(tiles.permute(0, 3, 1, 2).float(), net.config))
+        logits = net(net.normalise(tiles.permute(0, 3, 1, 2).float()))
         tiling.stitch_into(out, plan, start, probabilities_of(logits, net.config).float().cpu().numpy())
     return out
 

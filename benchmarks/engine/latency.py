@@ -337,7 +337,7 @@ def _weights_bytes(weights: Path) -> int:
 
 _HEAD = (
     *("form", "device", "parity", "ms a tile", "IQR", "tiles/s", "TFLOP/s", "of peak", "x eager fp32"),
-    *("x PyTorch's best", "flipped px", "memory, MB"),
+    *("x PyTorch's best", "flipped px", "memory, MB", "GPU memory, MB"),
 )
 
 
@@ -350,7 +350,8 @@ def _markdown(report: LatencyReport) -> str:
         "paired rounds with their 95 % bootstrap interval. Times are host to host: uint8 tiles in, float32 "
         "probabilities out. *of peak*: of the fastest product of matrices in that precision, in the same rounds. "
         "*flipped px*: pixels whose foreground is on the other side of 0.5 than PyTorch's in fp32. *memory*: peak of "
-        "the form's process, libraries included.",
+        "the form's process, libraries included; *GPU memory*: taken by opening it and the first call. fp32 is "
+        "computed without TF32 on a GPU.",
         "",
     ]
     for network, batch in groups(report.rows):
@@ -417,6 +418,7 @@ def _cells(row: Row) -> list[str]:
         times(row.best),
         "" if row.flipped is None else f"{row.flipped:.3%}",
         "" if row.peak is None else megabytes(row.peak.rss_bytes),
+        "" if row.peak is None else megabytes(row.peak.gpu_bytes),
     ]
 
 

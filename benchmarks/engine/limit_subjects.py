@@ -87,7 +87,9 @@ def _torch(device: str, size: int, threads: int | None, triad: bool) -> Subject:
         raise BackendUnavailableError("not yet run: PyTorch finds no GPU here")
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 must not be computed as TF32
+    from cellseg_train.fp32 import full_fp32
+
+    full_fp32()
     found = _Entries(f"torch {torch.__version__}", "cpu" if device == "cpu" else "cuda")
     generator = torch.Generator().manual_seed(0)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):

@@ -91,6 +91,7 @@ class LimitsReport:
     def to_markdown(self) -> str:
         """Machine and table."""
         head = ["# What the machine can do", "", *machine_lines(self.conditions, self.threads)]
+        head += ["fp32 products are computed without TF32 on a GPU.", ""]
         return "\n".join([*head, self.limits.to_markdown()])
 
 

@@ -25,7 +25,7 @@ from cellseg_train.config import DataConfig, ModelConfig, OptimConfig, TrainConf
 from cellseg_train.data import ExampleStore, TileDataset, TrainingCells, find_pairs
 from cellseg_train.loop import halo_of
 from cellseg_train.losses import segmentation_loss
-from cellseg_train.model import CellSegNet, enliven_layer_scale, normalise
+from cellseg_train.model import CellSegNet, enliven_layer_scale
 from cellseg_train.optim import make_optimizer, make_schedule
 
 LAYER_SCALE = 0.2
@@ -78,7 +78,7 @@ def _token_maps(net: CellSegNet, tiles: TileDataset, n_tiles: int, say: Say) -> 
     net.eval()
     for start in range(0, n_tiles, TILE_BATCH):
         items = [tiles[0, i // patches, i % patches] for i in range(start, min(start + TILE_BATCH, n_tiles))]
-        images = normalise(torch.stack([item["image"] for item in items]).float(), net.config)
+        images = net.normalise(torch.stack([item["image"] for item in items]).float())
         with torch.inference_mode():
             tokens = net.tokens(images)
         kept["tokens"].append(tokens.clone())

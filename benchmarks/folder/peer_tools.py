@@ -42,12 +42,15 @@ def cellpose(
     try:
         import torch
         from cellpose import dynamics, models
+
+        from cellseg_train.fp32 import full_fp32
     except ImportError as error:
         raise BackendUnavailableError(f"Cellpose cannot be imported ({error}): pip install cellpose") from error
     number = version("cellpose")
     if int(number.partition(".")[0]) < 4:
         raise BackendUnavailableError(f"Cellpose {number} is installed, expected 4: pip install -U cellpose")
     logging.getLogger("cellpose").setLevel(logging.ERROR)
+    full_fp32()
     if threads is not None:
         torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="cellseg-cellpose-") as folder:
@@ -147,8 +150,11 @@ def instanseg(
     try:
         import torch
         from instanseg.utils.models.InstanSeg_UNet import InstanSeg_UNet
+
+        from cellseg_train.fp32 import full_fp32
     except ImportError as error:
         raise BackendUnavailableError(f"InstanSeg cannot be imported ({error}): pip install instanseg-torch") from error
+    full_fp32()
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import click
 
 from cellseg_benchmarks import options as shared
-from cellseg_benchmarks.engine.limits import Limits, limit_workers
+from cellseg_benchmarks.engine.limits import Limits, limit_workers, size_option
 from cellseg_benchmarks.harness import images as image_set
 from cellseg_benchmarks.harness.figures import Bar, Bars, Panel, Stacks, panels_png
 from cellseg_benchmarks.harness.flops import count_flops
@@ -362,8 +362,9 @@ def _run(name: str, round_: int, state: State, answer: Mapping[str, Any], second
 @click.option("--save", default=Settings.save, show_default=True, help="As for cellseg-infer; none for tables only.")
 @shared.scale_options
 @shared.engine_options
+@size_option
 @shared.measuring_options
-def pipeline_command(paths: tuple[Path, ...], **given: Any) -> None:
+def pipeline_command(paths: tuple[Path, ...], matrix_size: int | None, **given: Any) -> None:
     """A folder of images from files to results: images a second, where the time goes, how busy the engine is.
 
     Takes the images given, or sample smears, as often as --images asks for, converted to each format. Writes
@@ -392,7 +393,7 @@ def pipeline_command(paths: tuple[Path, ...], **given: Any) -> None:
         limits = Limits()
         if not progress.skips("what the machine can do"):
             bench.say("measuring what the machine can do ...")
-            with limit_workers([engine["device"]], threads=bench.threads) as workers:
+            with limit_workers([engine["device"]], threads=bench.threads, size=matrix_size) as workers:
                 plan = Plan(rounds=3)
                 measured = interleave(workers.entries(), plan, say=bench.say, progress=progress, name="limits")
                 limits = workers.limits(measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ Panel = Bars | Lines | Stacks
 
 
 def panels_png(panels: Sequence[Panel], *, title: str) -> bytes:
-    """Draw all ``panels``, two per row."""
+    """Draw all ``panels``, two per row; nothing without matplotlib, which is an extra."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return b""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     tallest = max(_height(panel) for panel in panels)

@@ -7,6 +7,7 @@ layout), weights in bf16 or half for forms of that name, ``torch.compile`` with 
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ FORMS = (
     _torch("pytorch-bf16", "cuda", "bf16", dtype="bfloat16"),
     _torch("pytorch-fp16", "cuda", "fp16", dtype="float16"),
     _torch("pytorch-compile-fp16", "cuda", "fp16", dtype="float16", compiled=True),
+    _torch("pytorch-graph-fp16", "cuda", "fp16", dtype="float16", graph=True),
     Form("onnxruntime-fp32", "onnxruntime", "cuda", "fp32", FP32_ONNX, {}, "fp32"),
     Form("onnxruntime-fp16", "onnxruntime", "cuda", "fp16", "fp16.onnx", {}, "fp16"),
     Form("tensorrt-fp32", "tensorrt", "cuda", "fp32", "fp32.engine"),
@@ -156,9 +158,10 @@ def open_engine(
 
 
 def gpu_bytes_in_use(device: str) -> int | None:
-    """Memory in use on the GPU ``device``, by any process; None for the CPU, or without NVIDIA's bindings.
+    """Memory in use on the GPU ``device``, by any process; None for the CPU, or if nothing here can tell.
 
-    The first call makes the CUDA context of this process, so its memory is not part of a difference.
+    With NVIDIA's bindings the first call makes the CUDA context of this process, so its memory is not part of a
+    difference; nvidia-smi, which is asked without them, makes none.
     """
     if device == "cpu":
         return None
@@ -167,7 +170,16 @@ def gpu_bytes_in_use(device: str) -> int | None:
     try:
         runtime = import_bindings()
     except BackendUnavailableError:
-        return None
+        return _bytes_by_nvidia_smi(parse_device(device))
     (selected,) = runtime.cudaSetDevice(parse_device(device))
     error, free, total = runtime.cudaMemGetInfo()
     return None if int(selected) or int(error) else int(total) - int(free)
+
+
+def _bytes_by_nvidia_smi(index: int) -> int | None:
+    command = ["nvidia-smi", f"--id={index}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, stdin=subprocess.DEVNULL)
+        return int(done.stdout) * 2**20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None

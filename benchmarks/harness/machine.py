@@ -41,6 +41,8 @@ THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"),
     "ORT_NUM_THREADS",
 )
+DRIVER_SIGNS = ("/dev/nvidiactl", "/proc/driver/nvidia")
+"""What NVIDIA's driver leaves on Linux, also where a container has no nvidia-smi."""
 _BUSY_SECONDS = 0.5
 
 
@@ -155,7 +157,8 @@ def look_for_gpu() -> tuple[dict[str, Any] | None, str]:
         return asdict(Cuda(0).gpu), ""
     except CellsegError as error:
         reason = str(error).partition(";")[0]
-    if shutil.which("nvidia-smi") and _version("torch") is not None:  # PyTorch includes its own CUDA
+    driver = shutil.which("nvidia-smi") or any(Path(path).exists() for path in DRIVER_SIGNS)
+    if driver and _version("torch") is not None:  # PyTorch includes its own CUDA
         import torch
 
         if torch.cuda.is_available():

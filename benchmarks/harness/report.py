@@ -35,7 +35,8 @@ def new_folder(path: Path) -> None:
 
 
 def write_report(folder: Path, report: Report, png: bytes, progress: Progress | None = None) -> str:
-    """Write ``report`` to ``folder`` as JSON, Markdown and PNG, named after its benchmark; returns the Markdown.
+    """Write ``report`` to ``folder`` as JSON, Markdown and PNG (unless empty), named after its benchmark; returns the
+    Markdown.
 
     If it was stopped, both texts state what is missing (``progress``).
     """
@@ -46,8 +47,10 @@ def write_report(folder: Path, report: Report, png: bytes, progress: Progress | 
         content |= {"complete": False, "missing": progress.missing}
         text = with_remark(text, progress)
     write_bytes(folder / f"{name}.json", msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
-    write_bytes(folder / f"{name}.png", png)
-    write_bytes(folder / f"{name}.md", f"{text}\n![{name}]({name}.png)\n".encode())
+    if png:
+        write_bytes(folder / f"{name}.png", png)
+    picture = f"\n![{name}]({name}.png)\n" if png else "\nNo figure: matplotlib is not installed.\n"
+    write_bytes(folder / f"{name}.md", f"{text}{picture}".encode())
     return text
 
 

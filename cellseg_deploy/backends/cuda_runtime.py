@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.errors import BackendUnavailableError, DataError, UsageError
 
-_INSTALL = "pip install 'cellseg-deploy[tensorrt]'"
+_INSTALL = "pip install cuda-bindings"  # in the extras gpu and tensorrt
 
 
 @dataclass(frozen=True)

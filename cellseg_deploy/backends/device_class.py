@@ -23,6 +23,9 @@ _MATRIX = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx
 INSTALL = {"onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt"}
 """Engine -> the extra that installs it for a CPU, or for a GPU if it runs on nothing else."""
 
+UNKNOWN_DEVICE = "which kind of GPU this is cannot be told; pip install cuda-bindings, and check nvidia-smi"
+"""Why no record is kept or applies where a GPU cannot be queried, and what to do, as the end of a sentence."""
+
 _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
@@ -33,8 +36,8 @@ _DISTRIBUTIONS = {
 def device_class(device: str, *, cpuinfo: str | None = None) -> str:
     """Return the kind of ``device``: ``cpu-x86_64-avx512_bf16``, ``cuda-8.6``; instructions are known on Linux only.
 
-    A GPU that cannot be queried is ``cuda-unknown``, which matches no other. Raises ``UsageError`` for anything but
-    ``cpu``, ``cuda`` or ``cuda:N``. ``cpuinfo``: text of /proc/cpuinfo, this machine's by default.
+    A GPU that cannot be queried is ``cuda-unknown``, which matches nothing (``is_known``). Raises ``UsageError`` for
+    anything but ``cpu``, ``cuda`` or ``cuda:N``. ``cpuinfo``: text of /proc/cpuinfo, this machine's by default.
     """
     if device != "cpu":
         try:
@@ -45,6 +48,11 @@ def device_class(device: str, *, cpuinfo: str | None = None) -> str:
     flags = set((_cpuinfo() if cpuinfo is None else cpuinfo).split())
     widest = next((name for name in _MATRIX if name in flags), "")
     return "-".join(part for part in ("cpu", platform.machine() or "unknown", widest) if part)
+
+
+def is_known(name: str) -> bool:
+    """Return whether the ``device_class`` ``name`` is a kind of device: what is unknown is not even like itself."""
+    return "unknown" not in name.split("-")
 
 
 def engine_version(backend: str) -> str | None:

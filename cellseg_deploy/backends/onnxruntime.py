@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.metadata
 import re
 import sys
@@ -46,10 +47,12 @@ class OnnxRuntimeBackend(Backend):
         self._session = _open_session(runtime, self.model_file, (provider, provider_options), threads)
         in_use = self._session.get_providers()
         if in_use[0] != provider:
-            # ONNX Runtime falls back to the CPU with only a warning.
+            # Where the provider's library cannot be loaded, ONNX Runtime falls back to the CPU without a word.
+            reason = _why_not_loaded(runtime)
             raise BackendUnavailableError(
-                f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} could only open {in_use[0]}; "
-                "check the NVIDIA driver and that CUDA and cuDNN fit this ONNX Runtime, or take `device='cpu'`"
+                f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} could only open {in_use[0]}"
+                f"{f' ({reason})' if reason else ''}; check the NVIDIA driver and that "
+                "CUDA and cuDNN fit this ONNX Runtime, or take `device='cpu'`"
             )
         self.spec = self.model_file.spec
         nodes = {} if provider == CPU_PROVIDER else nodes_by_provider(self._session)
@@ -119,7 +122,9 @@ def _provider_for(device: str) -> tuple[str, dict[str, Any]]:
     if match is None:
         raise UsageError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
     # TF32 would round fp32 weights to 10 bits silently; precision is a form of the model, not of the machine.
-    return _CUDA, {"device_id": int(match[1] or 0), "use_tf32": 0}
+    # By default cuDNN's algorithms are chosen by timing them, anew in each process and for each batch size: other runs
+    # may then give other bits, and the first batch of each size waits.
+    return _CUDA, {"device_id": int(match[1] or 0), "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
 
 
 def import_runtime(device: str) -> Any:
@@ -164,14 +169,38 @@ def _open_session(runtime: Any, model: ModelFile, provider: tuple[str, dict[str,
         options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     options.log_severity_level = 4  # every failure is raised; nothing is printed in addition
     try:
-        return runtime.InferenceSession(model.data, sess_options=options, providers=[provider])
+        # By default a provider that fails is replaced by the CPU, and the reason is only printed, to stdout.
+        return runtime.InferenceSession(model.data, sess_options=options, providers=[provider], enable_fallback=0)
     except Exception as error:  # as in _predict
         if on_gpu and re.search(r"cuda|cudnn|cublas", str(error), re.IGNORECASE):
-            raise BackendUnavailableError(f"ONNX Runtime could not open the GPU: {_first_line(error)}") from error
+            raise BackendUnavailableError(
+                f"ONNX Runtime {runtime.__version__} could not open the GPU: {_gpu_reason(error)}; check the NVIDIA "
+                "driver (nvidia-smi) and what else uses the GPU, or take `device='cpu'`"
+            ) from error
         raise ModelError(
             f"{model.path}: ONNX Runtime {runtime.__version__} refuses the model: {_first_line(error)}; "
             "update ONNX Runtime or export the model again"
         ) from error
+
+
+def _gpu_reason(error: BaseException) -> str:
+    """Return CUDA's own words from the message of ONNX Runtime's CUDA provider, which also names files and the host."""
+    found = re.search(r"\w+ failure -?\w+: [^;]*", str(error))
+    return found[0].strip() if found else _first_line(error)
+
+
+def _why_not_loaded(runtime: Any) -> str:
+    """Return the dynamic linker's reason why the library of the CUDA provider cannot be loaded, "" if it can."""
+    folder = Path(str(runtime.__file__)).parent / "capi"
+    # The second needs the first.
+    for name in ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"):
+        if not (folder / name).is_file():  # named otherwise on other systems
+            return ""
+        try:
+            ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            return _first_line(error).replace(f"{folder}/", "")
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

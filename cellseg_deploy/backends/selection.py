@@ -15,7 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.backends.device_class import INSTALL, device_class, engine_problem, engine_version
+from cellseg_deploy.backends.device_class import (
+    INSTALL,
+    UNKNOWN_DEVICE,
+    device_class,
+    engine_problem,
+    engine_version,
+    is_known,
+)
 from cellseg_deploy.backends.options import PRECISIONS, check_precision
 from cellseg_deploy.backends.records import ParityRecord, form_sha256, is_looser, read_records, records_path
 from cellseg_deploy.errors import BackendUnavailableError, ParityError, UsageError
@@ -113,6 +120,8 @@ def judge_form(form: Form, identity: str, records: Sequence[ParityRecord], here:
     of_model = [r for r in of_form if r.model_identity == identity]
     if not of_model:
         return Candidate(form, False, "compared for another network of that name (its identity differs)")
+    if not is_known(here.device_class):
+        return Candidate(form, False, f"no record can be of {here.device_class}: {UNKNOWN_DEVICE}")
     of_device = [r for r in of_model if r.device_class == here.device_class]
     if not of_device:
         seen = ", ".join(sorted({r.device_class for r in of_model}))
@@ -153,6 +162,7 @@ def candidates_of(
         if (record.model_identity, record.device_class, record.reference)
         == (identity, here.device_class, "onnxruntime")
         and record.reference_timing is not None
+        and is_known(here.device_class)
     ]
     counts = Counter(item.threads for item in judged if item.ms_per_tile is not None)
     counts = counts or Counter(timing.threads for timing in references)

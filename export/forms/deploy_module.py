@@ -9,19 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cellseg_train.config import ModelConfig
-from cellseg_train.model import CellSegNet, normalise
-
-
-class Normalise(nn.Module):
-    """Colour normalisation of ``config``; a module, so that its nodes in an exported graph carry a name."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, images_nchw: Tensor) -> Tensor:
-        return normalise(images_nchw, self.config)
+from cellseg_train.model import CellSegNet, Normalise
 
 
 class DeployModule(nn.Module):

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.backends.device_class import device_class, engine_version
+from cellseg_deploy.backends.device_class import UNKNOWN_DEVICE, device_class, engine_version, is_known
 from cellseg_deploy.backends.records import ParityRecord, Timing, add_record, form_sha256, is_looser, records_path
 from cellseg_deploy.backends.selection import REFERENCES, form_of
-from cellseg_deploy.errors import ModelError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, UsageError
 from cellseg_deploy.parity.compare import ParityReport, middle_tile
 from cellseg_deploy.parity.policy import ParityPolicy
 from cellseg_export.gate.verify import GateImages
@@ -81,14 +81,17 @@ def make_record(
 def check_recordable(reference: Backend, candidate: Backend, path: Path, policy: ParityPolicy) -> None:
     """Raise unless a comparison by ``policy`` may be recorded for ``candidate``, opened from ``path``.
 
-    ``UsageError`` for PyTorch, which cellseg-infer does not run, for a reference that is the same form, or not a
-    reference at all, and for a policy looser than the form's own; ``ModelError`` for a form of unknown network.
+    ``BackendUnavailableError`` for a GPU that cannot be queried; ``UsageError`` for PyTorch, which cellseg-infer does
+    not run, for a reference that is the same form, or not a reference at all, and for a policy looser than the form's
+    own; ``ModelError`` for a form of unknown network.
     """
     if candidate.name == "pytorch":
         raise UsageError(
             f"{path}: a record is kept of forms that cellseg-infer runs; this is the PyTorch network itself"
         )
     identity, _ = _network_and_version(candidate, path)
+    if not is_known(kind := device_class(candidate.device)):
+        raise BackendUnavailableError(f"{path}: no record can be kept of {kind}: {UNKNOWN_DEVICE}")
     if reference.name not in REFERENCES:
         raise UsageError(
             f"{path}: a record is kept of a comparison with {' or '.join(REFERENCES)}, not with {reference.name}"

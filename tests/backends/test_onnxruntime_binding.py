@@ -81,7 +81,8 @@ class GpuSession:
     cpu_nodes: tuple[str, ...] = ("Gather",)
     opened: dict[str, Any]
 
-    def __init__(self, data: bytes, sess_options: Any, providers: list[Any]) -> None:
+    def __init__(self, data: bytes, sess_options: Any, providers: list[Any], enable_fallback: int) -> None:
+        assert enable_fallback == 0
         type(self).opened = {"options": sess_options, "providers": providers}
         self._providers = [*(name for name, _ in providers), "CPUExecutionProvider"]
         self._real = REAL_SESSION(data, providers=["CPUExecutionProvider"])
@@ -132,7 +133,9 @@ def test_cuda_runs_through_bound_memory(onnx_file: OnnxFile, gpu: type[GpuSessio
         assert backend._bound.batch_sizes == (5,)
         assert backend.device == "cuda:1"
         facts = backend.describe()
-    assert gpu.opened["providers"] == [("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0})]
+    assert gpu.opened["providers"] == [
+        ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"})
+    ]
     assert facts["providers"] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert facts["nodes_by_provider"] == {"CUDAExecutionProvider": 2, "CPUExecutionProvider": 1}
 
@@ -149,6 +152,45 @@ def test_a_provider_that_gave_way_is_refused(
     monkeypatch.setattr(GpuSession, "get_providers", lambda self: ["CPUExecutionProvider"])
     with pytest.raises(BackendUnavailableError, match="could only open CPUExecutionProvider"):
         open_on_gpu(onnx_file())
+
+
+def test_a_library_that_is_missing_is_named(
+    onnx_file: OnnxFile, gpu: type[GpuSession], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ONNX Runtime falls back without a word where its provider's library cannot be loaded; the linker knows why."""
+    monkeypatch.setattr(GpuSession, "get_providers", lambda self: ["CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "capi").mkdir()
+    (tmp_path / "capi" / "libonnxruntime_providers_shared.so").write_bytes(b"not a library")
+    with pytest.raises(
+        BackendUnavailableError, match=r"open CPUExecutionProvider \(libonnxruntime_providers_shared\.so"
+    ):
+        open_on_gpu(onnx_file())
+
+
+CUDA_SAYS = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:129 std::conditional_t<THRW, void, Status> "
+    "onnxruntime::CudaCall(...) [with ERRTYPE = cudaError] CUDA failure 100: no CUDA-capable device is detected ; "
+    "GPU=-1 ; hostname=somewhere ; file=cuda_execution_provider.cc ; line=282 ; expr=cudaSetDevice(0);"
+)
+
+
+def test_the_reason_is_in_the_error_and_nothing_on_stdout(
+    onnx_file: OnnxFile, gpu: type[GpuSession], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class NoDevice(REAL_SESSION):  # ONNX Runtime's own Python around a provider that fails
+        def _create_inference_session(self, providers: Any, *rest: Any) -> None:
+            if providers[0][0] == "CUDAExecutionProvider":
+                raise RuntimeError(CUDA_SAYS)
+            super()._create_inference_session(providers, *rest)
+
+    monkeypatch.setattr(ort, "InferenceSession", NoDevice)
+    with pytest.raises(
+        BackendUnavailableError, match="CUDA failure 100: no CUDA-capable device is detected;"
+    ) as caught:
+        open_on_gpu(onnx_file())
+    assert "hostname" not in str(caught.value)
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.gpu

@@ -14,14 +14,27 @@ import pytest
 import torch
 
 from cellseg_benchmarks import cli
-from cellseg_benchmarks.engine import network
+from cellseg_benchmarks.engine import limit_subjects, network
+from cellseg_benchmarks.harness.torch_form import TorchForm
 from cellseg_benchmarks.quality import parity_table as parity_table_module
 from cellseg_benchmarks.quality.parity_table import FORMS, TABLE_FILE, Form, make_form, parity_table
 from cellseg_deploy.cli.console import run
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.models import default_weights_path
 from cellseg_train.checkpoint import load_network, save_network
+from cellseg_train.fp32 import uses_tf32
 from cellseg_train.model import CellSegNet
+
+
+@pytest.mark.parametrize("opened", ["reference", "limits"])
+def test_every_reference_and_every_peak_is_fp32(opened: str) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    if opened == "reference":
+        with TorchForm(load_network(default_weights_path())) as backend:
+            assert backend.describe()["tf32"] is False
+    else:
+        limit_subjects.subject("torch", "cpu", 16, None, triad=False)
+    assert not uses_tf32()
 
 
 def report_of(verdict: str = "passed", *, reference: str = "pytorch", cells: int = 300) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import FakeWorker
+from benchmark_fakes import FakeWorker, make_conditions
 from written_reports import written_report
 
 from cellseg_benchmarks import cli
@@ -18,12 +20,13 @@ from cellseg_benchmarks.engine import latency, limits
 from cellseg_benchmarks.engine.latency import LatencyReport, Row, flipped_share, measure_latency
 from cellseg_benchmarks.harness.flops import Flops
 from cellseg_benchmarks.harness.form_files import Network, network_of, read_verdicts
-from cellseg_benchmarks.harness.forms import FORMS, Form, forms_for
+from cellseg_benchmarks.harness.forms import FORMS, Form, forms_for, gpu_bytes_in_use
 from cellseg_benchmarks.harness.timer import Plan
-from cellseg_benchmarks.harness.worker import WorkerError
+from cellseg_benchmarks.harness.worker import Peak, WorkerError
 from cellseg_benchmarks.quality.parity_table import TABLE_FILE
+from cellseg_deploy.backends import cuda_runtime
 from cellseg_deploy.cli.console import run
-from cellseg_deploy.errors import ModelError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, ModelError, UsageError
 
 QUICK = Plan(rounds=3, min_seconds=0.0, settle_seconds=0.0)
 SECONDS = {"pytorch-fp32": 0.8, "pytorch-bf16": 0.2, "onnxruntime-fp32": 0.8, "openvino-bf16": 0.1}
@@ -100,6 +103,33 @@ def test_rows_hold_ratios_and_shares(network: Network) -> None:
     assert (eager.parity, best.parity, ours.parity) == ("reference", "not judged", "failed")
     assert rows["onnxruntime-fp32"].parity == "passed"
     assert ours.peak is not None
+
+
+def test_memory_of_the_gpu_is_in_the_table(network: Network) -> None:
+    rows = measured(network, Bench())
+    row = replace(rows["openvino-bf16"], device="cuda", peak=Peak(2_000_000_000, 345_600_000))
+    report = LatencyReport(make_conditions(), None, QUICK, {"net": 400.0}, (row, rows["pytorch-fp32"]), ())
+    lines = report.to_markdown().splitlines()
+    (head,) = [line for line in lines if line.startswith("| form |")]
+    assert head.endswith("| memory, MB | GPU memory, MB |")
+    assert any(line.startswith("| openvino-bf16 | cuda") and line.endswith("| 2000 | 346 |") for line in lines)
+    assert any(line.startswith("| pytorch-fp32 | cpu") and line.endswith("| 100 |  |") for line in lines)
+    assert "without TF32" in report.to_markdown()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_memory_of_the_gpu_without_the_bindings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise BackendUnavailableError("no bindings")
+
+    monkeypatch.setattr(cuda_runtime, "import_bindings", missing)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program = tmp_path / "nvidia-smi"
+    for said, expected in (('[ "$1" = --id=1 ] && echo 345', 345 * 2**20), ("echo [N/A]", None), ("exit 9", None)):
+        program.write_text(f"#!/bin/sh\n{said}\n")
+        program.chmod(0o755)
+        assert gpu_bytes_in_use("cuda:1") == expected
+    assert gpu_bytes_in_use("cpu") is None
 
 
 def test_without_the_reference_there_is_no_ratio_to_it(network: Network) -> None:

@@ -16,6 +16,7 @@ import pytest
 from benchmark_fakes import FakeWorker
 
 from cellseg_benchmarks.folder.scaling import Settings, measure_scaling
+from cellseg_benchmarks.harness.figures import Bars, panels_png
 from cellseg_benchmarks.harness.partial import PARTIAL_END, Progress, turns_left
 from cellseg_benchmarks.harness.report import write_report
 from cellseg_benchmarks.harness.timer import Plan, Turn, interleave
@@ -150,6 +151,15 @@ def test_conditions_that_were_judged_stay(tmp_path: Path, monkeypatch: pytest.Mo
     assert progress.missing[0].startswith(f"{turns[2][0]} {turns[2][1]:g}, ")
     assert robustness.crowding({}, progress=progress) == []
     assert progress.missing[1:] == ["crowding"]
+
+
+def test_without_matplotlib_there_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    png = panels_png([Bars("a", "ms", ())], title="t")
+    assert png == b""
+    write_report(tmp_path, Figures(), png)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stub.json", "stub.md"]
+    assert "No figure: matplotlib is not installed." in (tmp_path / "stub.md").read_text()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])

@@ -23,7 +23,7 @@ from cellseg_train.checkpoint import LoadedNetwork
 from cellseg_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from cellseg_train.data import make_targets
 from cellseg_train.losses import segmentation_loss
-from cellseg_train.model import CellSegNet, enliven_layer_scale, normalise
+from cellseg_train.model import CellSegNet, enliven_layer_scale
 from cellseg_train.optim import make_optimizer, make_schedule
 
 TRAINED = Path(__file__).parent / "data" / "trained.safetensors"
@@ -98,7 +98,7 @@ def train_steps(net: CellSegNet, optim: OptimConfig, tiles: tuple[torch.Tensor, 
     losses = []
     for step in range(steps):
         chosen = [(step * optim.batch_size + i) % len(images) for i in range(optim.batch_size)]
-        logits = net(normalise(images[chosen].float(), net.config))
+        logits = net(net.normalise(images[chosen].float()))
         schedule.step_update(step)
         loss, _ = segmentation_loss(
             logits, targets[chosen].float(), gaps[chosen], net.config.channels, LossConfig(gap_weight=2.0)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from small_encoders import shrink_encoders
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cellseg_deploy.errors import UsageError
 from cellseg_train.config import ModelConfig
-from cellseg_train.model import CellSegNet, enliven_layer_scale, normalise
+from cellseg_train.fp32 import full_fp32, uses_tf32
+from cellseg_train.model import CellSegNet, Normalise, enliven_layer_scale
 
 SMALL = {"tiny_width": 48, "tiny_depth": 2, "decoder_channels": (16, 16, 8), "image_skip": (8, 8, 8)}
 
@@ -105,8 +109,39 @@ def test_layer_scale_is_enlivened_so_that_blocks_matter():
 def test_normalise_centres_on_the_mean_colour():
     config = ModelConfig()
     mean_colour = torch.tensor(config.mean).view(1, 3, 1, 1) * 255
-    assert normalise(mean_colour, config).abs().max() < 1e-6
-    assert normalise(torch.full((1, 3, 1, 1), 255.0), config)[0, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229)
+    normalise = Normalise(config)
+    assert normalise(mean_colour).abs().max() < 1e-6
+    assert normalise(torch.full((1, 3, 1, 1), 255.0))[0, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229)
+
+
+def test_normalise_makes_no_tensor_of_its_own_at_a_call():
+    """On a GPU each would be a copy from the host, and a wait."""
+
+    class Operators(TorchDispatchMode):
+        names: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    normalise = Normalise(ModelConfig())
+    images = torch.zeros(1, 3, 2, 2)
+    with Operators():
+        normalise(images)
+    assert Operators.names == ["sub.Tensor", "div.Tensor"]
+    assert not normalise.state_dict()  # files of networks stay as they are
+    assert normalise.to("meta").mean.device.type == "meta"
+
+
+def test_fp32_is_fp32():
+    """PyTorch's default for convolutions on a GPU is TF32, which no engine here is opened with."""
+    for switch in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        full_fp32()
+        assert not uses_tf32()
+        switch.allow_tf32 = True
+        assert uses_tf32()
+    full_fp32()
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
 
 
 @pytest.mark.parametrize(("encoder", "prefix"), [("vit_small_patch16_dinov3", 5), ("uni", 1)])
