@@ -158,7 +158,7 @@ def too_few_note(model_diameter_px: float, image_scale: float) -> Note:
     """Note for the user when the search found no scale."""
     return Note(
         f"fewer than {MIN_MEASURED} whole cells to estimate their size from; the model's own scale was kept (cells of "
-        f"{model_diameter_px / image_scale:.0f} px), give `cell_diameter_px` if the magnification is another",
+        f"{model_diameter_px / image_scale:.0f} px); give `cell_diameter_px` if the magnification differs",
         "cell size",
     )
 
@@ -205,7 +205,7 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
     if len(whole) < MIN_CELLS:
         note = (
             f"only {len(whole)} whole cells to estimate their size from, {MIN_CELLS} are needed; the model's own scale "
-            "was kept, give `cell_diameter_px` if the magnification is another"
+            "was kept; give `cell_diameter_px` if the magnification differs"
         )
         return ScaleChoice(first_scale, Note(note, "cell size"))
     diameter = math.sqrt(4 / math.pi * float(np.median(whole)))
@@ -226,8 +226,9 @@ def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: fl
     if seen < MIN_SEEN or kept > seen / 2:
         return ""
     return Note(
-        f"the network takes {seen:.0%} of the image for cells, but the cells found cover {kept:.0%}: the rest is too "
-        "small or cut by the image border; look at the overlay, and give `cell_diameter_px` for another magnification",
+        f"{seen:.0%} of the image was classified as cell, but the cells reported cover only {kept:.0%}: the rest was "
+        "too small or cut by the image border; check the overlay, and give `cell_diameter_px` if the magnification "
+        "differs",
         "lost cells",
     )
 

@@ -234,12 +234,12 @@ def _most_first(ending_and_count: tuple[str, int]) -> tuple[int, str]:
 
 
 def _leads_out(file: Path, root: Path) -> str:
-    """Return why ``file`` must not be read, if it is a link out of the passed folder ``root``, else ""."""
+    """Return why ``file`` must not be read, if it is a link that leads outside the passed folder ``root``, else ""."""
     if not os.path.islink(file) or not os.path.exists(file):
         return ""  # a dangling or inaccessible link is reported when it is read
     if _is_inside(file, [Path(os.path.realpath(root))]):
         return ""
-    return f"{file}: a link out of the folder {root}; if that is meant, give --follow-links"
+    return f"{file}: a link that leads outside the folder {root}; to read it all the same, give --follow-links"
 
 
 def _raise_unlistable(error: OSError) -> None:
