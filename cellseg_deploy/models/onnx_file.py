@@ -153,7 +153,7 @@ def _read_bytes(path: Path) -> bytes:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ModelError(
-                f"{path}: {size} bytes; ONNX with embedded weights ends at 2 GiB; export it in half precision"
+                f"{path}: {size} bytes; ONNX with embedded weights is limited to 2 GiB; export it in half precision"
             )
         data = path.read_bytes()
     except OSError as error:

@@ -100,7 +100,7 @@ def test_none_is_an_error(model: ModelFile) -> None:
     ):
         trt = make_tensorrt(FakeCuda())
         setattr(trt.Builder, method, lambda *_: None)
-        with pytest.raises(BackendUnavailableError, match=f"could not make its {what}"):
+        with pytest.raises(BackendUnavailableError, match=f"could not create its {what}"):
             build_engine(trt, model, BuildOptions())
 
 
