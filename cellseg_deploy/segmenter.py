@@ -220,7 +220,9 @@ class Segmenter:
         ['smear.png', 'other.png']
         """
         if isinstance(images, str | Path):
-            raise UsageError(f"images must be several, got the path {str(images)!r}; call the segmenter, or use run")
+            raise UsageError(
+                f"images must be a sequence, got the path {str(images)!r}; call the segmenter on it, or use run"
+            )
         check_scale(1.0 if scale is None else scale)
         work = partial(self._one, read=read, field=field, count_rule=count_rule, scale=scale)
         jobs = [Job(partial(work, image), partial(self._bytes_of, image, scale)) for image in images]

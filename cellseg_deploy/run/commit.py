@@ -53,7 +53,7 @@ class Committer:
         """Resume the run whose journal has ``content``, or begin a new run for None. Raises ``OutputError``."""
         if content is not None and content.damaged:
             lines = some([str(number) for number in content.damaged])
-            _log.warning("%s: damaged in line %s; the images of these are done again", content.path, lines)
+            _log.warning("%s: damaged in line %s; their images will be done again", content.path, lines)
         with Journal.create(out, identity) if content is None else Journal.resume(content) as journal:
             yield cls(out, RunState.of(content), journal, formats)
 
@@ -69,7 +69,7 @@ class Committer:
             start = time.perf_counter()
             if item.is_changed:  # should the process end, no line vouches for the old files any more
                 self._set_aside(item.edited)
-                self._append(run_tables.failed(item.image.name, "changed, and not done again when the run ended"))
+                self._append(run_tables.failed(item.image.name, "changed, and not finished when the run ended"))
             written = list[Path]()
             try:
                 for place, content in finished.files.items():
@@ -85,7 +85,7 @@ class Committer:
                     with suppress(OSError):  # the first error is the one to report; the next run sweeps leftovers
                         path.unlink(missing_ok=True)
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_NAME:
-                    raise DataError(f"its results cannot have its name: {error}") from error
+                    raise DataError(f"its results cannot be written under its name: {error}") from error
                 raise
 
     def commit_failure(self, item: Planned, reason: str) -> ImageResult:

@@ -45,7 +45,8 @@ def check_apart(inputs: Sequence[Path], out: Path) -> None:
         place = Path(os.path.realpath(path if is_folder else path.parent))
         if place.is_relative_to(folder) or (is_folder and folder.is_relative_to(place)):
             raise UsageError(
-                f"the output folder {out} and the input {path} lie inside each other; choose a folder beside"
+                f"the output folder {out} and the input {path} must not contain each other; choose a separate "
+                "output folder"
             )
 
 
@@ -66,11 +67,13 @@ def make_place(out: Path, relative: str) -> Path:
     Raises ``OutputError`` if the file would lie outside ``out``: because of its name, or of a folder that is a link.
     """
     if not is_inside(relative):
-        raise OutputError(f"{relative!r}: would lie outside of the output folder {out}; expected a path within it")
+        raise OutputError(f"{relative!r}: would be outside the output folder {out}; expected a path within it")
     path = out / relative
     for parent in path.relative_to(out).parents:
         if parent != Path() and (out / parent).is_symlink():
-            raise OutputError(f"{out / parent}: a link out of the output folder; remove it or choose another folder")
+            raise OutputError(
+                f"{out / parent}: a link that leads outside the output folder; remove it or choose another folder"
+            )
     make_folder(path.parent)
     return path
 
@@ -140,9 +143,11 @@ def _files(out: Path) -> Iterator[Path]:
     yield from (path for path in sorted(out.iterdir()) if path.is_symlink() or path.is_file())
     for folder in sorted({format.folder for format in FORMATS if format.folder}):
         if (out / folder).is_symlink():
-            raise OutputError(f"{out / folder}: a link out of the output folder; remove it or choose another folder")
+            raise OutputError(
+                f"{out / folder}: a link that leads outside the output folder; remove it or choose another folder"
+            )
         for place, folders, files in os.walk(out / folder):
             linked = [name for name in folders if Path(place, name).is_symlink()]
             if linked:
-                raise OutputError(f"{Path(place, linked[0])}: a link out of the output folder; remove it")
+                raise OutputError(f"{Path(place, linked[0])}: a link that leads outside the output folder; remove it")
             yield from (Path(place, name) for name in sorted(files))

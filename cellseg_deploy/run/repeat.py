@@ -67,7 +67,7 @@ class RecordedRun:
             return given
         there = next((path for path in (self.model, self.form) if os.path.isfile(path)), None)  # noqa: PTH113
         if there is None:
-            raise ModelError(f"{self.model}: the model of {self.file} is not there any more; give it as `model`")
+            raise ModelError(f"{self.model}: the model of {self.file} no longer exists; pass it as `model`")
         return there
 
     def check(self, now: RunIdentity) -> None:
@@ -80,7 +80,7 @@ class RecordedRun:
         if self.identity.model.get("sha256") != now.model.get("sha256"):
             raise ModelError(
                 f"the model is not the one of {self.file} (SHA-256 {self.identity.model.get('sha256')} expected, "
-                f"{now.model.get('sha256')} found); give that one as `model`"
+                f"{now.model.get('sha256')} found); pass that one as `model`"
             )
         if others:
             _log.warning("labels may differ from those of %s: %s", self.file, "; ".join(others))
@@ -106,7 +106,7 @@ def read_run(file: Path) -> RecordedRun:
         raise UsageError(f"{file}: cannot be read ({error.strerror or error})") from error
     except (KeyError, TypeError, ValueError) as error:
         said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise UsageError(f"{file}: no run.json of this version of {PROGRAM} ({said})") from error
+        raise UsageError(f"{file}: not a run.json of this version of {PROGRAM} ({said})") from error
     return recorded
 
 

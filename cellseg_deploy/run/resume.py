@@ -61,7 +61,7 @@ def look_at(out: Path) -> FolderState:
             return FolderState("different", ("it was made without a journal",))
         return FolderState("foreign", tuple(strangers))
     if not stat.S_ISREG((out / JOURNAL).lstat().st_mode):
-        return FolderState("foreign", (f"{JOURNAL}, which is no file",))
+        return FolderState("foreign", (f"{JOURNAL}, which is not a file",))
     try:
         content = journals.read(out / JOURNAL)
     except UnreadableJournalError as error:
@@ -117,7 +117,11 @@ def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
         saved = state.journal.identity.saved
         names = set(RunState.of(state.journal).output_names.values())
     elif state.kind == "different":
-        _log.warning("%s: %s, so files of its images stay in their folders", out, "; ".join(state.reasons))
+        _log.warning(
+            "%s: %s, so files of the earlier run cannot be identified and are left in place",
+            out,
+            "; ".join(state.reasons),
+        )
     remove_earlier_run(out, [format for format in FORMATS if format.name in saved], names)
     return FolderState("fresh")
 

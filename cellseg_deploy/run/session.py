@@ -149,8 +149,8 @@ class _Session:
         edited = {file for item in todo.items if not item.is_changed for file in item.edited} - self.summary.edited
         if edited:
             _log.warning(
-                "edited since the run, and kept: %s; rows of the tables are those of the run. Replace all with "
-                "`overwrite=True`, or delete the file to have it made again",
+                "edited since the run, and kept: %s; the tables still hold the run's rows. Replace all with "
+                "`overwrite=True`, or delete a file to have it written again",
                 some(sorted(edited)),
             )
             self.summary.edited |= edited

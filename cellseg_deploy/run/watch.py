@@ -77,7 +77,7 @@ def watch_folder(
     images = find_images([folder], follow_links=follow_links)
     summary = run(setup, _rounds(setup, images, complete or CompleteFiles(), idle_seconds, poll_seconds))
     if not summary.found:
-        raise NothingToDoError(f"{folder}: no image came; expected PNG, JPEG or TIFF files")
+        raise NothingToDoError(f"{folder}: no image arrived; expected PNG, JPEG or TIFF files")
     return summary
 
 
@@ -104,7 +104,7 @@ def _rounds(
         try:
             # Not Path.is_dir: it raises if a server does not answer. And find_images takes a broken link for an image.
             if not os.path.isdir(folder):  # noqa: PTH112
-                raise UsageError(f"{folder}: the folder is not there")
+                raise UsageError(f"{folder}: the folder does not exist")
             images = find_images([folder], follow_links=setup.inputs.follow_links, is_silent=True)
         except UsageError as error:
             if not is_away:

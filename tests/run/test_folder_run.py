@@ -323,7 +323,10 @@ def test_nothing_to_do(tmp_path: Path) -> None:
 
 
 def test_memory_is_planned_by_the_size_that_headers_declare(discs: Path, tmp_path: Path) -> None:
-    images = [*find_images([discs]), FoundImage(discs / "5.png", "linked", problem="a link out of the folder")]
+    images = [
+        *find_images([discs]),
+        FoundImage(discs / "5.png", "linked", problem="a link that leads outside the folder"),
+    ]
     work = ImageWork(Segmenter(DarknessBackend()), RunOptions(), ())
     planned = {image.name: work.bytes_in_flight(image) for image in images}
     assert planned["5.png"] == 100 * 130 * (3 + 4 + 3 + 4)

@@ -359,9 +359,9 @@ def test_a_plan_is_refused_where_the_run_would_be(folder: Path, tmp_path: Path) 
     (out / "labels").rename(tmp_path / "elsewhere")
     (out / "labels").symlink_to(tmp_path / "elsewhere")
     for options in (RunOptions(), RunOptions(overwrite=True)):
-        with pytest.raises(OutputError, match="labels: a link out of the output folder"):
+        with pytest.raises(OutputError, match="labels: a link that leads outside the output folder"):
             plan_folder(Segmenter(DarknessBackend()), images, out, options=options)
-        with pytest.raises(OutputError, match="labels: a link out of the output folder"):
+        with pytest.raises(OutputError, match="labels: a link that leads outside the output folder"):
             run_folder(Segmenter(DarknessBackend()), images, out, options=options)
 
 

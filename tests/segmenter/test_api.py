@@ -124,7 +124,7 @@ def test_settings_of_a_call_that_cannot_be(path: Path, settings: dict[str, Any],
         stub()(path, **settings)
     with pytest.raises(UsageError, match=words):
         list(stub().map([path], **settings))
-    with pytest.raises(UsageError, match="images must be several, got the path"):
+    with pytest.raises(UsageError, match="images must be a sequence, got the path"):
         stub().map(str(path))
 
 
