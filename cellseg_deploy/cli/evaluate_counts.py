@@ -149,7 +149,7 @@ def _rows(result: Agreement) -> Iterator[tuple[str, str]]:
             f"{_words(ratio.bias, '.3f')} found / by hand, limits {ratio.lower.value:.3f} to "
             + (f"{ratio.upper.value:.3f}{without}"),
         )
-    yield "error", f"{result.mae:.2f} cells off an image{_share(result.mape)}"
+    yield "error", f"{result.mae:.2f} cells off per image{_share(result.mape)}"
     for third in result.by_density:
         cells = f"{third.least}" if third.least == third.most else f"{third.least} to {third.most}"
         yield "  cells", f"{cells}: {third.mae:.2f} off{_share(third.mape)}, bias {third.bias:+.2f}, {_images(third.n)}"

@@ -177,7 +177,7 @@ def _print_table(pooled: dict[str, Any], output: Path, kind: Kind) -> None:
         ("images", f"{pooled['n_images']}"),
         ("cells", f"{pooled['n_predicted']} found, {pooled['n_true']} true"),
         ("f1", f"{pooled['f1']:.4f}   precision {pooled['precision']:.4f}, recall {pooled['recall']:.4f}"),
-        ("count", f"{pooled['count_mae']:.2f} cells off an image, bias {pooled['count_bias']:+.2f}"),
+        ("count", f"{pooled['count_mae']:.2f} cells off per image, bias {pooled['count_bias']:+.2f}"),
         ("merges", f"{pooled['merges']}, pieces {pooled['pieces']}"),
     ]
     if kind == "boxes":

@@ -179,7 +179,7 @@ def check_score(context: click.Context, given: Mapping[str, Any]) -> tuple[Path,
     judged, kind = _judged_folder(context, given)
     truths = [name for name in ("masks", "boxes", "points", "counts") if given[name] is not None]
     if not truths:
-        raise click.UsageError("give --masks DIR, the truth to judge by (or --boxes, --points or --counts FILE.csv)")
+        raise click.UsageError("give --masks DIR, the ground truth (or --boxes, --points or --counts FILE.csv)")
     if len(truths) > 1:
         raise click.UsageError(f"{_flag(truths[0])} and {_flag(truths[1])} exclude each other; give one truth")
     (truth,) = truths
@@ -189,7 +189,7 @@ def check_score(context: click.Context, given: Mapping[str, Any]) -> tuple[Path,
         if given[name] and truth != "masks":
             raise click.UsageError(f"{_flag(name)} needs --masks, not {_flag(truth)}")
     if truth in ("boxes", "points"):
-        refuse_options(context, ("count_rule",), f"has no part in {_flag(truth)}: border objects count neither way")
+        refuse_options(context, ("count_rule",), f"has no effect with {_flag(truth)}: border objects count neither way")
     elif given["classes"] is not None and kind == "labels":
         raise click.UsageError(
             "--classes needs --boxes, --points, or a model that counts: label images have no classes"
@@ -212,11 +212,11 @@ def _judged_folder(context: click.Context, given: Mapping[str, Any]) -> tuple[Pa
     labels: Path | None = given["labels"]
     if labels is None:
         if images is None:
-            raise click.UsageError("give --images DIR for a model to count, or --labels DIR with label images to judge")
+            raise click.UsageError("give --images DIR for a model to count, or --labels DIR with label images to score")
         return images, "images"
     if images is not None:
-        raise click.UsageError("--images and --labels exclude each other: a model's cells are judged, or given labels")
-    without_model = "and --labels exclude each other: given labels are judged without a model"
+        raise click.UsageError("--images and --labels exclude each other: score either a model or label images")
+    without_model = "and --labels exclude each other: label images are scored without a model"
     refuse_options(context, _OF_THE_MODEL, without_model)
     return labels, "labels"
 

@@ -39,11 +39,11 @@ Examples:
 Results:
   OUT/labels/NAME.tif     label image: 0 background, 1..n the cells
   OUT/overlays/NAME.jpg   the image with outlines and count
-  OUT/cells.csv           a row a cell          OUT/images.csv   a row an image
+  OUT/cells.csv           one row per cell      OUT/images.csv   one row per image
   OUT/run.json            what ran, with what, how long by stage, and how busy the network was
-  OUT/journal.jsonl       what is done: a line an image, as it is finished
-A run that ended early is resumed by the same command; what is done is not done twice. Different images are read, run
-and written at the same time; no result depends on it, on --threads, --batch-size or the order of the images.
+  OUT/journal.jsonl       what is done: one line per image, as it is finished
+The same command resumes a run that ended early; finished images are not done again. Different images are read, run
+and written at the same time; results do not depend on that, on --threads, --batch-size or the order of the images.
 
 \b
 Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no image found, 5 model refused,
@@ -61,7 +61,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
 @click.option(
     "--classes",
     metavar="A,B",
-    help="Classes of the model that count as cells; the others are labelled all the same.  [default: all but platelet]",
+    help="Classes of the model that count as cells; the others are labelled too.  [default: all but platelet]",
 )
 @click.option(
     "--save",
@@ -74,7 +74,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "--pixel-size",
     type=float,
     metavar="UM",
-    help="Side of a pixel in micrometres, for columns in micrometres.  [default: what a TIFF says]",
+    help="Pixel size in micrometres, for columns in micrometres.  [default: as in the TIFF]",
 )
 @click.option(
     "--list",
@@ -84,16 +84,16 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     help="Text file with one path per line, in addition to PATH...; - for stdin.",
 )
 @click.option(
-    "--watch", is_flag=True, help="Follow the folder PATH and take files once they are complete; end: Ctrl-C."
+    "--watch", is_flag=True, help="Watch the folder PATH and process files once they are complete; stop with Ctrl-C."
 )
-@click.option("--watch-idle", type=float, metavar="SECONDS", help="End --watch after SECONDS without a new file.")
+@click.option("--watch-idle", type=float, metavar="SECONDS", help="Stop --watch after SECONDS without a new file.")
 @click.option(
     "--watch-settle",
     type=float,
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="A file is complete when it has not changed for so long, and its header can be read.",
+    help="A file is complete when it has not changed for this long and its header can be read.",
 )
 @click.option(
     "--like",
@@ -101,11 +101,11 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     metavar="RUN.JSON",
     help="Use the model, engine and settings of an earlier run.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done with each image, and end.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done with each image, and exit.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: resume it]")
-@click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
-@click.option("--explain", is_flag=True, help="Show which engine would be taken and why, and end; needs no PATH.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary for machines to stdout instead of the table.")
+@click.option("--follow-links", is_flag=True, help="Follow links that lead outside the input folders.")
+@click.option("--explain", is_flag=True, help="Show which engine would be chosen and why, and exit; needs no PATH.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON summary to stdout instead of the table.")
 @console.log_options
 @click.pass_context
 def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | None, **asked: Any) -> int:
@@ -250,7 +250,7 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
 
     recorded = read_run(file)
     of_results = recorded.result_options()
-    console.refuse_options(context, tuple(of_results), "and --like exclude each other: run.json says it")
+    console.refuse_options(context, tuple(of_results), "and --like exclude each other: run.json already sets it")
     asked |= of_results | {"model": recorded.model_file(asked["model"])}
     for name, value in recorded.other_options().items():
         if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
@@ -261,9 +261,9 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
 def _check_watch(context: click.Context, paths: list[Path]) -> None:
     asked = context.params
     if not asked["watch"]:
-        console.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
+        console.refuse_options(context, ("watch_idle", "watch_settle"), "needs --watch")
     elif asked["dry_run"]:
-        raise click.UsageError("--dry-run and --watch exclude each other: what will come is not known")
+        raise click.UsageError("--dry-run and --watch exclude each other: future files are unknown")
     elif len(paths) != 1 or not os.path.isdir(paths[0]):  # noqa: PTH112
         raise click.UsageError(f"--watch follows one folder; got {', '.join(map(console.printable, paths))}")
 

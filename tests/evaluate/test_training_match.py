@@ -124,7 +124,7 @@ def test_what_a_model_does_not_say_is_not_compared() -> None:
     silent = spec_of()
     assert all((one.training, one.outside) == (None, None) for one in compare(images, silent))
     assert said(images, silent) == []
-    assert "does not say what its training images were like" in training_summary(silent)[1]
+    assert "has no description of its training images" in training_summary(silent)[1]
     newer = summary([grid(10, step=15)])
     newer = msgspec.structs.replace(newer, version=DATA_SUMMARY_VERSION + 1)
     spec = make_spec(training=TrainingInfo(data_summary=newer))
