@@ -125,7 +125,7 @@ class Report:
         lines += [f"| {key} | {_cell(value)} |" for key, value in (self.machine | self.gpu).items()]
         lines += [f"| model | {_cell(self.model)} |", "", "| step | result | s | |", "|---|---|---|---|"]
         lines += [f"| {r.name} | {r.status} | {r.seconds:.1f} | {_cell(r.detail)} |" for r in self.results]
-        lines += ["", "| form | engine | device | batch | ms a tile | calls | |", "|---|---|---|---|---|---|---|"]
+        lines += ["", "| form | engine | device | batch | ms per tile | calls | |", "|---|---|---|---|---|---|---|"]
         lines += [
             f"| {x.form} | {x.backend} | {x.device} | {_or_dash(x.batch)} | {_or_dash(x.ms_per_tile)} | "
             f"{_or_dash(x.calls)} | {_cell(x.note)} |"

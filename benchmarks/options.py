@@ -75,7 +75,7 @@ def measuring_options(function: F) -> F:
     options = [
         click.option("-o", "--output", required=True, metavar="DIR", type=PATH, help="New folder for the report."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as each library chooses]"),
-        click.option("--quiet", "-q", is_flag=True, help="No lines of progress."),
+        click.option("--quiet", "-q", is_flag=True, help="Hide progress."),
     ]
     return console.with_options(function, options)
 
@@ -93,7 +93,7 @@ def engine_options(function: F) -> F:
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda for tensorrt, else cpu]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of OpenVINO."),
         click.option(
-            "--batch-size", type=click.IntRange(1), default=Engine.batch_size, show_default=True, help="Tiles a call."
+            "--batch-size", type=click.IntRange(1), default=Engine.batch_size, show_default=True, help="Tiles per call."
         ),
         click.option("--streams", type=click.IntRange(1), help="Batches that OpenVINO computes at a time."),
     ]
@@ -126,7 +126,7 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
             type=click.FloatRange(0),
             default=min_seconds,
             show_default=True,
-            help="Least length of a turn; what is shorter is repeated.",
+            help="Shortest length of a turn; shorter work is repeated.",
         ),
         click.option(
             "--settle",
@@ -141,7 +141,7 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
             "budget_seconds",
             type=click.FloatRange(0),
             metavar="SECONDS",
-            help="End the rounds (3 at least) after so long.",
+            help="End the rounds (3 at least) after this long.",
         ),
     ]
 
@@ -239,7 +239,7 @@ class Bench:
 
         missing = {"cuda": f"not yet run: {self.machine.no_gpu}"} if self.machine.gpu is None else {}
         if device == "cuda" and missing:
-            raise BackendUnavailableError(f"--device cuda was asked for, but {self.machine.no_gpu}")
+            raise BackendUnavailableError(f"--device cuda was requested, but {self.machine.no_gpu}")
         return (["cpu", "cuda"], missing) if device == "auto" else ([device], {})
 
 

@@ -251,7 +251,7 @@ def png(report: PeersReport) -> bytes:
 @click.command("peers", context_settings=shared.SETTINGS)
 @click.argument("paths", metavar="[IMAGE]...", nargs=-1, type=shared.PATH)
 @click.option(
-    "--model", "models", multiple=True, type=shared.PATH, help="Model file of ours; again for more.  [default: shipped]"
+    "--model", "models", multiple=True, type=shared.PATH, help="Our model file; can be repeated.  [default: shipped]"
 )
 @click.option(
     "--peers", default=Settings.peers, metavar="NAME,...", help="Of cellpose, stardist, instanseg.  [default: all]"

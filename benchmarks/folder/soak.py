@@ -433,7 +433,7 @@ def _figure(value: float) -> str:
 @click.command("soak", context_settings=shared.SETTINGS)
 @click.option("-o", "--output", required=True, metavar="DIR", type=shared.PATH, help="New folder.")
 @click.option(
-    "--files", type=click.IntRange(20, MAX_FILES), default=Settings.files, show_default=True, help="How many images."
+    "--files", type=click.IntRange(20, MAX_FILES), default=Settings.files, show_default=True, help="Number of images."
 )
 @click.option(
     "--bad", type=click.FloatRange(0, 1), default=Settings.bad, show_default=True, help="Share of damaged ones."
@@ -448,7 +448,7 @@ def _figure(value: float) -> str:
     flag_value="memory",
     help="The network leaks on purpose, memory unless something else is named: then the verdict must fail.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
+@click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
 def soak_command(**given: Any) -> None:
     """A folder run over thousands of small images with a stub network: does anything grow, and what does a file cost?
 

@@ -307,9 +307,9 @@ def _tail(text: str) -> str:
 @click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images to compare on.  [default: sample smears]")
 @click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their true masks.")
 @console.mask_options
-@click.option("--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
-@click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
+@click.option("--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles per call.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")
+@click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
 def parity_command(
     network: Path | None,
     output: Path,
@@ -324,7 +324,7 @@ def parity_command(
     """Make every form of a network with cellseg-export and show the gate's verdicts side by side.
 
     RUN is a run folder of cellseg-train or its model.safetensors, by default the model that ships. The forms and
-    their reports stay in DIR, beside parity.json and parity.md; the same command goes on with a table that was
+    their reports stay in DIR, beside parity.json and parity.md; the same command resumes a table that was
     stopped. Exit code 5 if a form was refused.
     """
     console.require_packages("export", "torch", "timm", "safetensors", "onnxscript")

@@ -213,8 +213,8 @@ def _told(row: Row) -> str:
 @click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images to change.  [default: sample smears]")
 @click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their masks.")
 @console.mask_options
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
-@click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")
+@click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
 def robustness_command(
     output: Path,
     model: Path | None,

@@ -212,8 +212,8 @@ def _with_half_check(
     """Result of ``run(reference)``, extended by the findings of real half arithmetic."""
     if importlib.util.find_spec("torch") is None:
         raise BackendUnavailableError(
-            "a half-precision model is checked in PyTorch's half arithmetic, for ONNX Runtime hides an overflow on the "
-            "CPU, and PyTorch is not installed; run: pip install 'cellseg-deploy[export]'"
+            "a half-precision model is checked in PyTorch's half arithmetic, because ONNX Runtime hides an "
+            "overflow on the CPU, and PyTorch is not installed; run: pip install 'cellseg-deploy[export]'"
         )
     import onnx
 
