@@ -62,6 +62,13 @@ class ScaleChoice:
     note: str = ""
     images: int = 0
 
+    def summary(self, group: str, model_diameter_px: float) -> str:
+        """Describe the scale measured for a ``group`` of images in one line."""
+        images = f"{self.images} image{'' if self.images == 1 else 's'} measured"
+        if self.note:
+            return f"{group}: {self.note} ({images})"
+        return f"{group}: cells are {model_diameter_px / self.scale:.0f} px wide ({images}): scale {self.scale:.2f}"
+
 
 @dataclass(frozen=True)
 class View:

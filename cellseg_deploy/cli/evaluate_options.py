@@ -95,17 +95,15 @@ class Shared:
 
     def _measure(self, segmenter: Segmenter, folder: Path) -> None:
         """Measure the scale of the images in ``folder``, once per image size."""
+        from cellseg_deploy.images import groups
         from cellseg_deploy.images.find import find_images
-        from cellseg_deploy.run import scales
-        from cellseg_deploy.run.record import RunOptions
 
-        options = RunOptions(bit_depth=self.bit_depth, max_pixels=self.max_pixels)
-        for group, images in scales.groups_of(find_images([folder])).items():
-            sample = list(scales.sample(images, options))
+        for group, images in groups.groups_of(find_images([folder])).items():
+            sample = list(groups.sample(images, self.reading))
             choice = segmenter.find_scale(sample)
             segmenter.measured_scales |= {image.shape[:2]: choice.scale for image in sample}
             if not self.quiet:
-                console.say(scales.said(group, choice, segmenter.backend.spec.cell_diameter_px))
+                console.say(choice.summary(group, segmenter.backend.spec.cell_diameter_px))
 
     @property
     def thread_plan(self) -> ThreadPlan:

@@ -94,14 +94,16 @@ def is_temporary(name: str) -> bool:
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
-def remove_ours(out: Path, ours: Collection[str]) -> list[str]:
-    """Remove from ``out`` the files ``ours`` (relative to it, posix) and temporary files; log and return their names.
+def sweep(out: Path, keep: Collection[str], ours: Collection[str] = ()) -> list[str]:
+    """Remove from ``out`` the files in ``ours`` but not in ``keep``, and temporary files; log and return their names.
 
-    Everything else stays, whatever its name: it may be somebody's work. Raises ``OutputError`` before anything is
-    removed if a folder of ours is a link: its target is not ours.
+    Both are paths relative to ``out`` (posix). ``ours`` includes orphaned files, written but not recorded by a killed
+    run, which would otherwise look like results. Everything else stays, whatever its name: it may be somebody's work.
+    Raises ``OutputError`` before anything is removed if a folder of ours is a link: its target is not ours.
     """
+    doomed = set(ours) - set(keep)
     found = [path.relative_to(out).as_posix() for path in _files(out)]
-    removed = [name for name in found if name in ours or is_temporary(name.rpartition("/")[2])]
+    removed = [name for name in found if name in doomed or is_temporary(name.rpartition("/")[2])]
     for name in removed:
         remove(out / name)
         _log.info("%s: removed (left by an earlier run)", out / name)
@@ -113,7 +115,7 @@ def remove_earlier_run(out: Path, formats: Sequence[Format], output_names: Colle
 
     Folders that become empty are removed too. Raises ``OutputError``, also for a folder that is a link.
     """
-    removed = remove_ours(out, places(formats, output_names))
+    removed = sweep(out, (), places(formats, output_names))
     folders = {parent for name in removed for parent in PurePosixPath(name).parents} - {PurePosixPath()}
     for folder in sorted(folders, reverse=True):  # subfolders first
         _remove_if_empty(out / folder)

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -58,7 +58,7 @@ class RunOptions:
     ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: replace an earlier run in
     the folder; otherwise it is resumed. ``pixel_size_um``: side of a pixel in the specimen in micrometres, overriding
     the files. ``field_of_view``: ``full`` takes the whole image as the field of view, surround included.
-    ``scales``: by group of images, as measured by an earlier run (see ``run.scales``); these are not measured again.
+    ``scales``: by group of images, as measured by an earlier run (see ``images.groups``); these are not measured again.
     """
 
     save: tuple[str, ...] = DEFAULT
@@ -98,7 +98,7 @@ class Inputs:
         return cls(tuple(str(absolute(path)) for path in paths), tuple(str(root) for root in roots), follow_links)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageResult:
     """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers.
 
@@ -132,8 +132,8 @@ class ImageResult:
 class RunSummary:
     """Totals of a run; ``remaining`` is 0 unless the run was stopped.
 
-    ``images``: status (``done``, ``failed``, ``skipped``, "" while pending), cells, counted cells and cells per class
-    of each image that was passed. ``others``: number of table rows of other images. ``warnings``: warnings in all rows
+    ``images``: result of each image that was passed, by name; its status is also ``skipped``, or "" while pending.
+    ``others``: number of table rows of other images. ``warnings``: warnings in all rows
     of the tables as last written, see ``tables.warned``. ``classes``: classes that the model distinguishes;
     ``counting``: classes that count as cells.
     ``edited``: files of images, relative to ``output``, that somebody edited after they were written; they are kept.
@@ -142,7 +142,7 @@ class RunSummary:
     """
 
     output: Path
-    images: dict[str, tuple[str, int, int, dict[str, int]]] = field(default_factory=dict)
+    images: dict[str, ImageResult] = field(default_factory=dict)
     others: int = 0
     wall_seconds: float = 0.0
     engine_seconds: float = 0.0
@@ -180,18 +180,17 @@ class RunSummary:
     @property
     def cells(self) -> int:
         """Cells of all images that are done or skipped."""
-        return sum(cells for _, cells, _, _ in self.images.values())
+        return sum(image.cells or 0 for image in self.images.values())
 
     @property
     def counted(self) -> int:
         """Cells that the count rule includes, of the same images."""
-        return sum(counted for _, _, counted, _ in self.images.values())
+        return sum(image.counted or 0 for image in self.images.values())
 
     @property
     def by_class(self) -> dict[str, int]:
         """As ``counted``, per class of the model, including classes that do not count as cells."""
-        of_images = [by_class for *_, by_class in self.images.values()]
-        return {name: sum(by_class.get(name, 0) for by_class in of_images) for name in self.classes}
+        return {name: sum(image.by_class.get(name, 0) for image in self.images.values()) for name in self.classes}
 
     @property
     def edited_files(self) -> list[str]:
@@ -218,12 +217,12 @@ class RunSummary:
 
     def add(self, result: ImageResult, status: str | None = None) -> None:
         """Count an image; ``status`` overrides the status of the result. The last call for an image holds."""
-        self.images[result.image] = (status or result.status, result.cells or 0, result.counted or 0, result.by_class)
+        self.images[result.image] = replace(result, status=status or result.status, seconds={})
         for stage, seconds in result.seconds.items() if status is None else ():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
 
     def _with(self, status: str) -> int:
-        return sum(of_image == status for of_image, *_ in self.images.values())
+        return sum(image.status == status for image in self.images.values())
 
 
 def run_json(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ from cellseg_deploy.cells.count_rules import CountRule
 from cellseg_deploy.cells.field_of_view import Field
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.options import ReadOptions
-from cellseg_deploy.outputs.formats import IMAGES_CSV
-from cellseg_deploy.outputs.tables import format_cell, utf8
 from cellseg_deploy.run.folder import run_folder
-from cellseg_deploy.run.record import RunOptions
+from cellseg_deploy.run.record import ImageResult, RunOptions
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -92,23 +89,12 @@ def run(
         count_rule=count_rule,
         field_of_view=field,
     )
-    run_folder(
+    summary = run_folder(
         segmenter, images, out, options=options, threads=threads, on_result=lambda result: on_image(result.image)
     )
-    return FolderResult(_rows(out / IMAGES_CSV, [image.name for image in images]), out)
+    return FolderResult(tuple(_of(summary.images[name]) for name in sorted(summary.images)), out)
 
 
-def _rows(table: Path, names: Sequence[str]) -> tuple[RunImage, ...]:
-    """Rows of ``table``, an images.csv, for the images ``names``: it may also have rows of earlier images."""
-    by_text = {utf8(format_cell(name)): name for name in names}
-    with table.open(encoding="utf-8", newline="") as file:
-        return tuple(
-            RunImage(
-                by_text[row["image"]],
-                row["error"] or ("failed" if row["status"] == "failed" else ""),
-                row["warning"],
-                *(int(row[name]) if row[name] else None for name in ("cells", "counted")),
-            )
-            for row in csv.DictReader(file)
-            if row["image"] in by_text
-        )
+def _of(result: ImageResult) -> RunImage:
+    error = result.error or ("failed" if result.status == "failed" else "")
+    return RunImage(result.image, error, result.warning, result.cells, result.counted)

@@ -22,14 +22,14 @@ from cellseg_deploy.cells.scale import too_few_note
 from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.signals import deferred_signals
+from cellseg_deploy.images import groups
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import Format, chosen_formats
-from cellseg_deploy.run import scales as run_scales
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.image_work import Finished, ImageWork
-from cellseg_deploy.run.output_folder import RUN_JSON, held_folder, is_running, places, tells_of
+from cellseg_deploy.run.output_folder import RUN_JSON, held_folder, is_running, places, sweep, tells_of
 from cellseg_deploy.run.plan import Planned, RunPlan, plan
 from cellseg_deploy.run.record import (
     SKIPPED,
@@ -42,7 +42,7 @@ from cellseg_deploy.run.record import (
     scales_in,
     with_edited_files,
 )
-from cellseg_deploy.run.resume import FolderKind, begin, some, sweep
+from cellseg_deploy.run.resume import FolderKind, begin, some
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -139,7 +139,7 @@ class _Session:
     def _take(self, item: Planned) -> None:
         name = item.image.name
         if item.action != "skip":
-            self.summary.images[name] = ("", 0, 0, {})
+            self.summary.images[name] = ImageResult(name, "")
             if self._state.done(name) is None:
                 self._committer.remove_files(item)
         elif name not in self.summary.images:  # else its file was only touched
@@ -190,9 +190,9 @@ class _Session:
             return {}
         spec = segmenter.backend.spec
         found, unclear = dict[str, float](), list[str]()
-        for group, images in run_scales.groups_of(item.image for item in items).items():
+        for group, images in groups.groups_of(item.image for item in items).items():
             if group not in self._scales:
-                sample = run_scales.sample(images, options)
+                sample = groups.sample(images, options.reading)
                 with thread_plans.single_threaded_libraries():
                     choice = segmenter.find_scale(sample, field=options.field_of_view)
                 self._committer.append_scale(group, choice.scale)
@@ -200,7 +200,7 @@ class _Session:
                 if choice.note:
                     unclear.append(group)
                 elif self.setup.on_scale is not None:
-                    self.setup.on_scale(run_scales.said(group, choice, spec.cell_diameter_px))
+                    self.setup.on_scale(choice.summary(group, spec.cell_diameter_px))
             found |= {image.name: self._scales[group] for image in images}
         if unclear:
             _log.warning("%s: %s", some(unclear), too_few_note(spec.cell_diameter_px, spec.image_scale))

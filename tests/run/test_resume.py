@@ -21,8 +21,8 @@ from cellseg_deploy.outputs.formats import FORMATS, NAMES
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.journal import JOURNAL, Journal
-from cellseg_deploy.run.output_folder import make_place, places
-from cellseg_deploy.run.resume import Decision, begin, check_usable, classify, decide, look_at, sweep
+from cellseg_deploy.run.output_folder import make_place, places, sweep
+from cellseg_deploy.run.resume import Decision, begin, check_usable, classify, decide, look_at
 from cellseg_deploy.run.state import RunState
 
 
