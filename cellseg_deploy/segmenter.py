@@ -10,7 +10,7 @@ called, a network shared by many images in a folder run.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -253,20 +253,13 @@ class Segmenter:
         >>> [image.name for image in result.failed]
         []
         """
+        from cellseg_deploy.run.record import RunOptions
         from cellseg_deploy.run.result import run
 
-        return run(
-            self,
-            [images] if isinstance(images, (str, Path)) else images,
-            Path(out),
-            threads=thread_plans.plan_of_engine(self.threads),
-            save=tuple(save),
-            read=read,
-            field=field,
-            count_rule=count_rule,
-            overwrite=overwrite,
-            on_image=on_image,
+        options = RunOptions(
+            save=tuple(save), overwrite=overwrite, count_rule=count_rule, field_of_view=field, **asdict(read)
         )
+        return run(self, [images] if isinstance(images, (str, Path)) else images, Path(out), options, on_image)
 
     def _one(
         self,

@@ -24,11 +24,11 @@ from cellseg_deploy.cli import score as score_command
 from cellseg_deploy.cli.evaluate_options import Kind as Judged
 from cellseg_deploy.cli.evaluate_options import Shared, with_progress
 from cellseg_deploy.cli.evaluate_remarks import Remarks
-from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.evaluate import score as evaluation
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
-from cellseg_deploy.images.read import declared_pixels, find_images, read_image, read_labels
+from cellseg_deploy.images.find import require_images
+from cellseg_deploy.images.read import declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.run.output_folder import check_apart
 
@@ -47,9 +47,7 @@ def run(shared: Shared, judged: Path, holds: Judged, path: Path, kind: Kind) -> 
     ``holds``: what the folder ``judged`` holds.
     """
     check_apart([judged, path] if path.is_dir() else [judged], shared.output)
-    found = {image.name: image.path for image in find_images([judged], follow_links=True)}
-    if not found:
-        raise NothingToDoError(f"{judged}: no image found")
+    found = {image.name: image.path for image in require_images([judged], follow_links=True)}
     sizes = {name: _size_hw(file, holds, shared) for name, file in found.items()}
     truth = read_annotations(path, kind, sizes)
     asked = shared.classes or ()

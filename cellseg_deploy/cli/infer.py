@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,13 +122,13 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
         missing = next(p for p in context.command.params if p.name == ("paths" if output else "output"))
         raise click.MissingParameter(ctx=context, param=missing)
 
-    from cellseg_deploy.images.find import paths_in_list
+    from cellseg_deploy.images.find import paths_in_list, require_images
     from cellseg_deploy.run.output_folder import check_apart
 
     given = [*paths, *(paths_in_list(asked["list_file"]) if asked["list_file"] else ())]
     check_apart(given, output)
     _check_watch(context, given)
-    images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
+    images = [] if asked["watch"] else require_images(given, follow_links=asked["follow_links"])
     summary = _run(given, images, output, asked, recorded)
     if summary is None:
         return console.EXIT_OK
@@ -156,12 +157,10 @@ def _run(
     options = RunOptions(
         save=parse_names(asked["save"]),
         overwrite=asked["overwrite"],
-        max_pixels=asked["max_pixels"],
-        bit_depth=asked["bit_depth"],
-        pixel_size_um=asked["pixel_size"],
         count_rule=asked["count_rule"],
         field_of_view=asked["field"],
         scales={} if recorded is None else recorded.scales,
+        **asdict(console.read_options(asked)),
     )
     complete = CompleteFiles(asked["watch_settle"])
     form = _form(output, asked, recorded)
@@ -181,38 +180,23 @@ def _run(
         _log.info("engine: %s %s on %s, %s", opened.name, opened.precision, opened.device, opened.choice)
         if not asked["quiet"]:
             console.say(_heading(segmenter))
-        tell_scale = None if asked["quiet"] else console.say
         if recorded is not None:
             recorded.check(identity_of(segmenter, options, inputs))
         if asked["dry_run"]:
             plan = plan_folder(segmenter, images, output, options=options, inputs=inputs)
             click.echo(json.dumps(plan.to_json())) if asked["as_json"] else _print_plan(plan)
             return None
+        common: dict[str, Any] = {
+            "options": options,
+            "threads": threads,
+            "on_result": progress.result,
+            "on_plan": progress.planned,
+            "on_scale": None if asked["quiet"] else console.say,
+        }
         if asked["watch"]:
-            return watch_folder(
-                segmenter,
-                paths[0],
-                output,
-                options=options,
-                threads=threads,
-                on_result=progress.result,
-                on_plan=progress.planned,
-                on_scale=tell_scale,
-                complete=complete,
-                follow_links=asked["follow_links"],
-                idle_seconds=asked["watch_idle"],
-            )
-        return run_folder(
-            segmenter,
-            images,
-            output,
-            options=options,
-            threads=threads,
-            on_result=progress.result,
-            on_plan=progress.planned,
-            on_scale=tell_scale,
-            inputs=inputs,
-        )
+            only_here = {"follow_links": asked["follow_links"], "idle_seconds": asked["watch_idle"]}
+            return watch_folder(segmenter, paths[0], output, complete=complete, **only_here, **common)
+        return run_folder(segmenter, images, output, inputs=inputs, **common)
 
 
 def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> dict[str, Any]:
@@ -221,7 +205,6 @@ def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> 
     For a ``recorded`` run, return the form of the model that was opened then. Raises ``OutputError`` for a folder
     that cannot be used in any case, before a model is loaded needlessly.
     """
-    from cellseg_deploy.models import default_model_path
     from cellseg_deploy.run.repeat import engine_to_resume
     from cellseg_deploy.run.resume import check_usable, look_at
 
@@ -229,19 +212,17 @@ def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> 
     if state.kind == "foreign" or not asked["overwrite"]:
         check_usable(state, output)
     names = ("backend", "device", "precision")
-    as_asked = {"path": asked["model"], **{name: asked[name] for name in names}}
+    form = {"path": asked["model"], **{name: asked[name] for name in names}}
     if recorded is not None:
-        as_asked = engine_to_resume(recorded.identity, asked["model"] or default_model_path()) or as_asked
-    is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
+        form = engine_to_resume(recorded.identity, asked["model"]) or form
     if state.journal is None or asked["overwrite"]:
-        return as_asked
+        return form
     if not asked["quiet"]:  # takes a second per gigabyte of images
         console.say(
             f"comparing the images with {len(state.journal.entries)} that are recorded in {console.printable(output)}"
         )
-    if not is_free:
-        return as_asked
-    return engine_to_resume(state.journal.identity, asked["model"] or default_model_path()) or as_asked
+    is_free = (asked["backend"], asked["device"], asked["precision"]) == ("auto", None, None) and not asked["rebuild"]
+    return (engine_to_resume(state.journal.identity, asked["model"]) if is_free else None) or form
 
 
 def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:
@@ -252,7 +233,7 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
     of_results = recorded.result_options()
     console.refuse_options(context, tuple(of_results), "and --like exclude each other: run.json already sets it")
     asked |= of_results | {"model": recorded.model_file(asked["model"])}
-    for name, value in recorded.other_options().items():
+    for name, value in (("save", ",".join(recorded.identity.saved) or "none"), ("max_pixels", recorded.max_pixels)):
         if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
             asked[name] = value
     return recorded
@@ -266,17 +247,6 @@ def _check_watch(context: click.Context, paths: list[Path]) -> None:
         raise click.UsageError("--dry-run and --watch exclude each other: future files are unknown")
     elif len(paths) != 1 or not os.path.isdir(paths[0]):  # noqa: PTH112
         raise click.UsageError(f"--watch follows one folder; got {', '.join(map(console.printable, paths))}")
-
-
-def _images(paths: list[Path], *, follow_links: bool) -> list[FoundImage]:
-    from cellseg_deploy.errors import NothingToDoError
-    from cellseg_deploy.images.find import SUFFIXES, find_images
-
-    images = find_images(paths, follow_links=follow_links)
-    if not images:
-        where = ", ".join(map(console.printable, paths))
-        raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
-    return images
 
 
 def _explanation(model: Path | None, backend: str, device: str, precision: str | None) -> str:

@@ -83,6 +83,15 @@ def find_images(paths: Iterable[Path], *, follow_links: bool = False, is_silent:
     return sorted(found, key=lambda image: image.name)
 
 
+def require_images(paths: Iterable[Path], *, follow_links: bool = False) -> list[FoundImage]:
+    """Return ``find_images`` of the same arguments. Raises ``NothingToDoError`` if there is no image."""
+    paths = list(paths)
+    if not (images := find_images(paths, follow_links=follow_links)):
+        where = ", ".join(map(str, paths))
+        raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
+    return images
+
+
 def input_roots(paths: Iterable[Path]) -> list[Path]:
     """Return the absolute folders that names of ``find_images(paths)`` are relative to, sorted.
 

@@ -6,9 +6,9 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.find import absolute, input_roots
 from cellseg_deploy.images.options import ReadOptions
-from cellseg_deploy.outputs.formats import DEFAULT, NAMES, chosen_formats
+from cellseg_deploy.outputs.formats import DEFAULT, NAMES, Format, chosen_formats
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord
 from cellseg_deploy.run.output_folder import PROGRAM
+from cellseg_deploy.run.plan import RunPlan
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -225,19 +226,41 @@ class RunSummary:
         return sum(image.status == status for image in self.images.values())
 
 
+@dataclass(frozen=True)
+class RunSetup:
+    """Settings of a run, except its images.
+
+    ``on_result``: called with each processed image, in the order of the run; ``on_plan``: called with the plan of each
+    round before its work begins; ``on_scale``: called with one line per measured scale. ``tables_seconds``: interval
+    at which tables are written while there are new results; None: only at the end.
+    """
+
+    segmenter: Segmenter
+    out: Path
+    options: RunOptions
+    threads: ThreadPlan
+    inputs: Inputs
+    on_result: Callable[[ImageResult], None] | None = None
+    on_plan: Callable[[RunPlan], None] | None = None
+    on_scale: Callable[[str], None] | None = None
+    tables_seconds: float | None = None
+
+    @cached_property
+    def identity(self) -> RunIdentity:
+        """Identity of the run: everything that its results depend on."""
+        return identity_of(self.segmenter, self.options, self.inputs)
+
+    @cached_property
+    def formats(self) -> tuple[Format, ...]:
+        """The kinds of files to write."""
+        return chosen_formats(self.options.save)
+
+
 def run_json(
-    segmenter: Segmenter,
-    options: RunOptions,
-    threads: ThreadPlan,
-    summary: RunSummary,
-    *,
-    identity: RunIdentity,
-    inputs: Inputs,
-    status: str,
-    started: datetime.datetime,
-    scales: Mapping[str, float],
+    setup: RunSetup, summary: RunSummary, *, status: str, started: datetime.datetime, scales: Mapping[str, float]
 ) -> bytes:
     """Content of run.json, enough to repeat the run; ``status``: ``running``, ``finished`` or ``stopped``."""
+    segmenter, identity = setup.segmenter, setup.identity
     backend, spec = segmenter.backend, segmenter.backend.spec
     engine = backend.describe()
     record = {
@@ -260,23 +283,20 @@ def run_json(
             "choice": backend.choice,
             **engine,
         },
-        "task": segmenter.task,
-        "operating_point": msgspec.to_builtins(segmenter.params),
+        "task": identity.task,
+        "operating_point": identity.operating_point,
         "settings": {
-            "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
+            **msgspec.to_builtins(setup.options),
+            **identity.settings,
             "tile_size": spec.tile_size,
-            "halo": segmenter.halo,
-            "border_cells": segmenter.border_cells,
             "batch_size": segmenter.batch_size,
-            **msgspec.to_builtins(options),
-            **({"classes": list(segmenter.counting_classes)} if spec.classes else {}),
             "scales": dict(scales),
         },
-        "inputs": {"paths": list(inputs.paths), "follow_links": inputs.follow_links},
+        "inputs": {"paths": list(setup.inputs.paths), "follow_links": setup.inputs.follow_links},
         "identity": identity.to_json(),
         "versions": {"python": platform.python_version(), **identity.versions},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
-        "threads": msgspec.to_builtins(threads),
+        "threads": msgspec.to_builtins(setup.threads),
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": round(summary.wall_seconds, 3),
         "engine_busy": round(summary.engine_busy, 4),
@@ -317,11 +337,6 @@ def library_versions() -> Mapping[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def program() -> str:
-    """Name and version of the program that writes results."""
-    return f"{PROGRAM} {version('cellseg-deploy')}"
-
-
 def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> RunIdentity:
     """The identity of a run of ``segmenter`` over ``inputs``."""
     backend, spec = segmenter.backend, segmenter.backend.spec
@@ -330,7 +345,7 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> Ru
         name: value for name, value in facts.items() if name not in _WITHOUT_EFFECT and not name.startswith("model_")
     }
     return RunIdentity(
-        program=program(),
+        program=f"{PROGRAM} {version('cellseg-deploy')}",
         model={
             "name": spec.name,
             "sha256": facts.get("model_file_sha256"),
@@ -346,7 +361,16 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> Ru
         },
         task=segmenter.task,
         operating_point=msgspec.to_builtins(segmenter.params),
-        settings=result_settings(segmenter, options),
+        settings={  # by argument name
+            "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
+            "halo": segmenter.halo,
+            "bit_depth": options.bit_depth,
+            "pixel_size_um": options.pixel_size_um,
+            "count_rule": options.count_rule,
+            "border_cells": segmenter.border_cells,
+            "field_of_view": options.field_of_view,
+            **({"classes": list(segmenter.counting_classes)} if spec.classes else {}),
+        },
         saved=tuple(name for name in NAMES if name in options.save),
         versions=library_versions(),
         inputs=inputs.roots,
@@ -359,18 +383,3 @@ def _given_sha256(backend: Backend) -> str | None:
         return None
     known = backend.describe().get("model_file_sha256") if backend.given == backend.path else None
     return known if known and backend.given.suffix.lower() == ".onnx" else sha256_of(backend.given)
-
-
-def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]:
-    """Settings that results depend on, by option name. ``classes`` only for models that have classes."""
-    classes = {"classes": list(segmenter.counting_classes)} if segmenter.backend.spec.classes else {}
-    return {
-        "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
-        "halo": segmenter.halo,
-        "bit_depth": options.bit_depth,
-        "pixel_size_um": options.pixel_size_um,
-        "count_rule": options.count_rule,
-        "border_cells": segmenter.border_cells,
-        "field_of_view": options.field_of_view,
-        **classes,
-    }

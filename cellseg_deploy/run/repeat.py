@@ -14,7 +14,7 @@ from cellseg_deploy.backends import BACKENDS
 from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.files.fingerprint import sha256_of
-from cellseg_deploy.models import DEFAULT_SHA256
+from cellseg_deploy.models import DEFAULT_SHA256, default_model_path
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.output_folder import PROGRAM
 from cellseg_deploy.run.record import MEASURED
@@ -49,13 +49,6 @@ class RecordedRun:
             "border_cells": settings["border_cells"],
             "field": settings["field_of_view"],
             "classes": ",".join(settings["classes"]) if "classes" in settings else None,
-        }
-
-    def other_options(self) -> dict[str, Any]:
-        """Remaining options: formats to write, and the maximum image size."""
-        return {
-            "save": ",".join(self.identity.saved) or "none",
-            "max_pixels": self.max_pixels,
         }
 
     def model_file(self, given: Path | None) -> Path | None:
@@ -110,14 +103,15 @@ def read_run(file: Path) -> RecordedRun:
     return recorded
 
 
-def engine_to_resume(recorded: RunIdentity, model: Path) -> dict[str, Any] | None:
-    """Return the arguments that open ``model`` as the ``recorded`` run did, None if impossible: ``path``, ``given``,
-    and settings of ``EngineOptions``.
+def engine_to_resume(recorded: RunIdentity, model: Path | None) -> dict[str, Any] | None:
+    """Return the arguments that open ``model`` (None: the one that ships) as the ``recorded`` run did, None if
+    impossible: ``path``, ``given``, and settings of ``EngineOptions``.
 
     A run is thus resumed with its engine, although ``backend="auto"`` might choose another engine now. The file to
     open is the form next to ``model`` that was chosen then; ``model`` stays the file that was passed.
     """
     engine = engine_arguments(recorded)
+    model = model or default_model_path()
     form = model.with_name(str(recorded.backend.get("form") or model.name))
     if form.suffix == model.suffix and recorded.model["sha256"] == recorded.model["given_sha256"]:
         form = model  # the model itself was opened, and may have been renamed since

@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellseg_deploy.cells.count_rules import CountRule
-from cellseg_deploy.cells.field_of_view import Field
+from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.images.find import find_images
-from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.run.folder import run_folder
 from cellseg_deploy.run.record import ImageResult, RunOptions
 from cellseg_deploy.segmenter import Segmenter
-from cellseg_deploy.threads import ThreadPlan
 
 
 @dataclass(frozen=True)
@@ -68,29 +65,18 @@ def run(
     segmenter: Segmenter,
     paths: Sequence[str | Path],
     out: Path,
-    *,
-    threads: ThreadPlan,
-    save: tuple[str, ...],
-    read: ReadOptions,
-    field: Field,
-    count_rule: CountRule,
-    overwrite: bool,
+    options: RunOptions,
     on_image: Callable[[str], None],
 ) -> FolderResult:
     """See ``Segmenter.run``."""
     segmenter.backend.check_open()  # before a journal says that a run of this engine began
-    images = find_images([Path(path) for path in paths])
-    options = RunOptions(
-        save=save,
-        overwrite=overwrite,
-        max_pixels=read.max_pixels,
-        bit_depth=read.bit_depth,
-        pixel_size_um=read.pixel_size_um,
-        count_rule=count_rule,
-        field_of_view=field,
-    )
     summary = run_folder(
-        segmenter, images, out, options=options, threads=threads, on_result=lambda result: on_image(result.image)
+        segmenter,
+        find_images([Path(path) for path in paths]),
+        out,
+        options=options,
+        threads=thread_plans.plan_of_engine(segmenter.threads),
+        on_result=lambda result: on_image(result.image),
     )
     return FolderResult(tuple(_of(summary.images[name]) for name in sorted(summary.images)), out)
 

@@ -12,9 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.batching import Job, Outcome
@@ -24,61 +22,25 @@ from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.images import groups
 from cellseg_deploy.images.find import FoundImage
-from cellseg_deploy.outputs.formats import Format, chosen_formats
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
-from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.image_work import Finished, ImageWork
 from cellseg_deploy.run.output_folder import RUN_JSON, held_folder, is_running, places, sweep, tells_of
 from cellseg_deploy.run.plan import Planned, RunPlan, plan
 from cellseg_deploy.run.record import (
     SKIPPED,
     ImageResult,
-    Inputs,
-    RunOptions,
+    RunSetup,
     RunSummary,
-    identity_of,
     run_json,
     scales_in,
     with_edited_files,
 )
 from cellseg_deploy.run.resume import FolderKind, begin, some
-from cellseg_deploy.segmenter import Segmenter
-from cellseg_deploy.threads import ThreadPlan
 
 _log = logging.getLogger(__name__)
 
 _TABLES_SHARE = 20  # tables take the whole journal: between two writes, do other work for this many times as long
-
-
-@dataclass(frozen=True)
-class RunSetup:
-    """Settings of a run, except its images.
-
-    ``on_result``: called with each processed image, in the order of the run; ``on_plan``: called with the plan of each
-    round before its work begins; ``on_scale``: called with one line per measured scale. ``tables_seconds``: interval
-    at which tables are written while there are new results; None: only at the end.
-    """
-
-    segmenter: Segmenter
-    out: Path
-    options: RunOptions
-    threads: ThreadPlan
-    inputs: Inputs
-    on_result: Callable[[ImageResult], None] | None = None
-    on_plan: Callable[[RunPlan], None] | None = None
-    on_scale: Callable[[str], None] | None = None
-    tables_seconds: float | None = None
-
-    @cached_property
-    def identity(self) -> RunIdentity:
-        """Identity of the run: everything that its results depend on."""
-        return identity_of(self.segmenter, self.options, self.inputs)
-
-    @cached_property
-    def formats(self) -> tuple[Format, ...]:
-        """The kinds of files to write."""
-        return chosen_formats(self.options.save)
 
 
 def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
@@ -295,15 +257,5 @@ class _Session:
 
     def _write_run_json(self, status: str) -> None:
         self._count()
-        record = run_json(
-            self.setup.segmenter,
-            self.setup.options,
-            self.setup.threads,
-            self.summary,
-            identity=self.setup.identity,
-            inputs=self.setup.inputs,
-            status=status,
-            started=self._started,
-            scales=self._scales,
-        )
+        record = run_json(self.setup, self.summary, status=status, started=self._started, scales=self._scales)
         write_bytes(self.setup.out / RUN_JSON, record)

@@ -21,8 +21,8 @@ from cellseg_deploy.images.find import FoundImage, find_images
 from cellseg_deploy.images.header import has_header
 from cellseg_deploy.run.output_folder import check_apart
 from cellseg_deploy.run.plan import RunPlan
-from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSummary
-from cellseg_deploy.run.session import RunSetup, run
+from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSetup, RunSummary
+from cellseg_deploy.run.session import run
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
