@@ -178,5 +178,5 @@ def test_the_cache_is_the_users_alone(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"chmod go-w"):
             prepare_folder(folder)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be created"):
         prepare_folder(tmp_path / "file" / "engines")

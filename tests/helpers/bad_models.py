@@ -235,7 +235,9 @@ BAD_MODELS = (
     BadModel("no scale", _changed(spec_with(image_scale=0)), "image_scale"),
     BadModel("threshold above 1", _changed(point_with(foreground_threshold=1.5)), "foreground_threshold.*1.5"),
     BadModel("threshold below 0", _changed(point_with(foreground_threshold=-0.1)), "foreground_threshold.*-0.1"),
-    BadModel("threshold NaN", _changed(point_with(foreground_threshold=float("nan"))), "not JSON|does not fit"),
+    BadModel(
+        "threshold NaN", _changed(point_with(foreground_threshold=float("nan"))), "not JSON|invalid model metadata"
+    ),
     # input and output
     BadModel("input name", _changed(_renamed("input")), "input of the model is x: uint8.*expected tiles"),
     BadModel("output name", _changed(_renamed("output")), "output of the model is x: float.*expected probabilities"),

@@ -100,8 +100,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "foreign",
         "cellseg-other",
     ),
-    "journal is a folder": (lambda out: (out / JOURNAL).mkdir(), "foreign", "no file"),
-    "journal is a link": (lambda out: (out / JOURNAL).symlink_to(out / "x"), "foreign", "no file"),
+    "journal is a folder": (lambda out: (out / JOURNAL).mkdir(), "foreign", "not a file"),
+    "journal is a link": (lambda out: (out / JOURNAL).symlink_to(out / "x"), "foreign", "not a file"),
 }
 
 
