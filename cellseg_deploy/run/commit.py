@@ -6,8 +6,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,11 @@ from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.outputs.formats import Format
 from cellseg_deploy.run import tables as run_tables
-from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.image_work import Finished
-from cellseg_deploy.run.journal import ImageRecord, Journal, JournalContent
+from cellseg_deploy.run.journal import ImageRecord, Journal
 from cellseg_deploy.run.output_folder import TABLES, make_place
 from cellseg_deploy.run.plan import Planned
 from cellseg_deploy.run.record import ImageResult
-from cellseg_deploy.run.resume import some
 from cellseg_deploy.run.state import RunState
 
 _log = logging.getLogger(__name__)
@@ -44,18 +42,6 @@ class Committer:
         self.state = state
         self._journal = journal
         self._run_formats = [format for format in formats if format.run_file]
-
-    @classmethod
-    @contextmanager
-    def opened(
-        cls, out: Path, content: JournalContent | None, identity: RunIdentity, formats: Sequence[Format]
-    ) -> Iterator[Committer]:
-        """Resume the run whose journal has ``content``, or begin a new run for None. Raises ``OutputError``."""
-        if content is not None and content.damaged:
-            lines = some([str(number) for number in content.damaged])
-            _log.warning("%s: damaged in line %s; their images will be done again", content.path, lines)
-        with Journal.create(out, identity) if content is None else Journal.resume(content) as journal:
-            yield cls(out, RunState.of(content), journal, formats)
 
     # ---------------------------------------------------------------------------------------------------- one image
 
@@ -109,7 +95,7 @@ class Committer:
         self.state.scales[group] = scale
 
     def _append(self, record: ImageRecord) -> ImageResult:
-        self.state.add(self._journal.append(record))
+        self.state.entries[record.image] = self._journal.append(record)
         return ImageResult.of(record)
 
     # ------------------------------------------------------------------- run-level files, which cover all images

@@ -106,6 +106,9 @@ def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
     state = classify(out, asked)
     if state.kind == "foreign" or not overwrite:
         check_usable(state, out)
+        if state.journal is not None and state.journal.damaged:
+            lines = some([str(number) for number in state.journal.damaged])
+            _log.warning("%s: damaged in line %s; their images will be done again", state.journal.path, lines)
         return state
     saved, names = tuple[str, ...](), set[str]()
     if state.journal is not None:

@@ -25,6 +25,7 @@ from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
 from cellseg_deploy.run.image_work import Finished, ImageWork
+from cellseg_deploy.run.journal import Journal
 from cellseg_deploy.run.output_folder import RUN_JSON, held_folder, is_running, places, sweep, tells_of
 from cellseg_deploy.run.plan import Planned, RunPlan, plan
 from cellseg_deploy.run.record import (
@@ -37,6 +38,7 @@ from cellseg_deploy.run.record import (
     with_edited_files,
 )
 from cellseg_deploy.run.resume import FolderKind, begin, some
+from cellseg_deploy.run.state import RunState
 
 _log = logging.getLogger(__name__)
 
@@ -52,10 +54,12 @@ def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
     out, identity = setup.out, setup.identity
     with held_folder(out):
         folder = begin(out, identity, overwrite=setup.options.overwrite)
-        with Committer.opened(out, folder.journal, identity, setup.formats) as committer:
-            state = committer.state
-            if folder.journal is not None:  # run.json has the scales too, in case a journal line is lost
-                state.scales = scales_in(out / RUN_JSON) | state.scales
+        state = RunState.of(folder.journal)
+        # run.json has the scales too, in case a journal line is lost
+        recorded = {} if folder.journal is None else scales_in(out / RUN_JSON)
+        state.scales = {**setup.options.scales, **recorded, **state.scales}
+        with Journal.create(out, identity) if folder.journal is None else Journal.resume(folder.journal) as journal:
+            committer = Committer(out, state, journal, setup.formats)
             sweep(out, state.image_files, places(setup.formats, state.output_names.values()))
             session = _Session(setup, committer, folder.kind)
             with session.tables_if_stopped(lambda: None):
@@ -76,7 +80,6 @@ class _Session:
         self.summary = RunSummary(setup.out, classes=spec.classes, counting=counting)
         self._committer, self._state, self._folder = committer, committer.state, folder
         self._image_work = ImageWork(setup.segmenter, setup.options, setup.formats)
-        self._scales = {**setup.options.scales, **committer.state.scales}
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.perf_counter()
         self._is_stopped = self._has_worked = self._has_news = False
@@ -153,17 +156,16 @@ class _Session:
         spec = segmenter.backend.spec
         found, unclear = dict[str, float](), list[str]()
         for group, images in groups.groups_of(item.image for item in items).items():
-            if group not in self._scales:
+            if group not in self._state.scales:
                 sample = groups.sample(images, options.reading)
                 with thread_plans.single_threaded_libraries():
                     choice = segmenter.find_scale(sample, field=options.field_of_view)
                 self._committer.append_scale(group, choice.scale)
-                self._scales[group] = choice.scale
                 if choice.note:
                     unclear.append(group)
                 elif self.setup.on_scale is not None:
                     self.setup.on_scale(choice.summary(group, spec.cell_diameter_px))
-            found |= {image.name: self._scales[group] for image in images}
+            found |= {image.name: self._state.scales[group] for image in images}
         if unclear:
             _log.warning("%s: %s", some(unclear), too_few_note(spec.cell_diameter_px, spec.image_scale))
         if found:
@@ -257,5 +259,5 @@ class _Session:
 
     def _write_run_json(self, status: str) -> None:
         self._count()
-        record = run_json(self.setup, self.summary, status=status, started=self._started, scales=self._scales)
+        record = run_json(self.setup, self.summary, status=status, started=self._started, scales=self._state.scales)
         write_bytes(self.setup.out / RUN_JSON, record)
