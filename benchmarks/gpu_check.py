@@ -339,7 +339,7 @@ def command(model: Path | None, output: Path) -> int:
     if not model.is_file():
         raise ModelError(f"{model}: no such file; give an .onnx model with --model")
     if model.resolve().parent == output.resolve():
-        raise UsageError(f"{output}: the model lies there, and the files of an earlier check go; choose another -o")
+        raise UsageError(f"{output}: the model is in this folder, whose earlier check is removed; choose another -o")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: not a folder; choose another -o")
     make_folder(output)

@@ -356,7 +356,7 @@ def _markdown(report: LatencyReport) -> str:
     for network, batch in groups(report.rows):
         rows = [row for row in report.rows if (row.network, row.batch) == (network, batch) and not row.again]
         work = report.gflop_per_tile.get(network)
-        told = "" if work is None else f", {number(work)} GFLOP a tile"
+        told = "" if work is None else f", {number(work)} GFLOP per tile"
         best = next((row.best_pytorch for row in rows if row.best_pytorch), "")
         lines += [f"## {network}, batches of {batch}{told}", ""]
         lines += [f"PyTorch's best: {best}.", ""] if best else []

@@ -69,7 +69,7 @@ class LayersReport:
             ]
             for part in self.parts
         ]
-        head = ("part", "ms per tile", "of the time", "GFLOP a tile", "of the arithmetic", "GFLOP/s")
+        head = ("part", "ms per tile", "of the time", "GFLOP per tile", "of the arithmetic", "GFLOP/s")
         return "\n".join(
             [
                 "# Where the time of the network goes",

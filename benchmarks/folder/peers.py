@@ -116,7 +116,7 @@ class Settings:
             if not path.is_file():
                 raise ModelError(f"{path}: no such file")
         if len({path.stem for path in models}) < len(models):
-            raise UsageError(f"two models of one name cannot be told apart: {', '.join(path.name for path in models)}")
+            raise UsageError(f"two models have the same name: {', '.join(path.name for path in models)}")
         image_set.check_size(self.megapixels)
         return replace(self, models=models)
 

@@ -126,7 +126,16 @@ class PipelineReport:
             "Medians.",
             "",
         ]
-        head = ("format", "state", "images/s", "s an image", "s a megapixel", "start, s", "engine busy", "MB of files")
+        head = (
+            "format",
+            "state",
+            "images/s",
+            "s per image",
+            "s per megapixel",
+            "start, s",
+            "engine busy",
+            "MB of files",
+        )
         rows = [
             [
                 x.file_format,

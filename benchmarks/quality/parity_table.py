@@ -104,7 +104,7 @@ class Table:
             f"`{self.network}`, {self.images}",
             "",
             "| form | verdict | cells | F1 at IoU 0.9 | Dice to reference | largest difference | F1 to truth | "
-            "Dice to truth | count error an image | MB |",
+            "Dice to truth | count error per image | MB |",
             "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
         first = next((row for row in self.rows if row.compared_with == "pytorch" and row.figures), None)

@@ -282,7 +282,7 @@ def _panel(rows: list[Row], condition: str) -> tuple[str, dict[str, tuple[list[f
 
 def _markdown(rows: list[Row]) -> str:
     lines = [
-        "| condition | factor | scale | Dice | F1 | count error | bias, cells an image | true | found |",
+        "| condition | factor | scale | Dice | F1 | count error | bias, cells per image | true | found |",
         "|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:

@@ -136,7 +136,7 @@ def _rows(result: Agreement) -> Iterator[tuple[str, str]]:
     difference, ratio = result.difference, result.ratio
     yield "images", f"{result.n_images}"
     yield "cells", f"{result.found} found, {result.true} by hand"
-    yield "bias", f"{_words(difference.bias, '+.2f')} cells an image"
+    yield "bias", f"{_words(difference.bias, '+.2f')} cells per image"
     if math.isfinite(difference.sd):
         yield "limits", "of agreement, between which 95 % of the differences are expected:"
         yield "  lower", f"{_words(difference.lower, '+.2f')}"

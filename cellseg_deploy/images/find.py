@@ -248,7 +248,7 @@ def _leads_out(file: Path, root: Path) -> str:
         return ""  # a dangling or inaccessible link is reported when it is read
     if _is_inside(file, [Path(os.path.realpath(root))]):
         return ""
-    return f"{file}: a link that leads outside the folder {root}; to read it all the same, give --follow-links"
+    return f"{file}: a link that leads outside the folder {root}; to read it anyway, give --follow-links"
 
 
 def _raise_unlistable(error: OSError) -> None:
