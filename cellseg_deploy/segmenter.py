@@ -10,7 +10,7 @@ called, a network shared by many images in a folder run.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -256,9 +256,7 @@ class Segmenter:
         from cellseg_deploy.run.record import RunOptions
         from cellseg_deploy.run.result import run
 
-        options = RunOptions(
-            save=tuple(save), overwrite=overwrite, count_rule=count_rule, field_of_view=field, **asdict(read)
-        )
+        options = RunOptions(tuple(save), overwrite, read, count_rule, field)
         return run(self, [images] if isinstance(images, (str, Path)) else images, Path(out), options, on_image)
 
     def _one(

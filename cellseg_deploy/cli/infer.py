@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,10 +156,10 @@ def _run(
     options = RunOptions(
         save=parse_names(asked["save"]),
         overwrite=asked["overwrite"],
+        reading=console.read_options(asked),
         count_rule=asked["count_rule"],
         field_of_view=asked["field"],
         scales={} if recorded is None else recorded.scales,
-        **asdict(console.read_options(asked)),
     )
     complete = CompleteFiles(asked["watch_settle"])
     form = _form(output, asked, recorded)

@@ -57,16 +57,14 @@ class RunOptions:
     """Options for reading and writing, with the defaults of ``cellseg-infer``; ``UsageError`` for invalid values.
 
     ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: replace an earlier run in
-    the folder; otherwise it is resumed. ``pixel_size_um``: side of a pixel in the specimen in micrometres, overriding
-    the files. ``field_of_view``: ``full`` takes the whole image as the field of view, surround included.
-    ``scales``: by group of images, as measured by an earlier run (see ``images.groups``); these are not measured again.
+    the folder; otherwise it is resumed. ``field_of_view``: ``full`` takes the whole image as the field of view,
+    surround included. ``scales``: by group of images, as measured by an earlier run (see
+    ``images.groups``); these are not measured again.
     """
 
     save: tuple[str, ...] = DEFAULT
     overwrite: bool = False
-    max_pixels: int = ReadOptions.max_pixels
-    bit_depth: int | None = ReadOptions.bit_depth
-    pixel_size_um: float | None = ReadOptions.pixel_size_um
+    reading: ReadOptions = field(default_factory=ReadOptions)
     count_rule: CountRule = DEFAULT_RULE
     field_of_view: Field = "auto"
     scales: Mapping[str, float] = field(default_factory=dict)
@@ -75,12 +73,6 @@ class RunOptions:
         chosen_formats(self.save)
         check_rule(self.count_rule)
         check_field(self.field_of_view)
-        _ = self.reading  # raises for a value that is out of range
-
-    @property
-    def reading(self) -> ReadOptions:
-        """Options for reading images."""
-        return ReadOptions(self.max_pixels, self.bit_depth, self.pixel_size_um)
 
 
 @dataclass(frozen=True)
@@ -286,8 +278,10 @@ def run_json(
         "task": identity.task,
         "operating_point": identity.operating_point,
         "settings": {
-            **msgspec.to_builtins(setup.options),
+            **msgspec.to_builtins(setup.options.reading),
             **identity.settings,
+            "save": list(setup.options.save),
+            "overwrite": setup.options.overwrite,
             "tile_size": spec.tile_size,
             "batch_size": segmenter.batch_size,
             "scales": dict(scales),
@@ -364,8 +358,8 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> Ru
         settings={  # by argument name
             "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
             "halo": segmenter.halo,
-            "bit_depth": options.bit_depth,
-            "pixel_size_um": options.pixel_size_um,
+            "bit_depth": options.reading.bit_depth,
+            "pixel_size_um": options.reading.pixel_size_um,
             "count_rule": options.count_rule,
             "border_cells": segmenter.border_cells,
             "field_of_view": options.field_of_view,

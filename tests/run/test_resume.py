@@ -288,4 +288,4 @@ def test_overwriting_without_a_journal_says_what_stays(out: Path, caplog: pytest
     (out / "run.json").write_text(json.dumps({"program": "cellseg-infer"}))
     begin(out, identity(), overwrite=True)
     assert {name.partition("/")[0] for name in all_files(out)} == {"labels", "overlays"}
-    assert "without a journal, so files of its images stay" in caplog.text
+    assert "without a journal, so files of the earlier run cannot be identified" in caplog.text
