@@ -88,8 +88,8 @@ def test_boxes_are_clipped_and_counted_once(tmp_path: Path) -> None:
     ("kind", "text", "complaint"),
     [
         ("boxes", "image,x,y\na.png,1,2\n", r"line 1: the columns are image,x,y; .*missing: x0, y0, x1, y1"),
-        ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3\n", "line 2: not as many fields"),
-        ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,4,5\n", "line 2: not as many fields"),
+        ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3\n", "line 2: the number of fields differs"),
+        ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,4,5\n", "line 2: the number of fields differs"),
         ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,much\n", "line 2: 'much' is not a number"),
         ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,nan\n", "line 2: 'nan' is not a number"),
         ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,4\na.png,9,2,3,4\n", "line 3: box 9, 2, 3, 4 has no area"),

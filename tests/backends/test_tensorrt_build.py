@@ -145,7 +145,7 @@ def test_a_profile_that_is_not_taken(model: ModelFile, answer: Any) -> None:
         return config
 
     original, trt.Builder.create_builder_config = trt.Builder.create_builder_config, create_builder_config
-    with pytest.raises(ModelError, match="does not take batches of 1/8/8"):
+    with pytest.raises(ModelError, match="does not accept batches of 1/8/8"):
         build_engine(trt, model, BuildOptions())
 
 

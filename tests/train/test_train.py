@@ -277,7 +277,7 @@ def test_weights_that_cannot_be_had_leave_no_run(smears, tmp_path, capsys, monke
 
 def test_settings_are_not_silently_ignored_when_a_run_goes_on(tmp_path, capsys):
     assert train("--resume", tmp_path, "--lr", "1e-4", "--device", "cpu", "--quiet") == 2
-    assert "nor settings with it, got --lr, --device" in capsys.readouterr().err
+    assert "takes no folders, -o or settings, got --lr, --device" in capsys.readouterr().err
 
 
 def test_surface_loss_needs_the_boundary_channel(smears, tmp_path, capsys):
