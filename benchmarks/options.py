@@ -88,7 +88,7 @@ def engine_options(function: F) -> F:
             type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
             default=Engine.backend,
             show_default=True,
-            help="As for cellseg-infer.",
+            help="See cellseg-infer --help.",
         ),
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda for tensorrt, else cpu]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of OpenVINO."),
@@ -104,7 +104,9 @@ def scale_options(function: F) -> F:
     """Add ``--scale`` and ``--cell-diameter``: ``Scale``."""
     options = [
         click.option("--scale", type=float, help="Model px per image px.  [default: the training images' scale]"),
-        click.option("--cell-diameter", type=float, metavar="PX", help="Or: diameter of cells in the images."),
+        click.option(
+            "--cell-diameter", type=float, metavar="PX", help="Diameter of cells in the images, instead of --scale."
+        ),
     ]
     return console.with_options(function, options)
 
@@ -120,7 +122,9 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
     The last two are named after the fields of ``Plan``.
     """
     options = [
-        click.option("--rounds", type=click.IntRange(1), default=rounds, show_default=True, help="Turns of each."),
+        click.option(
+            "--rounds", type=click.IntRange(1), default=rounds, show_default=True, help="Turns per measured item."
+        ),
         click.option(
             "--min-seconds",
             type=click.FloatRange(0),
@@ -134,7 +138,7 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
             type=click.FloatRange(0),
             default=0.25,
             show_default=True,
-            help="Seconds of rest before a turn, so that threads of the one before stop waiting for work.",
+            help="Seconds of rest before a turn, so that threads of the previous turn stop waiting for work.",
         ),
         click.option(
             "--budget",

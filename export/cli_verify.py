@@ -25,7 +25,7 @@ _DEPLOYABLE = (".onnx", ".engine", ".xml")
 @click.option(
     "--policy",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    help="What must agree.  [default: by the precision of CANDIDATE]",
+    help="Parity policy.  [default: by the precision of CANDIDATE]",
 )
 @click.option("--report", metavar="FILE.json", type=shared.PATH, help="Write the whole comparison to this file.")
 @click.option(

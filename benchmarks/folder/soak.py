@@ -436,17 +436,17 @@ def _figure(value: float) -> str:
     "--files", type=click.IntRange(20, MAX_FILES), default=Settings.files, show_default=True, help="Number of images."
 )
 @click.option(
-    "--bad", type=click.FloatRange(0, 1), default=Settings.bad, show_default=True, help="Share of damaged ones."
+    "--bad", type=click.FloatRange(0, 1), default=Settings.bad, show_default=True, help="Share of damaged images."
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=Settings.seed, show_default=True, help="Decides which are damaged."
+    "--seed", type=click.IntRange(0), default=Settings.seed, show_default=True, help="Chooses the damaged images."
 )
 @click.option(
     "--leak",
     type=click.Choice(["memory", "descriptors", "files"]),
     is_flag=False,
     flag_value="memory",
-    help="The network leaks on purpose, memory unless something else is named: then the verdict must fail.",
+    help="Make the network leak (memory by default): the verdict must then fail.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
 def soak_command(**given: Any) -> None:

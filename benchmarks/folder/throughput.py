@@ -354,7 +354,9 @@ def _run(name: str, round_: int, state: State, answer: Mapping[str, Any], second
 @click.option(
     "--images", type=click.IntRange(1), default=Settings.images, show_default=True, help="Images in a folder."
 )
-@click.option("--megapixels", type=float, default=Settings.megapixels, show_default=True, help="Of a sample smear.")
+@click.option(
+    "--megapixels", type=float, default=Settings.megapixels, show_default=True, help="Size of a sample smear."
+)
 @click.option(
     "--formats", default=Settings.formats, show_default=True, metavar="NAME,...", help="Formats to convert to."
 )
@@ -368,7 +370,7 @@ def _run(name: str, round_: int, state: State, answer: Mapping[str, Any], second
 @click.option(
     "--warm", type=click.IntRange(0), default=Settings.warm, show_default=True, help="Warm runs in each process."
 )
-@click.option("--save", default=Settings.save, show_default=True, help="As for cellseg-infer; none for tables only.")
+@click.option("--save", default=Settings.save, show_default=True, help="See cellseg-infer --help; none: tables only.")
 @shared.scale_options
 @shared.engine_options
 @shared.measuring_options

@@ -302,10 +302,10 @@ def _tail(text: str) -> str:
 @click.option(
     "--forms",
     metavar="NAME,...",
-    help="Of fp32, fp16, mixed, openvino-fp32, openvino-bf16, int8.  [default: all but mixed]",
+    help="Some of fp32, fp16, mixed, openvino-fp32, openvino-bf16, int8.  [default: all but mixed]",
 )
 @click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images to compare on.  [default: sample smears]")
-@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their true masks.")
+@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="True masks of these images.")
 @console.mask_options
 @click.option("--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles per call.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")

@@ -211,7 +211,7 @@ def _told(row: Row) -> str:
 @click.option("-o", "--output", required=True, metavar="DIR", type=shared.PATH, help="New folder.")
 @shared.model_option
 @click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images to change.  [default: sample smears]")
-@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their masks.")
+@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Masks of these images.")
 @console.mask_options
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")
 @click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
