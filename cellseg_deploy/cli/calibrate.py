@@ -170,10 +170,10 @@ def matters(task: Task, one: TaskCalibration) -> dict[str, tuple[float, float]]:
 
 
 def _print(found: dict[Task, TaskCalibration], n_images: int, ece: float, out: Path) -> None:
+    click.echo(f"{n_images} images; figures with an interval (95 %, bootstrap over images) are measured on images that")
     click.echo(
-        f"{n_images} images; figures with an interval (95 %, bootstrap over images) are of images on which their"
+        "did not choose the settings; 'before' is the model's own point, which is optimistic if it was chosen on"
     )
-    click.echo("settings were not chosen; 'before' is the model's own point, which is optimistic if it was chosen on")
     click.echo("these images; 'moved alone' and ece are over all of them")
     for task, one in found.items():
         click.echo(f"\n{task}: {_words(one.chosen)}")

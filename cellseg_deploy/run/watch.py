@@ -108,7 +108,7 @@ def _rounds(
             images = find_images([folder], follow_links=setup.inputs.follow_links, is_silent=True)
         except UsageError as error:
             if not is_away:
-                _log.warning("%s; waiting until all folders can be listed again", error)
+                _log.warning("%s; waiting until the folder can be listed again", error)
             images, is_away = None, True
             continue
         if is_away:
