@@ -35,13 +35,13 @@ class RecordedRun:
 
     def result_options(self) -> dict[str, Any]:
         """Options of ``cellseg-infer`` that results depend on, by parameter name."""
-        settings, engine = self.identity.settings, engine_arguments(self.identity)
+        settings = self.identity.settings
         is_auto = settings["scale"] in (MEASURED, "auto")
         return {
             "task": self.identity.task,
             "scale": None if is_auto else settings["scale"],
             "cell_diameter": "auto" if is_auto else None,
-            **{name: engine[name] for name in ("backend", "device", "precision")},
+            **engine_arguments(self.identity),
             "halo": settings["halo"],
             "bit_depth": settings["bit_depth"],
             "pixel_size": settings["pixel_size_um"],
