@@ -238,8 +238,8 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "scale": ({"scale": 0.5}, "`scale`"),
     "auto scale": ({"cell_diameter_px": "auto"}, "`cell_diameter_px`"),
     "halo": ({"halo": 4}, "`halo`"),
-    "bit depth": ({"bit_depth": 12}, "`bit_depth`"),
-    "pixel size": ({"pixel_size_um": 0.1}, "`pixel_size_um`"),
+    "bit depth": ({"reading": ReadOptions(bit_depth=12)}, "`bit_depth`"),
+    "pixel size": ({"reading": ReadOptions(pixel_size_um=0.1)}, "`pixel_size_um`"),
     "count rule": ({"count_rule": "frame"}, "`count_rule`"),
     "field of view": ({"field_of_view": "full"}, "`field`"),
     "kinds of files": ({"save": ("labels",)}, "`save`"),
@@ -272,7 +272,7 @@ def test_another_engine_or_model_is_refused(folder: Path, tmp_path: Path) -> Non
         run_folder(Segmenter(DarknessBackend(make_spec(name="another"))), find_images([folder]), out)
 
 
-@pytest.mark.parametrize("settings", [{"batch_size": 3}, {"max_pixels": 10**9}])
+@pytest.mark.parametrize("settings", [{"batch_size": 3}, {"reading": ReadOptions(max_pixels=10**9)}])
 def test_what_changes_no_result_may_differ(folder: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     run(folder, tmp_path / "out")
     assert run(folder, tmp_path / "out", **settings).skipped == 4
