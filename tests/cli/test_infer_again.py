@@ -194,7 +194,7 @@ def test_the_model_is_checked(
     assert "SHA-256" in capsys.readouterr().err
     model.unlink()
     assert infer(smears, "--like", record, "-o", tmp_path / "again", "-q") == 5
-    assert "give it as --model" in capsys.readouterr().err
+    assert "pass it as --model" in capsys.readouterr().err
     (tmp_path / "moved.onnx").write_bytes(original)
     assert not (tmp_path / "again").exists()
     assert infer(smears, "--like", record, "-o", tmp_path / "again", "-q", "--model", tmp_path / "moved.onnx") == 0
