@@ -182,7 +182,9 @@ def test_an_engine_is_not_opened_before_it_was_checked(cuda: FakeCuda, engine: P
         TensorRTBackend(other)
     other.rename(engine)
     trt.__version__ = "10.14.0"
-    with pytest.raises(ModelError, match=r"TensorRT 10\.13\.0\.35, here is 10\.14\.0.*cellseg-export tensorrt"):
+    with pytest.raises(
+        ModelError, match=r"TensorRT 10\.13\.0\.35, this machine has 10\.14\.0.*cellseg-export tensorrt"
+    ):
         TensorRTBackend(engine)
     trt.__version__ = "10.13.0.35"
     cuda.gpus = (("Other RTX", 8, 9),)

@@ -82,7 +82,7 @@ def test_the_training_images_are_like_themselves() -> None:
         (grid(10, "x", step=21, field=120, shade=59), "field_lightness", "the background, so light or camera, differs"),
         (grid(10, "x", step=21, shade=30), "stain_green", "the stain of the cells differs"),
         (grid(10, "x", step=11), "covered", "more or less densely"),
-        (grid(10, "x", step=11), "crowded_share", "share of crowded cells 1 (training 0, mostly 0 to 0)"),
+        (grid(10, "x", step=11), "crowded_share", "share of crowded cells 1 (training 0, usually 0 to 0)"),
     ],
 )
 def test_a_difference_is_said_in_one_sentence(other: ImageFacts, quantity: str, sentence: str) -> None:
