@@ -48,11 +48,11 @@ def command() -> None:
 
 @command.command("network", context_settings=shared.SETTINGS)
 @click.option("-o", "--output", required=True, metavar="FILE.safetensors", type=shared.PATH, help="File to write.")
-@click.option("--encoder", default="large", show_default=True, help="As for cellseg-train.")
-@click.option("--tiles", type=click.IntRange(16), default=320, show_default=True, help="Tiles to learn from.")
-@click.option("--epochs", type=click.IntRange(1), default=24, show_default=True, help="Passes of the decoder.")
+@click.option("--encoder", default="large", show_default=True, help="See cellseg-train --help.")
+@click.option("--tiles", type=click.IntRange(16), default=320, show_default=True, help="Training tiles.")
+@click.option("--epochs", type=click.IntRange(1), default=24, show_default=True, help="Training passes of the decoder.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
+@click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
 def network_command(output: Path, encoder: str, tiles: int, epochs: int, seed: int, quiet: bool) -> None:
     """Make a large network that finds cells without any download: random frozen encoder, decoder trained here.
 

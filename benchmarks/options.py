@@ -75,7 +75,7 @@ def measuring_options(function: F) -> F:
     options = [
         click.option("-o", "--output", required=True, metavar="DIR", type=PATH, help="New folder for the report."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as each library chooses]"),
-        click.option("--quiet", "-q", is_flag=True, help="No lines of progress."),
+        click.option("--quiet", "-q", is_flag=True, help="Hide progress."),
     ]
     return console.with_options(function, options)
 
@@ -88,12 +88,12 @@ def engine_options(function: F) -> F:
             type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
             default=Engine.backend,
             show_default=True,
-            help="As for cellseg-infer.",
+            help="See cellseg-infer --help.",
         ),
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda for tensorrt, else cpu]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of OpenVINO."),
         click.option(
-            "--batch-size", type=click.IntRange(1), default=Engine.batch_size, show_default=True, help="Tiles a call."
+            "--batch-size", type=click.IntRange(1), default=Engine.batch_size, show_default=True, help="Tiles per call."
         ),
         click.option("--streams", type=click.IntRange(1), help="Batches that OpenVINO computes at a time."),
     ]
@@ -104,7 +104,9 @@ def scale_options(function: F) -> F:
     """Add ``--scale`` and ``--cell-diameter``: ``Scale``."""
     options = [
         click.option("--scale", type=float, help="Model px per image px.  [default: the training images' scale]"),
-        click.option("--cell-diameter", type=float, metavar="PX", help="Or: diameter of cells in the images."),
+        click.option(
+            "--cell-diameter", type=float, metavar="PX", help="Diameter of cells in the images, instead of --scale."
+        ),
     ]
     return console.with_options(function, options)
 
@@ -120,13 +122,15 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
     The last two are named after the fields of ``Plan``.
     """
     options = [
-        click.option("--rounds", type=click.IntRange(1), default=rounds, show_default=True, help="Turns of each."),
+        click.option(
+            "--rounds", type=click.IntRange(1), default=rounds, show_default=True, help="Turns per measured item."
+        ),
         click.option(
             "--min-seconds",
             type=click.FloatRange(0),
             default=min_seconds,
             show_default=True,
-            help="Least length of a turn; what is shorter is repeated.",
+            help="Shortest length of a turn; shorter work is repeated.",
         ),
         click.option(
             "--settle",
@@ -134,14 +138,14 @@ def rounds_options(rounds: int, min_seconds: float = 0.2) -> Callable[[F], F]:
             type=click.FloatRange(0),
             default=0.25,
             show_default=True,
-            help="Seconds of rest before a turn, so that threads of the one before stop waiting for work.",
+            help="Seconds of rest before a turn, so that threads of the previous turn stop waiting for work.",
         ),
         click.option(
             "--budget",
             "budget_seconds",
             type=click.FloatRange(0),
             metavar="SECONDS",
-            help="End the rounds (3 at least) after so long.",
+            help="End the rounds (3 at least) after this long.",
         ),
     ]
 
@@ -238,7 +242,7 @@ class Bench:
 
         missing = {"cuda": f"not yet run: {self.machine.no_gpu}"} if self.machine.gpu is None else {}
         if device == "cuda" and missing:
-            raise BackendUnavailableError(f"--device cuda was asked for, but {self.machine.no_gpu}")
+            raise BackendUnavailableError(f"--device cuda was requested, but {self.machine.no_gpu}")
         return (["cpu", "cuda"], missing) if device == "auto" else ([device], {})
 
 

@@ -249,20 +249,17 @@ class Segmenter:
         >>> [image.name for image in result.failed]
         []
         """
+        from cellseg_deploy.run.record import RunOptions
         from cellseg_deploy.run.result import run
 
-        return run(
-            self,
-            images,
-            out,
-            save=save,
-            read=read,
-            field=field,
-            count_rule=count_rule,
-            overwrite=overwrite,
-            follow_links=follow_links,
-            on_image=on_image,
-        )
+        check_types("a path or a list of paths", images=images)
+        check_types("a path", out=out)
+        check_types("a sequence of names", save=save)
+        check_types(ReadOptions, read=read)
+        check_types("True or False", overwrite=overwrite, follow_links=follow_links)
+        check_types("a function", on_image=on_image)
+        options = RunOptions(tuple(save), overwrite, read, count_rule, field)
+        return run(self, images, out, options, follow_links=follow_links, on_image=on_image)
 
     def _one(
         self,

@@ -28,10 +28,10 @@ def command() -> None:
 
 @command.command("info", context_settings=SETTINGS)
 @click.argument("file", metavar="FILE", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_common.log_options
 def info_command(file: Path, as_json: bool, quiet: bool, verbose: int) -> None:
-    """Show everything a model says of itself.
+    """Show everything recorded in a model.
 
     FILE is an .onnx, .xml, .engine or model.safetensors file, a bioimage.io package (.zip), or the folder of a training
     run or of a Triton model repository or one of its entries.

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     "--halo",
     type=click.IntRange(0),
     metavar="PX",
-    help="Context on each side of a tile that is thrown away.  [default: as trained, a seventh of another tile]",
+    help="Context on each side of a tile that is discarded.  [default: as trained; with another "
+    "--tile-size, a seventh of it]",
 )
 @click.option("--opset", type=click.IntRange(20, 22), help="ONNX operator set of the graph.  [default: 20]")
 @shared.batch_option

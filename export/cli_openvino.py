@@ -104,7 +104,7 @@ def openvino_command(
     show_default=True,
     help="How much F1 against the masks may fall, at every operating point.",
 )
-@click.option("--no-back-off", is_flag=True, help="Refuse at once where the drop is too large.")
+@click.option("--no-back-off", is_flag=True, help="Refuse at once if the drop is too large.")
 @shared.batch_option
 @shared.threads_option
 @console.log_options
@@ -170,6 +170,6 @@ def _print(exported: ExportedIr, source: Path) -> None:
     click.echo(f"model      {console.printable(exported.path)} and .bin, {size / 1e6:.1f} MB")
     click.echo(f"report     {console.printable(exported.report_path)}")
     if exported.record is not None and exported.record.timing is not None:
-        click.echo(f"time       {exported.record.timing.ms_per_tile:.3g} ms a tile")
+        click.echo(f"time       {exported.record.timing.ms_per_tile:.3g} ms per tile")
     if source.suffix.lower() == ".onnx" and source.parent.resolve() != exported.path.parent.resolve():
         click.echo(f"note       --backend auto looks for forms of {source.name} in its own folder only, not here")

@@ -23,7 +23,7 @@ PATH = click.Path(path_type=Path)
 
 EPILOG = """\b
 Exit codes: 0 done, 2 usage, 3 an image cannot be read, 4 no image found, 5 model refused, or the two forms do not
-count the same (or too few cells were seen to tell), 6 file cannot be written, 8 engine or device not available.
+count the same (or too few cells were found to judge), 6 file cannot be written, 8 engine or device not available.
 """
 
 images_option = click.option(
@@ -40,7 +40,7 @@ unverified_option = click.option(
 batch_option = click.option(
     "--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles per network call."
 )
-threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")
 
 
 def masks_option(function: F) -> F:
@@ -83,6 +83,6 @@ def require_runtime() -> None:
     """Fail before the export, not after it, if no runtime is installed to check the result with."""
     if importlib.util.find_spec("onnxruntime") is None:
         raise BackendUnavailableError(
-            "ONNX Runtime is not installed, and a model is only written after it was run against its origin; run: "
+            "ONNX Runtime is not installed, and a model is written only after comparison with its source; run: "
             "pip install 'cellseg-deploy[cpu]' (or [gpu] on a machine with an NVIDIA GPU)"
         )

@@ -34,9 +34,11 @@ Exit codes: 0 done, 2 usage, 5 model refused, 6 cannot be written, 8 engine not 
     metavar="US",
     help="Longest wait to fill a batch, in microseconds.",
 )
-@click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Copies on each device.")
 @click.option(
-    "--kind", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True, help="Where to run."
+    "--instances", type=click.IntRange(1), default=1, show_default=True, help="Model instances on each device."
+)
+@click.option(
+    "--kind", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True, help="Device to run on."
 )
 @console.log_options
 def triton_command(
@@ -74,7 +76,7 @@ def triton_command(
 @click.command("bioimageio", context_settings=shared.SETTINGS, epilog=_EPILOG)
 @click.argument("source", metavar="MODEL.onnx", type=shared.PATH)
 @click.option("-o", "--output", required=True, metavar="PACKAGE.zip", type=shared.PATH, help="Package to write.")
-@click.option("--author", "authors", multiple=True, help="Who made the model; can be repeated.")
+@click.option("--author", "authors", multiple=True, help="Author of the model; can be repeated.")
 @click.option("--licence", help="SPDX identifier, as CC-BY-4.0.  [default: what the model states, if it is one]")
 @shared.threads_option
 @console.log_options

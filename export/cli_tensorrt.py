@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """\b
 Exit codes: 0 done, 2 usage, 3 an image cannot be read, 4 no image found, 5 model refused by TensorRT, or the engine
-does not count the same (or too few cells were seen to tell), 6 file cannot be written, 8 no GPU, TensorRT or driver.
+does not count the same (or too few cells were found to judge), 6 file cannot be written, 8 no GPU, TensorRT or driver.
 """
 
 _NOT_CHECKED = ("device", "images", "masks", "mask_foreground", "reference", "unverified", "threads")
@@ -32,9 +32,9 @@ _NOT_CHECKED = ("device", "images", "masks", "mask_foreground", "reference", "un
     show_default=True,
     help="fp16 turns an fp32 model into half precision first; a half model is taken as it is.",
 )
-@click.option("--min-batch", type=click.IntRange(1), default=1, show_default=True, help="Fewest tiles a call.")
-@click.option("--opt-batch", type=click.IntRange(1), help="Tiles a call to tune for.  [default: --max-batch]")
-@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Most tiles a call.")
+@click.option("--min-batch", type=click.IntRange(1), default=1, show_default=True, help="Fewest tiles per call.")
+@click.option("--opt-batch", type=click.IntRange(1), help="Tiles per call to tune for.  [default: --max-batch]")
+@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Most tiles per call.")
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="GPU memory for a layer.  [default: all]")
 @click.option("--device", default="cuda", show_default=True, help="cuda or cuda:N; builds and compares there.")
 @images_option
@@ -84,7 +84,7 @@ def tensorrt_command(
     """Build a TensorRT engine (10 or 11) of MODEL.onnx on the GPU that will run it.
 
     Strongly typed: the precision is that of the graph. Before the engine gets its name it is run beside the model on
-    images, on this GPU; if the counts part, it is not kept. MODEL.engine.json beside it says what it is and where it
+    images, on this GPU; if the counts differ, it is not kept. MODEL.engine.json beside it says what it is and where it
     may run.
     """
     console.set_up_logging(verbose)
@@ -103,7 +103,7 @@ def tensorrt_command(
     if compute_capabilities is not None:
         raise click.UsageError("--compute-capability goes with --check-only; an engine is built for the GPU at hand")
     if output is None:
-        raise click.UsageError("Missing option '-o' / '--output' (only --check-only goes without).")
+        raise click.UsageError("Missing option '-o' / '--output' (only --check-only needs none).")
 
     from cellseg_export.forms.tensorrt import export_tensorrt
 

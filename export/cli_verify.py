@@ -25,7 +25,7 @@ _DEPLOYABLE = (".onnx", ".engine", ".xml")
 @click.option(
     "--policy",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    help="What must agree.  [default: by the precision of CANDIDATE]",
+    help="Parity policy.  [default: by the precision of CANDIDATE]",
 )
 @click.option("--report", metavar="FILE.json", type=shared.PATH, help="Write the whole comparison to this file.")
 @click.option(
@@ -72,7 +72,7 @@ def verify_command(
     """Compare two forms of one network: REF and CANDIDATE are each a run folder, a model.safetensors, an .onnx file or
     another form that cellseg-export wrote.
 
-    Prints how far probabilities, masks, cells and counts lie apart, and ends with exit code 5 unless they pass. With
+    Prints how much probabilities, masks, cells and counts differ, and ends with exit code 5 unless they pass. With
     true labels (--masks, or on the sample smears) both are judged by these too, side by side; int8 forms must be.
     """
     console.set_up_logging(verbose)

@@ -49,7 +49,7 @@ class CellClasses:
             if number not in at:
                 raise DataError(
                     f"{self.places[image, number]}: the mask of {image} has no cell {number}; "
-                    f"it has {_some(sorted(at))}: are these the label images that the file is about?"
+                    f"it has {_some(sorted(at))}: do these label images belong to the file?"
                 )
             found[at[number]] = class_number
         return found
@@ -116,7 +116,9 @@ def _rows(file: Path, text: str) -> list[tuple[str, str, int, str]]:
     for row in reader:
         place = f"{file}, line {reader.line_num}"
         if None in row or any(row[name] is None for name in _COLUMNS):
-            raise DataError(f"{place}: not as many fields as the header's {len(header)} ({','.join(header)})")
+            raise DataError(
+                f"{place}: the number of fields differs from the header's {len(header)} ({','.join(header)})"
+            )
         label = row["label"].strip()
         if not label.isdecimal() or int(label) < 1:
             raise DataError(f"{place}: label {label!r}; expected the cell's number in its label image, 1 or more")
@@ -125,4 +127,4 @@ def _rows(file: Path, text: str) -> list[tuple[str, str, int, str]]:
 
 
 def _some(numbers: Sequence[int]) -> str:
-    return f"{plural(len(numbers), 'cell')}, numbered {numbers[0]} to {numbers[-1]}" if numbers else "no cell at all"
+    return f"{plural(len(numbers), 'cell')}, numbered {numbers[0]} to {numbers[-1]}" if numbers else "no cells"

@@ -77,7 +77,9 @@ def load_record(run: Path) -> RunRecord:
     """Read ``config.json``; ``UsageError`` if ``run`` is not a training run, ``ModelError`` if it cannot be read."""
     path = run / CONFIG_FILE
     if not path.is_file():
-        raise UsageError(f"{run} is no training run: it has no {CONFIG_FILE}; give the folder that cellseg-train wrote")
+        raise UsageError(
+            f"{run} is not a training run: it has no {CONFIG_FILE}; give the folder that cellseg-train wrote"
+        )
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunRecord)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -105,7 +107,9 @@ def load_network(path: Path) -> LoadedNetwork:
     state = safetensors.torch.load_file(file)
     missing, unexpected = net.load_state_dict(state, strict=False)
     if missing or unexpected:
-        raise ModelError(f"{file}: weights do not fit their own description; {describe_mismatch(missing, unexpected)}")
+        raise ModelError(
+            f"{file}: weights do not match their own description; {describe_mismatch(missing, unexpected)}"
+        )
     return LoadedNetwork(net.eval(), config, spec)
 
 

@@ -31,8 +31,8 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _EXISTING = click.Path(exists=True, path_type=Path)
 _EPILOG = """\b
 Exit codes: 0 done, 2 usage, 3 an image or mask cannot be used, 5 weights or run refused, 6 run folder unusable,
-7 the run is being trained by another process, 8 PyTorch or the device is not available, 129/130/143 interrupted (go on
-with --resume).
+7 the run is being trained by another process, 8 PyTorch or the device is not available, 129/130/143 interrupted
+(continue with --resume).
 """
 NO_TEACHER = "none"
 MARKS = "marks"
@@ -63,7 +63,7 @@ def _numbers(kind: type) -> Any:
         try:
             return () if value == "none" else tuple(kind(part) for part in value.split(","))
         except ValueError as error:
-            raise click.BadParameter(f"{value!r} is no list of numbers such as 96,64,32") from error
+            raise click.BadParameter(f"{value!r} is not a list of numbers such as 96,64,32") from error
 
     return parse
 
@@ -98,7 +98,7 @@ def _setting(
 @click.option(
     "--teacher",
     metavar="FILE|none",
-    help="Model that says where cells are for --boxes, --points; none: boxes become ellipses.  [default: the shipped]",
+    help="Model that locates the cells for --boxes, --points; none: boxes become ellipses.  [default: the shipped one]",
 )
 @click.option(
     "--marked-cell-diameter",
@@ -121,17 +121,15 @@ def _setting(
     multiple=True,
     metavar="FILE|marks",
     help="CSV (image,label,class) of the cells' classes, each a channel of the network; or marks for those of --boxes, "
-    "--points. Cells of the class ignore teach nothing. Repeatable.",
+    "--points. Cells of the class ignore are left out of training. Repeatable.",
 )
 @click.option("--truth-only", is_flag=True, help="Make the label images in RUN/truth and stop.")
-@click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images; without it some of --images.")
+@click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images.  [default: some of --images]")
 @click.option("--val-masks", multiple=True, type=_FOLDER, help="Masks of --val-images.")
 @click.option("--val-boxes", multiple=True, type=_EXISTING, help="Boxes of --val-images instead, as --boxes.")
 @click.option("--val-points", multiple=True, type=_EXISTING, help="Points of --val-images instead, as --points.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Run folder to make; it must not exist.")
-@click.option(
-    "--resume", type=_FOLDER, help="Go on with this run folder, with the settings and data it was started with."
-)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Run folder to create; it must not exist.")
+@click.option("--resume", type=_FOLDER, help="Resume this run folder, with the settings and data it was started with.")
 @click.option("--name", default="cellseg", show_default=True, help="Name written into the model.")
 @click.option(
     "--data-note", default="", help="The training data and its licence in words, for the model's description."
@@ -142,7 +140,7 @@ def _setting(
     "--weights",
     default="none",
     show_default=True,
-    help="Start: shipped (the package's own network, to fine-tune), none, hub (timm's own encoder; for uni "
+    help="Initial weights: shipped (the package's own network, to fine-tune), none, hub (timm's own encoder; for uni "
     "MahmoodLab/UNI), hf-hub:OWNER/NAME, or a checkpoint file.",
 )
 @_setting("model", "tile_size", help="Side of the network's input in px, a multiple of the ViT's patch.")
@@ -184,7 +182,7 @@ def _setting(
 @_setting("augment", "scale", "--scale-jitter", numbers=float, help="Lowest and highest random zoom.")
 @_setting("augment", "stain", "--stain-jitter", help="Relative spread of each stain's strength.")
 @_setting(
-    "overlap", "share", "--overlap-share", help="Share of whole cells that become piles of real cells, laid over."
+    "overlap", "share", "--overlap-share", help="Share of whole cells that become piles of overlapping real cells."
 )
 @_setting("overlap", "most", "--overlap-most", help="Most cells in such a pile.")
 @_setting("loss", "dice_weight", help="Weight of the Dice loss.")
@@ -194,7 +192,7 @@ def _setting(
 @_setting("loss", "distance_weight", help="Weight of the distance channel's loss.")
 @_setting("loss", "class_weight", help="Weight of the classes' cross-entropy.")
 @_setting("optim", "epochs", help="Passes over the images.")
-@_setting("optim", "batch_size", help="Tiles an update.")
+@_setting("optim", "batch_size", help="Tiles per update.")
 @_setting("optim", "lr", help="Peak learning rate.")
 @_setting("optim", "encoder_lr_ratio", help="Learning rate of the encoder relative to the rest.")
 @_setting("optim", "layer_decay", help="Learning rate factor from each encoder block to the one below.")
@@ -214,7 +212,8 @@ def _setting(
     "--calibrate/--no-calibrate",
     default=TrainConfig.calibrate,
     show_default=True,
-    help="Search the operating points on the validation images at the end; else the last network is kept as it is.",
+    help="Search the operating points on the validation images at the end; otherwise the last network is kept "
+    "unchanged.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
@@ -251,7 +250,7 @@ def command(context: click.Context, /, **options: Any) -> None:
         ]
         if given:
             raise UsageError(
-                "--resume goes on with a run as it was started: give neither folders nor -o nor settings with it, got "
+                "--resume continues a run as it was started and takes no folders, -o or settings, got "
                 + ", ".join(given)
             )
         _resume(resume, quiet)

@@ -83,7 +83,7 @@ class Split:
         if common:
             raise UsageError(
                 f"{plural(len(common), *_ALSO)} ({', '.join(common[:3])}); "
-                "a network cannot be judged on what it was taught: give other --val-images"
+                "validation needs images that were not trained on: give other --val-images"
             )
 
 
@@ -169,7 +169,10 @@ def read_pair(
     left_out = (class_of == LEFT_OUT)[labels]  # specks among them too
     if left_out.any():
         if len(numbers) > UNTAUGHT:
-            raise DataError(f"{pair.mask}: {len(numbers) - 1:,} cells; beside cells of the class ignore expected fewer")
+            raise DataError(
+                f"{pair.mask}: {len(numbers) - 1:,} cells; with cells of the class ignore expected at most "
+                f"{UNTAUGHT - 1:,}"
+            )
         cells[left_out] = UNTAUGHT
         class_of[class_of == LEFT_OUT] = UNKNOWN
     return image, Truth(cells, class_of)

@@ -378,7 +378,7 @@ def _finish(
         metrics = chosen["counting"][1]
         reporter.say(
             f"calibrated epoch {spec.training.epochs}: Dice {metrics['dice']:.4f}, F1 {metrics['f1']:.4f}, "
-            f"count error {metrics['count_mae']:.1f} cells an image"
+            f"count error {metrics['count_mae']:.1f} cells per image"
         )
         spec = msgspec.structs.replace(
             spec,

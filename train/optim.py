@@ -58,7 +58,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise BackendUnavailableError(
-            f"{name!r} names no device of PyTorch; use auto, cpu, cuda, cuda:1 or mps"
+            f"{name!r} is not a PyTorch device; use auto, cpu, cuda, cuda:1 or mps"
         ) from error
     available = {
         "cpu": True,

@@ -94,8 +94,7 @@ def resume(run: Path, *, quiet: bool) -> None:
         if recorded != describe_split(split, classes):
             raise ModelError(
                 f"images, masks or classes of {run} are not those it was started with (fingerprint "
-                f"{split.sha256[:12]}, recorded {str(recorded.get('sha256'))[:12]}); bring them back, or start "
-                "a new run"
+                f"{split.sha256[:12]}, recorded {str(recorded.get('sha256'))[:12]}); restore them, or start a new run"
             )
         _train(run, record, split, *_load(record, split, reporter, classes), reporter, classes)
 
@@ -217,7 +216,7 @@ def epoch_words(row: Mapping[str, float], epochs: int) -> str:
     classes = [f"{key.removeprefix('val_f1_')} {value:.3f}" for key, value in row.items() if key.startswith("val_f1_")]
     return (
         f"{words}, val Dice {row['val_dice']:.4f}, F1 {row['val_f1']:.4f}, "
-        f"count error {row['val_count_mae']:.1f} cells an image"
+        f"count error {row['val_count_mae']:.1f} cells per image"
         + (f"; F1 by class: {', '.join(classes)}" if classes else "")
     )
 

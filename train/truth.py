@@ -195,7 +195,7 @@ def make_truth(
     if unknown:
         raise DataError(
             f"{marks} does not name {plural(len(unknown), 'image')} of {images} ({', '.join(unknown[:3])}); "
-            "what is in them is not known: move them to another folder"
+            "their cells are unknown: move them to another folder"
         )
     kept = {stem: _without(marked, settings.left_out_classes) for stem, marked in by_stem.items() if marked is not None}
     ending = "" if number == 1 else f"-{number}"
@@ -210,7 +210,7 @@ def make_truth(
             cells = len(set(np.unique(labels).tolist()) - {0, IGNORED})
             if len(marked) and not cells:
                 raise DataError(
-                    f"{file}: the teacher sees no cell at any of {len(marked)} marks; give --marked-cell-diameter PX, "
+                    f"{file}: the teacher finds no cell at any of {len(marked)} marks; give --marked-cell-diameter PX, "
                     "or another --teacher"
                 )
             missed += len(marked) - cells

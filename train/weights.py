@@ -177,8 +177,8 @@ def class_remark(config: ModelConfig, weights: str) -> str:
     kept = [name for name in config.classes if name in there]
     new = [name for name in config.classes if name not in there]
     begun = [f"{', '.join(kept)} as in --weights {weights}"] if kept else []
-    begun += [f"{', '.join(new)} from random weights, which --weights {weights} has none for"] if new else []
-    return f"classes: {'; '.join(begun)}; all else is taken from there"
+    begun += [f"{', '.join(new)} from random weights (--weights {weights} has no such class)"] if new else []
+    return f"classes: {'; '.join(begun)}; the rest is taken from there"
 
 
 def _resampled(net: CellSegNet, state: dict[str, Tensor]) -> dict[str, Tensor]:

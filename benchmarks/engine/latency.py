@@ -336,7 +336,7 @@ def _weights_bytes(weights: Path) -> int:
 
 
 _HEAD = (
-    *("form", "device", "parity", "ms a tile", "IQR", "tiles/s", "TFLOP/s", "of peak", "x eager fp32"),
+    *("form", "device", "parity", "ms per tile", "IQR", "tiles/s", "TFLOP/s", "of peak", "x eager fp32"),
     *("x PyTorch's best", "flipped px", "memory, MB", "GPU memory, MB"),
 )
 
@@ -357,7 +357,7 @@ def _markdown(report: LatencyReport) -> str:
     for network, batch in groups(report.rows):
         rows = [row for row in report.rows if (row.network, row.batch) == (network, batch) and not row.again]
         work = report.gflop_per_tile.get(network)
-        told = "" if work is None else f", {number(work)} GFLOP a tile"
+        told = "" if work is None else f", {number(work)} GFLOP per tile"
         best = next((row.best_pytorch for row in rows if row.best_pytorch), "")
         lines += [f"## {network}, batches of {batch}{told}", ""]
         lines += [f"PyTorch's best: {best}.", ""] if best else []
@@ -385,7 +385,7 @@ def png(report: LatencyReport) -> bytes:
             for row in report.rows
             if (row.network, row.batch) == (network, batch) and not row.again
         ]
-        panels.append(Bars(f"{network}, batches of {batch}", "ms a tile, median and IQR", tuple(bars)))
+        panels.append(Bars(f"{network}, batches of {batch}", "ms per tile, median and IQR", tuple(bars)))
     return panels_png(panels, title=f"Latency of the network: {report.conditions.machine.processor}")
 
 
@@ -432,7 +432,7 @@ def _cells(row: Row) -> list[str]:
     help="Folder that `parity` made of the NETWORK in the same place.  [default: made in -o, which takes long]",
 )
 @click.option("--forms", metavar="NAME,...", help="Forms to time, as pytorch-fp32,openvino-bf16.  [default: all]")
-@click.option("--batch-sizes", metavar="N,...", default="1,8", show_default=True, help="Tiles a call.")
+@click.option("--batch-sizes", metavar="N,...", default="1,8", show_default=True, help="Tiles per call.")
 @shared.device_option
 @shared.rounds_options(10)
 @size_option

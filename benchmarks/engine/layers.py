@@ -69,7 +69,7 @@ class LayersReport:
             ]
             for part in self.parts
         ]
-        head = ("part", "ms a tile", "of the time", "GFLOP a tile", "of the arithmetic", "GFLOP/s")
+        head = ("part", "ms per tile", "of the time", "GFLOP per tile", "of the arithmetic", "GFLOP/s")
         return "\n".join(
             [
                 "# Where the time of the network goes",
@@ -180,7 +180,7 @@ def png(report: LayersReport) -> bytes:
 
 @click.command("layers", context_settings=shared.SETTINGS)
 @click.option("--model", type=shared.PATH, help="An .onnx file.  [default: the one that ships]")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Tiles per call.")
 @click.option("--calls", type=click.IntRange(1), default=15, show_default=True, help="Calls after the first.")
 @shared.measuring_options
 def layers_command(model: Path | None, batch_size: int, calls: int, **given: Any) -> None:

@@ -116,7 +116,7 @@ class Settings:
             if not path.is_file():
                 raise ModelError(f"{path}: no such file")
         if len({path.stem for path in models}) < len(models):
-            raise UsageError(f"two models of one name cannot be told apart: {', '.join(path.name for path in models)}")
+            raise UsageError(f"two models have the same name: {', '.join(path.name for path in models)}")
         image_set.check_size(self.megapixels)
         return replace(self, models=models)
 
@@ -251,10 +251,10 @@ def png(report: PeersReport) -> bytes:
 @click.command("peers", context_settings=shared.SETTINGS)
 @click.argument("paths", metavar="[IMAGE]...", nargs=-1, type=shared.PATH)
 @click.option(
-    "--model", "models", multiple=True, type=shared.PATH, help="Model file of ours; again for more.  [default: shipped]"
+    "--model", "models", multiple=True, type=shared.PATH, help="Our model file; can be repeated.  [default: shipped]"
 )
 @click.option(
-    "--peers", default=Settings.peers, metavar="NAME,...", help="Of cellpose, stardist, instanseg.  [default: all]"
+    "--peers", default=Settings.peers, metavar="NAME,...", help="Some of cellpose, stardist, instanseg.  [default: all]"
 )
 @click.option(
     "--cell-diameter",
@@ -262,7 +262,9 @@ def png(report: PeersReport) -> bytes:
     metavar="PX",
     help="Diameter of cells in the images, from which every tool gets its scale.  [default: that of sample smears]",
 )
-@click.option("--megapixels", type=float, default=Settings.megapixels, show_default=True, help="Of the sample smear.")
+@click.option(
+    "--megapixels", type=float, default=Settings.megapixels, show_default=True, help="Size of the sample smear."
+)
 @click.option(
     "--folder-images",
     type=click.IntRange(1),
@@ -270,7 +272,7 @@ def png(report: PeersReport) -> bytes:
     show_default=True,
     help="Images in our folder run.",
 )
-@click.option("--cellpose-weights", type=shared.PATH, help="A Cellpose 4 model.  [default: random weights]")
+@click.option("--cellpose-weights", type=shared.PATH, help="Cellpose 4 model file.  [default: random weights]")
 @shared.engine_options
 @shared.rounds_options(5, min_seconds=0.0)
 @shared.measuring_options

@@ -113,7 +113,7 @@ class ScalingReport:
             if not rows:
                 continue
             unit = "megapixel" if series == "megapixels" else "image"
-            head = (series, "s", f"s a {unit}", "engine busy", "peak, MB", "of the run, MB", "bytes a pixel")
+            head = (series, "s", f"s per {unit}", "engine busy", "peak, MB", "of the run, MB", "bytes per pixel")
             lines += [f"## {title}", "", *table(head, rows, words=0), ""]
             lines += [_growth_line(growth) for growth in self.growth if growth.series == series] + [""]
         lines += [f"- {name}: {reason}" for name, reason in self.left_out.items()]

@@ -130,11 +130,11 @@ class Soak:
         """Criteria of the run, with its figures."""
         before, after = self.before, self.after
         return [
-            Criterion("memory growth in the second half", self.growth_bytes, limits.growth_bytes, "bytes a file"),
+            Criterion("memory growth in the second half", self.growth_bytes, limits.growth_bytes, "bytes per file"),
             Criterion("file descriptors afterwards", after.descriptors, before.descriptors),
             Criterion("threads afterwards", after.threads, before.threads),
             Criterion("temporary files afterwards", after.temporary_files, before.temporary_files),
-            Criterion("overhead outside the network, median", self.median_ms, limits.overhead_ms, "ms a file"),
+            Criterion("overhead outside the network, median", self.median_ms, limits.overhead_ms, "ms per file"),
             Criterion("files with a wrong result", len(self.wrong), 0),
         ]
 
@@ -372,7 +372,7 @@ class SoakReport:
             "",
             *machine_lines(self.conditions, None),
             f"`python -m cellseg_benchmarks soak {words}`: {soak.n_files} files, {soak.n_bad} of them damaged, in "
-            f"{soak.wall_seconds:.0f} s, {1000 * soak.wall_seconds / soak.n_files:.1f} ms a file with all that comes "
+            f"{soak.wall_seconds:.0f} s, {1000 * soak.wall_seconds / soak.n_files:.1f} ms per file with all that comes "
             f"before the first and after the last. **{self.verdict[0].upper()}{self.verdict[1:]}.**",
             "",
             *table(("criterion", "measured", "allowed", "verdict"), rows),
@@ -406,7 +406,7 @@ def png(report: SoakReport) -> bytes:
     middle, start = soak.n_files / 2, soak.resident_bytes_until(0.5) / _MIB
     memory = {
         "resident": (files, [sample.resident_bytes / _MIB for sample in soak.samples]),
-        f"{limits.growth_bytes:g} bytes a file, the most allowed": (
+        f"{limits.growth_bytes:g} bytes per file, the most allowed": (
             [middle, float(soak.n_files)],
             [start, start + limits.growth_bytes * middle / _MIB],
         ),
@@ -419,7 +419,7 @@ def png(report: SoakReport) -> bytes:
     }
     panels = (
         Lines("memory of the process", "files", "MiB", memory, logarithmic=False),
-        Lines("a file outside the network", "files", "ms", overhead, logarithmic=False, logarithmic_y=True),
+        Lines("per file outside the network", "files", "ms", overhead, logarithmic=False, logarithmic_y=True),
     )
     return panels_png(panels, title=f"{soak.n_files} files, {soak.n_bad} damaged: {report.verdict}")
 
@@ -433,28 +433,28 @@ def _figure(value: float) -> str:
 @click.command("soak", context_settings=shared.SETTINGS)
 @click.option("-o", "--output", required=True, metavar="DIR", type=shared.PATH, help="New folder.")
 @click.option(
-    "--files", type=click.IntRange(20, MAX_FILES), default=Settings.files, show_default=True, help="How many images."
+    "--files", type=click.IntRange(20, MAX_FILES), default=Settings.files, show_default=True, help="Number of images."
 )
 @click.option(
-    "--bad", type=click.FloatRange(0, 1), default=Settings.bad, show_default=True, help="Share of damaged ones."
+    "--bad", type=click.FloatRange(0, 1), default=Settings.bad, show_default=True, help="Share of damaged images."
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=Settings.seed, show_default=True, help="Decides which are damaged."
+    "--seed", type=click.IntRange(0), default=Settings.seed, show_default=True, help="Chooses the damaged images."
 )
 @click.option(
     "--leak",
     type=click.Choice(["memory", "descriptors", "files"]),
     is_flag=False,
     flag_value="memory",
-    help="The network leaks on purpose, memory unless something else is named: then the verdict must fail.",
+    help="Make the network leak (memory by default): the verdict must then fail.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
+@click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
 def soak_command(**given: Any) -> None:
     """A folder run over thousands of small images with a stub network: does anything grow, and what does a file cost?
 
     Makes the images in DIR/files, runs to DIR/run, and writes soak.json, soak.md and soak.png to DIR. Exit code 5 if a
-    criterion fails: memory flat; descriptors, threads and temporary files back to where they were; at most 30 ms a file
-    outside the network; each result the right one. Linux only.
+    criterion fails: memory flat; descriptors, threads and temporary files back to where they were; at most 30 ms per
+    file outside the network; each result the right one. Linux only.
     """
     bench = shared.Bench("soak", given)
     progress = bench.begin()

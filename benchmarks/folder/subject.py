@@ -17,6 +17,7 @@ from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.backends import EngineOptions, default_device
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.images.find import find_images
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.run.folder import RunOptions, RunSummary, run_folder
 from cellseg_deploy.segmenter import Segmenter
 
@@ -51,7 +52,7 @@ def subject(
 
     def options(max_pixels: int) -> RunOptions:
         saved = RunOptions().save if save is None else tuple(save)
-        return RunOptions(save=saved, max_pixels=max_pixels_for(max_pixels))
+        return RunOptions(save=saved, reading=ReadOptions(max_pixels_for(max_pixels)))
 
     def run_once(paths: Sequence[str], max_pixels: int = 0) -> RunSummary:
         images = find_images([Path(path) for path in paths], follow_links=True)

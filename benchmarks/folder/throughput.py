@@ -126,7 +126,16 @@ class PipelineReport:
             "Medians.",
             "",
         ]
-        head = ("format", "state", "images/s", "s an image", "s a megapixel", "start, s", "engine busy", "MB of files")
+        head = (
+            "format",
+            "state",
+            "images/s",
+            "s per image",
+            "s per megapixel",
+            "start, s",
+            "engine busy",
+            "MB of files",
+        )
         rows = [
             [
                 x.file_format,
@@ -345,7 +354,9 @@ def _run(name: str, round_: int, state: State, answer: Mapping[str, Any], second
 @click.option(
     "--images", type=click.IntRange(1), default=Settings.images, show_default=True, help="Images in a folder."
 )
-@click.option("--megapixels", type=float, default=Settings.megapixels, show_default=True, help="Of a sample smear.")
+@click.option(
+    "--megapixels", type=float, default=Settings.megapixels, show_default=True, help="Size of a sample smear."
+)
 @click.option(
     "--formats", default=Settings.formats, show_default=True, metavar="NAME,...", help="Formats to convert to."
 )
@@ -359,7 +370,7 @@ def _run(name: str, round_: int, state: State, answer: Mapping[str, Any], second
 @click.option(
     "--warm", type=click.IntRange(0), default=Settings.warm, show_default=True, help="Warm runs in each process."
 )
-@click.option("--save", default=Settings.save, show_default=True, help="As for cellseg-infer; none for tables only.")
+@click.option("--save", default=Settings.save, show_default=True, help="See cellseg-infer --help; none: tables only.")
 @shared.scale_options
 @shared.engine_options
 @size_option

@@ -61,7 +61,7 @@ def count_nodes(model: Any, *, source: str = "the model") -> list[tuple[Any, int
     ``ModelError`` if operations cannot be counted.
     """
     for name in sorted({op for op in _operators(model) if _HEAVY.search(op) and op not in _COUNTED}):
-        raise ModelError(f"{source}: operator {name} is not counted; its work cannot be told")
+        raise ModelError(f"{source}: operator {name} is not counted; its work is unknown")
     shapes = _inferred(model, source)
     counted = []
     for node in model.graph.node:

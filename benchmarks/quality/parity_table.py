@@ -104,7 +104,7 @@ class Table:
             f"`{self.network}`, {self.images}",
             "",
             "| form | verdict | cells | F1 at IoU 0.9 | Dice to reference | largest difference | F1 to truth | "
-            "Dice to truth | count error an image | MB |",
+            "Dice to truth | count error per image | MB |",
             "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
         first = next((row for row in self.rows if row.compared_with == "pytorch" and row.figures), None)
@@ -302,14 +302,14 @@ def _tail(text: str) -> str:
 @click.option(
     "--forms",
     metavar="NAME,...",
-    help="Of fp32, fp16, mixed, openvino-fp32, openvino-bf16, int8.  [default: all but mixed]",
+    help="Some of fp32, fp16, mixed, openvino-fp32, openvino-bf16, int8.  [default: all but mixed]",
 )
 @click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images to compare on.  [default: sample smears]")
-@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their true masks.")
+@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="True masks of these images.")
 @console.mask_options
-@click.option("--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles a call.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
-@click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
+@click.option("--tile-batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles per call.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")
+@click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
 def parity_command(
     network: Path | None,
     output: Path,
@@ -324,7 +324,7 @@ def parity_command(
     """Make every form of a network with cellseg-export and show the gate's verdicts side by side.
 
     RUN is a run folder of cellseg-train or its model.safetensors, by default the model that ships. The forms and
-    their reports stay in DIR, beside parity.json and parity.md; the same command goes on with a table that was
+    their reports stay in DIR, beside parity.json and parity.md; the same command resumes a table that was
     stopped. Exit code 5 if a form was refused.
     """
     console.require_packages("export", "torch", "timm", "safetensors", "onnxscript")

@@ -211,10 +211,10 @@ def _told(row: Row) -> str:
 @click.option("-o", "--output", required=True, metavar="DIR", type=shared.PATH, help="New folder.")
 @shared.model_option
 @click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images to change.  [default: sample smears]")
-@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their masks.")
+@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Masks of these images.")
 @console.mask_options
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one a core]")
-@click.option("--quiet", "-q", is_flag=True, help="No lines of progress.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")
+@click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
 def robustness_command(
     output: Path,
     model: Path | None,
@@ -282,7 +282,7 @@ def _panel(rows: list[Row], condition: str) -> tuple[str, dict[str, tuple[list[f
 
 def _markdown(rows: list[Row]) -> str:
     lines = [
-        "| condition | factor | scale | Dice | F1 | count error | bias, cells an image | true | found |",
+        "| condition | factor | scale | Dice | F1 | count error | bias, cells per image | true | found |",
         "|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:

@@ -317,7 +317,7 @@ def _row(outcome: dict[str, Any]) -> list[str]:
     help="Another model file, as the same network for tiles of another size; may be given more than once.",
 )
 @click.option("--images", metavar="DIR", type=shared.FOLDER, help="Images.  [default: six sample smears]")
-@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Their masks.")
+@click.option("--masks", metavar="DIR", type=shared.FOLDER, help="Masks of these images.")
 @console.mask_options
 @click.option("--most", type=click.IntRange(1), default=10, show_default=True, help="Images, held in memory.")
 @shared.engine_options

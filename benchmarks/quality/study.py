@@ -187,7 +187,7 @@ def _one(
         differing = [key for key, value in about.items() if found.get(key) != value]
         if differing:
             raise UsageError(
-                f"{path} is of other {' and '.join(differing)} than asked for now; give the settings and images it was "
+                f"{path} is of other {' and '.join(differing)} than requested now; give the settings and images it was "
                 "made with, or another -o"
             )
         say("  finished before")
@@ -243,7 +243,7 @@ def _train(folder: Path, record: RunRecord, *, quiet: bool) -> None:
     found = checkpoint.load_record(folder)
     if _comparable(found.config) != _comparable(record.config) or found.inputs != record.inputs:
         raise UsageError(
-            f"{folder} was begun with other settings or folders; give those, or another -o (what differs stands in "
+            f"{folder} was started with other settings or folders; give those, or another -o (compare with "
             f"{folder / checkpoint.CONFIG_FILE})"
         )
     start.resume(folder, quiet=quiet)
@@ -343,43 +343,43 @@ def _percent(share: float | None) -> str:
 
 @click.command("study", context_settings=shared.SETTINGS)
 @click.option("--images", required=True, type=shared.FOLDER, help="Training images.")
-@click.option("--masks", required=True, type=shared.FOLDER, help="Their masks.")
+@click.option("--masks", required=True, type=shared.FOLDER, help="Masks of these images.")
 @click.option("--val-images", required=True, type=shared.FOLDER, help="Images that every figure is measured on.")
-@click.option("--val-masks", required=True, type=shared.FOLDER, help="Their masks.")
+@click.option("--val-masks", required=True, type=shared.FOLDER, help="Masks of these images.")
 @console.mask_options
 @click.option("-o", "--output", required=True, metavar="DIR", type=shared.PATH, help="Study folder.")
 @click.option(
     "--runs",
     metavar="NAME,...",
-    help="Of plain, boundary, distance, boundary-surface, boundary-no-gaps (the default) and plain-no-gaps.",
+    help="Some of plain, boundary, distance, boundary-surface, boundary-no-gaps (the default) and plain-no-gaps.",
 )
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Training runs of each.")
 @click.option("--epochs", type=click.IntRange(1), default=40, show_default=True)
-@click.option("--patches-per-image", type=click.IntRange(1), default=1, show_default=True, help="Tiles an epoch.")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Tiles an update.")
+@click.option("--patches-per-image", type=click.IntRange(1), default=1, show_default=True, help="Tiles per epoch.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Tiles per update.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate.")
-@click.option("--ema-decay", type=float, default=0.99, show_default=True, help="Of the averaged weights.")
+@click.option("--ema-decay", type=float, default=0.99, show_default=True, help="Decay of the averaged weights.")
 @click.option("--image-scale", type=float, default=0.5, show_default=True, help="Model px per image px.")
 @click.option("--tile-size", type=int, default=224, show_default=True, help="Side of the network's input in px.")
-@click.option("--encoder", default="tiny", show_default=True, help="As for cellseg-train.")
+@click.option("--encoder", default="tiny", show_default=True, help="See cellseg-train --help.")
 @click.option("--tiny-width", type=int, default=192, show_default=True, help="Width of the tiny encoder.")
 @click.option("--tiny-depth", type=int, default=6, show_default=True, help="Blocks of the tiny encoder.")
-@click.option("--weights", default="none", show_default=True, help="As for cellseg-train.")
-@click.option("--layer-decay", type=float, default=1.0, show_default=True, help="As for cellseg-train.")
+@click.option("--weights", default="none", show_default=True, help="See cellseg-train --help.")
+@click.option("--layer-decay", type=float, default=1.0, show_default=True, help="See cellseg-train --help.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="CPU threads; 0: PyTorch's own.")
-@click.option("-q", "--quiet", is_flag=True, help="A line a run only.")
+@click.option("-q", "--quiet", is_flag=True, help="One line per run only.")
 def study_command(
     images: Path, masks: Path, val_images: Path, val_masks: Path, output: Path, seeds: int, **given: Any
 ) -> None:
-    """Train networks that differ in one thing on the same images, and say what it is worth.
+    """Train networks that differ in one setting on the same images, and measure the effect of that setting.
 
     \b
     python -m cellseg_benchmarks study --images train/images --masks train/masks \\
         --val-images val/images --val-masks val/masks -o study/
 
-    Called again with the same settings it goes on where it was stopped. DIR/results keeps a small JSON file for each
-    finished run, DIR/runs the networks, DIR/study.md and DIR/sweep.png what came out.
+    The same command resumes a study that was stopped. DIR/results keeps a small JSON file for each
+    finished run, DIR/runs the networks, DIR/study.md and DIR/sweep.png the results.
     """
     console.require_packages("train", "torch", "torchvision", "timm", "safetensors", "tensorboard")
     console.require_packages("plots", "matplotlib")

@@ -37,7 +37,7 @@ def class_pairs(asked: Sequence[str], of_model: Sequence[str], of_marks: Collect
     said = [_pair(name) for name in asked or of_marks]
     if unknown := [one for one, other in said if one != other and one not in of_model]:
         known = ", ".join(of_model) or "none"
-        raise UsageError(f"the model knows no class {', '.join(unknown)}; it has {known}")
+        raise UsageError(f"the model has no class {', '.join(unknown)}; it has {known}")
     pairs = {name: tuple(other for one, other in said if one == name) for name in of_model}
     return {name: called for name, called in pairs.items() if called}
 

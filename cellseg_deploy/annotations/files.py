@@ -74,7 +74,9 @@ def _table(path: Path, text: str, kind: Kind) -> Iterator[Row]:
     for row in reader:
         place = f"{path}, line {reader.line_num}"
         if None in row or any(value is None for value in row.values()):
-            raise DataError(f"{place}: not as many fields as the header's {len(header)} ({','.join(header)})")
+            raise DataError(
+                f"{place}: the number of fields differs from the header's {len(header)} ({','.join(header)})"
+            )
         image = row["image"].strip()
         if not image:
             raise DataError(f"{place}: no image name")
@@ -87,7 +89,7 @@ def _yolo(folder: Path) -> Iterator[Row]:
     names = _yolo_names(folder)
     files = sorted(file for file in folder.rglob("*.txt") if file.name != "classes.txt")
     if not files:
-        raise DataError(f"{folder} holds no text file; expected {_EXPECTED['boxes']}")
+        raise DataError(f"{folder} contains no text file; expected {_EXPECTED['boxes']}")
     for file in files:
         image = file.relative_to(folder).with_suffix("").as_posix()
         text = read_text(file, _EXPECTED["boxes"])
@@ -102,7 +104,9 @@ def _yolo(folder: Path) -> Iterator[Row]:
                 )
             x, y, width, height = (_number(word, place) for word in words[1:])
             if not (0 <= x <= 1 and 0 <= y <= 1 and 0 < width <= 1 and 0 < height <= 1):
-                raise DataError(f"{place}: {' '.join(words)!r}; expected shares of the image's sides, 0 to 1")
+                raise DataError(
+                    f"{place}: {' '.join(words)!r}; expected fractions of the image's width and height, 0 to 1"
+                )
             at = int(words[0])
             if names and at not in names:
                 raise DataError(f"{place}: class {at}, but the list of names has {sorted(names)}")
@@ -133,12 +137,12 @@ def _yaml_names(path: Path) -> dict[int, str]:
         is_list = items[0].lstrip().startswith("-")
         items = [item.strip().removeprefix("-") if is_list else item for item in items]
     else:
-        raise DataError(f"{path}: no list of names; expected names: [first, second] or a line for each")
+        raise DataError(f"{path}: no list of names; expected names: [first, second] or one line per name")
     if is_list:
         return {number: _unquoted(item) for number, item in enumerate(items)}
     pairs = [item.split(":", 1) for item in items]
     if not all(len(pair) == 2 and pair[0].strip().isdecimal() for pair in pairs):
-        raise DataError(f"{path}: names are no mapping from numbers to names; expected 0: first")
+        raise DataError(f"{path}: names do not map numbers to names; expected 0: first")
     return {int(number): _unquoted(name) for number, name in pairs}
 
 
@@ -161,7 +165,7 @@ def _coco(path: Path, text: str) -> Iterator[Row]:
         place = f"{path}, annotation {item.get('id', number) if isinstance(item, dict) else number}"
         image, box = _field(item, "image_id", place), _field(item, "bbox", place)
         if image not in images:
-            raise DataError(f"{place}: image_id {image}, which is no image of the file")
+            raise DataError(f"{place}: image_id {image} is not an image of this file")
         if not isinstance(box, list) or len(box) != 4:
             raise DataError(f"{place}: bbox {box!r}; expected left, top, width, height in px")
         left, top, width, height = (_number(value, place) for value in box)

@@ -51,13 +51,13 @@ def read_annotations(path: Path, kind: Kind, sizes_hw: Mapping[str, tuple[int, i
         )
     remarks = []
     if clipped:
-        remarks.append(f"boxes that reach out of their image, clipped to it: {clipped:,}")
+        remarks.append(f"boxes that extend beyond their image, clipped to it: {clipped:,}")
     if twice:
-        remarks.append(f"rows that stand there twice, counted once: {twice:,}")
+        remarks.append(f"duplicate rows, counted once: {twice:,}")
     if elsewhere:
-        remarks.append(f"images that the file names but are not here: {len(elsewhere):,}")
+        remarks.append(f"images named in the file but not found: {len(elsewhere):,}")
     if unknown := len(sizes_hw) - len(marks):
-        remarks.append(f"images that the file does not name, left out: {unknown:,}")
+        remarks.append(f"images not named in the file, left out: {unknown:,}")
     by_image = {name: _marks(kind, list(marks[name])) for name in sizes_hw if name in marks}
     return Annotations(kind, by_image, tuple(remarks))
 

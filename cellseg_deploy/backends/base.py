@@ -61,7 +61,7 @@ class Backend(ABC):
         if tiles_nhwc.dtype != np.uint8 or tiles_nhwc.ndim != 4 or tiles_nhwc.shape[1:] != (size, size, 3):
             raise UsageError(f"tiles must be uint8 (N, {size}, {size}, 3), got {tiles_nhwc.dtype} {tiles_nhwc.shape}")
         if len(tiles_nhwc) == 0:
-            raise UsageError("an empty batch of tiles was given; engines differ in what they make of it")
+            raise UsageError("got an empty batch of tiles; expected at least one")
         self._check_process()
         with self._one_call:
             self.check_open()
@@ -98,8 +98,8 @@ class Backend(ABC):
         """Raise in a forked process: engine threads are not copied by a fork, so a call would wait for them forever."""
         if os.getpid() != self._process:
             raise UsageError(
-                f"this {self.name} engine was opened in process {self._process}, of which {os.getpid()} is a fork; "
-                "open the model in each process (multiprocessing: start method 'spawn' or 'forkserver')"
+                f"this {self.name} engine was opened in process {self._process} and cannot be used in its fork "
+                f"{os.getpid()}; open the model in each process (multiprocessing: start method 'spawn' or 'forkserver')"
             )
 
     def describe(self) -> dict[str, Any]:

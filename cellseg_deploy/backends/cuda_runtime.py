@@ -129,7 +129,9 @@ class Cuda:
         if code != self._rt.cudaError_t.cudaSuccess:
             what = f"{getattr(function, '__name__', 'CUDA call')}: {_text_of(self._rt, code)}"
             if code == self._rt.cudaError_t.cudaErrorMemoryAllocation:
-                raise MemoryError(f"out of GPU memory ({what}); take a smaller batch, or close what else uses the GPU")
+                raise MemoryError(
+                    f"out of GPU memory ({what}); use a smaller batch, or close other programs that use the GPU"
+                )
             raise DataError(f"a CUDA call failed, {what}")
         return values[0] if values else None
 
@@ -182,7 +184,7 @@ def _open_gpu(rt: Any, index: int) -> Gpu:
             "GPU (see nvidia-smi there), and `backend='auto'` runs the .onnx without one"
         )
     if index >= count:
-        raise BackendUnavailableError(f"device cuda:{index} was asked for, but the last GPU here is cuda:{count - 1}")
+        raise BackendUnavailableError(f"device cuda:{index} was requested, but the last GPU here is cuda:{count - 1}")
     (code,) = rt.cudaSetDevice(index)
     if code != rt.cudaError_t.cudaSuccess:
         raise BackendUnavailableError(f"device cuda:{index} cannot be used: {_text_of(rt, code)}")

@@ -57,11 +57,12 @@ def prepare_folder(folder: Path) -> Path:
         status = folder.stat()
     except OSError as error:
         raise OutputError(
-            f"{folder}: the folder for engines cannot be made ({error.strerror}); set XDG_CACHE_HOME to one that can"
+            f"{folder}: the engine cache folder cannot be created ({error.strerror}); set XDG_CACHE_HOME to a "
+            "writable folder"
         ) from error
     if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
         raise OutputError(
-            f"{folder}: others can write to the folder for engines, and an engine is a program; "
+            f"{folder}: other users can write to the engine cache folder, and an engine is a program; "
             f"run: chmod go-w '{folder}' (as its owner), or set XDG_CACHE_HOME to a folder of your own"
         )
     return folder

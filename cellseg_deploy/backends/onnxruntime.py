@@ -50,17 +50,17 @@ class OnnxRuntimeBackend(Backend):
             # Where the provider's library cannot be loaded, ONNX Runtime falls back to the CPU without a word.
             reason = _why_not_loaded(runtime)
             raise BackendUnavailableError(
-                f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} could only open {in_use[0]}"
+                f"device {device!r} was requested, but ONNX Runtime {runtime.__version__} could only open {in_use[0]}"
                 f"{f' ({reason})' if reason else ''}; check the NVIDIA driver and that "
-                "CUDA and cuDNN fit this ONNX Runtime, or take `device='cpu'`"
+                "CUDA and cuDNN match this ONNX Runtime, or use `device='cpu'`"
             )
         self.spec = self.model_file.spec
         nodes = {} if provider == CPU_PROVIDER else nodes_by_provider(self._session)
         left = heavy_on_cpu(nodes)
         if left:
             raise BackendUnavailableError(
-                f"device {device!r} was asked for, but ONNX Runtime {runtime.__version__} would run "
-                f"{', '.join(left)} on the CPU; update ONNX Runtime, or take `device='cpu'`"
+                f"device {device!r} was requested, but ONNX Runtime {runtime.__version__} would run "
+                f"{', '.join(left)} on the CPU; update ONNX Runtime, or use `device='cpu'`"
             )
         self._nodes = summary(nodes)
         self._bound: BoundSession | None = None

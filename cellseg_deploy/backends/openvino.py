@@ -105,8 +105,8 @@ class OpenVinoBackend(Backend):
         in_use = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if in_use != _HINTS[self.inference_precision]:
             raise BackendUnavailableError(
-                f"precision {self.inference_precision} was asked for, but OpenVINO {self._version} computes in "
-                f"{in_use} on this CPU; take `precision='fp32'`, or another `backend`"
+                f"precision {self.inference_precision} was requested, but OpenVINO {self._version} computes in "
+                f"{in_use} on this CPU; use `precision='fp32'`, or another `backend`"
             )
         return compiled
 
@@ -168,7 +168,7 @@ def read_ir(path: Path) -> openvino_ir.IrFile:
 def _check_settings(device: str, precision: str | None, streams: int, static_batch: int) -> None:
     if device != "cpu":
         raise BackendUnavailableError(
-            f"device {device!r} was asked for, but backend openvino runs on the CPU only here; take `device='cpu'`, "
+            f"device {device!r} was requested, but backend openvino runs on the CPU only here; use `device='cpu'`, "
             "or another `backend` for a GPU"
         )
     if precision is not None and precision not in PRECISIONS:
@@ -205,8 +205,8 @@ def _check_native(core: Any, version: str, precision: str) -> None:
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in able:
         raise BackendUnavailableError(
-            f"precision bf16 was asked for, but {core.get_property('CPU', 'FULL_DEVICE_NAME').strip()} has no bf16 "
-            f"instructions (OpenVINO {version} lists {', '.join(able)}); take `precision='fp32'`"
+            f"precision bf16 was requested, but {core.get_property('CPU', 'FULL_DEVICE_NAME').strip()} has no bf16 "
+            f"instructions (OpenVINO {version} lists {', '.join(able)}); use `precision='fp32'`"
         )
 
 

@@ -44,7 +44,7 @@ class CompiledCache:
         try:
             folder = prepare_folder(cache_folder().with_name("openvino") if folder is None else folder)
         except OutputError as error:
-            _log.warning("compiled networks are not kept, each start takes longer: %s", error)
+            _log.warning("compiled networks are not cached, so each start takes longer: %s", error)
             return None
         key = hashlib.sha256(msgspec.json.encode((_VERSION, *facts), order="deterministic")).hexdigest()
         return cls(folder / f"{key[:32]}{SUFFIX}")
@@ -54,7 +54,7 @@ class CompiledCache:
         try:
             content = self.path.read_bytes()
             if hashlib.sha256(content[_HASH_BYTES:]).digest() != content[:_HASH_BYTES]:
-                self._discard("its bytes are not those that were written")
+                self._discard("its bytes differ from those written")
                 return None
         except FileNotFoundError:
             return None
@@ -64,7 +64,7 @@ class CompiledCache:
         try:
             with exclusive(self.path.parent, f"{self._marker.name}-lock"):
                 if self._marker.exists():
-                    self._discard("opening it did not end at an earlier start")
+                    self._discard("an earlier start did not finish opening it")
                     remove(self._marker)
                     return None
                 with writing(self._marker):
@@ -85,7 +85,7 @@ class CompiledCache:
         try:
             write_bytes(self.path, hashlib.sha256(network).digest() + network)
         except OutputError as error:
-            _log.warning("the compiled network is not kept, the next start takes longer: %s", error)
+            _log.warning("the compiled network was not cached, so the next start takes longer: %s", error)
 
     def _loaded(self, content: bytes, load: Callable[[bytes], Any]) -> Any | None:
         try:

@@ -63,8 +63,8 @@ def read_pair(path: Path) -> tuple[bytes, bytes]:
     contents = []
     for part in (path, weights_path(path)):
         if not part.is_file():
-            raise ModelError(f"{part}: {'not a file' if part.exists() else 'no such file'}; the .xml and its .bin of "
-                             f"one name belong together; {_AGAIN}")  # fmt: skip
+            raise ModelError(f"{part}: {'not a file' if part.exists() else 'no such file'}; the .xml needs the "
+                f".bin of the same name; {_AGAIN}")  # fmt: skip
         try:
             contents.append(part.read_bytes())
         except OSError as error:
@@ -73,7 +73,7 @@ def read_pair(path: Path) -> tuple[bytes, bytes]:
             raise ModelError(f"{part}: the file is empty (0 bytes); copy it again, or {_AGAIN}")
     if not contents[0].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         # OpenVINO detects the format by content: an ONNX file named .xml could make it open any file as external data.
-        raise ModelError(f"{path}: not an OpenVINO model, for it is no XML; {_AGAIN}")
+        raise ModelError(f"{path}: not an OpenVINO model: the file is not XML; {_AGAIN}")
     return contents[0], contents[1]
 
 
@@ -97,7 +97,7 @@ def check_ir(path: Path, model: Any, xml: bytes, weights: bytes) -> IrFile:
     try:
         facts = msgspec.json.decode(model.get_rt_info([_SECTION, _FACTS]).astype(str), type=IrFacts)
     except msgspec.DecodeError as error:  # a ValidationError is one too
-        raise ModelError(f"{path}: the facts in its {_SECTION!r} section do not fit: {error}; {_AGAIN}") from error
+        raise ModelError(f"{path}: its {_SECTION!r} section is invalid: {error}; {_AGAIN}") from error
     if hashlib.sha256(weights).hexdigest() != facts.bin_sha256:
         raise ModelError(
             f"{weights_path(path)}: not the weights that {path.name} was written with (SHA-256 differs): another "

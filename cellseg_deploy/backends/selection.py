@@ -138,7 +138,7 @@ def judge_form(form: Form, identity: str, records: Sequence[ParityRecord], here:
     if is_looser(record.policy, "fp16" if _may_be_rounded(form) else form.precision):
         return Candidate(form, False, f"judged by policy {record.policy} only: {_HOW.format(form.backend)}")
     if form.file.suffix.lower() != ".onnx" and form_sha256(form.file) != record.file_sha256:
-        what = "has changed since it was compared" if form.file.is_file() else "is not there"
+        what = "has changed since it was compared" if form.file.is_file() else "is missing"
         return Candidate(form, False, f"the file {form.file.name} {what}")
     reason = f"passed the gate against {record.reference} (policy {record.policy}), "
     if record.timing is None:
@@ -187,9 +187,9 @@ def as_precise_as(precision: str, candidates: Sequence[Candidate]) -> tuple[Cand
         of_form = candidate.form.precision
         if not candidate.eligible or (of_form in ("fp32", precision) and of_form in PRECISIONS):
             return candidate
-        reason = f"{of_form}, the model is {precision}: taken with `precision={of_form!r}`"
+        reason = f"{of_form}, the model is {precision}: used only with `precision={of_form!r}`"
         if of_form not in PRECISIONS:
-            reason = f"unknown precision {of_form!r}: never taken"
+            reason = f"unknown precision {of_form!r}: never used"
         return replace(candidate, eligible=False, reason=reason)
 
     return tuple(judged(candidate) for candidate in candidates)
@@ -246,7 +246,9 @@ def table(selection: Selection, here: Here) -> str:
 
 
 def _speed(ms_per_tile: float, threads: int | None) -> str:
-    return f"{ms_per_tile:.3g} ms a tile" + ("" if threads is None else f" with {threads} thread{'s' * (threads > 1)}")
+    return f"{ms_per_tile:.3g} ms per tile" + (
+        "" if threads is None else f" with {threads} thread{'s' * (threads > 1)}"
+    )
 
 
 def _may_be_rounded(form: Form) -> bool:
@@ -286,7 +288,7 @@ def select(model: Path, *, device: str = "cpu", precision: str | None = None) ->
     ``BackendUnavailableError`` or ``ParityError`` if there is nothing to choose (see ``selection.choose``).
     """
     if model.suffix.lower() != ".onnx":
-        raise UsageError(f"{model}: only an .onnx file leaves a choice of engines; this one opens its own")
+        raise UsageError(f"{model}: only an .onnx file offers a choice of engines; this file has its own")
     check_precision(precision)
     machine = here(device)
     file = read_model_file(model)
@@ -300,14 +302,14 @@ def select(model: Path, *, device: str = "cpu", precision: str | None = None) ->
             found = tuple(c for c in found if c.form.precision == precision)
             if not found:
                 raise BackendUnavailableError(
-                    f"precision {precision} was asked for, but no engine runs {model.name} in it on {device}"
+                    f"precision {precision} was requested, but no engine runs {model.name} in it on {device}"
                 )
         selection = choose(found, machine)
         try:
             _load(selection.form.backend, device)
         except BackendUnavailableError as error:
             engine = selection.form.backend
-            _log.warning("%s was chosen but cannot run, the next form is taken: %s", selection.form, error)
+            _log.warning("%s was chosen but cannot run; using the next form: %s", selection.form, error)
             machine = replace(machine, problems={**machine.problems, engine: f"cannot be loaded: {error}"})
             passed_over += f"; {selection.form} was chosen before it, but cannot be loaded"
             continue

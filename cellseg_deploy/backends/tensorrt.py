@@ -55,7 +55,7 @@ from cellseg_deploy.plural import plural
 
 _DRIVER_FILE = Path("/sys/module/nvidia/version")
 UNVERIFIED = (
-    "unverified: built by cellseg-infer, nobody has compared its counts on this GPU; "
+    "unverified: built by cellseg-infer, its counts have not been compared on this GPU; "
     "`cellseg-export tensorrt` builds one and compares"
 )
 
@@ -179,18 +179,20 @@ class TensorRTBackend(Backend):
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()
         if context is None:
-            raise MemoryError(f"TensorRT could not make a context, mostly for lack of GPU memory: {why(self._logger)}")
+            raise MemoryError(
+                f"TensorRT could not create a context, usually for lack of GPU memory: {why(self._logger)}"
+            )
         return context
 
     def _bind(self, context: Any) -> None:
         for name, buffers in ((INPUT_NAME, self._tiles), (OUTPUT_NAME, self._probabilities)):
             if not context.set_tensor_address(name, buffers.device_address):
-                raise DataError(f"TensorRT does not take the buffer of {name}: {why(self._logger)}")
+                raise DataError(f"TensorRT does not accept the buffer of {name}: {why(self._logger)}")
 
     def _shape(self, context: Any, batch: int) -> None:
         shape = self._plan.tiles.shape_of(batch)
         if not context.set_input_shape(INPUT_NAME, shape):
-            raise DataError(f"TensorRT does not take tiles of shape {shape}: {why(self._logger)}")
+            raise DataError(f"TensorRT does not accept tiles of shape {shape}: {why(self._logger)}")
         got = tuple(context.get_tensor_shape(OUTPUT_NAME))
         if got != self._plan.probabilities.shape_of(batch):  # a larger result would overrun the buffer
             raise DataError(
@@ -354,7 +356,7 @@ def _alone(path: Path) -> Iterator[None]:
 def _kept_engine(path: Path, model: ModelFile, here: Machine) -> tuple[Path, EngineSidecar, bytes]:
     _, sidecar, data = open_engine(path, here, how_to_rebuild="build it again with `rebuild=True`")
     if sidecar.model_identity != model.identity:
-        raise ModelError(f"{path}: this engine is of another network; build it again with `rebuild=True`")
+        raise ModelError(f"{path}: this engine was built from another network; build it again with `rebuild=True`")
     return path, sidecar, data
 
 

@@ -113,7 +113,7 @@ def network_flags(trt: Any) -> int:
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     if flag is None and version_tuple(trt.__version__) < (11,):
         raise BackendUnavailableError(
-            f"TensorRT {trt.__version__} has no strongly typed networks, without which it would choose the precision "
+            f"TensorRT {trt.__version__} does not support strongly typed networks and would choose the precision "
             "itself; update it: pip install 'cellseg-deploy[tensorrt]'"
         )
     return 0 if flag is None else 1 << int(flag)
@@ -171,9 +171,9 @@ def add_profile(builder: Any, config: Any, profile: BatchProfile, spec: ModelSpe
         shapes.set_shape(INPUT_NAME, *profile.input_shapes(spec))
         index = config.add_optimization_profile(shapes)
     except ValueError as error:
-        raise ModelError(f"TensorRT does not take batches of {profile}: {error}") from error
+        raise ModelError(f"TensorRT does not accept batches of {profile}: {error}") from error
     if index != 0:
-        raise ModelError(f"TensorRT does not take batches of {profile}: {why(logger)}")
+        raise ModelError(f"TensorRT does not accept batches of {profile}: {why(logger)}")
 
 
 def _make(maker: Any, what: str, logger: Any) -> Any:
@@ -182,11 +182,11 @@ def _make(maker: Any, what: str, logger: Any) -> Any:
         made = maker()
     except (TypeError, RuntimeError) as error:
         raise BackendUnavailableError(
-            f"TensorRT could not make its {what} ({_first_line(error)}): {why(logger)}; is there an NVIDIA GPU and a "
-            "driver that fits? See nvidia-smi"
+            f"TensorRT could not create its {what} ({_first_line(error)}): {why(logger)}; check the NVIDIA GPU "
+            "and its driver with nvidia-smi"
         ) from error
     if made is None:
-        raise BackendUnavailableError(f"TensorRT could not make its {what}: {why(logger)}")
+        raise BackendUnavailableError(f"TensorRT could not create its {what}: {why(logger)}")
     return made
 
 

@@ -84,8 +84,8 @@ def read_sidecar(engine: Path) -> EngineSidecar:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(
-            f"{path}: the description of the engine is missing ({error.strerror}); without it none is opened; "
-            f"copy both files together, or {_REBUILD}"
+            f"{path}: the description of the engine is missing ({error.strerror}); the engine cannot be opened "
+            f"without it; copy both files together, or {_REBUILD}"
         ) from error
     try:
         loose = msgspec.json.decode(data)
@@ -111,14 +111,14 @@ def misfits(sidecar: EngineSidecar, here: Machine) -> list[str]:
     built = sidecar.built_on
     problems = []
     if built.tensorrt != here.tensorrt:
-        problems.append(f"it was built with TensorRT {built.tensorrt}, here is {here.tensorrt}")
+        problems.append(f"it was built with TensorRT {built.tensorrt}, this machine has {here.tensorrt}")
     if built.compute_capability != here.compute_capability:
         problems.append(
-            f"it was built for {built.gpu} of compute capability {built.compute_capability}, here is {here.gpu} of "
-            f"{here.compute_capability}"
+            f"it was built for {built.gpu} of compute capability {built.compute_capability}, this machine has "
+            f"{here.gpu} of {here.compute_capability}"
         )
     elif built.gpu != here.gpu:
-        problems.append(f"it was built on {built.gpu}, here is {here.gpu}")
+        problems.append(f"it was built on {built.gpu}, this machine has {here.gpu}")
     return problems
 
 
@@ -129,7 +129,7 @@ def check_engine(engine: Path, data: bytes, sidecar: EngineSidecar, here: Machin
     digest = hashlib.sha256(data).hexdigest()
     if digest != sidecar.engine_sha256:
         raise ModelError(
-            f"{engine}: not the engine that its description is of, or damaged: SHA-256 {digest[:12]}..., expected "
+            f"{engine}: the engine does not match its description, or is damaged: SHA-256 {digest[:12]}..., expected "
             f"{sidecar.engine_sha256[:12]}...; {cure}"
         )
     problems = misfits(sidecar, here)

@@ -84,7 +84,7 @@ def counting_classes(known: Sequence[str], asked: Sequence[str] | None) -> tuple
         alone = f", so {', '.join(asked)} cannot be counted alone" if asked else "; leave `classes` out"
         raise UsageError(f"the model does not distinguish classes of cells{alone}")
     if unknown := [name for name in asked if name not in known]:
-        raise UsageError(f"the model knows no class {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
+        raise UsageError(f"the model has no class {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
     if not asked:
         raise UsageError(f"no class to count; give some of {', '.join(known)}")
     return tuple(name for name in known if name in asked)

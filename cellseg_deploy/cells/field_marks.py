@@ -112,8 +112,8 @@ def without_drawn(image_hwc: Image, labels: npt.NDArray[np.int32]) -> tuple[npt.
 def pointer_note() -> Note:
     """Note for the user on a picture with a pointer."""
     return Note(
-        "something dark, thin and straight, as an eyepiece's pointer, reaches into the field and was painted over "
-        "before cells were looked for: look at the cells beside it; `field='full'` takes the picture as it is",
+        "a dark, thin, straight mark, such as an eyepiece pointer, reaches into the field and was painted over "
+        "before the cells were segmented: check the cells next to it; `field='full'` uses the picture as it is",
         "field of view",
     )
 
@@ -122,7 +122,7 @@ def drawn_note(n: int) -> Note:
     """Note for the user on a picture with ``n`` drawn objects."""
     what = plural(n, "object is", "objects are")
     return Note(
-        f"{what} black or of a pure colour, as scale bars and letters are, and no cell; cells below such marks may be "
-        "lost or cut: look at the overlay; `field='full'` keeps them",
+        f"{what} black or of a pure colour, like scale bars and letters, and left out; cells under such marks may be "
+        "lost or cut: check the overlay; `field='full'` keeps them",
         "field of view",
     )

@@ -173,8 +173,8 @@ def edges(labels: npt.NDArray[np.integer[Any]], field: Mask, count: int) -> Mask
 def note(field: Mask) -> Note:
     """Note for the user on a picture of which ``field`` (h, w) is only a part."""
     return Note(
-        f"the field of view is {field.mean():.0%} of the picture; the rest (surround, frame or band) is left out of "
-        "cells, confluence and density: look at the overlay; `field='full'` takes the whole picture",
+        f"the field of view is {field.mean():.0%} of the picture; the rest (surround, frame or band) is "
+        "excluded from cells, confluence and density: check the overlay; `field='full'` uses the whole picture",
         "field of view",
     )
 

@@ -284,7 +284,7 @@ def pool(scores: Sequence[ImageScore]) -> dict[str, float]:
         raise UsageError("no image was scored; there is nothing to pool")
     thresholds = scores[0].thresholds
     if any(score.thresholds != thresholds for score in scores):
-        raise UsageError("images were scored at different IoU thresholds; score them all alike")
+        raise UsageError("images were scored at different IoU thresholds; use the same thresholds for all")
     n_true = sum(score.n_true for score in scores)
     n_predicted = sum(score.n_predicted for score in scores)
     strict_iou = sum(score.strict_iou for score in scores)

@@ -75,6 +75,13 @@ class ScaleChoice:
     note: str = ""
     images: int = 0
 
+    def summary(self, group: str, model_diameter_px: float) -> str:
+        """Describe the scale measured for a ``group`` of images in one line."""
+        images = f"{self.images} image{'' if self.images == 1 else 's'} measured"
+        if self.note:
+            return f"{group}: {self.note} ({images})"
+        return f"{group}: cells are {model_diameter_px / self.scale:.0f} px wide ({images}): scale {self.scale:.2f}"
+
 
 @dataclass(frozen=True)
 class View:
@@ -186,7 +193,7 @@ def too_few_note(model_diameter_px: float, image_scale: float) -> Note:
     """Note for the user when the search found no scale."""
     return Note(
         f"fewer than {MIN_MEASURED} whole cells of one size to estimate it from; the model's own scale was kept "
-        f"(cells of {model_diameter_px / image_scale:.0f} px), give `cell_diameter_px` if the magnification is another",
+        f"(cells of {model_diameter_px / image_scale:.0f} px); give `cell_diameter_px` if the magnification differs",
         "cell size",
     )
 
@@ -232,9 +239,8 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
     whole = whole_areas(labels)
     if len(whole) < MIN_CELLS:
         note = (
-            f"only {plural(len(whole), 'whole cell')} to estimate their size from, {MIN_CELLS} "
-            f"are needed; the model's own scale "
-            "was kept, give `cell_diameter_px` if the magnification is another"
+            f"only {plural(len(whole), 'whole cell')} to estimate their size from, {MIN_CELLS} are needed; the model's "
+            "own scale was kept; give `cell_diameter_px` if the magnification differs"
         )
         return ScaleChoice(first_scale, Note(note, "cell size"))
     diameter = math.sqrt(4 / math.pi * float(np.median(whole)))
@@ -255,8 +261,9 @@ def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: fl
     if seen < MIN_SEEN or kept > seen / 2:
         return ""
     return Note(
-        f"the network takes {seen:.0%} of the image for cells, but the cells found cover {kept:.0%}: the rest is too "
-        "small or cut by the image border; look at the overlay, and give `cell_diameter_px` for another magnification",
+        f"{seen:.0%} of the image was classified as cell, but the cells reported cover only {kept:.0%}: the rest was "
+        "too small or cut by the image border; check the overlay, and give `cell_diameter_px` if the magnification "
+        "differs",
         "lost cells",
     )
 

@@ -69,8 +69,8 @@ def negative_note(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bo
         return ""
     seen = "cells are brighter than the background" if cells > background + _BRIGHTER else "the background is dark"
     return Note(
-        f"{seen} (L* {background:.0f} of 100): dark field, fluorescence or a negative? The model knows stained cells "
-        "on a bright field, and what it found here may be pieces of background; look at the overlay",
+        f"{seen} (L* {background:.0f} of 100): dark field, fluorescence or a negative? The model was trained on "
+        "stained cells on a bright field; what it found here may be background; check the overlay",
         "negative",
     )
 

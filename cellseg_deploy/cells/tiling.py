@@ -78,7 +78,7 @@ def plan(image_hw: tuple[int, int], tile_size: int, halo: int) -> TilePlan:
     Raises ``UsageError`` for an empty image, or if ``2 * halo`` leaves nothing of a tile.
     """
     if min(image_hw) < 1:
-        raise UsageError(f"an image of {image_hw[0]} x {image_hw[1]} px has nothing to cut into tiles")
+        raise UsageError(f"an image of {image_hw[0]} x {image_hw[1]} px is empty and cannot be cut into tiles")
     if tile_size < 1 or not 0 <= 2 * halo < tile_size:
         raise UsageError(
             f"a halo of {halo} px does not fit a tile of {tile_size} px: it must be 0 or more and below half the tile"

@@ -57,7 +57,7 @@ def run(shared: Shared, folder: Path, masks: Path) -> int:
             limit, truths = shared.truths(pairs, segmenter.backend.spec)
             _predict(segmenter, pairs, kept, shared, truths)
         if not any(item.true_labels.any() for item in kept):
-            raise DataError(f"the masks in {masks} hold no cell, so nothing can be chosen by them")
+            raise DataError(f"the masks in {masks} contain no cell; calibration needs cells to choose the settings by")
         spec = model.spec
         labelling = calibration.Labelling(spec.channels, spec.cell_diameter_px, limit.px)
         scorer = calibration.Scorer(kept, labelling, workers=os.cpu_count() or 1)
@@ -83,7 +83,7 @@ def run(shared: Shared, folder: Path, masks: Path) -> int:
         "how": {
             "held_out": f"images scored with settings chosen without them, {min(calibration.FOLDS, len(pairs))} folds",
             "interval": f"95 % percentile bootstrap over images, {calibration.BOOTSTRAPS} repeats",
-            "chosen": "on all images: what is written into the model; its figures on these images flatter",
+            "chosen": "on all images: written into the model; its figures on these images are optimistic",
         },
         "tasks": {task: _task_record(task, one) for task, one in found.items()},
         "reliability": reliability_record(reliability),
@@ -172,11 +172,12 @@ def matters(task: Task, one: TaskCalibration) -> dict[str, tuple[float, float]]:
 
 def _print(found: dict[Task, TaskCalibration], n_images: int, ece: float, out: Path) -> None:
     click.echo(
-        f"{plural(n_images, 'image')}; figures with an interval (95 %, bootstrap over images) "
-        f"are of images on which their"
+        f"{plural(n_images, 'image')}; figures with an interval (95 %, bootstrap over images) are measured on images"
     )
-    click.echo("settings were not chosen; 'before' is the model's own point, which flatters if it was once chosen on")
-    click.echo("these very images; 'moved alone' and ece are over all of them")
+    click.echo(
+        "that did not choose the settings; 'before' is the model's own point, which is optimistic if it was chosen on"
+    )
+    click.echo("these images; 'moved alone' and ece are over all of them")
     for task, one in found.items():
         click.echo(f"\n{task}: {_words(one.chosen)}")
         for name in calibration.REPORTED[:4]:

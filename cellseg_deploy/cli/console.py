@@ -84,7 +84,7 @@ def _stdout_is_lost(number: int) -> int:
     """Handle a closed pipe, or a full disk, behind stdout."""
     with contextlib.suppress(OSError, ValueError):  # or Python would report it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print_error(f"stdout cannot be written to ({os.strerror(number)}); what was written to files is whole")
+    print_error(f"stdout cannot be written to ({os.strerror(number)}); files that were written are complete")
     return EXIT_NO_STDOUT
 
 
@@ -266,7 +266,7 @@ def model_options(function: F) -> F:
             show_default=True,
             help="Inference engine; auto takes the fastest form that passed the parity gate for this model here.",
         ),
-        click.option("--rebuild", is_flag=True, help="Build the TensorRT engine of the model anew."),
+        click.option("--rebuild", is_flag=True, help="Rebuild the model's TensorRT engine."),
         click.option(
             "--cuda-graph",
             is_flag=True,
@@ -276,12 +276,13 @@ def model_options(function: F) -> F:
             "--precision",
             type=click.Choice(PRECISIONS),
             help="Arithmetic. With --backend auto: only forms of the model that compute in it; with openvino: fp32 or "
-            "bf16, which needs a CPU that has it.  [default: the model's own or fp32]",
+            "bf16, which needs a CPU that supports it.  [default: the model's own or fp32]",
         ),
         click.option(
             "--threads",
             type=int,
-            help="CPU threads in all: engine and, beside it, reading, labelling and writing.  [default: one a core]",
+            help="Total CPU threads: for the engine and, alongside it, reading, labelling and writing.  "
+            "[default: one per core]",
         ),
         click.option("--streams", type=int, help="Batches that OpenVINO computes at a time.  [default: 1]"),
         click.option(
@@ -333,15 +334,15 @@ def count_options(function: F) -> F:
             type=click.Choice(["half", "all", "exclude-border", "frame"]),
             default="half",
             show_default=True,
-            help="Which cells that the image border cuts count: those of which at least half is judged to be in the "
-            "picture, all, none, or those at the top and right side (the unbiased frame: out at the left and bottom).",
+            help="Which cells cut by the image border count: those judged to be at least half in the picture, "
+            "all, none, or those at the top and right side (the unbiased frame: not those at the left and bottom).",
         ),
         click.option(
             "--border-cells",
             type=click.Choice(["visible", "model"]),
             default="visible",
             show_default=True,
-            help="Which cells that the image border cuts are labelled: all that are visible, or those above the "
+            help="Which cells cut by the image border are labelled: all that are visible, or those above the "
             "model's own limit, as in earlier versions.",
         ),
         click.option(
@@ -349,8 +350,8 @@ def count_options(function: F) -> F:
             type=click.Choice(["auto", "full"]),
             default="auto",
             show_default=True,
-            help="Leave out what is not field of view (eyepiece surround, frame, letterbox, band), or take the full "
-            "picture.",
+            help="Leave out what is outside the field of view (eyepiece surround, frame, letterbox, band), or "
+            "use the full picture.",
         ),
     ]
     return with_options(function, options)
@@ -360,7 +361,7 @@ def log_options(function: F) -> F:
     """Add ``--quiet``, ``-v`` and ``--version``."""
     options = [
         click.option("-q", "--quiet", is_flag=True, help="No progress and no table; errors and warnings only."),
-        click.option("-v", "--verbose", count=True, help="Say more; -vv for everything."),
+        click.option("-v", "--verbose", count=True, help="Verbose log; -vv for debug output."),
         click.version_option(package_name="cellseg-deploy"),
     ]
     return with_options(function, options)

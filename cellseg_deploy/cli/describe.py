@@ -24,18 +24,17 @@ from cellseg_deploy.batching import Job
 from cellseg_deploy.cells.ignored import without_ignored
 from cellseg_deploy.cli import console, model_files
 from cellseg_deploy.cli.evaluate_options import Shared, is_model_file, with_progress
-from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.evaluate import image_statistics, plots, score, training_match
 from cellseg_deploy.evaluate.image_statistics import DataFacts, ImageFacts
 from cellseg_deploy.evaluate.plots import Histogram
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.evaluate.training_match import Comparison
 from cellseg_deploy.files import atomic
+from cellseg_deploy.images.find import require_images
 from cellseg_deploy.images.read import (
     FoundImage,
     check_same_size,
     declared_pixels,
-    find_images,
     pair_by_stem,
     read_image,
 )
@@ -72,9 +71,7 @@ def run(shared: Shared, folder: Path, masks: Path | None) -> int:
     with ExitStack() as stack:
         facts_of: Iterator[ImageFacts]
         if masks is None:
-            found = find_images([folder], follow_links=True)
-            if not found:
-                raise NothingToDoError(f"{folder}: no image found; expected PNG, JPEG or TIFF files")
+            found = require_images([folder], follow_links=True)
             segmenter = stack.enter_context(shared.open_segmenter(folder))
             spec, total = segmenter.backend.spec, len(found)
             facts_of = stack.enter_context(closing(_of_model(found, segmenter, shared)))

@@ -30,8 +30,8 @@ Examples:
   cellseg-evaluate describe --images new/ -o about-new/
 
 \b
-Without a command, score is meant: see cellseg-evaluate score --help. --calibrate and --describe, as in earlier
-versions, stand for the commands of these names.
+Without a command, score runs: see cellseg-evaluate score --help. --calibrate and --describe, as in earlier versions,
+run the commands of these names.
 
 {_EXIT_CODES}"""
 _SCORE_EPILOG = f"""\b
@@ -45,13 +45,13 @@ Examples:
 {_PAIRS}
 \b
 Results (those of an earlier evaluation are replaced once all are written):
-  OUT/metrics.json   all images together            OUT/metrics.csv   a row an image
-  OUT/labels/        with --save-labels, the label images that were judged
+  OUT/metrics.json   all images together            OUT/metrics.csv   one row per image
+  OUT/labels/        with --save-labels, the label images that were scored
   OUT/sweep.png      with --sweep, the figure; its numbers in sweep.csv; reliability.png, reliability.json: are the
-                     probabilities true
+                     probabilities calibrated
   OUT/anatomy/       with --anatomy, contact sheets by kind of error; each error with its place in anatomy.csv
 With --counts instead:
-  OUT/agreement.json bias and limits of agreement   OUT/agreement.csv  a row an image
+  OUT/agreement.json bias and limits of agreement   OUT/agreement.csv  one row per image
   OUT/agreement.png  the differences against the counts (Bland and Altman's plot)
 
 {_EXIT_CODES}"""
@@ -63,8 +63,8 @@ Example:
 \b
 Results:
   OUT.onnx               the model with the chosen operating points
-  OUT.calibration.json   what was chosen, and how good it is on images that had no part in the choice
-  OUT.calibration.png    are the probabilities true
+  OUT.calibration.json   what was chosen, and how good it is on images not used to choose it
+  OUT.calibration.png    are the probabilities calibrated
 
 {_EXIT_CODES}"""
 _DESCRIBE_EPILOG = f"""\b
@@ -76,7 +76,7 @@ Examples:
 \b
 Results:
   OUT/data.png       the figure; its numbers in data.json and data.csv
-  OUT.onnx           or OUT.safetensors: the model, with what these images, its training images, are like
+  OUT.onnx           or OUT.safetensors: the model, with a description of these images as its training images
 
 {_EXIT_CODES}"""
 
@@ -117,12 +117,12 @@ def with_command(arguments: list[str]) -> list[str]:
 @click.group(cls=_Commands, epilog=_EPILOG, context_settings=_SETTINGS)
 @click.version_option(package_name="cellseg-deploy")
 def command() -> None:
-    """Judge the cells of a model, or of any tool's label images, by masks drawn by people."""
+    """Score the cells of a model, or any tool's label images, against masks drawn by people."""
 
 
 @command.command("score", epilog=_SCORE_EPILOG, context_settings=_SETTINGS)
 @click.option("--images", metavar="DIR", type=_PATH, help="Photographs for the model to count.")
-@click.option("--labels", metavar="DIR", type=_PATH, help="Label images to judge, no model.")
+@click.option("--labels", metavar="DIR", type=_PATH, help="Label images to score, without a model.")
 @click.option("--masks", metavar="DIR", type=_PATH, help="The truth.")
 @click.option(
     "--boxes", metavar="PATH", type=click.Path(exists=True, path_type=Path), help="Boxes as truth: CSV, YOLO, COCO."
@@ -213,14 +213,13 @@ def calibrate_command(images: Path, masks: Path, **given: Any) -> int:
     metavar="OUT",
     required=True,
     type=_PATH,
-    help="Output folder; or a model file to write: the images are then its training images, and that is written into "
-    "it.",
+    help="Output folder; or a model file to write: the images are then described in it as its training images.",
 )
 @_min_area_option
 @_shared_options
 @click.pass_context
 def describe_command(context: click.Context, /, images: Path, masks: Path | None, **given: Any) -> int:
-    """Show what images are like, and whether the model has seen their like."""
+    """Describe images, and show whether the model was trained on similar ones."""
     console.set_up_logging(given["verbose"])
     if masks is not None:
         evaluate_options.refuse_engine_options(

@@ -137,7 +137,7 @@ def _rows(result: Agreement) -> Iterator[tuple[str, str]]:
     difference, ratio = result.difference, result.ratio
     yield "images", f"{result.n_images}"
     yield "cells", f"{result.found} found, {result.true} by hand"
-    yield "bias", f"{_words(difference.bias, '+.2f')} cells an image"
+    yield "bias", f"{_words(difference.bias, '+.2f')} cells per image"
     if math.isfinite(difference.sd):
         yield "limits", "of agreement, between which 95 % of the differences are expected:"
         yield "  lower", f"{_words(difference.lower, '+.2f')}"
@@ -150,7 +150,7 @@ def _rows(result: Agreement) -> Iterator[tuple[str, str]]:
             f"{_words(ratio.bias, '.3f')} found / by hand, limits {ratio.lower.value:.3f} to "
             + (f"{ratio.upper.value:.3f}{without}"),
         )
-    yield "error", f"{result.mae:.2f} cells off an image{_share(result.mape)}"
+    yield "error", f"{result.mae:.2f} cells off per image{_share(result.mape)}"
     for third in result.by_density:
         cells = f"{third.least}" if third.least == third.most else f"{third.least} to {third.most}"
         yield (

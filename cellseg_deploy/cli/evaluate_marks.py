@@ -24,12 +24,12 @@ from cellseg_deploy.cli import score as score_command
 from cellseg_deploy.cli.evaluate_options import Kind as Judged
 from cellseg_deploy.cli.evaluate_options import Shared, with_progress
 from cellseg_deploy.cli.evaluate_remarks import Remarks
-from cellseg_deploy.errors import DataError, NothingToDoError
+from cellseg_deploy.errors import DataError
 from cellseg_deploy.evaluate import score as evaluation
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
-from cellseg_deploy.images.find import images_by_stem, stem_of
-from cellseg_deploy.images.read import declared_pixels, find_images, read_image, read_labels
+from cellseg_deploy.images.find import images_by_stem, require_images, stem_of
+from cellseg_deploy.images.read import declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.plural import plural
 from cellseg_deploy.run.output_folder import check_apart
@@ -52,9 +52,7 @@ def run(
     without a point count neither way.
     """
     check_apart([folder for folder in (judged, path, unmarked_folder) if folder and folder.is_dir()], shared.output)
-    found = {image.name: image.path for image in find_images([judged], follow_links=True)}
-    if not found:
-        raise NothingToDoError(f"{judged}: no image found")
+    found = {image.name: image.path for image in require_images([judged], follow_links=True)}
     sizes = {name: _size_hw(file, holds, shared) for name, file in found.items()}
     truth = read_annotations(path, kind, sizes)
     asked = shared.classes or ()
@@ -221,7 +219,7 @@ def _print_table(pooled: dict[str, Any], output: Path, kind: Kind) -> None:
         ("images", f"{pooled['n_images']}"),
         ("cells", f"{pooled['n_predicted']} found, {pooled['n_true']} true"),
         ("f1", f"{pooled['f1']:.4f}   precision {pooled['precision']:.4f}, recall {pooled['recall']:.4f}"),
-        ("count", f"{pooled['count_mae']:.2f} cells off an image, bias {pooled['count_bias']:+.2f}"),
+        ("count", f"{pooled['count_mae']:.2f} cells off per image, bias {pooled['count_bias']:+.2f}"),
         ("merges", f"{pooled['merges']}, pieces {pooled['pieces']}"),
     ]
     if kind == "boxes":

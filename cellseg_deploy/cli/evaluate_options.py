@@ -95,17 +95,15 @@ class Shared:
 
     def _measure(self, segmenter: Segmenter, folder: Path) -> None:
         """Measure the scale of the images in ``folder``, once per image size."""
+        from cellseg_deploy.images import groups
         from cellseg_deploy.images.find import find_images
-        from cellseg_deploy.run import scales
-        from cellseg_deploy.run.record import RunOptions
 
-        options = RunOptions(bit_depth=self.bit_depth, max_pixels=self.max_pixels)
-        for group, images in scales.groups_of(find_images([folder], follow_links=True)).items():
-            sample = list(scales.sample(images, options))
+        for group, images in groups.groups_of(find_images([folder], follow_links=True)).items():
+            sample = list(groups.sample(images, self.reading))
             choice = segmenter.find_scale(sample, field=self.field)
             segmenter.measured_scales |= {image.shape[:2]: choice.scale for image in sample}
             if not self.quiet:
-                console.say(scales.said(group, choice, segmenter.backend.spec.cell_diameter_px))
+                console.say(choice.summary(group, segmenter.backend.spec.cell_diameter_px))
 
     @property
     def thread_plan(self) -> ThreadPlan:
@@ -179,7 +177,7 @@ def check_score(context: click.Context, given: Mapping[str, Any]) -> tuple[Path,
     judged, kind = _judged_folder(context, given)
     truths = [name for name in ("masks", "boxes", "points", "counts") if given[name] is not None]
     if not truths:
-        raise click.UsageError("give --masks DIR, the truth to judge by (or --boxes, --points or --counts FILE.csv)")
+        raise click.UsageError("give --masks DIR, the ground truth (or --boxes, --points or --counts FILE.csv)")
     if len(truths) > 1:
         raise click.UsageError(f"{_flag(truths[0])} and {_flag(truths[1])} exclude each other; give one truth")
     (truth,) = truths
@@ -191,7 +189,7 @@ def check_score(context: click.Context, given: Mapping[str, Any]) -> tuple[Path,
     if given["unmarked"] is not None and truth != "points":
         raise click.UsageError(f"--unmarked needs --points, not {_flag(truth)}")
     if truth in ("boxes", "points"):
-        refuse_options(context, ("count_rule",), f"has no part in {_flag(truth)}: border objects count neither way")
+        refuse_options(context, ("count_rule",), f"has no effect with {_flag(truth)}: border objects count neither way")
     elif given["classes"] is not None and kind == "labels":
         raise click.UsageError(
             "--classes needs --boxes, --points, or a model that counts: label images have no classes"
@@ -214,11 +212,11 @@ def _judged_folder(context: click.Context, given: Mapping[str, Any]) -> tuple[Pa
     labels: Path | None = given["labels"]
     if labels is None:
         if images is None:
-            raise click.UsageError("give --images DIR for a model to count, or --labels DIR with label images to judge")
+            raise click.UsageError("give --images DIR for a model to count, or --labels DIR with label images to score")
         return images, "images"
     if images is not None:
-        raise click.UsageError("--images and --labels exclude each other: a model's cells are judged, or given labels")
-    without_model = "and --labels exclude each other: given labels are judged without a model"
+        raise click.UsageError("--images and --labels exclude each other: score either a model or label images")
+    without_model = "and --labels exclude each other: label images are scored without a model"
     refuse_options(context, _OF_THE_MODEL, without_model)
     return labels, "labels"
 

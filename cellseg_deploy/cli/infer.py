@@ -40,11 +40,11 @@ Examples:
 Results:
   OUT/labels/NAME.tif     label image: 0 background, 1..n the cells
   OUT/overlays/NAME.jpg   the image with outlines and count
-  OUT/cells.csv           a row a cell          OUT/images.csv   a row an image
+  OUT/cells.csv           one row per cell      OUT/images.csv   one row per image
   OUT/run.json            what ran, with what, how long by stage, and how busy the network was
-  OUT/journal.jsonl       what is done: a line an image, as it is finished
-A run that ended early is resumed by the same command; what is done is not done twice. Different images are read, run
-and written at the same time; no result depends on it, on --threads, --batch-size or the order of the images.
+  OUT/journal.jsonl       what is done: one line per image, as it is finished
+The same command resumes a run that ended early; finished images are not done again. Different images are read, run
+and written at the same time; results do not depend on that, on --threads, --batch-size or the order of the images.
 
 \b
 Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no image found, 5 model refused,
@@ -62,7 +62,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
 @click.option(
     "--classes",
     metavar="A,B",
-    help="Classes of the model that count as cells; the others are labelled all the same.  [default: all but platelet]",
+    help="Classes of the model that count as cells; the others are labelled too.  [default: all but platelet]",
 )
 @click.option(
     "--save",
@@ -75,7 +75,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "--pixel-size",
     type=float,
     metavar="UM",
-    help="Side of a pixel in micrometres, for columns in micrometres.  [default: what a TIFF says]",
+    help="Pixel size in micrometres, for columns in micrometres.  [default: as in the TIFF]",
 )
 @click.option(
     "--list",
@@ -85,16 +85,16 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     help="Text file with one path per line, in addition to PATH...; - for stdin.",
 )
 @click.option(
-    "--watch", is_flag=True, help="Follow the folder PATH and take files once they are complete; end: Ctrl-C."
+    "--watch", is_flag=True, help="Watch the folder PATH and process files once they are complete; stop with Ctrl-C."
 )
-@click.option("--watch-idle", type=float, metavar="SECONDS", help="End --watch after SECONDS without a new file.")
+@click.option("--watch-idle", type=float, metavar="SECONDS", help="Stop --watch after SECONDS without a new file.")
 @click.option(
     "--watch-settle",
     type=float,
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="A file is complete when it has not changed for so long, and its header can be read.",
+    help="A file is complete when it has not changed for this long and its header can be read.",
 )
 @click.option(
     "--like",
@@ -102,11 +102,11 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     metavar="RUN.JSON",
     help="Use the model, engine and settings of an earlier run: its run.json, or its output folder.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done with each image, and end.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done with each image, and exit.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: resume it]")
-@click.option("--follow-links", is_flag=True, help="Follow links that lead out of the given folders.")
-@click.option("--explain", is_flag=True, help="Show which engine would be taken and why, and end; needs no PATH.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary for machines to stdout instead of the table.")
+@click.option("--follow-links", is_flag=True, help="Follow links that lead outside the input folders.")
+@click.option("--explain", is_flag=True, help="Show which engine would be chosen and why, and exit; needs no PATH.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON summary to stdout instead of the table.")
 @console.log_options
 @click.pass_context
 def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | None, **asked: Any) -> int:
@@ -122,13 +122,13 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
         missing = next(p for p in context.command.params if p.name == ("paths" if output else "output"))
         raise click.MissingParameter(ctx=context, param=missing)
 
-    from cellseg_deploy.images.find import paths_in_list
+    from cellseg_deploy.images.find import paths_in_list, require_images
     from cellseg_deploy.run.output_folder import check_apart
 
     given = [*paths, *(paths_in_list(asked["list_file"]) if asked["list_file"] else ())]
     check_apart(given, output)
     _check_watch(context, given)
-    images = [] if asked["watch"] else _images(given, follow_links=asked["follow_links"])
+    images = [] if asked["watch"] else require_images(given, follow_links=asked["follow_links"])
     summary = _run(given, images, output, asked, recorded)
     if summary is None:
         return console.EXIT_OK
@@ -157,9 +157,7 @@ def _run(
     options = RunOptions(
         save=parse_names(asked["save"]),
         overwrite=asked["overwrite"],
-        max_pixels=asked["max_pixels"],
-        bit_depth=asked["bit_depth"],
-        pixel_size_um=asked["pixel_size"],
+        reading=console.read_options(asked),
         count_rule=asked["count_rule"],
         field_of_view=asked["field"],
         scales={} if recorded is None else recorded.scales,
@@ -182,10 +180,9 @@ def _run(
         _log.info("engine: %s %s on %s, %s", opened.name, opened.precision, opened.device, opened.choice)
         if not asked["quiet"]:
             console.say(_heading(segmenter))
-        tell_scale = None if asked["quiet"] else console.say
         if recorded is not None:
             recorded.check(identity_of(segmenter, options, inputs))
-        if tell_scale is not None and n_recorded:  # takes a second per gigabyte of images
+        if n_recorded and not asked["quiet"]:  # takes a second per gigabyte of images
             console.say(
                 f"comparing the images with {plural(n_recorded, 'image')} recorded in {console.printable(output)}"
             )
@@ -193,31 +190,17 @@ def _run(
             plan = plan_folder(segmenter, images, output, options=options, inputs=inputs)
             click.echo(json.dumps(plan.to_json())) if asked["as_json"] else _print_plan(plan)
             return None
+        common: dict[str, Any] = {
+            "options": options,
+            "threads": threads,
+            "on_result": progress.result,
+            "on_plan": progress.planned,
+            "on_scale": None if asked["quiet"] else console.say,
+        }
         if asked["watch"]:
-            return watch_folder(
-                segmenter,
-                paths[0],
-                output,
-                options=options,
-                threads=threads,
-                on_result=progress.result,
-                on_plan=progress.planned,
-                on_scale=tell_scale,
-                complete=complete,
-                follow_links=asked["follow_links"],
-                idle_seconds=asked["watch_idle"],
-            )
-        return run_folder(
-            segmenter,
-            images,
-            output,
-            options=options,
-            threads=threads,
-            on_result=progress.result,
-            on_plan=progress.planned,
-            on_scale=tell_scale,
-            inputs=inputs,
-        )
+            only_here = {"follow_links": asked["follow_links"], "idle_seconds": asked["watch_idle"]}
+            return watch_folder(segmenter, paths[0], output, complete=complete, **only_here, **common)
+        return run_folder(segmenter, images, output, inputs=inputs, **common)
 
 
 def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> tuple[dict[str, Any], int]:
@@ -227,7 +210,6 @@ def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> 
     For a ``recorded`` run, return the form of the model that was opened then. Raises ``OutputError`` for a folder
     that cannot be used in any case, before a model is loaded needlessly.
     """
-    from cellseg_deploy.models import default_model_path
     from cellseg_deploy.run.repeat import engine_to_resume
     from cellseg_deploy.run.resume import check_usable, look_at
 
@@ -235,14 +217,14 @@ def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> 
     if state.kind == "foreign" or not asked["overwrite"]:
         check_usable(state, output)
     names = ("backend", "device", "precision")
-    as_asked = {"path": asked["model"], **{name: asked[name] for name in names}}
+    form = {"path": asked["model"], **{name: asked[name] for name in names}}
     if recorded is not None:
-        as_asked = engine_to_resume(recorded.identity, asked["model"] or default_model_path()) or as_asked
-    is_free = all(asked[name] is None for name in names[1:]) and asked["backend"] == "auto" and not asked["rebuild"]
+        form = engine_to_resume(recorded.identity, asked["model"]) or form
     if state.journal is None or asked["overwrite"]:
-        return as_asked, 0
-    of_run = engine_to_resume(state.journal.identity, asked["model"] or default_model_path()) if is_free else None
-    return of_run or as_asked, len(state.journal.entries)
+        return form, 0
+    is_free = (asked["backend"], asked["device"], asked["precision"]) == ("auto", None, None) and not asked["rebuild"]
+    of_run = engine_to_resume(state.journal.identity, asked["model"]) if is_free else None
+    return of_run or form, len(state.journal.entries)
 
 
 def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> RecordedRun:
@@ -251,9 +233,9 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
 
     recorded = read_run(file)
     of_results = recorded.result_options()
-    console.refuse_options(context, tuple(of_results), "and --like exclude each other: run.json says it")
+    console.refuse_options(context, tuple(of_results), "and --like exclude each other: run.json already sets it")
     asked |= of_results | {"model": recorded.model_file(asked["model"])}
-    for name, value in recorded.other_options().items():
+    for name, value in (("save", ",".join(recorded.identity.saved) or "none"), ("max_pixels", recorded.max_pixels)):
         if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
             asked[name] = value
     return recorded
@@ -262,22 +244,11 @@ def _take_from(file: Path, context: click.Context, asked: dict[str, Any]) -> Rec
 def _check_watch(context: click.Context, paths: list[Path]) -> None:
     asked = context.params
     if not asked["watch"]:
-        console.refuse_options(context, ("watch_idle", "watch_settle"), "belongs to --watch")
+        console.refuse_options(context, ("watch_idle", "watch_settle"), "needs --watch")
     elif asked["dry_run"]:
-        raise click.UsageError("--dry-run and --watch exclude each other: what will come is not known")
+        raise click.UsageError("--dry-run and --watch exclude each other: future files are unknown")
     elif len(paths) != 1 or not os.path.isdir(paths[0]):  # noqa: PTH112
         raise click.UsageError(f"--watch follows one folder; got {', '.join(map(console.printable, paths))}")
-
-
-def _images(paths: list[Path], *, follow_links: bool) -> list[FoundImage]:
-    from cellseg_deploy.errors import NothingToDoError
-    from cellseg_deploy.images.find import SUFFIXES, find_images
-
-    images = find_images(paths, follow_links=follow_links)
-    if not images:
-        where = ", ".join(map(console.printable, paths))
-        raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
-    return images
 
 
 def _explanation(model: Path | None, backend: str, device: str, precision: str | None) -> str:

@@ -50,12 +50,14 @@ def check_target(out: Path, model: DescribedModel, inputs: Sequence[Path]) -> No
         raise click.UsageError(f"OUT is the model file to write, ending in {suffix} as {model.path} does; got {out}")
     for folder in inputs:
         if out.resolve().parent == folder.resolve():
-            raise click.UsageError(f"{out} lies among the images or masks of {folder}; choose another place for it")
+            raise click.UsageError(f"{out} is in the folder of images or masks {folder}; choose another folder for it")
     if not os.path.lexists(out):
         return
     try:
         identity = read(out).identity
     except ModelError as error:
-        raise OutputError(f"{out}: not replaced, it is no model file of ours ({error}); choose another name") from error
+        raise OutputError(
+            f"{out}: not replaced, because it is not a cellseg model file ({error}); choose another name"
+        ) from error
     if identity != model.identity:
-        raise OutputError(f"{out}: holds another network than {model.path}, so it is not replaced; choose another name")
+        raise OutputError(f"{out}: holds another network than {model.path} and is not replaced; choose another name")

@@ -1,9 +1,9 @@
 """``cellseg-evaluate score``: labels against masks, with the extras of ``--sweep`` and ``--anatomy``.
 
 OUT/metrics.json, metrics.csv               all images together, and one row per image
-OUT/labels/                                 with --save-labels, the label images that were judged
+OUT/labels/                                 with --save-labels, the label images that were scored
 OUT/sweep.csv, sweep.png                    every metric against the threshold, by method
-OUT/reliability.json, reliability.png       are the probabilities true
+OUT/reliability.json, reliability.png       are the probabilities calibrated
 OUT/anatomy.csv, anatomy/KIND-NN.jpg        every error with its place, and crops of it
 """
 
@@ -215,7 +215,7 @@ def _print_table(pooled: dict[str, float], about: dict[str, Any], output: Path) 
         ("map", f"{pooled['map']:.4f}   IoU 0.50 to 0.95"),
         (
             "count",
-            f"{pooled['count_mae']:.2f} cells off an image ({pooled['count_mape']:.1%}), "
+            f"{pooled['count_mae']:.2f} cells off per image ({pooled['count_mape']:.1%}), "
             f"bias {pooled['count_bias']:+.2f}",
         ),
         ("merges", f"{pooled['merges']}, splits {pooled['splits']}"),
@@ -223,7 +223,7 @@ def _print_table(pooled: dict[str, float], about: dict[str, Any], output: Path) 
         ("  f1", f"{pooled['f1_apart']:.4f}"),
         (
             "  count",
-            f"{pooled['count_mae_apart']:.2f} cells off an image ({pooled['count_mape_apart']:.1%}), "
+            f"{pooled['count_mae_apart']:.2f} cells off per image ({pooled['count_mape_apart']:.1%}), "
             f"bias {pooled['count_bias_apart']:+.2f}",
         ),
         (
@@ -248,6 +248,6 @@ def _extra_rows(about: dict[str, Any]) -> list[tuple[str, str]]:
     if "sweep_best" in about:
         best = about["sweep_best"]
         figures = f"f1 apart {best['f1_apart']:.4f}, f1 {best['f1']:.4f}, dice {best['dice']:.4f}"
-        rows.append(("sweep", f"best on these very images: {best['curve']} {best['threshold']:g}: {figures}"))
+        rows.append(("sweep", f"best on these images: {best['curve']} {best['threshold']:g}: {figures}"))
         rows.append(("ece", f"{about['ece']:.4f}   see reliability.png"))
     return rows

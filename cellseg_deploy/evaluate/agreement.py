@@ -85,7 +85,7 @@ def agree(true: Sequence[int], found: Sequence[int]) -> Agreement:
     """
     by_hand, ours = np.asarray(true, np.int64), np.asarray(found, np.int64)
     if by_hand.shape != ours.shape or by_hand.ndim != 1 or not by_hand.size:
-        raise UsageError(f"{by_hand.size} counts by hand and {ours.size} found; expected one of each an image")
+        raise UsageError(f"{by_hand.size} counts by hand and {ours.size} found; expected one of each per image")
     if min(by_hand.min(), ours.min()) < 0:
         raise UsageError("counts must be 0 or more")
     both = (by_hand > 0) & (ours > 0)

@@ -76,12 +76,12 @@ def _read(table: Path) -> Mapping[str, _Row]:
             stem = stem_of(row.name)
             if stem in rows:
                 raise DataError(
-                    f"{table}: lines {rows[stem].line} and {row.line} both count image {stem}; expected one count an "
-                    "image"
+                    f"{table}: lines {rows[stem].line} and {row.line} both count image {stem}; expected one "
+                    "count per image"
                 )
             rows[stem] = row
     except csv.Error as error:
-        raise DataError(f"{table}: line {reader.line_num}: no valid CSV ({error})") from error
+        raise DataError(f"{table}: line {reader.line_num}: not valid CSV ({error})") from error
     if not rows:
         raise DataError(f"{table}: lists no image; expected one row per image below the header")
     return rows
@@ -133,4 +133,4 @@ def _text(table: Path) -> str:
         return data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(f'{table}: line {line} is no UTF-8; save the file as "CSV UTF-8"') from error
+        raise DataError(f'{table}: line {line} is not UTF-8; save the file as "CSV UTF-8"') from error

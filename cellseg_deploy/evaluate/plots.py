@@ -151,8 +151,8 @@ def agreement_png(by_hand: npt.NDArray[np.int64], found: npt.NDArray[np.int64], 
     axis.scatter((by_hand + found) / 2, found - by_hand, s=26, color="0.15", alpha=0.65, linewidths=0, zorder=3)
     low, high = axis.get_xlim()
     axis.set_xlim(low, high + 0.07 * (high - low))
-    axis.set_xlabel("cells an image, mean of found and by hand")
-    axis.set_ylabel("found - by hand, cells an image")
+    axis.set_xlabel("cells per image, mean of found and by hand")
+    axis.set_ylabel("found - by hand, cells per image")
     figure.suptitle(f"Agreement with counts by hand (images: {limits.n}); bars: 95 % confidence intervals", fontsize=11)
     return to_png(figure)
 

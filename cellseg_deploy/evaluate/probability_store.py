@@ -56,7 +56,7 @@ class KeptImages(Sequence[KeptImage]):
             np.save(base.with_suffix(".t.npy"), true_labels.astype(np.uint16) if fits else true_labels)
         except OSError as error:
             raise OutputError(
-                f"{self._folder}: probabilities cannot be kept there ({error.strerror or error}); "
+                f"{self._folder}: probabilities cannot be stored there ({error.strerror or error}); "
                 "free space, or set TMPDIR to a larger disk"
             ) from error
         self._kept.append(KeptImage(name, base))

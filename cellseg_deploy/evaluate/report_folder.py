@@ -70,4 +70,4 @@ def _publish(place: Path, out: Path, program: str, names: Sequence[str]) -> None
 
 def _refuse_linked_folder(path: Path) -> None:
     if path.is_symlink() and path.is_dir():
-        raise OutputError(f"{path}: a link out of the output folder; remove it or choose another folder")
+        raise OutputError(f"{path}: a link that leads outside the output folder; remove it or choose another folder")

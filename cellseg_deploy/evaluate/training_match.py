@@ -96,7 +96,7 @@ def training_diameter_px(spec: ModelSpec) -> float:
 def training_summary(spec: ModelSpec) -> tuple[DataSummary | None, str]:
     """Return the training summary of ``spec``, or None and a sentence on why it is unusable here."""
     found = spec.training.data_summary
-    what = f"the model {spec.name} does not say what its training images were like"
+    what = f"the model {spec.name} has no description of its training images"
     if found is None:
         return None, f"{what}, so light, stain and crowding are not compared; only the size of its cells is known"
     if found.version != DATA_SUMMARY_VERSION:
@@ -151,8 +151,8 @@ def warnings(
         found.append(f"{len(negatives)} of {facts.n_images} images ({listed}): {negatives[0].negative}")
     if facts.scale_bars:
         found.append(
-            f"a scale bar seems to be drawn into {facts.scale_bars} of {facts.n_images} images: it may be counted as a "
-            "cell; and it says the magnification"
+            f"a scale bar seems to be drawn into {facts.scale_bars} of {facts.n_images} images: it may be "
+            "counted as a cell, and it gives the magnification"
         )
     return found
 
@@ -161,10 +161,10 @@ def _of_size(images: Sequence[ImageFacts], facts: DataFacts, spec: ModelSpec) ->
     expected, median = training_diameter_px(spec), facts.median_diameter_px
     low, high = SIZE_RANGE
     if median is None:
-        return ["no whole cell was seen, so nothing can be said of magnification"]
+        return ["no whole cell was found, so the magnification cannot be checked"]
     found: list[str] = []
     if sum(len(image.areas_px) for image in images) < _FEW_CELLS:
-        found.append(f"fewer than {_FEW_CELLS} whole cells were seen: every figure here is uncertain")
+        found.append(f"fewer than {_FEW_CELLS} whole cells were found: every figure here is uncertain")
     if not _is_of_size(median, spec):
         found.append(
             f"cells are {median:.0f} px wide (median), {median / expected:.2f} times those of the training images "
@@ -178,7 +178,7 @@ def _of_size(images: Sequence[ImageFacts], facts: DataFacts, spec: ModelSpec) ->
     if odd:
         found.append(
             f"cells of {_some(odd)} differ in size from the others' ({low:g} to {high:g} times their median): "
-            "several magnifications in one folder? Give each a folder: cells are measured by folder"
+            "several magnifications in one folder? Put each in its own folder: cells are measured per folder"
         )
     sizes = {tag.um_per_px for image in images for tag in image.resolution if not tag.is_of_print}
     if sizes and max(map(max, sizes)) > SIZE_RANGE[1] * min(map(min, sizes)):
@@ -193,7 +193,7 @@ def _is_of_size(median_px: float | None, spec: ModelSpec) -> bool:
 def _beside(one: Comparison) -> str:
     assert one.here is not None
     assert one.training is not None
-    there = f"{one.training.median:.3g}, mostly {one.training.p05:.3g} to {one.training.p95:.3g}"
+    there = f"{one.training.median:.3g}, usually {one.training.p05:.3g} to {one.training.p95:.3g}"
     return f"{one.quantity.label} {one.here.median:.3g} (training {there})"
 
 

@@ -14,4 +14,4 @@ def read_text(path: Path, expected: str) -> str:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8 ({error.reason}); expected {expected}") from error
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}); expected {expected}") from error

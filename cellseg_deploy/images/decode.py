@@ -152,7 +152,7 @@ def _read_regular_file(path: Path) -> tuple[bytes, int]:
         said = "a link to a file that does not exist" if is_dangling else error.strerror
         raise DataError(f"{path}: cannot be read: {said}") from error
     if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns or after.st_size != before.st_size:
-        raise DataError(f"{path}: the file changed while it was read; wait until it is written and run again")
+        raise DataError(f"{path}: the file changed while it was read; wait until it is fully written and run again")
     return data, before.st_mtime_ns
 
 

@@ -83,6 +83,15 @@ def find_images(paths: Iterable[Path], *, follow_links: bool = False, is_silent:
     return sorted(found, key=lambda image: image.name)
 
 
+def require_images(paths: Iterable[Path], *, follow_links: bool = False) -> list[FoundImage]:
+    """Return ``find_images`` of the same arguments. Raises ``NothingToDoError`` if there is no image."""
+    paths = list(paths)
+    if not (images := find_images(paths, follow_links=follow_links)):
+        where = ", ".join(map(str, paths))
+        raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
+    return images
+
+
 def input_roots(paths: Iterable[Path]) -> list[Path]:
     """Return the absolute folders that names of ``find_images(paths)`` are relative to, sorted.
 
@@ -234,12 +243,12 @@ def _most_first(ending_and_count: tuple[str, int]) -> tuple[int, str]:
 
 
 def _leads_out(file: Path, root: Path) -> str:
-    """Return why ``file`` must not be read, if it is a link out of the passed folder ``root``, else ""."""
+    """Return why ``file`` must not be read, if it is a link that leads outside the passed folder ``root``, else ""."""
     if not os.path.islink(file) or not os.path.exists(file):
         return ""  # a dangling or inaccessible link is reported when it is read
     if _is_inside(file, [Path(os.path.realpath(root))]):
         return ""
-    return f"{file}: a link out of the folder {root}; if that is meant, give `follow_links=True`"
+    return f"{file}: a link that leads outside the folder {root}; to read it anyway, give `follow_links=True`"
 
 
 def _raise_unlistable(error: OSError) -> None:

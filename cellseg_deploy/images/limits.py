@@ -14,5 +14,5 @@ def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise DataError(
             f"{path}: {width} x {height} px are more than the limit of {max_pixels} pixels; "
-            "if the file is meant to be so large, raise `max_pixels`"
+            "if the file really is that large, raise `max_pixels`"
         )

@@ -239,14 +239,14 @@ def _check_polarity(path: Path, labels: npt.NDArray[np.int32], foreground: MaskF
         _warn_once(f"{path}: {seen}; taken as a confluent layer. Is it the background? Give `mask_foreground='dark'`")
     elif foreground == "dark":
         raise DataError(
-            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: read as `mask_foreground='dark'` says, "
-            "the background is a cell; leave it out, and keep masks of both kinds in separate folders"
+            f"{path}: {seen} around {frame.pieces} pieces shaped like cells: with `mask_foreground='dark'` the "
+            "background becomes a cell; leave that argument out, and keep masks of both kinds in separate folders"
         )
     else:
         raise DataError(
             f"{path}: {seen} around {frame.pieces} pieces shaped like cells: is the mask saved as its negative? "
             "Expected 0 for the background; save it so, or give `mask_foreground='dark'` if 0 marks the cells, "
-            "`mask_foreground='light'` if the object is meant"
+            "`mask_foreground='light'` if the object is a cell"
         )
 
 
@@ -334,7 +334,7 @@ def _cut_jpeg_mask(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     clear = float(np.mean((values < 64) | (values >= 192)))
     if clear < 0.99:
         raise DataError(
-            f"{path}: JPEG is lossy and this one is no clear mask ({1 - clear:.1%} of it neither black nor white); "
+            f"{path}: JPEG is lossy and this one is not a clean mask ({1 - clear:.1%} of it neither black nor white); "
             "save masks and label images as PNG or TIFF"
         )
     return (values >= 128).astype(np.uint8)
@@ -365,7 +365,7 @@ def _check_a_value_a_cell(path: Path, labels: npt.NDArray[np.int32], n_values: i
     if n_objects > 1.5 * n_labels and n_objects - n_labels >= 3:
         raise DataError(
             f"{path}: {n_values} values but {n_objects} separate objects: a class mask or a softened mask? Save it as "
-            "0 and 255, or as a label image with one value a cell"
+            "0 and 255, or as a label image with one value per cell"
         )
 
 

@@ -88,7 +88,7 @@ def believed_pixel_size(said: Sequence[Resolution]) -> PixelSize:
     low, high = PLAUSIBLE_UM
     if not (low <= x <= high and low <= y <= high):
         return PixelSize(
-            note=f"the file's resolution of {_UM_PER_INCH / x:.4g} dpi ({x:.4g} micrometres a pixel) is no "
+            note=f"the file's resolution of {_UM_PER_INCH / x:.4g} dpi ({x:.4g} micrometres per pixel) is not a "
             "microscope's and was not used; give `pixel_size_um` for micrometres"
         )
     if abs(x - y) > _SQUARE * max(x, y):

@@ -23,7 +23,7 @@ def default_model_path() -> Path:
     if (found := _sha256(path)) != DEFAULT_SHA256:
         raise ModelError(
             f"{path}: not the model that this version ships with (SHA-256 {found}, expected {DEFAULT_SHA256}); "
-            "install cellseg-deploy again, or give the file as `model` if it is meant"
+            "install cellseg-deploy again, or pass the file as `model` to use it anyway"
         )
     return path
 

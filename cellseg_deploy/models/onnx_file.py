@@ -153,7 +153,7 @@ def _read_bytes(path: Path) -> bytes:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ModelError(
-                f"{path}: {size} bytes; ONNX with embedded weights ends at 2 GiB; export it in half precision"
+                f"{path}: {size} bytes; ONNX with embedded weights is limited to 2 GiB; export it in half precision"
             )
         data = path.read_bytes()
     except OSError as error:
@@ -179,8 +179,8 @@ def _check_embedded(path: Path, model: Any) -> None:
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data):
             raise ModelError(
-                f"{path}: the weights {tensor.name!r} lie outside the file, which could be any file of this computer; "
-                "only embedded weights are accepted; export the model again"
+                f"{path}: the weights {tensor.name!r} are stored outside the file; only embedded weights are accepted, "
+                "because a path to weights could name any file on this computer; export the model again"
             )
 
 

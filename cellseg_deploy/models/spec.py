@@ -187,7 +187,7 @@ def from_json(text: str | bytes, *, source: str) -> ModelSpec:
     try:
         spec = msgspec.json.decode(text, type=ModelSpec)
     except msgspec.ValidationError as error:
-        raise ModelError(f"{source}: model metadata does not fit: {error}; export the model again") from error
+        raise ModelError(f"{source}: invalid model metadata: {error}; export the model again") from error
     check(spec, source=source)
     return spec
 
@@ -198,7 +198,7 @@ def check(spec: ModelSpec, *, source: str) -> None:
         (spec.tile_size > 0 and spec.patch_size > 0, f"tile_size {spec.tile_size}, patch_size {spec.patch_size}"),
         (
             spec.patch_size > 0 and spec.tile_size % spec.patch_size == 0,
-            f"tile_size {spec.tile_size} is no multiple of {spec.patch_size}",
+            f"tile_size {spec.tile_size} is not a multiple of {spec.patch_size}",
         ),
         (0 <= 2 * spec.halo < spec.tile_size, f"halo {spec.halo} does not fit a tile of {spec.tile_size}"),
         (spec.image_scale > 0, f"image_scale {spec.image_scale} is not positive"),
@@ -220,13 +220,16 @@ def check(spec: ModelSpec, *, source: str) -> None:
         (bool(spec.operating_points), "no operating point"),
         *((not misfit(params), f"{task}: {misfit(params)}") for task, params in spec.operating_points.items()),
         *(
-            (math.isfinite(v.p95 - v.p05) and v.p05 <= v.median <= v.p95, f"data_summary {name} is no spread: {v}")
+            (
+                math.isfinite(v.p95 - v.p05) and v.p05 <= v.median <= v.p95,
+                f"data_summary {name} is not a valid spread: {v}",
+            )
             for name, v in (spec.training.data_summary.values.items() if spec.training.data_summary else ())
         ),
     ]
     wrong = [message for fine, message in problems if not fine]
     if wrong:
-        raise ModelError(f"{source}: model metadata does not fit: {'; '.join(wrong)}; export the model again")
+        raise ModelError(f"{source}: invalid model metadata: {'; '.join(wrong)}; export the model again")
 
 
 def misfit(params: InstanceParams) -> str:
@@ -244,14 +247,14 @@ def misfit(params: InstanceParams) -> str:
 def misfit_of_classes(classes: tuple[str, ...]) -> str:
     """Return what is wrong with ``classes`` as names of cell classes, or "" (also if there are none)."""
     if len(classes) == 1:
-        return f"one class alone tells no cells apart, got {classes[0]!r}; expected two or more"
+        return f"expected two or more classes, got only {classes[0]!r}"
     if len(set(classes)) < len(classes):
         return f"expected each class once, got {', '.join(classes)}"
     for name in classes:
         if name in MAP_CHANNELS:
             return f"{name!r} is the name of another channel, expected another name for the class"
         if not name or name != name.strip() or "," in name or not name.isprintable():
-            return f"a class is a printable name without commas and outer spaces, got {name!r}"
+            return f"a class name must be printable, without commas or leading or trailing spaces, got {name!r}"
     return ""
 
 

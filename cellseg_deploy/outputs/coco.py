@@ -138,6 +138,6 @@ def _read(part: Path) -> bytes:
         return part.read_bytes()
     except OSError as error:
         raise OutputError(
-            f"{part}: cannot be read, though it belongs in the file of the whole run ({error.strerror or error}); "
-            "check that it is there and its permissions, then run again"
+            f"{part}: cannot be read for the file of the whole run ({error.strerror or error}); "
+            "check that it exists and its permissions, then run again"
         ) from error

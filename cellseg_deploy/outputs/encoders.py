@@ -50,7 +50,7 @@ def merge_coco(_out: Path, files: Sequence[Path], path: Path) -> None:
             coco.merge(files, file)
         except (msgspec.DecodeError, LookupError, TypeError) as error:
             raise OutputError(
-                f"{path}: one of the files that belong in it is damaged, or was edited and is not COCO any more "
+                f"{path}: one of the files it is made from is damaged, or was edited and is no longer COCO "
                 f"({error}); delete that file and run again"
             ) from error
 

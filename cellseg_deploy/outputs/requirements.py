@@ -12,5 +12,5 @@ def require_packages(extra: str, *names: str) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailableError(
-            f"{', '.join(missing)} not installed, which this needs; run: pip install 'cellseg-deploy[{extra}]'"
+            f"missing packages: {', '.join(missing)}; run: pip install 'cellseg-deploy[{extra}]'"
         )

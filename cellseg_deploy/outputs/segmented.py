@@ -58,10 +58,10 @@ class SegmentedImage:
         if not len(self.table) == len(self.counted) == int(self.labels.max(initial=0)):
             raise ValueError(
                 f"{len(self.table)} rows, {len(self.counted)} counted marks and labels up to "
-                f"{self.labels.max(initial=0)}; expected one of each a cell"
+                f"{self.labels.max(initial=0)}; expected one of each per cell"
             )
         if (self.classes is None) != (self.by_rule is None):
-            raise ValueError("classes and what the count rule says belong together: give both or none")
+            raise ValueError("classes and the marks of the count rule belong together: give both or neither")
         if len(self.probabilities_khw) != len(self.channels):
             raise ValueError(f"{len(self.probabilities_khw)} probability planes for the channels {self.channels}")
 

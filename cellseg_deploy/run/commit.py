@@ -6,8 +6,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,11 @@ from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.outputs.formats import Format
 from cellseg_deploy.run import tables as run_tables
-from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.image_work import Finished
-from cellseg_deploy.run.journal import ImageRecord, Journal, JournalContent
+from cellseg_deploy.run.journal import ImageRecord, Journal
 from cellseg_deploy.run.output_folder import TABLES, make_place
 from cellseg_deploy.run.plan import Planned
 from cellseg_deploy.run.record import ImageResult
-from cellseg_deploy.run.resume import some
 from cellseg_deploy.run.state import RunState
 
 _log = logging.getLogger(__name__)
@@ -45,18 +43,6 @@ class Committer:
         self._journal = journal
         self._run_formats = [format for format in formats if format.run_file]
 
-    @classmethod
-    @contextmanager
-    def opened(
-        cls, out: Path, content: JournalContent | None, identity: RunIdentity, formats: Sequence[Format]
-    ) -> Iterator[Committer]:
-        """Resume the run whose journal has ``content``, or begin a new run for None. Raises ``OutputError``."""
-        if content is not None and content.damaged:
-            lines = some([str(number) for number in content.damaged])
-            _log.warning("%s: damaged in line %s; the images of these are done again", content.path, lines)
-        with Journal.create(out, identity) if content is None else Journal.resume(content) as journal:
-            yield cls(out, RunState.of(content), journal, formats)
-
     # ---------------------------------------------------------------------------------------------------- one image
 
     def commit(self, item: Planned, finished: Finished) -> ImageResult:
@@ -69,7 +55,7 @@ class Committer:
             start = time.perf_counter()
             if item.is_changed:  # should the process end, no line vouches for the old files any more
                 self._set_aside(item.edited)
-                self._append(run_tables.failed(item.image.name, "changed, and not done again when the run ended"))
+                self._append(run_tables.failed(item.image.name, "changed, and not finished when the run ended"))
             written = list[Path]()
             try:
                 for place, content in finished.files.items():
@@ -85,7 +71,7 @@ class Committer:
                     with suppress(OSError):  # the first error is the one to report; the next run sweeps leftovers
                         path.unlink(missing_ok=True)
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_NAME:
-                    raise DataError(f"its results cannot have its name: {error}") from error
+                    raise DataError(f"its results cannot be written under its name: {error}") from error
                 raise
 
     def commit_failure(self, item: Planned, reason: str) -> ImageResult:
@@ -109,7 +95,7 @@ class Committer:
         self.state.scales[group] = scale
 
     def _append(self, record: ImageRecord) -> ImageResult:
-        self.state.add(self._journal.append(record))
+        self.state.entries[record.image] = self._journal.append(record)
         return ImageResult.of(record)
 
     # ------------------------------------------------------------------- run-level files, which cover all images

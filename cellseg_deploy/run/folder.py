@@ -21,9 +21,9 @@ from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.run.output_folder import check_apart, check_no_links
 from cellseg_deploy.run.plan import RunPlan, plan
-from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSummary, identity_of
+from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSetup, RunSummary, identity_of
 from cellseg_deploy.run.resume import FolderKind, check_usable, classify
-from cellseg_deploy.run.session import RunSetup, run
+from cellseg_deploy.run.session import run
 from cellseg_deploy.run.state import RunState
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan

@@ -29,7 +29,7 @@ _ARGUMENTS = {  # arguments that restore the recorded values
     "saved": "`save`",
     "model.sha256": "`model`",
     "model.given_sha256": "`model`",
-    "inputs": "folders that names of images begin in",
+    "inputs": "input folders",
 }
 _BEFORE_THERE_WERE = {"border_cells": "model", "field_of_view": "full"}
 """Settings that earlier versions did not record, with the values those versions used."""

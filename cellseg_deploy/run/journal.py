@@ -226,7 +226,7 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
             entries[record.image] = Entry.of(record, at, len(line))
         at += len(line)
     if head is None:
-        raise UnreadableJournalError(f"{path}: has no whole line")
+        raise UnreadableJournalError(f"{path}: has no complete line")
     return JournalContent(path, *head, entries, tuple(damaged), at, scales, files)
 
 
@@ -237,7 +237,7 @@ def whole_records(journal: Path, entries: Iterable[Entry]) -> Iterator[ImageReco
             file.seek(entry.at)
             record = _record(_content(file.read(entry.size)))
             if record is None or record.image != entry.record.image:
-                raise OutputError(f"{journal}: was changed by somebody else during the run; run again")
+                raise OutputError(f"{journal}: was changed by another program during the run; run again")
             yield record
 
 
@@ -271,11 +271,11 @@ def _head(path: Path, content: dict[str, Any] | None) -> tuple[RunIdentity, str]
     if content is None or content.get("kind") != "run":
         raise UnreadableJournalError(f"{path}: its first line is damaged")
     if content["version"] != VERSION:
-        raise UnreadableJournalError(f"{path}: of version {content['version']}; this program knows {VERSION}")
+        raise UnreadableJournalError(f"{path}: of version {content['version']}; this program reads version {VERSION}")
     try:
         return RunIdentity.from_json(content["identity"]), str(content["started"])
     except ValueError as error:
-        raise UnreadableJournalError(f"{path}: its first line says nothing useful ({error})") from error
+        raise UnreadableJournalError(f"{path}: its first line is invalid ({error})") from error
 
 
 def _scale(content: dict[str, Any] | None) -> dict[str, float] | None:

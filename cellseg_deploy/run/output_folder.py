@@ -45,7 +45,8 @@ def check_apart(inputs: Sequence[Path], out: Path) -> None:
         place = Path(os.path.realpath(path if is_folder else path.parent))
         if place.is_relative_to(folder) or (is_folder and folder.is_relative_to(place)):
             raise UsageError(
-                f"the output folder {out} and the input {path} lie inside each other; choose a folder beside"
+                f"the output folder {out} and the input {path} must not contain each other; choose a separate "
+                "output folder"
             )
 
 
@@ -66,11 +67,13 @@ def make_place(out: Path, relative: str) -> Path:
     Raises ``OutputError`` if the file would lie outside ``out``: because of its name, or of a folder that is a link.
     """
     if not is_inside(relative):
-        raise OutputError(f"{relative!r}: would lie outside of the output folder {out}; expected a path within it")
+        raise OutputError(f"{relative!r}: would be outside the output folder {out}; expected a path within it")
     path = out / relative
     for parent in path.relative_to(out).parents:
         if parent != Path() and (out / parent).is_symlink():
-            raise OutputError(f"{out / parent}: a link out of the output folder; remove it or choose another folder")
+            raise OutputError(
+                f"{out / parent}: a link that leads outside the output folder; remove it or choose another folder"
+            )
     make_folder(path.parent)
     return path
 
@@ -91,14 +94,16 @@ def is_temporary(name: str) -> bool:
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
-def remove_ours(out: Path, ours: Collection[str]) -> list[str]:
-    """Remove from ``out`` the files ``ours`` (relative to it, posix) and temporary files; log and return their names.
+def sweep(out: Path, keep: Collection[str], ours: Collection[str] = ()) -> list[str]:
+    """Remove from ``out`` the files in ``ours`` but not in ``keep``, and temporary files; log and return their names.
 
-    Everything else stays, whatever its name: it may be somebody's work. Raises ``OutputError`` before anything is
-    removed if a folder of ours is a link: its target is not ours.
+    Both are paths relative to ``out`` (posix). ``ours`` includes orphaned files, written but not recorded by a killed
+    run, which would otherwise look like results. Everything else stays, whatever its name: it may be somebody's work.
+    Raises ``OutputError`` before anything is removed if a folder of ours is a link: its target is not ours.
     """
+    doomed = set(ours) - set(keep)
     found = [path.relative_to(out).as_posix() for path in _files(out)]
-    removed = [name for name in found if name in ours or is_temporary(name.rpartition("/")[2])]
+    removed = [name for name in found if name in doomed or is_temporary(name.rpartition("/")[2])]
     for name in removed:
         remove(out / name)
         _log.info("%s: removed (left by an earlier run)", out / name)
@@ -110,7 +115,7 @@ def remove_earlier_run(out: Path, formats: Sequence[Format], output_names: Colle
 
     Folders that become empty are removed too. Raises ``OutputError``, also for a folder that is a link.
     """
-    removed = remove_ours(out, places(formats, output_names))
+    removed = sweep(out, (), places(formats, output_names))
     folders = {parent for name in removed for parent in PurePosixPath(name).parents} - {PurePosixPath()}
     for folder in sorted(folders, reverse=True):  # subfolders first
         _remove_if_empty(out / folder)
@@ -140,9 +145,11 @@ def _files(out: Path) -> Iterator[Path]:
     yield from (path for path in sorted(out.iterdir()) if path.is_symlink() or path.is_file())
     for folder in sorted({format.folder for format in FORMATS if format.folder}):
         if (out / folder).is_symlink():
-            raise OutputError(f"{out / folder}: a link out of the output folder; remove it or choose another folder")
+            raise OutputError(
+                f"{out / folder}: a link that leads outside the output folder; remove it or choose another folder"
+            )
         for place, folders, files in os.walk(out / folder):
             linked = [name for name in folders if Path(place, name).is_symlink()]
             if linked:
-                raise OutputError(f"{Path(place, linked[0])}: a link out of the output folder; remove it")
+                raise OutputError(f"{Path(place, linked[0])}: a link that leads outside the output folder; remove it")
             yield from (Path(place, name) for name in sorted(files))

@@ -6,9 +6,9 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.find import absolute, input_roots
 from cellseg_deploy.images.options import ReadOptions
-from cellseg_deploy.outputs.formats import DEFAULT, NAMES, chosen_formats
+from cellseg_deploy.outputs.formats import DEFAULT, NAMES, Format, chosen_formats
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord
 from cellseg_deploy.run.output_folder import PROGRAM
+from cellseg_deploy.run.plan import RunPlan
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -56,16 +57,14 @@ class RunOptions:
     """Options for reading and writing, with the defaults of ``cellseg-infer``; ``UsageError`` for invalid values.
 
     ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: replace an earlier run in
-    the folder; otherwise it is resumed. ``pixel_size_um``: side of a pixel in the specimen in micrometres, overriding
-    the files. ``field_of_view``: ``full`` takes the whole image as the field of view, surround included.
-    ``scales``: by group of images, as measured by an earlier run (see ``run.scales``); these are not measured again.
+    the folder; otherwise it is resumed. ``field_of_view``: ``full`` takes the whole image as the field of view,
+    surround included. ``scales``: by group of images, as measured by an earlier run (see
+    ``images.groups``); these are not measured again.
     """
 
     save: tuple[str, ...] = DEFAULT
     overwrite: bool = False
-    max_pixels: int = ReadOptions.max_pixels
-    bit_depth: int | None = ReadOptions.bit_depth
-    pixel_size_um: float | None = ReadOptions.pixel_size_um
+    reading: ReadOptions = field(default_factory=ReadOptions)
     count_rule: CountRule = DEFAULT_RULE
     field_of_view: Field = "auto"
     scales: Mapping[str, float] = field(default_factory=dict)
@@ -74,12 +73,6 @@ class RunOptions:
         chosen_formats(self.save)
         check_rule(self.count_rule)
         check_field(self.field_of_view)
-        _ = self.reading  # raises for a value that is out of range
-
-    @property
-    def reading(self) -> ReadOptions:
-        """Options for reading images."""
-        return ReadOptions(self.max_pixels, self.bit_depth, self.pixel_size_um)
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ class Inputs:
         return cls(tuple(str(absolute(path)) for path in paths), tuple(str(root) for root in roots), follow_links)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageResult:
     """One line of images.csv. ``status`` is ``done`` or ``failed``; a failed image has an error and no numbers.
 
@@ -132,8 +125,8 @@ class ImageResult:
 class RunSummary:
     """Totals of a run; ``remaining`` is 0 unless the run was stopped.
 
-    ``images``: status (``done``, ``failed``, ``skipped``, "" while pending), cells, counted cells and cells per class
-    of each image that was passed. ``others``: number of table rows of other images. ``warnings``: warnings in all rows
+    ``images``: result of each image that was passed, by name; its status is also ``skipped``, or "" while pending.
+    ``others``: number of table rows of other images. ``warnings``: warnings in all rows
     of the tables as last written, see ``tables.warned``. ``classes``: classes that the model distinguishes;
     ``counting``: classes that count as cells.
     ``edited``: files of images, relative to ``output``, that somebody edited after they were written; they are kept.
@@ -142,7 +135,7 @@ class RunSummary:
     """
 
     output: Path
-    images: dict[str, tuple[str, int, int, dict[str, int]]] = field(default_factory=dict)
+    images: dict[str, ImageResult] = field(default_factory=dict)
     others: int = 0
     wall_seconds: float = 0.0
     idle_seconds: float = 0.0
@@ -181,18 +174,17 @@ class RunSummary:
     @property
     def cells(self) -> int:
         """Cells of all images that are done or skipped."""
-        return sum(cells for _, cells, _, _ in self.images.values())
+        return sum(image.cells or 0 for image in self.images.values())
 
     @property
     def counted(self) -> int:
         """Cells that the count rule includes, of the same images."""
-        return sum(counted for _, _, counted, _ in self.images.values())
+        return sum(image.counted or 0 for image in self.images.values())
 
     @property
     def by_class(self) -> dict[str, int]:
         """As ``counted``, per class of the model, including classes that do not count as cells."""
-        of_images = [by_class for *_, by_class in self.images.values()]
-        return {name: sum(by_class.get(name, 0) for by_class in of_images) for name in self.classes}
+        return {name: sum(image.by_class.get(name, 0) for image in self.images.values()) for name in self.classes}
 
     @property
     def edited_files(self) -> list[str]:
@@ -220,27 +212,49 @@ class RunSummary:
 
     def add(self, result: ImageResult, status: str | None = None) -> None:
         """Count an image; ``status`` overrides the status of the result. The last call for an image holds."""
-        self.images[result.image] = (status or result.status, result.cells or 0, result.counted or 0, result.by_class)
+        self.images[result.image] = replace(result, status=status or result.status, seconds={})
         for stage, seconds in result.seconds.items() if status is None else ():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
 
     def _with(self, status: str) -> int:
-        return sum(of_image == status for of_image, *_ in self.images.values())
+        return sum(image.status == status for image in self.images.values())
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """Settings of a run, except its images.
+
+    ``on_result``: called with each processed image, in the order of the run; ``on_plan``: called with the plan of each
+    round before its work begins; ``on_scale``: called with one line per measured scale. ``tables_seconds``: interval
+    at which tables are written while there are new results; None: only at the end.
+    """
+
+    segmenter: Segmenter
+    out: Path
+    options: RunOptions
+    threads: ThreadPlan
+    inputs: Inputs
+    on_result: Callable[[ImageResult], None] | None = None
+    on_plan: Callable[[RunPlan], None] | None = None
+    on_scale: Callable[[str], None] | None = None
+    tables_seconds: float | None = None
+
+    @cached_property
+    def identity(self) -> RunIdentity:
+        """Identity of the run: everything that its results depend on."""
+        return identity_of(self.segmenter, self.options, self.inputs)
+
+    @cached_property
+    def formats(self) -> tuple[Format, ...]:
+        """The kinds of files to write."""
+        return chosen_formats(self.options.save)
 
 
 def run_json(
-    segmenter: Segmenter,
-    options: RunOptions,
-    threads: ThreadPlan,
-    summary: RunSummary,
-    *,
-    identity: RunIdentity,
-    inputs: Inputs,
-    status: str,
-    started: datetime.datetime,
-    scales: Mapping[str, float],
+    setup: RunSetup, summary: RunSummary, *, status: str, started: datetime.datetime, scales: Mapping[str, float]
 ) -> bytes:
     """Content of run.json, enough to repeat the run; ``status``: ``running``, ``finished`` or ``stopped``."""
+    segmenter, identity = setup.segmenter, setup.identity
     backend, spec = segmenter.backend, segmenter.backend.spec
     engine = backend.describe()
     record = {
@@ -263,23 +277,22 @@ def run_json(
             "choice": backend.choice,
             **engine,
         },
-        "task": segmenter.task,
-        "operating_point": msgspec.to_builtins(segmenter.params),
+        "task": identity.task,
+        "operating_point": identity.operating_point,
         "settings": {
-            "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
+            **msgspec.to_builtins(setup.options.reading),
+            **identity.settings,
+            "save": list(setup.options.save),
+            "overwrite": setup.options.overwrite,
             "tile_size": spec.tile_size,
-            "halo": segmenter.halo,
-            "border_cells": segmenter.border_cells,
             "batch_size": segmenter.batch_size,
-            **msgspec.to_builtins(options),
-            **({"classes": list(segmenter.counting_classes)} if spec.classes else {}),
             "scales": dict(scales),
         },
-        "inputs": {"paths": list(inputs.paths), "follow_links": inputs.follow_links},
+        "inputs": {"paths": list(setup.inputs.paths), "follow_links": setup.inputs.follow_links},
         "identity": identity.to_json(),
         "versions": {"python": platform.python_version(), **identity.versions},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
-        "threads": msgspec.to_builtins(threads),
+        "threads": msgspec.to_builtins(setup.threads),
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": round(summary.wall_seconds, 3),
         "engine_busy": round(summary.engine_busy, 4),
@@ -320,11 +333,6 @@ def library_versions() -> Mapping[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def program() -> str:
-    """Name and version of the program that writes results."""
-    return f"{PROGRAM} {version('cellseg-deploy')}"
-
-
 def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> RunIdentity:
     """The identity of a run of ``segmenter`` over ``inputs``."""
     backend, spec = segmenter.backend, segmenter.backend.spec
@@ -333,7 +341,7 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> Ru
         name: value for name, value in facts.items() if name not in _WITHOUT_EFFECT and not name.startswith("model_")
     }
     return RunIdentity(
-        program=program(),
+        program=f"{PROGRAM} {version('cellseg-deploy')}",
         model={
             "name": spec.name,
             "sha256": facts.get("model_file_sha256"),
@@ -349,7 +357,16 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> Ru
         },
         task=segmenter.task,
         operating_point=msgspec.to_builtins(segmenter.params),
-        settings=result_settings(segmenter, options),
+        settings={  # by argument name
+            "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
+            "halo": segmenter.halo,
+            "bit_depth": options.reading.bit_depth,
+            "pixel_size_um": options.reading.pixel_size_um,
+            "count_rule": options.count_rule,
+            "border_cells": segmenter.border_cells,
+            "field_of_view": options.field_of_view,
+            **({"classes": list(segmenter.counting_classes)} if spec.classes else {}),
+        },
         saved=tuple(name for name in NAMES if name in options.save),
         versions=library_versions(),
         inputs=inputs.roots,
@@ -362,18 +379,3 @@ def _given_sha256(backend: Backend) -> str | None:
         return None
     known = backend.describe().get("model_file_sha256") if backend.given == backend.path else None
     return known if known and backend.given.suffix.lower() == ".onnx" else sha256_of(backend.given)
-
-
-def result_settings(segmenter: Segmenter, options: RunOptions) -> dict[str, Any]:
-    """Settings that results depend on, by option name. ``classes`` only for models that have classes."""
-    classes = {"classes": list(segmenter.counting_classes)} if segmenter.backend.spec.classes else {}
-    return {
-        "scale": MEASURED if segmenter.auto_scale else segmenter.scale,
-        "halo": segmenter.halo,
-        "bit_depth": options.bit_depth,
-        "pixel_size_um": options.pixel_size_um,
-        "count_rule": options.count_rule,
-        "border_cells": segmenter.border_cells,
-        "field_of_view": options.field_of_view,
-        **classes,
-    }

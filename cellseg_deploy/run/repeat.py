@@ -14,7 +14,7 @@ from cellseg_deploy.backends import BACKENDS
 from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.files.fingerprint import sha256_of
-from cellseg_deploy.models import DEFAULT_SHA256
+from cellseg_deploy.models import DEFAULT_SHA256, default_model_path
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.output_folder import PROGRAM, RUN_JSON
 from cellseg_deploy.run.record import MEASURED
@@ -35,13 +35,13 @@ class RecordedRun:
 
     def result_options(self) -> dict[str, Any]:
         """Options of ``cellseg-infer`` that results depend on, by parameter name."""
-        settings, engine = self.identity.settings, engine_arguments(self.identity)
+        settings = self.identity.settings
         is_auto = settings["scale"] in (MEASURED, "auto")
         return {
             "task": self.identity.task,
             "scale": None if is_auto else settings["scale"],
             "cell_diameter": "auto" if is_auto else None,
-            **{name: engine[name] for name in ("backend", "device", "precision")},
+            **engine_arguments(self.identity),
             "halo": settings["halo"],
             "bit_depth": settings["bit_depth"],
             "pixel_size": settings["pixel_size_um"],
@@ -49,13 +49,6 @@ class RecordedRun:
             "border_cells": settings["border_cells"],
             "field": settings["field_of_view"],
             "classes": ",".join(settings["classes"]) if "classes" in settings else None,
-        }
-
-    def other_options(self) -> dict[str, Any]:
-        """Remaining options: formats to write, and the maximum image size."""
-        return {
-            "save": ",".join(self.identity.saved) or "none",
-            "max_pixels": self.max_pixels,
         }
 
     def model_file(self, given: Path | None) -> Path | None:
@@ -67,7 +60,7 @@ class RecordedRun:
             return given
         there = next((path for path in (self.model, self.form) if os.path.isfile(path)), None)  # noqa: PTH113
         if there is None:
-            raise ModelError(f"{self.model}: the model of {self.file} is not there any more; give it as `model`")
+            raise ModelError(f"{self.model}: the model of {self.file} no longer exists; pass it as `model`")
         return there
 
     def check(self, now: RunIdentity) -> None:
@@ -80,7 +73,7 @@ class RecordedRun:
         if self.identity.model.get("sha256") != now.model.get("sha256"):
             raise ModelError(
                 f"the model is not the one of {self.file} (SHA-256 {self.identity.model.get('sha256')} expected, "
-                f"{now.model.get('sha256')} found); give that one as `model`"
+                f"{now.model.get('sha256')} found); pass that one as `model`"
             )
         if others:
             _log.warning("labels may differ from those of %s: %s", self.file, "; ".join(others))
@@ -117,18 +110,19 @@ def read_run(file: Path) -> RecordedRun:
         recorded.result_options()  # raises if a setting is missing
     except (KeyError, TypeError, ValueError) as error:
         said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise UsageError(f"{file}: no run.json of this version of {PROGRAM} ({said})") from error
+        raise UsageError(f"{file}: not a run.json of this version of {PROGRAM} ({said})") from error
     return recorded
 
 
-def engine_to_resume(recorded: RunIdentity, model: Path) -> dict[str, Any] | None:
-    """Return the arguments that open ``model`` as the ``recorded`` run did, None if impossible: ``path``, ``given``,
-    and settings of ``EngineOptions``.
+def engine_to_resume(recorded: RunIdentity, model: Path | None) -> dict[str, Any] | None:
+    """Return the arguments that open ``model`` (None: the one that ships) as the ``recorded`` run did, None if
+    impossible: ``path``, ``given``, and settings of ``EngineOptions``.
 
     A run is thus resumed with its engine, although ``backend="auto"`` might choose another engine now. The file to
     open is the form next to ``model`` that was chosen then; ``model`` stays the file that was passed.
     """
     engine = engine_arguments(recorded)
+    model = model or default_model_path()
     form = model.with_name(str(recorded.backend.get("form") or model.name))
     if form.suffix == model.suffix and recorded.model["sha256"] == recorded.model["given_sha256"]:
         form = model  # the model itself was opened, and may have been renamed since

@@ -1,13 +1,13 @@
 """Resuming a run: what an output folder holds, which images are done, and what to remove before writing to it.
 
-Only ``begin`` and ``sweep`` remove anything. The caller holds the folder's lock for as long as the answers matter.
+Only ``begin`` removes anything. The caller holds the folder's lock for as long as the answers matter.
 """
 
 from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from cellseg_deploy.outputs.readable import is_readable
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.journal import JOURNAL, Entry, ImageRecord, JournalContent, OutputFile, UnreadableJournalError
-from cellseg_deploy.run.output_folder import PROGRAM, RUN_JSON, foreign_names, remove_earlier_run, remove_ours
+from cellseg_deploy.run.output_folder import PROGRAM, RUN_JSON, foreign_names, remove_earlier_run
 from cellseg_deploy.run.state import RunState
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def look_at(out: Path) -> FolderState:
             return FolderState("different", ("it was made without a journal",))
         return FolderState("foreign", tuple(strangers))
     if not stat.S_ISREG((out / JOURNAL).lstat().st_mode):
-        return FolderState("foreign", (f"{JOURNAL}, which is no file",))
+        return FolderState("foreign", (f"{JOURNAL}, which is not a file",))
     try:
         content = journals.read(out / JOURNAL)
     except UnreadableJournalError as error:
@@ -90,15 +90,10 @@ def check_usable(state: FolderState, out: Path) -> None:
             "choose an empty or new folder"
         )
     if state.kind == "different":
-        raise different_run(out, state.reasons)
-
-
-def different_run(out: Path, reasons: Sequence[str]) -> OutputError:
-    """Return the error to raise if the run in ``out`` is not the one requested."""
-    return OutputError(
-        f"{out}: contains a different run and cannot be resumed: {'; '.join(reasons)}. "
-        "Use the same settings, choose another folder, or start over with `overwrite=True`"
-    )
+        raise OutputError(
+            f"{out}: contains a different run and cannot be resumed: {'; '.join(state.reasons)}. "
+            "Use the same settings, choose another folder, or start over with `overwrite=True`"
+        )
 
 
 def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
@@ -111,13 +106,20 @@ def begin(out: Path, asked: RunIdentity, *, overwrite: bool) -> FolderState:
     state = classify(out, asked)
     if state.kind == "foreign" or not overwrite:
         check_usable(state, out)
+        if state.journal is not None and state.journal.damaged:
+            lines = some([str(number) for number in state.journal.damaged])
+            _log.warning("%s: damaged in line %s; their images will be done again", state.journal.path, lines)
         return state
     saved, names = tuple[str, ...](), set[str]()
     if state.journal is not None:
         saved = state.journal.identity.saved
         names = set(RunState.of(state.journal).output_names.values())
     elif state.kind == "different":
-        _log.warning("%s: %s, so files of its images stay in their folders", out, "; ".join(state.reasons))
+        _log.warning(
+            "%s: %s, so files of the earlier run cannot be identified and are left in place",
+            out,
+            "; ".join(state.reasons),
+        )
     remove_earlier_run(out, [format for format in FORMATS if format.name in saved], names)
     return FolderState("fresh")
 
@@ -173,17 +175,6 @@ def check_files(record: ImageRecord, out: Path) -> tuple[str, tuple[str, ...]]:
         elif changed and not problem:
             problem = f"its file {file.path} {changed}"
     return problem, tuple(edited)
-
-
-def sweep(out: Path, keep: Collection[str], ours: Collection[str] = ()) -> list[str]:
-    """Remove from ``out`` the files in ``ours`` but not in ``keep``, and temporary files; return those removed.
-
-    Both are paths relative to ``out`` (posix). ``ours``: paths of the files of images passed now or named in the
-    journal. These include orphaned files, written but not recorded by a killed run, which would otherwise look like
-    results. Nothing else is removed, whatever its name. Raises ``OutputError``, also for a folder that is a link: its
-    target is not ours.
-    """
-    return remove_ours(out, set(ours) - set(keep))
 
 
 def some(names: Collection[str]) -> str:

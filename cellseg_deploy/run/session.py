@@ -12,9 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.batching import Job, Outcome
@@ -22,64 +20,30 @@ from cellseg_deploy.cells.scale import too_few_note
 from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.signals import deferred_signals
+from cellseg_deploy.images import groups
 from cellseg_deploy.images.find import FoundImage
-from cellseg_deploy.outputs.formats import Format, chosen_formats
 from cellseg_deploy.plural import plural
-from cellseg_deploy.run import scales as run_scales
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
-from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.image_work import Finished, ImageWork
-from cellseg_deploy.run.output_folder import RUN_JSON, held_folder, is_running, places, tells_of
+from cellseg_deploy.run.journal import Journal
+from cellseg_deploy.run.output_folder import RUN_JSON, held_folder, is_running, places, sweep, tells_of
 from cellseg_deploy.run.plan import Planned, RunPlan, plan
 from cellseg_deploy.run.record import (
     SKIPPED,
     ImageResult,
-    Inputs,
-    RunOptions,
+    RunSetup,
     RunSummary,
-    identity_of,
     run_json,
     scales_in,
     with_edited_files,
 )
-from cellseg_deploy.run.resume import FolderKind, begin, some, sweep
-from cellseg_deploy.segmenter import Segmenter
-from cellseg_deploy.threads import ThreadPlan
+from cellseg_deploy.run.resume import FolderKind, begin, some
+from cellseg_deploy.run.state import RunState
 
 _log = logging.getLogger(__name__)
 
 _TABLES_SHARE = 20  # tables take the whole journal: between two writes, do other work for this many times as long
-
-
-@dataclass(frozen=True)
-class RunSetup:
-    """Settings of a run, except its images.
-
-    ``on_result``: called with each processed image, in the order of the run; ``on_plan``: called with the plan of each
-    round before its work begins; ``on_scale``: called with one line per measured scale. ``tables_seconds``: interval
-    at which tables are written while there are new results; None: only at the end.
-    """
-
-    segmenter: Segmenter
-    out: Path
-    options: RunOptions
-    threads: ThreadPlan
-    inputs: Inputs
-    on_result: Callable[[ImageResult], None] | None = None
-    on_plan: Callable[[RunPlan], None] | None = None
-    on_scale: Callable[[str], None] | None = None
-    tables_seconds: float | None = None
-
-    @cached_property
-    def identity(self) -> RunIdentity:
-        """Identity of the run: everything that its results depend on."""
-        return identity_of(self.segmenter, self.options, self.inputs)
-
-    @cached_property
-    def formats(self) -> tuple[Format, ...]:
-        """The kinds of files to write."""
-        return chosen_formats(self.options.save)
 
 
 def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
@@ -91,10 +55,12 @@ def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
     out, identity = setup.out, setup.identity
     with held_folder(out):
         folder = begin(out, identity, overwrite=setup.options.overwrite)
-        with Committer.opened(out, folder.journal, identity, setup.formats) as committer:
-            state = committer.state
-            if folder.journal is not None:  # run.json has the scales too, in case a journal line is lost
-                state.scales = scales_in(out / RUN_JSON) | state.scales
+        state = RunState.of(folder.journal)
+        # run.json has the scales too, in case a journal line is lost
+        recorded = {} if folder.journal is None else scales_in(out / RUN_JSON)
+        state.scales = {**setup.options.scales, **recorded, **state.scales}
+        with Journal.create(out, identity) if folder.journal is None else Journal.resume(folder.journal) as journal:
+            committer = Committer(out, state, journal, setup.formats)
             sweep(out, state.image_files, places(setup.formats, state.output_names.values()))
             session = _Session(setup, committer, folder.kind)
             with session.tables_if_stopped(lambda: None):
@@ -115,7 +81,6 @@ class _Session:
         self.summary = RunSummary(setup.out, classes=spec.classes, counting=counting)
         self._committer, self._state, self._folder = committer, committer.state, folder
         self._image_work = ImageWork(setup.segmenter, setup.options, setup.formats)
-        self._scales = {**setup.options.scales, **committer.state.scales}
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.perf_counter()
         self._is_stopped = self._has_worked = self._has_news = False
@@ -149,7 +114,7 @@ class _Session:
     def _take(self, item: Planned) -> None:
         name = item.image.name
         if item.action != "skip":
-            self.summary.images[name] = ("", 0, 0, {})
+            self.summary.images[name] = ImageResult(name, "")
             if self._state.done(name) is None:
                 self._committer.remove_files(item)
         elif name not in self.summary.images:  # else its file was only touched
@@ -159,8 +124,8 @@ class _Session:
         edited = {file for item in todo.items if not item.is_changed for file in item.edited} - self.summary.edited
         if edited:
             _log.warning(
-                "edited since the run, and kept: %s; rows of the tables are those of the run. Replace all with "
-                "`overwrite=True`, or delete the file to have it made again",
+                "edited since the run, and kept: %s; the tables still hold the run's rows. Replace all with "
+                "`overwrite=True`, or delete a file to have it written again",
                 some(sorted(edited)),
             )
             self.summary.edited |= edited
@@ -200,18 +165,17 @@ class _Session:
             return {}
         spec = segmenter.backend.spec
         found, unclear = dict[str, float](), list[str]()
-        for group, images in run_scales.groups_of(item.image for item in items).items():
-            if group not in self._scales:
-                sample = run_scales.sample(images, options)
+        for group, images in groups.groups_of(item.image for item in items).items():
+            if group not in self._state.scales:
+                sample = groups.sample(images, options.reading)
                 with thread_plans.single_threaded_libraries():
                     choice = segmenter.find_scale(sample, field=options.field_of_view)
                 self._committer.append_scale(group, choice.scale)
-                self._scales[group] = choice.scale
                 if choice.note:
                     unclear.append(group)
                 elif self.setup.on_scale is not None:
-                    self.setup.on_scale(run_scales.said(group, choice, spec.cell_diameter_px))
-            found |= {image.name: self._scales[group] for image in images}
+                    self.setup.on_scale(choice.summary(group, spec.cell_diameter_px))
+            found |= {image.name: self._state.scales[group] for image in images}
         if unclear:
             _log.warning("%s: %s", some(unclear), too_few_note(spec.cell_diameter_px, spec.image_scale))
         if found:
@@ -305,15 +269,5 @@ class _Session:
 
     def _write_run_json(self, status: str) -> None:
         self._count()
-        record = run_json(
-            self.setup.segmenter,
-            self.setup.options,
-            self.setup.threads,
-            self.summary,
-            identity=self.setup.identity,
-            inputs=self.setup.inputs,
-            status=status,
-            started=self._started,
-            scales=self._scales,
-        )
+        record = run_json(self.setup, self.summary, status=status, started=self._started, scales=self._state.scales)
         write_bytes(self.setup.out / RUN_JSON, record)

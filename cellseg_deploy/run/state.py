@@ -23,10 +23,6 @@ class RunState:
         """Return the state after ``content``, whose dictionaries it reuses; for None, that of a new run."""
         return cls() if content is None else cls(content.entries, content.scales, content.files)
 
-    def add(self, entry: Entry) -> None:
-        """Register a line that was added; it replaces the image's earlier lines."""
-        self.entries[entry.record.image] = entry
-
     def done(self, image: str) -> Entry | None:
         """Return the line of ``image`` if it says that the image is done."""
         entry = self.entries.get(image)

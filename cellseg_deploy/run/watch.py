@@ -21,8 +21,8 @@ from cellseg_deploy.images.find import FoundImage, find_images
 from cellseg_deploy.images.header import has_header
 from cellseg_deploy.run.output_folder import check_apart
 from cellseg_deploy.run.plan import RunPlan
-from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSummary
-from cellseg_deploy.run.session import RunSetup, run
+from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSetup, RunSummary
+from cellseg_deploy.run.session import run
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -77,7 +77,7 @@ def watch_folder(
     images = find_images([folder], follow_links=follow_links)
     summary = run(setup, _rounds(setup, images, complete or CompleteFiles(), idle_seconds, poll_seconds))
     if not summary.found:
-        raise NothingToDoError(f"{folder}: no image came; expected PNG, JPEG or TIFF files")
+        raise NothingToDoError(f"{folder}: no image arrived; expected PNG, JPEG or TIFF files")
     return summary
 
 
@@ -104,11 +104,11 @@ def _rounds(
         try:
             # Not Path.is_dir: it raises if a server does not answer. And find_images takes a broken link for an image.
             if not os.path.isdir(folder):  # noqa: PTH112
-                raise UsageError(f"{folder}: the folder is not there")
+                raise UsageError(f"{folder}: the folder does not exist")
             images = find_images([folder], follow_links=setup.inputs.follow_links, is_silent=True)
         except UsageError as error:
             if not is_away:
-                _log.warning("%s; waiting until all folders can be listed again", error)
+                _log.warning("%s; waiting until the folder can be listed again", error)
             images, is_away = None, True
             continue
         if is_away:

@@ -16,12 +16,12 @@ from cellseg_deploy.samples.write import CLASSES_FILE, TRUTH_FILE, write_samples
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--n", default=6, help="How many smears.")
+@click.option("--n", default=6, help="Number of smears.")
 @click.option("--seed", default=0, help="The same seed gives the same smears.")
 @click.option("--size", default="1600x1200", help="WIDTHxHEIGHT of each picture in px.")
-@click.option("--vary/--same-laboratory", default=False, help="Draw stain, camera and blood anew for each smear.")
+@click.option("--vary/--same-laboratory", default=False, help="Vary stain, camera and blood from smear to smear.")
 def main(out: Path, n: int, seed: int, size: str, vary: bool) -> None:
-    """Write synthetic blood smears to OUT: images/, masks/ (label images), truth.csv (cells an image), classes.csv."""
+    """Write synthetic blood smears to OUT: images/, masks/ (label images), truth.csv (cells per image), classes.csv."""
     rows = write_samples(out, n, seed, parse_size(size), vary=vary)
     for name, n_cells in rows:
         click.echo(f"{name}  {plural(n_cells, 'cell')}")

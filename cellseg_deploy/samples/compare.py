@@ -15,7 +15,7 @@ from cellseg_deploy.samples.write import compare_counts, count_table
 @click.argument("truth_csv", type=click.Path(path_type=Path))
 @click.argument("images_csv", type=click.Path(path_type=Path))
 def main(truth_csv: Path, images_csv: Path) -> None:
-    """Print the counts of IMAGES_CSV (written by cellseg-infer) beside those of TRUTH_CSV (written with the smears)."""
+    """Print the counts of IMAGES_CSV (from cellseg-infer) next to those of TRUTH_CSV (written with the smears)."""
     click.echo(count_table(compare_counts(truth_csv, images_csv)))
 
 

@@ -145,7 +145,8 @@ class SmearParams:
             wrong.append(f"size_hw must be positive, got {self.size_hw}")
         if not self.cell_diameter_px >= 12:
             wrong.append(
-                f"cell_diameter_px must be at least 12 (smaller cells have no form), got {self.cell_diameter_px}"
+                f"cell_diameter_px must be at least 12 (smaller cells have no visible shape), got "
+                f"{self.cell_diameter_px}"
             )
         if self.n_cells > 65535:
             wrong.append(f"n_cells must be at most 65535 (labels are stored in 16 bits), got {self.n_cells}")

@@ -80,7 +80,7 @@ def compare_counts(truth_csv: Path, images_csv: Path) -> list[Count]:
         result = run.get(row["image"])
         if result is None:
             raise DataError(
-                f"{images_csv} has no row for {row['image']}, which {truth_csv} lists; is it of another run?"
+                f"{images_csv} has no row for {row['image']}, which {truth_csv} lists; does it belong to another run?"
             )
         counted = _integer(result["cells"], images_csv) if result["status"] == "done" else None
         counts.append(Count(row["image"], _integer(row["n_cells"], truth_csv), counted))
@@ -123,7 +123,7 @@ def _integer(text: str, path: Path) -> int:
     try:
         return int(text)
     except ValueError:
-        raise DataError(f"{path}: {text!r} is no number of cells") from None
+        raise DataError(f"{path}: {text!r} is not a number of cells") from None
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:

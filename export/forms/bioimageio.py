@@ -128,13 +128,13 @@ def licence_of(spec: ModelSpec, credits: Credits) -> str:
     """SPDX identifier of the package's licence. Raises ``UsageError`` if none is named."""
     if credits.licence is not None:
         if not _SPDX.fullmatch(credits.licence):
-            raise UsageError(f"--licence {credits.licence!r} is no SPDX identifier such as MIT or CC-BY-4.0")
+            raise UsageError(f"--licence {credits.licence!r} is not an SPDX identifier such as MIT or CC-BY-4.0")
         return credits.licence
     text = spec.weights.licence.strip()
     known = {name.lower(): name for name in _LICENCES}
     if text.lower() not in known:
         raise UsageError(
-            f"the model states its licence as {text!r}, which is no SPDX identifier such as MIT or CC-BY-4.0; "
+            f"the model states its licence as {text!r}, which is not an SPDX identifier such as MIT or CC-BY-4.0; "
             "name the package's licence with --licence"
         )
     return known[text.lower()]
@@ -152,9 +152,9 @@ def documentation(model: ModelFile) -> str:
 ## Input and output
 
 `{INPUT_NAME}`: RGB tiles, uint8, {spec.tile_size} x {spec.tile_size} px, cells about {spec.cell_diameter_px:.0f} px
-wide ({spec.image_scale:g} px per px of a training image). Nothing is to be normalised: that is in the graph.
+wide ({spec.image_scale:g} px per px of a training image). Do not normalise the input: the graph does.
 `{OUTPUT_NAME}`: {", ".join(spec.channels)}, in [0, 1].
-The outer {spec.halo} px of a tile lack context and are thrown away.
+The outer {spec.halo} px of a tile lack context and are discarded.
 
 ## From probabilities to cells
 

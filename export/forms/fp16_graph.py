@@ -67,7 +67,7 @@ def node_parts(model: Any) -> list[str]:
         found.append(last)
     if set(found) <= {FRONT}:
         raise ModelError(
-            "the nodes of this graph bear no module names, so nothing can be told of its parts; expected a model "
+            "the nodes of this graph have no module names, so its parts cannot be identified; expected a model "
             "written by `cellseg-export onnx`"
         )
     return found
@@ -213,7 +213,7 @@ def check_types(model: Any, keep: Collection[str] = ()) -> TypeSummary:
             problems.append(f"the weights {tensor.name} are not finite")
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ModelError(f"the half-precision graph is not what was asked for: {'; '.join(problems[:8])}{more}")
+        raise ModelError(f"the half-precision graph is not as expected: {'; '.join(problems[:8])}{more}")
     return TypeSummary(
         half_weights=count[TensorProto.FLOAT16],
         float_weights=count[TensorProto.FLOAT],

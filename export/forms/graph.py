@@ -14,7 +14,7 @@ SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 # Not allowed in a finished graph, and why.
 _UNWANTED = {
-    "BatchNormalization": "batch norms belong into the weights of the convolution before them",
+    "BatchNormalization": "batch norms belong in the weights of the convolution before them",
     "Attention": "TensorRT refuses it in fp32; use opset 20 to 22",
     "RotaryEmbedding": "TensorRT refuses it; use opset 20 to 22",
 }
@@ -50,8 +50,8 @@ def check_graph(model: Any, *, opset: int) -> None:
             problems.append(f"{node.name} is a {mode} Resize; was the position embedding not baked in?")
     if problems:
         raise ModelError(
-            f"the exported graph is not what was asked for: {'; '.join(problems)}; "
-            "is this version of PyTorch or onnxscript too new or too old?"
+            f"the exported graph is not as expected: {'; '.join(problems)}; "
+            "this version of PyTorch or onnxscript may be too new or too old"
         )
 
 

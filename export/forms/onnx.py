@@ -214,8 +214,8 @@ def check_size(net: torch.nn.Module) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
     if size + _GRAPH_BYTES > onnx_file.MAX_BYTES:
         raise ModelError(
-            f"the weights take {size / 2**30:.2f} GiB; an ONNX file with embedded weights ends at 2 GiB (a protobuf "
-            "message cannot be larger), and weights outside of the file are not accepted; take a smaller encoder"
+            f"the weights take {size / 2**30:.2f} GiB; an ONNX file with embedded weights is limited to 2 GiB "
+            "(a protobuf message cannot be larger), and external weights are not accepted; use a smaller encoder"
         )
 
 
@@ -237,7 +237,7 @@ def trace(network: LoadedNetwork, opset: int) -> Any:
             verbose=False,
         )
         if program is None:
-            raise ModelError("PyTorch's exporter gave nothing back")
+            raise ModelError("PyTorch's exporter returned nothing")
         model = program.model_proto
     del program
     gc.collect()  # the exporter leaves cycles that hold every weight twice

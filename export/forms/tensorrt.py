@@ -85,8 +85,8 @@ class BuildCheck:
                 "",
                 "shown      the weights are finite, the parser of TensorRT-RTX takes every node, its builder makes an",
                 "           engine for each of these GPUs ahead of time",
-                "not shown  that TensorRT itself builds it (a sibling, not the same program), that an engine runs, how",
-                "           fast, and that it counts the same cells: this takes the GPU, without --check-only",
+                "not shown  that TensorRT itself (a different program) builds it, that an engine runs, how",
+                "           fast, and that it counts the same cells: this needs the GPU, without --check-only",
                 "kept       no engine",
             ]
         )
@@ -210,7 +210,7 @@ def in_precision(source: ModelFile, precision: Precision) -> ModelFile:
     """
     if precision == "fp32" and source.precision != "fp32":
         raise UsageError(
-            f"{source.path}: --precision fp32 was asked for, but the model holds {source.precision} weights; give the "
+            f"{source.path}: --precision fp32 was requested, but the model holds {source.precision} weights; give the "
             "fp32 model, or --precision fp16"
         )
     if source.precision == "int8":

@@ -39,7 +39,9 @@ def locate_fault(
         scale = float(np.abs(value).max()) or 1.0
         difference = float(np.abs(got[module] - value).max()) / scale
         if not difference <= tolerance:
-            return f"the two part at {module}: its output differs by {difference:.2g} of its largest value; look there"
+            return (
+                f"the two diverge at {module}: its output differs by {difference:.2g} of its largest value; look there"
+            )
     return ""
 
 

@@ -60,7 +60,7 @@ def _refusal(report: ParityReport, path: Path, report_path: Path, *, unverified:
         write_bytes(picture, parity_picture.encode(report.worst, picture.suffix))
     hint = ""
     if report.verdict == "inconclusive" and not unverified:
-        hint = "\n--unverified writes it all the same if the tensors agree, and the model will say so"
+        hint = "\n--unverified writes it anyway if the tensors agree, and records that in the model"
     elif report.verdict == "inconclusive":
         hint = (
             f"\n--unverified needs probabilities that agree to {report.policy.tensor_tolerance:g} (they differ by "

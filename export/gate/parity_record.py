@@ -87,14 +87,14 @@ def check_recordable(reference: Backend, candidate: Backend, path: Path, policy:
     """
     if candidate.name == "pytorch":
         raise UsageError(
-            f"{path}: a record is kept of forms that cellseg-infer runs; this is the PyTorch network itself"
+            f"{path}: records are kept only for forms that cellseg-infer runs; this is the PyTorch network itself"
         )
     identity, _ = _network_and_version(candidate, path)
     if not is_known(kind := device_class(candidate.device)):
         raise BackendUnavailableError(f"{path}: no record can be kept of {kind}: {UNKNOWN_DEVICE}")
     if reference.name not in REFERENCES:
         raise UsageError(
-            f"{path}: a record is kept of a comparison with {' or '.join(REFERENCES)}, not with {reference.name}"
+            f"{path}: records are kept only for comparisons with {' or '.join(REFERENCES)}, not with {reference.name}"
         )
     same = (reference.name, reference.device) == (candidate.name, candidate.device)
     if same and reference.describe().get("model_identity") == identity:
@@ -102,7 +102,7 @@ def check_recordable(reference: Backend, candidate: Backend, path: Path, policy:
     facts = candidate.describe()
     own = "fp16" if (facts.get("weights"), candidate.precision) == ("fp16", "fp32") else candidate.precision
     if is_looser(policy.name, own):
-        raise UsageError(f"{path}: policy {policy.name} asks less than a form in {own} must keep; no record is kept")
+        raise UsageError(f"{path}: policy {policy.name} is weaker than a form in {own} requires; no record is kept")
 
 
 def record_form(

@@ -13,9 +13,10 @@ import numpy as np
 from cellseg_deploy.backends import ENGINE_SUFFIX, OPENVINO_SUFFIX, EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cellseg_deploy.errors import BackendUnavailableError, NothingToDoError, ParityError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, ParityError, UsageError
+from cellseg_deploy.images.find import require_images
 from cellseg_deploy.images.mask_foreground import MaskForeground
-from cellseg_deploy.images.read import check_same_size, find_images, pair_by_stem, read_image, read_labels
+from cellseg_deploy.images.read import check_same_size, pair_by_stem, read_image, read_labels
 from cellseg_deploy.models.spec import ModelSpec
 from cellseg_deploy.parity.compare import (
     Labels,
@@ -90,9 +91,7 @@ def folder_images(folder: Path, masks: Path | None = None, foreground: MaskForeg
     """
     if masks is not None:
         return _pairs(folder, masks, foreground)
-    found = find_images([folder], follow_links=True)
-    if not found:
-        raise NothingToDoError(f"{folder}: no image found to compare the two forms on")
+    found = require_images([folder], follow_links=True)
 
     def load() -> Iterator[NamedImage]:
         for image in found:
@@ -210,8 +209,8 @@ def _with_half_check(
     """Result of ``run(reference)``, extended by the findings of real half arithmetic."""
     if importlib.util.find_spec("torch") is None:
         raise BackendUnavailableError(
-            "a half-precision model is checked in PyTorch's half arithmetic, for ONNX Runtime hides an overflow on the "
-            "CPU, and PyTorch is not installed; run: pip install 'cellseg-deploy[export]'"
+            "a half-precision model is checked in PyTorch's half arithmetic, because ONNX Runtime hides an "
+            "overflow on the CPU, and PyTorch is not installed; run: pip install 'cellseg-deploy[export]'"
         )
     import onnx
 

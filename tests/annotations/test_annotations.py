@@ -69,7 +69,7 @@ def test_points(tmp_path: Path) -> None:
     assert isinstance(marked, Points)
     assert marked.points_xy.tolist() == [[7.5, 5]]
     assert str(read) == "1 image, 1 point"
-    assert read.remarks == ("images that the file does not name, left out: 1",)
+    assert read.remarks == ("images not named in the file, left out: 1",)
 
 
 def test_boxes_are_clipped_and_counted_once(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_boxes_are_clipped_and_counted_once(tmp_path: Path) -> None:
     read = read_annotations(write(tmp_path / "b.csv", text), "boxes", SIZES)
     assert boxes(read, "a.png") == [[0, 0, 10, 10], [1, 2, 3, 4]]
     assert read.remarks == (
-        "boxes that reach out of their image, clipped to it: 1",
-        "rows that stand there twice, counted once: 1",
-        "images that the file names but are not here: 1",
-        "images that the file does not name, left out: 1",
+        "boxes that extend beyond their image, clipped to it: 1",
+        "duplicate rows, counted once: 1",
+        "images named in the file but not found: 1",
+        "images not named in the file, left out: 1",
     )
 
 
@@ -88,8 +88,8 @@ def test_boxes_are_clipped_and_counted_once(tmp_path: Path) -> None:
     ("kind", "text", "complaint"),
     [
         ("boxes", "image,x,y\na.png,1,2\n", r"line 1: the columns are image,x,y; .*missing: x0, y0, x1, y1"),
-        ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3\n", "line 2: not as many fields"),
-        ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,4,5\n", "line 2: not as many fields"),
+        ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3\n", "line 2: the number of fields differs"),
+        ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,4,5\n", "line 2: the number of fields differs"),
         ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,much\n", "line 2: 'much' is not a number"),
         ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,nan\n", "line 2: 'nan' is not a number"),
         ("boxes", "image,x0,y0,x1,y1\na.png,1,2,3,4\na.png,9,2,3,4\n", "line 3: box 9, 2, 3, 4 has no area"),
@@ -112,7 +112,7 @@ def test_what_cannot_be_read_is_named(kind: Kind, text: str, complaint: str, tmp
     ("line", "complaint"),
     [
         ("0 0.5 0.5 0.1", "line 1: .*expected a whole number and four numbers"),
-        ("0 50 50 10 10", "line 1: .*expected shares"),
+        ("0 50 50 10 10", "line 1: .*expected fractions"),
         ("5 0.5 0.5 0.1 0.1", "line 1: class 5, but the list of names has"),
     ],
 )

@@ -32,7 +32,7 @@ VERIFIED = "verified: counts as pytorch does"
 
 
 def record(**changes: Any) -> ParityRecord:
-    """OpenVINO fp32 on the model file itself passed here, 10 ms a tile."""
+    """OpenVINO fp32 on the model file itself passed here, 10 ms per tile."""
     values: dict[str, Any] = {
         "file": "m.onnx",
         "file_sha256": "f" * 64,
@@ -160,8 +160,8 @@ def test_times_of_other_thread_counts_are_not_ranked() -> None:
     fast = record(**BF16, timing=with_threads(4, 16), reference_timing=with_threads(5, 16))
     result = chosen(slow, fast)
     assert (result.form.backend, result.form.precision) == ("openvino", "fp32")
-    assert "4 ms a tile with 16 threads" in reason(result, "openvino", "bf16")
-    assert "20 ms a tile" in reason(result, "onnxruntime")
+    assert "4 ms per tile with 16 threads" in reason(result, "openvino", "bf16")
+    assert "20 ms per tile" in reason(result, "onnxruntime")
 
 
 def test_another_file_is_taken_only_if_it_is_the_one_compared(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_another_file_is_taken_only_if_it_is_the_one_compared(tmp_path: Path) ->
     assert choice().form.precision == "fp32"
     assert "has changed" in reason(choice(), "openvino", "int8")
     pair.unlink()
-    assert "is not there" in reason(choice(), "openvino", "int8")
+    assert "is missing" in reason(choice(), "openvino", "int8")
 
 
 def test_a_record_cannot_lead_out_of_the_folder() -> None:
@@ -197,7 +197,7 @@ def test_a_gpu_has_its_own_candidates() -> None:
 
 def test_the_table_names_everything() -> None:
     text = table(chosen(record(), record(**BF16, verdict="failed")), HERE)
-    for words in ("openvino bf16 (m.onnx)", "parity failed", "10 ms a tile", "chosen     openvino fp32", "verified"):
+    for words in ("openvino bf16 (m.onnx)", "parity failed", "10 ms per tile", "chosen     openvino fp32", "verified"):
         assert words in text
     assert text.splitlines()[-1].count("UNVERIFIED") == 0
     assert [line[0] for line in text.splitlines() if line.startswith(">")] == [">"]
@@ -325,7 +325,7 @@ def test_open_takes_what_the_records_say(onnx_file: OnnxFile, monkeypatch: pytes
     write_record(path)
     with open_backend(path, EngineOptions(threads=1)) as backend:
         assert (backend.name, backend.precision, backend.verified) == ("openvino", "fp32", True)
-        assert "10 ms a tile" in backend.choice
+        assert "10 ms per tile" in backend.choice
     with open_backend(path, EngineOptions(backend="openvino", threads=1)) as backend:
         assert backend.verified
     with open_backend(path, EngineOptions(precision="fp32", threads=1)) as backend:
@@ -471,7 +471,7 @@ def test_a_form_in_fewer_bits_is_taken_only_if_asked_for(tmp_path: Path, onnx_fi
     assert found.form.precision == "fp32"
     if engine_version("openvino") is not None:
         reasons = [c.reason for c in found.candidates if c.form.precision == precision and c.form.file == pair]
-        assert reasons == [f"{precision}, the model is fp32: taken with `precision={precision!r}`"]
+        assert reasons == [f"{precision}, the model is fp32: used only with `precision={precision!r}`"]
 
 
 def test_streams_are_not_dropped_unsaid(onnx_file: OnnxFile) -> None:

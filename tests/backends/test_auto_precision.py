@@ -19,8 +19,8 @@ def test_only_the_models_own_precision_or_fp32_is_taken_unasked(model: str) -> N
     found = selection.as_precise_as(model, [selection.Candidate(form, True, "passed") for form in forms])
     assert {c.form.precision for c in found if c.eligible} == {"fp32", model}
     reasons = {c.form.precision: c.reason for c in found if not c.eligible}
-    assert reasons.pop("fp8") == "unknown precision 'fp8': never taken"
-    assert reasons == {name: f"{name}, the model is {model}: taken with `precision={name!r}`" for name in reasons}
+    assert reasons.pop("fp8") == "unknown precision 'fp8': never used"
+    assert reasons == {name: f"{name}, the model is {model}: used only with `precision={name!r}`" for name in reasons}
     assert not any(c.eligible for c in selection.as_precise_as("fp8", [found[-1]]))
 
 

@@ -142,7 +142,7 @@ def test_cuda_is_never_replaced_by_the_cpu(onnx_file: OnnxFile, monkeypatch: pyt
 
     monkeypatch.setattr(ort, "InferenceSession", quiet_fallback)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
-    with pytest.raises(BackendUnavailableError, match=r"'cuda:1' was asked.*CPUExecutionProvider"):
+    with pytest.raises(BackendUnavailableError, match=r"'cuda:1' was requested.*CPUExecutionProvider"):
         open_backend(path, EngineOptions(device="cuda:1"))
 
 

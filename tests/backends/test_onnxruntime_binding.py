@@ -142,7 +142,9 @@ def test_cuda_runs_through_bound_memory(onnx_file: OnnxFile, gpu: type[GpuSessio
 
 def test_work_left_to_the_cpu_is_refused(onnx_file: OnnxFile, gpu: type[GpuSession]) -> None:
     gpu.cpu_nodes = ("Gather", "Softmax", "Conv", "Conv")
-    with pytest.raises(BackendUnavailableError, match=r"'cuda:1' was asked.*would run 2 Conv, 1 Softmax on the CPU"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"'cuda:1' was requested.*would run 2 Conv, 1 Softmax on the CPU"
+    ):
         open_on_gpu(onnx_file())
 
 

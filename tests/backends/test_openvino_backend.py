@@ -247,7 +247,7 @@ def test_a_compiled_network_that_is_not_whole_is_compiled_again(
     kept.write_bytes({"cut": whole[:middle], "empty": b"", "another network": whole[:32] + b"x"}.get(damage, broken))
     with OpenVinoBackend(vit, threads=1) as second:
         assert np.array_equal(second.predict(tiles), expected)
-    assert "its bytes are not those that were written; compiling it again" in caplog.text
+    assert "its bytes differ from those written; compiling it again" in caplog.text
     assert kept.read_bytes()[32:]
     with OpenVinoBackend(vit, threads=1) as third:  # the new one is good
         assert np.array_equal(third.predict(tiles), expected)
@@ -269,7 +269,7 @@ def test_a_compiled_network_that_ends_the_process_is_not_opened_twice(
     left = sorted(path.suffix for path in kept.parent.iterdir())
     assert left == [".compiled", ".opening", ".opening-lock"]
     OpenVinoBackend(vit, threads=1).close()
-    assert "opening it did not end at an earlier start" in caplog.text
+    assert "an earlier start did not finish opening it" in caplog.text
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
 
@@ -324,7 +324,7 @@ def test_a_cache_that_cannot_be_used_is_said_and_done_without(
     (own_cache / "cellseg-deploy").write_text("a file where a folder should be")
     with OpenVinoBackend(onnx_file(), threads=1) as backend:
         backend.predict(random_tiles(1))
-    assert "compiled networks are not kept" in caplog.text
+    assert "compiled networks are not cached" in caplog.text
 
 
 # --- refused: what
@@ -468,7 +468,7 @@ def edit(old: str, new: str) -> Callable[[Path], None]:
         (cut_xml, "cannot read the model"),
         (edit("{&quot;spec_version", "{&quot;version"), "has no spec_version"),
         (edit("<cellseg>", "<other>"), "cannot read|no 'cellseg' section"),
-        (edit("bin_sha256", "hash"), "SHA-256 differs|do not fit"),
+        (edit("bin_sha256", "hash"), "SHA-256 differs|is invalid"),
         (edit("tile_size&quot;:56", "tile_size&quot;:70"), "expected tiles: u8 .\\?,70,70,3"),
     ],
 )

@@ -182,7 +182,9 @@ def test_an_engine_is_not_opened_before_it_was_checked(cuda: FakeCuda, engine: P
         TensorRTBackend(other)
     other.rename(engine)
     trt.__version__ = "10.14.0"
-    with pytest.raises(ModelError, match=r"TensorRT 10\.13\.0\.35, here is 10\.14\.0.*cellseg-export tensorrt"):
+    with pytest.raises(
+        ModelError, match=r"TensorRT 10\.13\.0\.35, this machine has 10\.14\.0.*cellseg-export tensorrt"
+    ):
         TensorRTBackend(engine)
     trt.__version__ = "10.13.0.35"
     cuda.gpus = (("Other RTX", 8, 9),)
@@ -209,7 +211,7 @@ def test_none_and_false_are_errors(cuda: FakeCuda, engine: Path) -> None:
     with pytest.raises(ModelError, match="cannot open this engine: magic tag does not match"):
         TensorRTBackend(engine)
     behaviour.deserialises, behaviour.context = True, False
-    with pytest.raises(MemoryError, match="could not make a context"):
+    with pytest.raises(MemoryError, match="could not create a context"):
         TensorRTBackend(engine)
     behaviour.context = True
     with TensorRTBackend(engine) as backend:
@@ -317,7 +319,7 @@ def test_a_damaged_engine_in_the_cache_is_refused_until_rebuilt(cuda: FakeCuda, 
         with open_backend(path, EngineOptions(backend="tensorrt", rebuild=True)) as backend:
             assert backend.predict(tiles(1)).shape == (1, 1, 56, 56)
     write_sidecar(engine, msgspec.structs.replace(read_sidecar(engine), model_identity="0" * 64))
-    with pytest.raises(ModelError, match="of another network; build it again with `rebuild=True`"):
+    with pytest.raises(ModelError, match="from another network; build it again with `rebuild=True`"):
         open_backend(path, EngineOptions(backend="tensorrt"))
     engine.write_bytes(b"x")
     with pytest.raises(ModelError, match="`rebuild=True`"):

@@ -100,7 +100,7 @@ def test_none_is_an_error(model: ModelFile) -> None:
     ):
         trt = make_tensorrt(FakeCuda())
         setattr(trt.Builder, method, lambda *_: None)
-        with pytest.raises(BackendUnavailableError, match=f"could not make its {what}"):
+        with pytest.raises(BackendUnavailableError, match=f"could not create its {what}"):
             build_engine(trt, model, BuildOptions())
 
 
@@ -145,7 +145,7 @@ def test_a_profile_that_is_not_taken(model: ModelFile, answer: Any) -> None:
         return config
 
     original, trt.Builder.create_builder_config = trt.Builder.create_builder_config, create_builder_config
-    with pytest.raises(ModelError, match="does not take batches of 1/8/8"):
+    with pytest.raises(ModelError, match="does not accept batches of 1/8/8"):
         build_engine(trt, model, BuildOptions())
 
 

@@ -102,9 +102,9 @@ def test_no_sidecar_and_no_json(tmp_path: Path) -> None:
 
 FITS = [HERE, on(driver="590.0", cuda="13.9")]  # driver and CUDA runtime: recorded, not required
 MISFITS = [
-    (on(gpu="RTX B"), "RTX A, here is RTX B"),
-    (on(gpu="RTX B", compute_capability="8.9"), r"8\.6, here is RTX B of 8\.9"),
-    (on(tensorrt="10.13.0.36"), r"10\.13\.0\.35, here is 10\.13\.0\.36"),
+    (on(gpu="RTX B"), "RTX A, this machine has RTX B"),
+    (on(gpu="RTX B", compute_capability="8.9"), r"8\.6, this machine has RTX B of 8\.9"),
+    (on(tensorrt="10.13.0.36"), r"10\.13\.0\.35, this machine has 10\.13\.0\.36"),
 ]
 
 
@@ -178,5 +178,5 @@ def test_the_cache_is_the_users_alone(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"chmod go-w"):
             prepare_folder(folder)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be created"):
         prepare_folder(tmp_path / "file" / "engines")

@@ -54,7 +54,7 @@ def test_growth_tells_what_is_not_linear() -> None:
     """The small size does not count, the median of the rounds does."""
     points = [point(1, 9.0), point(4, 4.0), point(16, 20.0), point(16, 20.0), point(16, 99.0), point(64, 72.0)]
     growth = growth_of(points, "megapixels")
-    assert growth.linear_within == pytest.approx(0.25)  # 1.25 s a megapixel against 1
+    assert growth.linear_within == pytest.approx(0.25)  # 1.25 s per megapixel against 1
     assert growth.time_exponent is not None
     assert growth.time_exponent < 1
 

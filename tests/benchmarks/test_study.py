@@ -135,7 +135,7 @@ def test_other_settings_in_the_same_folder_are_refused(smears, copied, monkeypat
         (copied / "results" / "plain-0.json").unlink()
     no_training(monkeypatch)
     assert run(smears, copied, "--runs", "plain", "--lr", "1e-3") == 2
-    assert ("is of other settings" if lost == "nothing" else "begun with other settings") in capsys.readouterr().err
+    assert ("is of other settings" if lost == "nothing" else "started with other settings") in capsys.readouterr().err
 
 
 def test_other_validation_images_are_noticed(smears, copied, monkeypatch, tmp_path, capsys):

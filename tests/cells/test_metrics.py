@@ -288,5 +288,5 @@ def test_wrong_input_is_refused() -> None:
     assert at_nine_tenths.f1_at(0.9) == 1
     with pytest.raises(UsageError, match=r"not scored at IoU 0\.5"):
         pool([at_nine_tenths])
-    with pytest.raises(UsageError, match="score them all alike"):
+    with pytest.raises(UsageError, match="use the same thresholds for all"):
         pool([score(labels, labels), at_nine_tenths])

@@ -95,7 +95,7 @@ def test_a_size_that_was_given_is_not_remarked_upon() -> None:
 @pytest.mark.parametrize(
     ("seen", "kept", "said"),
     [
-        (0.34, 0.0, "34% of the image for cells, but the cells found cover 0%"),
+        (0.34, 0.0, "34% of the image was classified as cell, but the cells reported cover only 0%"),
         (0.36, 0.15, "15%"),
         (0.36, 0.2, ""),
         (0.009, 0.0, ""),
@@ -114,7 +114,7 @@ def test_a_smear_of_cells_too_small_for_the_model_says_so() -> None:
         assert segmenter(smear).notes == ()
         result = segmenter(small)
     assert result.count < 10
-    assert any("of the image for cells" in note for note in result.notes)
+    assert any("of the image was classified as cell" in note for note in result.notes)
 
 
 def test_settings() -> None:

@@ -105,7 +105,7 @@ def test_the_limit_without_masks_follows_the_scale() -> None:
 def test_a_model_that_says_nothing_is_said_to(smears: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert describe(smears / "dark", model, smears / "out", "-q") == 0
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert line.startswith("note: the model stub does not say what its training images were like")
+    assert line.startswith("note: the model stub has no description of its training images")
     record = json.loads((smears / "out" / "data.json").read_text())
     assert record["training"]["data_summary"] is None
     assert record["alignment"]["field_lightness"]["outside"] is None
@@ -136,14 +136,14 @@ def test_what_cannot_be_training_images_is_refused(
     assert evaluate("--describe", "--images", smears / "train" / "images", "--model", model, "-o", out) == 2
     assert "give their --masks DIR too" in capsys.readouterr().err
     assert describe(smears / "train", model, smears / "train" / "masks" / "m.onnx") == 2
-    assert "lies among the images or masks" in capsys.readouterr().err
+    assert "is in the folder of images or masks" in capsys.readouterr().err
     other = onnx_file(model=make_onnx(SPEC, contrast=9.0), name="other.onnx")
     kept = other.read_bytes()
     assert describe(smears / "train", model, other) == 6
     assert "another network" in capsys.readouterr().err
     (smears / "notes.onnx").write_text("mine")
     assert describe(smears / "train", model, smears / "notes.onnx") == 6
-    assert "no model file of ours" in capsys.readouterr().err
+    assert "not a cellseg model file" in capsys.readouterr().err
     assert not out.exists()
     assert other.read_bytes() == kept
 
@@ -193,7 +193,7 @@ def test_a_summary_that_cannot_be_meant_is_refused(
 ) -> None:
     path = onnx_file(model=make_onnx(make_spec(training=spread(**values))))
     assert describe(smears / "train", path, smears / "out") == 5
-    assert "model metadata does not fit" in capsys.readouterr().err
+    assert "invalid model metadata" in capsys.readouterr().err
 
 
 def test_models_made_before_there_was_a_summary_still_load(onnx_file: Callable[..., Path]) -> None:

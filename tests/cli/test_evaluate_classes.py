@@ -126,9 +126,9 @@ def test_masks_and_counts_are_compared_with_the_classes_that_count(folder: Path)
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--boxes", "boxes.csv", "--classes", "blue=RBC"], "knows no class blue; it has red, white, platelet"),
+        (["--boxes", "boxes.csv", "--classes", "blue=RBC"], "has no class blue; it has red, white, platelet"),
         (["--boxes", "boxes.csv", "--classes", "red=nobody"], "no boxes of class nobody"),
-        (["--masks", "masks", "--classes", "blue"], "knows no class 'blue'"),
+        (["--masks", "masks", "--classes", "blue"], "has no class 'blue'"),
         (["--calibrate", "--masks", "masks", "--classes", "red"], "No such option '--classes'"),
     ],
 )
@@ -155,5 +155,5 @@ def test_pairs_of_names() -> None:
     assert class_pairs(("red=RBC", "red=WBC"), known, marks) == {"red": ("RBC", "WBC")}
     assert class_pairs((), (), marks) == {}
     assert names_in_file(("red = RBC", "WBC")) == ("RBC", "WBC")
-    with pytest.raises(UsageError, match="knows no class blue; it has none"):
+    with pytest.raises(UsageError, match="has no class blue; it has none"):
         class_pairs(("blue=RBC",), (), marks)

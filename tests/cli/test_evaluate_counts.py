@@ -106,7 +106,7 @@ def test_tables_as_programs_write_them(folder: Path, text: bytes) -> None:
         ("image,count\n", ["lists no image"]),
         ("", ["line 1", "found nothing"]),
         (b"image,count\na,3\n\xe4,2\n", ["line 3", "UTF-8"]),
-        ('image,count\na,"3\n', ["no valid CSV"]),
+        ('image,count\na,"3\n', ["not valid CSV"]),
         ("image,count\na,3\nb,2\n", ["1 without a count", "c.png"]),
         ("image,count\na,3\nb,2\nc,0\nd.png,7\n", ["1 not found as an image", "d.png (line 5)"]),
     ],

@@ -114,7 +114,7 @@ def test_calibrate_writes_a_better_model_of_the_same_identity(
     arguments = ["--model", model, "--images", smears / "images", "--masks", smears / "masks", "--min-area", 50]
     assert evaluate("--calibrate", *arguments, "-o", smears / "new" / "better.onnx") == 0
     said = capsys.readouterr().out
-    assert "settings were not chosen" in said
+    assert "did not choose the settings" in said
     assert "f1_apart          1.0000  [1.0000, 1.0000]   before 0.4000" in said
     before, after = read_model_file(model), read_model_file(smears / "new" / "better.onnx")
     assert after.identity == before.identity
@@ -170,7 +170,7 @@ def test_calibrate_stays_out_of_its_input_and_off_other_files(
     smears: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(smears, model, "--calibrate", out="images/m.onnx") == 2
-    assert "lies among the images or masks" in capsys.readouterr().err
+    assert "is in the folder of images or masks" in capsys.readouterr().err
     (smears / "m.calibration.json").write_text('{"mine": 1}')
     assert run(smears, model, "--calibrate", out="m.onnx") == 6
     assert "m.calibration.json: not written by cellseg-evaluate" in capsys.readouterr().err
@@ -183,7 +183,7 @@ def test_nothing_is_calibrated_without_a_true_cell(
     for name in "abcd":
         write(smears / "masks" / f"{name}.png", np.zeros((80, 90), np.uint8))
     assert run(smears, model, "--calibrate", out="m.onnx") == 3
-    assert "hold no cell" in capsys.readouterr().err
+    assert "contain no cell" in capsys.readouterr().err
     assert not (smears / "m.onnx").exists()
 
 
@@ -202,7 +202,7 @@ def test_calibrate_replaces_no_other_file(smears: Path, model: Path, capsys: pyt
     (smears / "other.onnx").write_bytes(other.SerializeToString())
     for name, code, words in (
         ("folder", 2, "ending in .onnx"),
-        ("notes.onnx", 6, "no model file of ours"),
+        ("notes.onnx", 6, "not a cellseg model file"),
         ("other.onnx", 6, "another network"),
     ):
         assert run(smears, model, "--calibrate", out=name) == code
@@ -251,7 +251,7 @@ def test_a_report_never_speaks_of_a_model_that_is_not_there(
     ("arguments", "message"),
     [
         ((), "give --images DIR for a model to count, or --labels DIR"),
-        (("--images", "i"), "give --masks DIR, the truth to judge by (or --boxes, --points or --counts FILE.csv)"),
+        (("--images", "i"), "give --masks DIR, the ground truth (or --boxes, --points or --counts FILE.csv)"),
         (("--images", "i", "--calibrate", "-o", "x.onnx"), "Missing option '--masks'"),
         (("calibrate", "--images", "i", "-o", "x.onnx"), "Missing option '--masks'"),
         (("calibrat", "--images", "i", "-o", "x.onnx"), "No such command 'calibrat'"),

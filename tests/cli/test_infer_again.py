@@ -194,7 +194,7 @@ def test_the_model_is_checked(
     assert "SHA-256" in capsys.readouterr().err
     model.unlink()
     assert infer(smears, "--like", record, "-o", tmp_path / "again", "-q") == 5
-    assert "give it as --model" in capsys.readouterr().err
+    assert "pass it as --model" in capsys.readouterr().err
     (tmp_path / "moved.onnx").write_bytes(original)
     assert not (tmp_path / "again").exists()
     assert infer(smears, "--like", record, "-o", tmp_path / "again", "-q", "--model", tmp_path / "moved.onnx") == 0
@@ -214,8 +214,8 @@ def test_other_versions_are_said(smears: Path, out: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no run.json"),
-        ("[]", "no run.json"),
+        ("", "not a run.json"),
+        ("[]", "not a run.json"),
         ('{"program": "cellseg-evaluate"}', "written by cellseg-evaluate"),
         ('{"program": "cellseg-infer", "status": "finished"}', "identity"),
         (None, "No such file"),
@@ -316,8 +316,8 @@ def test_a_folder_is_followed(model: Path, smears: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--watch-idle", 5], "belongs to --watch"),
-        (["--watch-settle", 5], "belongs to --watch"),
+        (["--watch-idle", 5], "needs --watch"),
+        (["--watch-settle", 5], "needs --watch"),
         (["--watch", "--dry-run"], "exclude"),
         (["--watch", "--watch-settle", 0], "quiet"),
         (["--watch", "--watch-idle", 0], "idle"),
@@ -408,7 +408,7 @@ def test_a_damaged_line_is_said(
     lines[4] = lines[4].replace(b'"done"', b'"DONE"')
     journal.write_bytes(b"".join(lines))
     assert infer(smears, "-o", out, "--model", model, "-q") == 0
-    assert "journal.jsonl: damaged in line 5; the images of these are done again" in capsys.readouterr().err
+    assert "journal.jsonl: damaged in line 5; their images will be done again" in capsys.readouterr().err
     assert results(out) == expected
     assert len(journal.read_bytes().splitlines()) == len(lines) + 1
 

@@ -194,7 +194,7 @@ def test_the_row_of_a_changed_image_is_the_one_before_until_its_new_result_is_th
     with pytest.raises(OutputError, match="disk full"):
         run_folder(Segmenter(DarknessBackend()), images, out)
     row = next(row for row in rows(out / "images.csv") if row["image"] == "a.png")
-    assert (row["status"], row["error"]) == ("failed", "changed, and not done again when the run ended")
+    assert (row["status"], row["error"]) == ("failed", "changed, and not finished when the run ended")
     assert not (out / "labels/a.png.tif").exists()
     monkeypatch.undo()
     assert run_folder(Segmenter(DarknessBackend()), images, out).done == 1

@@ -31,7 +31,7 @@ def test_a_full_disk_behind_stdout(command: list[str], more: list[str], tmp_path
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run([*command, *more], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 6
-    assert "error: stdout cannot be written to (No space left on device); what was written to files is whole" in (
+    assert "error: stdout cannot be written to (No space left on device); files that were written are complete" in (
         done.stderr
     )
     assert "internal error" not in done.stderr

@@ -164,7 +164,7 @@ def test_a_linked_folder_is_never_written_to(tmp_path: Path, linked: str) -> Non
             (place / "labels").mkdir()
             (place / "labels" / "a.tif").write_text("second")
 
-    with pytest.raises(OutputError, match=f"{linked}: a link out of the output folder"):
+    with pytest.raises(OutputError, match=f"{linked}: a link that leads outside the output folder"):
         write_labelled()
     assert texts(theirs) == {"merge-01.jpg": "years"}
     assert (out / "report.json").read_text() == RECORD

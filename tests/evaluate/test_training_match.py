@@ -82,7 +82,7 @@ def test_the_training_images_are_like_themselves() -> None:
         (grid(10, "x", step=21, field=120, shade=59), "field_lightness", "the background, so light or camera, differs"),
         (grid(10, "x", step=21, shade=30), "stain_green", "the stain of the cells differs"),
         (grid(10, "x", step=11), "covered", "more or less densely"),
-        (grid(10, "x", step=11), "crowded_share", "share of crowded cells 1 (training 0, mostly 0 to 0)"),
+        (grid(10, "x", step=11), "crowded_share", "share of crowded cells 1 (training 0, usually 0 to 0)"),
     ],
 )
 def test_a_difference_is_said_in_one_sentence(other: ImageFacts, quantity: str, sentence: str) -> None:
@@ -124,7 +124,7 @@ def test_what_a_model_does_not_say_is_not_compared() -> None:
     silent = spec_of()
     assert all((one.training, one.outside) == (None, None) for one in compare(images, silent))
     assert said(images, silent) == []
-    assert "does not say what its training images were like" in training_summary(silent)[1]
+    assert "has no description of its training images" in training_summary(silent)[1]
     newer = summary([grid(10, step=15)])
     newer = msgspec.structs.replace(newer, version=DATA_SUMMARY_VERSION + 1)
     spec = make_spec(training=TrainingInfo(data_summary=newer))

@@ -76,7 +76,7 @@ def test_the_description_says_what_the_spec_says(package: Path) -> None:
 
 def test_mistakes(onnx_file: OnnxFile, tmp_path: Path) -> None:
     unclear = onnx_file(make_spec(weights=WeightsInfo(origin="somewhere", licence="free, ask us")), name="unclear.onnx")
-    with pytest.raises(UsageError, match="no SPDX identifier"):
+    with pytest.raises(UsageError, match="not an SPDX identifier"):
         export_bioimageio(unclear, tmp_path / "p.zip")
     assert export_bioimageio(unclear, tmp_path / "p.zip", credits=Credits(licence="CC0-1.0")).is_file()
     with pytest.raises(UsageError, match="author"):
@@ -107,7 +107,9 @@ def test_a_licence_is_an_identifier_or_asked_for(text: str, given: str | None, l
     if licence is not None:
         assert licence_of(spec, Credits(licence=given)) == licence
     else:
-        with pytest.raises(UsageError, match="no SPDX identifier.*" if given else "'.*no SPDX identifier.*--licence"):
+        with pytest.raises(
+            UsageError, match="not an SPDX identifier.*" if given else "'.*not an SPDX identifier.*--licence"
+        ):
             licence_of(spec, Credits(licence=given))
 
 

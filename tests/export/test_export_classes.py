@@ -105,4 +105,4 @@ def test_a_fault_in_the_class_head_is_located(exported: Path, network: LoadedNet
     weight = next(w for w in model.graph.initializer if w.name == "decoder.class_head.weight")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.1), weight.name))
     onnx.save(model, tmp_path / "wrong.onnx")
-    assert "the two part at decoder.class_head" in locate_fault(network, tmp_path / "wrong.onnx", tiles(1))
+    assert "the two diverge at decoder.class_head" in locate_fault(network, tmp_path / "wrong.onnx", tiles(1))

@@ -294,7 +294,7 @@ def test_a_network_that_finds_nothing_needs_unverified(
     error = capsys.readouterr().err
     assert "parity inconclusive" in error
     assert "the reference found 0 cells in 4 images" in error
-    assert "--unverified writes it all the same" in error
+    assert "--unverified writes it anyway" in error
     assert not path.exists()
     assert json.loads((tmp_path / "model.refused.json").read_bytes())["verdict"] == "inconclusive"
 
@@ -343,7 +343,7 @@ def test_another_tile_size_is_the_same_network_on_more_context(run: Path) -> Non
 
 def test_too_large_for_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "MAX_BYTES", 2**20)
-    with pytest.raises(ModelError, match=r"GiB; an ONNX file with embedded weights ends at 2 GiB"):
+    with pytest.raises(ModelError, match=r"GiB; an ONNX file with embedded weights is limited to 2 GiB"):
         export.check_size(random_network(TINY).net)
 
 

@@ -246,7 +246,7 @@ def test_what_no_record_is_kept_of(
     for arguments, words in (
         ((path, path), "not with openvino"),
         ((source, source), "compared with itself"),
-        ((source, path, "--policy", "int8"), "policy int8 asks less than a form in fp32"),
+        ((source, path, "--policy", "int8"), "policy int8 is weaker than a form in fp32"),
     ):
         assert verify_record(*arguments) == 2
         assert words in capsys.readouterr().err
@@ -267,7 +267,7 @@ def test_an_onnx_file_under_the_name_of_a_pair_is_not_even_opened(onnx_file: Onn
     path = tmp_path / "renamed.xml"
     path.write_bytes(onnx_file().read_bytes())
     path.with_suffix(".bin").write_bytes(b"weights")
-    with pytest.raises(ModelError, match="no XML"):
+    with pytest.raises(ModelError, match="not XML"):
         OpenVinoBackend(path)
 
 

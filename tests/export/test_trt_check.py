@@ -359,7 +359,7 @@ def test_what_the_builder_refuses_leaves_nothing(cuda: FakeCuda, onnx_file: Onnx
 def test_precision_is_never_changed_unasked(cuda: FakeCuda, onnx_file: OnnxFile, tmp_path: Path) -> None:
     model = named_model()
     path = onnx_file(model=to_half(model))
-    with pytest.raises(UsageError, match="--precision fp32 was asked for, but the model holds fp16 weights"):
+    with pytest.raises(UsageError, match="--precision fp32 was requested, but the model holds fp16 weights"):
         export_tensorrt(path, tmp_path / "model.engine", precision="fp32")
     built = export_tensorrt(path, tmp_path / "model.engine", images=discs(210), threads=1)
     assert sys.modules["tensorrt"].builds[-1][0].data == path.read_bytes()

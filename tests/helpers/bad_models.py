@@ -230,12 +230,14 @@ BAD_MODELS = (
     BadModel("no metadata", _changed(_metadata(None)), "no 'cellseg' metadata"),
     BadModel("metadata no JSON", _changed(_metadata("{")), "not JSON"),
     BadModel("future metadata version", _changed(spec_with(spec_version=99)), "99.*update cellseg-deploy"),
-    BadModel("tile no multiple of patch", _changed(spec_with(patch_size=15)), "tile_size 56 is no multiple of 15"),
+    BadModel("tile no multiple of patch", _changed(spec_with(patch_size=15)), "tile_size 56 is not a multiple of 15"),
     BadModel("halo of half a tile", _changed(spec_with(halo=28)), "halo 28 does not fit a tile of 56"),
     BadModel("no scale", _changed(spec_with(image_scale=0)), "image_scale"),
     BadModel("threshold above 1", _changed(point_with(foreground_threshold=1.5)), "foreground_threshold.*1.5"),
     BadModel("threshold below 0", _changed(point_with(foreground_threshold=-0.1)), "foreground_threshold.*-0.1"),
-    BadModel("threshold NaN", _changed(point_with(foreground_threshold=float("nan"))), "not JSON|does not fit"),
+    BadModel(
+        "threshold NaN", _changed(point_with(foreground_threshold=float("nan"))), "not JSON|invalid model metadata"
+    ),
     # input and output
     BadModel("input name", _changed(_renamed("input")), "input of the model is x: uint8.*expected tiles"),
     BadModel("output name", _changed(_renamed("output")), "output of the model is x: float.*expected probabilities"),

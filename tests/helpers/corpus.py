@@ -384,7 +384,7 @@ SEEN = [  # files that are read without a remark, and what is said of what they 
     ("white letterbox", field_pictures.letterbox, "the field of view is 7.%"),
     ("turned photograph", field_pictures.turned, "the field of view is 9.%"),
     ("information band", field_pictures.band, "the field of view is 90%"),
-    ("pointer", field_pictures.pointer, "an eyepiece's pointer, reaches into the field"),
+    ("pointer", field_pictures.pointer, "an eyepiece pointer, reaches into the field"),
     ("scale bar", field_pictures.scale_bar, "1 object is black"),
     ("black plate in a corner", field_pictures.plate, "1 object is black"),
     ("fluorescence", field_pictures.fluorescence, "dark field, fluorescence or a negative"),

@@ -17,8 +17,8 @@ from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord, Journal, OutputFile
-from cellseg_deploy.run.output_folder import make_place
-from cellseg_deploy.run.resume import check_usable, classify, decide, sweep
+from cellseg_deploy.run.output_folder import make_place, sweep
+from cellseg_deploy.run.resume import check_usable, classify, decide
 from cellseg_deploy.run.state import RunState
 
 NAMES = ("a.png", 'q"uo,te\n.png', "z.png")

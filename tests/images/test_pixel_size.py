@@ -82,8 +82,8 @@ NOT_BELIEVED: dict[str, tuple[bytes, str]] = {
     "72 dpi": (tiff(GREY, resolution=(72, 72), resolutionunit="INCH"), "72 dpi"),
     "96 dpi": (tiff(GREY, resolution=(96, 96), resolutionunit="INCH"), "96 dpi"),
     "300 dpi in cm": (tiff(GREY, resolution=(118.11, 118.11), resolutionunit="CENTIMETER"), "300 dpi"),
-    "one metre": (tiff(GREY, imagej=True, resolution=(1, 1), metadata={"unit": "m"}), "no microscope"),
-    "an atom": (ome(OME + 'PhysicalSizeX="0.0001"'), "no microscope"),
+    "one metre": (tiff(GREY, imagej=True, resolution=(1, 1), metadata={"unit": "m"}), "not a microscope"),
+    "an atom": (ome(OME + 'PhysicalSizeX="0.0001"'), "not a microscope"),
     "oblong": (tiff(GREY, resolution=(1e5, 5e4), resolutionunit="CENTIMETER"), "not square"),
     "oblong ome": (ome(OME + 'PhysicalSizeX="0.3" PhysicalSizeY="0.5"'), "not square"),
 }

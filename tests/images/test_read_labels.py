@@ -90,7 +90,7 @@ def test_a_few_values_over_many_objects_are_no_labels(tmp_path: Path, case: str)
     else:
         mask[0, 0] = 3
     values = len(np.unique(mask))
-    with pytest.raises(DataError, match=f"{values} values but 12 separate objects.*0 and 255.*one value a cell"):
+    with pytest.raises(DataError, match=f"{values} values but 12 separate objects.*0 and 255.*one value per cell"):
         read_labels(write(tmp_path / "m.tif", tiff(mask)))
 
 
@@ -223,7 +223,7 @@ def test_labels_counted_down_from_255_are_read_where_it_is_said(tmp_path: Path) 
 
 def test_a_mask_that_is_no_negative_is_refused_as_one(tmp_path: Path) -> None:
     path = write(tmp_path / "m.tif", tiff(discs().astype(np.uint8)))
-    with pytest.raises(DataError, match="leave it out, and keep masks of both kinds"):
+    with pytest.raises(DataError, match="leave that argument out, and keep masks of both kinds"):
         read_labels(path, foreground="dark")
 
 

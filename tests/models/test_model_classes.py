@@ -32,9 +32,9 @@ def test_a_model_written_before_there_were_classes_has_none() -> None:
         (("foreground", "red"), ("red",), "expected two or more"),
         (("foreground", "red", "red"), ("red", "red"), "expected each class once, got red, red"),
         (("foreground", "red", "boundary"), ("red", "boundary"), "'boundary' is the name of another channel"),
-        (("foreground", "red", "a,b"), ("red", "a,b"), "without commas and outer spaces, got 'a,b'"),
-        (("foreground", "red", " x"), ("red", " x"), "without commas and outer spaces, got ' x'"),
-        (("foreground", "red", ""), ("red", ""), "without commas and outer spaces, got ''"),
+        (("foreground", "red", "a,b"), ("red", "a,b"), "leading or trailing spaces, got 'a,b'"),
+        (("foreground", "red", " x"), ("red", " x"), "leading or trailing spaces, got ' x'"),
+        (("foreground", "red", ""), ("red", ""), "leading or trailing spaces, got ''"),
     ],
 )
 def test_classes_that_contradict_the_model_are_refused(

@@ -28,7 +28,7 @@ def test_what_stands_where_an_output_belongs_costs_one_image(
         "b.png": "failed",
         "c.png": "done",
     }
-    assert "its results cannot have its name" in capsys.readouterr().err
+    assert "its results cannot be written under its name" in capsys.readouterr().err
 
 
 def test_a_run_json_without_its_engine(
@@ -43,4 +43,4 @@ def test_a_run_json_without_its_engine(
     del content["identity"]["backend"]["name"]
     file.write_text(json.dumps(content))
     assert infer("--like", file, "-o", tmp_path / "again") == 2
-    assert "no run.json of this version" in capsys.readouterr().err
+    assert "not a run.json of this version" in capsys.readouterr().err

@@ -226,10 +226,10 @@ def test_a_refusal_leaves_the_older_report_alone_and_is_cleared_by_a_success(tmp
 def test_unverified_is_for_too_few_cells_whose_tensors_agree(tmp_path: Path) -> None:
     few = compare(InkBackend(), InkBackend(), images(), replace(POLICY, min_cells=200))
     model, report = tmp_path / "model.xml", tmp_path / "model.xml.parity.json"
-    with pytest.raises(ParityError, match="--unverified writes it all the same"):
+    with pytest.raises(ParityError, match="--unverified writes it anyway"):
         judge(few, model, report, unverified=False)
     assert json.loads((tmp_path / "model.xml.refused.json").read_bytes())["verdict"] == "inconclusive"
-    for unlike in (replace(few, parts_at="the two part at x"), replace(few, faults=("overflow in x",))):
+    for unlike in (replace(few, parts_at="the two diverge at x"), replace(few, faults=("overflow in x",))):
         with pytest.raises(ParityError):
             judge(unlike, model, report, unverified=True)
     apart = compare(InkBackend(), Changed(faint_first_cell), images(), replace(POLICY, min_cells=200))

@@ -197,7 +197,7 @@ def test_classes_that_cannot_be_chosen(
     fields: Path, tmp_path: Path, model: Path, onnx_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(fields, tmp_path / "out", model, "--classes", "red,green", code=2)
-    assert "knows no class 'green'; it has red, white, platelet" in capsys.readouterr().err
+    assert "has no class 'green'; it has red, white, platelet" in capsys.readouterr().err
     run(fields, tmp_path / "out", model, "--classes", ",", code=2)
     assert "no class to count" in capsys.readouterr().err
     run(fields, tmp_path / "out", onnx_file(name="plain.onnx"), "--classes", "red", code=2)
@@ -276,7 +276,7 @@ def test_python_knows_the_classes(model: Path) -> None:
     assert found.by_rule("all").all()
     with Segmenter.load(model, scale=1, classes=["platelet"]) as segmenter:
         assert segmenter(field()).counted().tolist() == [name == "platelet" for name in FOUND]
-    with pytest.raises(UsageError, match="knows no class 'green'"):
+    with pytest.raises(UsageError, match="has no class 'green'"):
         Segmenter.load(model, classes=["green"])
 
 

@@ -21,6 +21,7 @@ from running import results, rows, save
 from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.batching import Overlapped
 from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, NothingToDoError, OutputError
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import FoundImage, find_images, read_image
 from cellseg_deploy.outputs import encoders, formats
 from cellseg_deploy.outputs.segmented import SegmentedImage
@@ -323,7 +324,10 @@ def test_nothing_to_do(tmp_path: Path) -> None:
 
 
 def test_memory_is_planned_by_the_size_that_headers_declare(discs: Path, tmp_path: Path) -> None:
-    images = [*find_images([discs]), FoundImage(discs / "5.png", "linked", problem="a link out of the folder")]
+    images = [
+        *find_images([discs]),
+        FoundImage(discs / "5.png", "linked", problem="a link that leads outside the folder"),
+    ]
     work = ImageWork(Segmenter(DarknessBackend()), RunOptions(), ())
     planned = {image.name: work.bytes_in_flight(image) for image in images}
     assert planned["5.png"] == 100 * 130 * (3 + 4 + 3 + 4)
@@ -359,7 +363,7 @@ def test_a_pixel_size_that_no_cell_has_gives_no_micrometres(tmp_path: Path) -> N
     disc = draw_discs((40, 40), [(20, 20)])
     tifffile.imwrite(tmp_path / "in/a.tif", disc, photometric="rgb", resolution=(2400, 2400), resolutionunit="INCH")
     for out, given, size in (("file", None, ""), ("given", 65.0, "65")):
-        options = RunOptions(pixel_size_um=given)
+        options = RunOptions(reading=ReadOptions(pixel_size_um=given))
         run_folder(Segmenter(DarknessBackend()), find_images([tmp_path / "in"]), tmp_path / out, options=options)
         (row,) = rows(tmp_path / out / "images.csv")
         assert "the median cell would be" in row["warning"]

@@ -149,12 +149,12 @@ def first_line(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("first", "words"),
     [
-        (b"", "no whole line"),
-        (b'{"kind":"run"', "no whole line"),
+        (b"", "no complete line"),
+        (b'{"kind":"run"', "no complete line"),
         (b"{}\n", "damaged"),
         (journals._line({"kind": "image"}), "damaged"),
         (journals._line({"kind": "run", "version": 2}), "version 2"),
-        (journals._line({"kind": "run", "version": 1, "identity": {}, "started": ""}), "nothing useful"),
+        (journals._line({"kind": "run", "version": 1, "identity": {}, "started": ""}), "its first line is invalid"),
         (first_line(saved=1), "saved"),
         (first_line(model=1), "model"),
     ],
@@ -248,7 +248,7 @@ def test_a_record_that_was_changed_under_our_hands(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     entries = journals.read(path).entries.values()
     path.write_bytes(path.read_bytes().replace(b"a.png", b"b.png"))
-    with pytest.raises(OutputError, match="changed by somebody"):
+    with pytest.raises(OutputError, match="changed by another program"):
         list(journals.whole_records(path, entries))
 
 
@@ -275,7 +275,7 @@ def test_differences_are_said_in_words() -> None:
         "pixel size um (`pixel_size_um`): none there, nothing now",
         "saved (`save`): labels, overlays there, labels now",
         "versions numpy: 2.4.0 there, 2.5.0 now",
-        "inputs (folders that names of images begin in): /smears there, none now",
+        "inputs (input folders): /smears there, none now",
         "new: nothing there, True now",
     ]
 

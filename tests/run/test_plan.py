@@ -26,11 +26,11 @@ def plan(images: Sequence[FoundImage], out: Path, folder: FolderState) -> RunPla
 
 def test_of_a_new_folder_everything_is_work(tmp_path: Path) -> None:
     images = make_images(tmp_path / "in")
-    images[-1] = FoundImage(images[-1].path, images[-1].name, problem="a link out of the folder")
+    images[-1] = FoundImage(images[-1].path, images[-1].name, problem="a link that leads outside the folder")
     planned = plan(images, tmp_path / "out", classify(tmp_path / "out", identity()))
     assert planned.counts == {"work": 3, "skip": 0, "fail": 1}
     assert planned.items[0].reason == "not done yet"
-    assert planned.items[-1].reason == "a link out of the folder"
+    assert planned.items[-1].reason == "a link that leads outside the folder"
     assert planned.items[0].files == (
         "labels/a.png.tif",
         "overlays/a.png.jpg",

@@ -21,8 +21,8 @@ from cellseg_deploy.outputs.formats import FORMATS, NAMES
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.journal import JOURNAL, Journal
-from cellseg_deploy.run.output_folder import make_place, places
-from cellseg_deploy.run.resume import Decision, begin, check_usable, classify, decide, look_at, sweep
+from cellseg_deploy.run.output_folder import make_place, places, sweep
+from cellseg_deploy.run.resume import Decision, begin, check_usable, classify, decide, look_at
 from cellseg_deploy.run.state import RunState
 
 
@@ -86,7 +86,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "different",
         "without a journal",
     ),
-    "torn journal": (lambda out: (out / JOURNAL).write_bytes(b'{"kind'), "foreign", "no whole line"),
+    "torn journal": (lambda out: (out / JOURNAL).write_bytes(b'{"kind'), "foreign", "no complete line"),
     "damaged journal of ours": (
         lambda out: (
             (out / JOURNAL).write_bytes(b"{}\n"),
@@ -100,8 +100,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "foreign",
         "cellseg-other",
     ),
-    "journal is a folder": (lambda out: (out / JOURNAL).mkdir(), "foreign", "no file"),
-    "journal is a link": (lambda out: (out / JOURNAL).symlink_to(out / "x"), "foreign", "no file"),
+    "journal is a folder": (lambda out: (out / JOURNAL).mkdir(), "foreign", "not a file"),
+    "journal is a link": (lambda out: (out / JOURNAL).symlink_to(out / "x"), "foreign", "not a file"),
 }
 
 
@@ -183,8 +183,8 @@ def test_images_without_a_good_record(images: list[FoundImage], out: Path) -> No
     assert decide(bad, entries[BAD], out).reason == "failed before"
     known = replace(entries[BAD], record=replace(entries[BAD].record, input=entries["a.png"].record.input))
     assert decide(images[0], known, out).reason == "failed before"
-    linked = FoundImage(images[0].path, "a.png", problem="a link out of the folder")
-    assert decide(linked, entries["a.png"], out) == Decision("skip", "a link out of the folder")
+    linked = FoundImage(images[0].path, "a.png", problem="a link that leads outside the folder")
+    assert decide(linked, entries["a.png"], out) == Decision("skip", "a link that leads outside the folder")
     (out / "labels/a.png.tif").unlink()
     Image.new("RGB", (3, 3)).save(out / "overlays/a.png.jpg")
     decision = decide(linked, entries["a.png"], out)
@@ -228,9 +228,9 @@ def test_links_in_the_folder_are_refused(tmp_path: Path, place: str) -> None:
     link = tmp_path / "out" / place
     link.parent.mkdir(parents=True)
     link.symlink_to(outside)
-    with pytest.raises(OutputError, match="link out of the output folder"):
+    with pytest.raises(OutputError, match="link that leads outside the output folder"):
         sweep(tmp_path / "out", ())
-    with pytest.raises(OutputError, match="link out of the output folder"):
+    with pytest.raises(OutputError, match="link that leads outside the output folder"):
         make_place(tmp_path / "out", f"{place}/deeper/a.tif")
     assert [path.name for path in outside.iterdir()] == ["precious.tif"]
 
@@ -242,7 +242,7 @@ def test_places_are_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["labels/../../escaped.tif", "/tmp/escaped.tif", "../x", "labels/a\0.tif"])
 def test_places_outside_of_the_folder_are_refused(tmp_path: Path, place: str) -> None:
-    with pytest.raises(OutputError, match="outside of the output folder"):
+    with pytest.raises(OutputError, match="outside the output folder"):
         make_place(tmp_path / "out", place)
     assert list(tmp_path.iterdir()) == []
 
@@ -288,4 +288,4 @@ def test_overwriting_without_a_journal_says_what_stays(out: Path, caplog: pytest
     (out / "run.json").write_text(json.dumps({"program": "cellseg-infer"}))
     begin(out, identity(), overwrite=True)
     assert {name.partition("/")[0] for name in all_files(out)} == {"labels", "overlays"}
-    assert "without a journal, so files of its images stay" in caplog.text
+    assert "without a journal, so files of the earlier run cannot be identified" in caplog.text

@@ -25,12 +25,12 @@ def test_the_last_line_of_an_image_holds() -> None:
     content = JournalContent(Path("j"), identity(), "", {"b": first}, (), 1, {"g": 0.5}, {"cells.csv": {"ab"}})
     state = RunState.of(content)
     assert (state.scales, state.files) == ({"g": 0.5}, {"cells.csv": {"ab"}})
-    state.add(entry("a", "done", "a~2", "labels/a~2.tif"))
+    state.entries["a"] = entry("a", "done", "a~2", "labels/a~2.tif")
     assert [row.record.image for row in state.in_order] == ["a", "b"]
     assert state.output_names == {"a": "a~2", "b": "b"}
     assert state.image_files == {"labels/a~2.tif", "labels/b.tif", "overlays/b.jpg"}
     assert state.done("b") is first
-    state.add(failure := entry("b", "failed"))
+    state.entries["b"] = failure = entry("b", "failed")
     assert state.in_order[1] is failure
     assert state.done("b") is None
     assert state.output_names == {"a": "a~2"}

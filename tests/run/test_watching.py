@@ -106,7 +106,7 @@ def test_several_at_once_in_order() -> None:
 
 
 def test_what_may_not_be_read_is_told_at_once() -> None:
-    world = World(problems={"a": "a link out of the folder"})
+    world = World(problems={"a": "a link that leads outside the folder"})
     assert world.at(100, a=(1, 1)) == ["a"]
     assert world.at(101, a=(1, 1)) == []
 

@@ -371,7 +371,7 @@ def test_comparison_lists_every_image_of_the_truth(tmp_path: Path, capsys: pytes
     [
         ("image,status,cells\nb.png,done,1\n", "no row for a.png"),
         ("image,cells\na.png,1\n", "no column status"),
-        ("image,status,cells\na.png,done,many\n", "'many' is no number"),
+        ("image,status,cells\na.png,done,many\n", "'many' is not a number"),
         (None, "cannot be read"),
     ],
 )

@@ -61,7 +61,7 @@ def test_classes_keep_the_order_in_which_they_are_named(tmp_path):
         ("image,class\na,red\n", r"line 1: the columns are image,class; expected image,label,class \(missing: label\)"),
         ("image,label,class\na,0,red\n", "line 2: label '0'; expected the cell's number"),
         ("image,label,class\na,x,red\n", "line 2: label 'x'; expected the cell's number"),
-        ("image,label,class\na,1\n", "line 2: not as many fields as the header's 3"),
+        ("image,label,class\na,1\n", "line 2: the number of fields differs from the header's 3"),
         ("image,label,class\na,1,red\na,1,white\n", "line 3: cell 1 of a has another class at .*line 2"),
         ("image,label,class\nz,1,red\nz,2,white\n", "names none of the 3 images; expected names such as a.png"),
         ("image,label,class\nc.png,1,red\n", "line 2: c.png may be /data/x/c.png or /data/y/c.png; write more of"),
@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_meant_is_refused_by_line(tmp_path, text, words):
 
 
 def test_a_single_class_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="one class alone tells no cells apart, got 'red'"):
+    with pytest.raises(UsageError, match="expected two or more classes, got only 'red'"):
         read_classes([written(tmp_path, "image,label,class\na,1,red\na,2,ignore\n")], images("a.png"))
 
 

@@ -81,7 +81,7 @@ def test_record_survives_the_round_trip(tmp_path):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(UsageError, match="is no training run"):
+    with pytest.raises(UsageError, match="is not a training run"):
         checkpoint.load_record(tmp_path)
     (tmp_path / checkpoint.CONFIG_FILE).write_text("{}")
     with pytest.raises(ModelError, match="cannot be read"):

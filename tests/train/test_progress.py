@@ -53,7 +53,7 @@ def test_lines_tell_of_the_whole_run_and_the_time_left(capsys: pytest.CaptureFix
     reporter.epoch(VALIDATED, 10)
     assert lines(capsys) == [
         "epoch 2 of 10: loss 0.2500, lr 1.0e-03, 5 min 20 s left",
-        "epoch 2 of 10: loss 0.2500, lr 1.0e-03, val Dice 0.9000, F1 0.8000, count error 3.2 cells an image, "
+        "epoch 2 of 10: loss 0.2500, lr 1.0e-03, val Dice 0.9000, F1 0.8000, count error 3.2 cells per image, "
         "5 min 20 s left",
     ]
 

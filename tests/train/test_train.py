@@ -230,14 +230,14 @@ def test_freeze_leaves_the_encoder_as_it_was(smears, tmp_path):
     [
         ([], 2, "give --images DIR"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{images}"], 6, "not an empty folder"),
-        (["--resume", "{images}"], 2, "is no training run"),
-        (["--resume", "{images}", "-o", "x"], 2, "give neither folders nor -o"),
+        (["--resume", "{images}"], 2, "is not a training run"),
+        (["--resume", "{images}", "-o", "x"], 2, "takes no folders, -o or settings"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--tile-size", "100"], 2, "multiple of 8"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--weights", "none.pth"], 2, "no such file"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--encoder", "what"], 2, "not known to timm"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--image-skip", "a,b"], 2, "list of numbers"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--device", "cuda:9"], 8, "not available"),
-        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--device", "foo"], 8, "names no device"),
+        (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--device", "foo"], 8, "not a PyTorch device"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--scale-jitter", "1"], 2, "two positive"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--tiny-heads", "5"], 2, "multiple of"),
         (["--images", "{images}", "--masks", "{masks}", "-o", "{new}", "--dice-weight", "nan"], 2, "dice_weight"),
@@ -277,7 +277,7 @@ def test_weights_that_cannot_be_had_leave_no_run(smears, tmp_path, capsys, monke
 
 def test_settings_are_not_silently_ignored_when_a_run_goes_on(tmp_path, capsys):
     assert train("--resume", tmp_path, "--lr", "1e-4", "--device", "cpu", "--quiet") == 2
-    assert "nor settings with it, got --lr, --device" in capsys.readouterr().err
+    assert "takes no folders, -o or settings, got --lr, --device" in capsys.readouterr().err
 
 
 def test_surface_loss_needs_the_boundary_channel(smears, tmp_path, capsys):

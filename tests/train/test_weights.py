@@ -178,7 +178,7 @@ def test_a_network_without_classes_lends_all_but_the_class_head(tmp_path):
     assert torch.equal(net.decoder.class_head.weight, begun)
     said = weights.class_remark(net.config, str(path))
     assert said == (
-        f"classes: red, white from random weights, which --weights {path} has none for; all else is taken from there"
+        f"classes: red, white from random weights (--weights {path} has no such class); the rest is taken from there"
     )
 
 
