@@ -21,7 +21,8 @@ from cellseg_deploy.annotations.labels import LabelSource
 from cellseg_deploy.annotations.shapes import Painted
 from cellseg_deploy.cells.classes import CellClasses, counting_classes
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule
-from cellseg_deploy.cells.field_of_view import Field, Mask, check_field, edges, field_note, find_field
+from cellseg_deploy.cells.field_of_view import Field, Mask, check_field, edges, find_field
+from cellseg_deploy.cells.field_of_view import note as field_note
 from cellseg_deploy.cells.label_runs import renumber
 from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.cells.notes import Note
@@ -259,8 +260,11 @@ def _run_json(
         "status": "finished",
         "labels": {"path": str(absolute(source.path)), "kind": source.kind, "read": source.said},
         "images_without_labels": len(source.unnamed),
-        "settings": {**identity.settings, "max_pixels": options.reading.max_pixels},
-        "saved": list(identity.saved),
+        "settings": {
+            **identity.settings,
+            "max_pixels": options.reading.max_pixels,
+            "save": list(identity.saved),
+        },
         "inputs": {"paths": [str(source.root)]},
         "identity": identity.to_json(),
         "started": started.isoformat(timespec="seconds"),
