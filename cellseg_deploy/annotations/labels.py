@@ -39,7 +39,7 @@ from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 from cellseg_deploy.files.atomic import make_folder, write_bytes
 from cellseg_deploy.files.text import read_text
-from cellseg_deploy.images.find import SUFFIXES, absolute, bare_stem, by_partner, images_by_stem, stem_of
+from cellseg_deploy.images.find import SUFFIXES, absolute, bare_stem, by_partner, find_images, stem_of
 from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import read_image, read_labels
 from cellseg_deploy.outputs import label_tiff
@@ -164,7 +164,7 @@ def find_labels(images: Path, given: Path) -> LabelSource:
     Raises ``DataError`` for files of several kinds or none, files of no image, and two of one image; ``UsageError`` if
     a path does not exist.
     """
-    by_stem = images_by_stem(images)
+    by_stem = _images_of(images)
     if not by_stem:
         raise NothingToDoError(f"{images}: no image found; expected files ending in {', '.join(SUFFIXES)}")
     # In a folder of both, a_masks.png is no image where there is a.png.
@@ -176,7 +176,8 @@ def find_labels(images: Path, given: Path) -> LabelSource:
     root = given if given.is_dir() else given.parent
     named: dict[str, Path] = {}
     for file in files:
-        stem = _stem_of(file.relative_to(root).as_posix())
+        name = file.relative_to(root).as_posix()
+        stem = whole if (whole := name.removesuffix(file.suffix)) in by_stem else _stem_of(name)
         if stem in named:
             raise DataError(f"{named[stem]} and {file} share the stem {stem}; annotations pair by stem: rename one")
         named[stem] = file
@@ -262,6 +263,15 @@ def as_label_images(
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_bytes(place / "classes.csv", text.getvalue().encode())
     return MadeLabels(place / "labels", place / "classes.csv", tuple(source.said))
+
+
+def _images_of(folder: Path) -> dict[str, Path]:
+    """Images of ``folder`` by stem; a.png and a.jpg, which share one, by their whole names. Raises ``UsageError``."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: not a folder; expected one with images")
+    found = find_images([folder], follow_links=True, is_silent=True)
+    stems = Counter(stem_of(image.name) for image in found)
+    return {image.name if stems[stem_of(image.name)] > 1 else stem_of(image.name): image.path for image in found}
 
 
 def _size_of(image: Path) -> tuple[int, int]:

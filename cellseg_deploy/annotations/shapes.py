@@ -22,6 +22,7 @@ from cellseg_deploy.errors import DataError
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int32]
+_FARTHEST_PX = 1e7
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def _crop(shape: Shape, image_hw: tuple[int, int], image: str) -> tuple[int, int
         return shape.mask.top, shape.mask.left, shape.mask.mask
     rings = [ring for polygon in shape.polygons for ring in polygon]
     corners = np.concatenate(rings) if rings else np.zeros((0, 2))
-    if not len(corners) or not np.isfinite(corners).all():
-        raise DataError(f"{shape.place}: an outline without corners, or with coordinates that are no numbers")
+    if not len(corners) or not (np.abs(corners) < _FARTHEST_PX).all():
+        raise DataError(f"{shape.place}: an outline without corners, or with coordinates that are no pixels")
     low, high = corners.min(axis=0), corners.max(axis=0)
     if (high < 0).any() or (low > (width, height)).any():
         raise DataError(

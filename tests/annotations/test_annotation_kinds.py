@@ -215,6 +215,7 @@ def test_damaged_files_are_named(name: str, data: bytes, words: str, tmp_path: P
         ({"size": [10**9, 10**9], "counts": "0"}, r"expected \[height, width\]"),
         ([[1, 2, 3, 4]], "no list of x, y"),
         ([[1, 2, 3, 4, 5, float("nan")]], "not a number"),
+        ([[1, 2, 3, 4, 5, 1e300]], "coordinates that are no pixels"),
         ([], "given as --boxes"),
     ],
 )
@@ -338,3 +339,20 @@ def test_pictures_are_no_colour_coded_masks(tmp_path: Path) -> None:
     Image.fromarray(colours[labels]).save(tmp_path / "cells.jpg")
     with pytest.raises(DataError, match="in PNG or TIFF"):
         read_labels(tmp_path / "cells.jpg")
+
+
+def test_images_that_share_a_stem_are_found_by_their_whole_names(tmp_path: Path) -> None:
+    """As the label images of a run are named."""
+    for name, label in (("a.png", 3), ("a.tif", 7)):
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(kinds_folder(tmp_path / "images") / name)
+        labels = np.zeros((9, 9), np.uint16)
+        labels[:label, :label] = 1
+        Image.fromarray(labels).save(kinds_folder(tmp_path / "labels") / f"{name}.tif")
+    source = find_labels(tmp_path / "images", tmp_path / "labels")
+    areas = {source.images[stem].name: source.read(stem, (9, 9)).labels.sum() for stem in source.images}
+    assert areas == {"a.png": 9, "a.tif": 49}
+
+
+def kinds_folder(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder

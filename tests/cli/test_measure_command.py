@@ -108,8 +108,8 @@ def test_an_earlier_measurement_is_replaced_but_not_what_was_edited(
     assert measured(folder / "masks", *common) == 0
     before = (tmp_path / "out" / "cells.csv").read_bytes()
     fewer = np.where(labels["a.png"] == 1, 0, labels["a.png"])
-    kinds.rois({"a.png": fewer}, tmp_path / "rois")
-    assert measured(tmp_path / "rois", *common) == 0
+    kinds.suffixed("")({"a.png": fewer}, tmp_path / "fewer")
+    assert measured(tmp_path / "fewer", *common) == 0
     assert before.count(b"\n") - (tmp_path / "out" / "cells.csv").read_bytes().count(b"\n") == 1
     tifffile.imwrite(tmp_path / "out" / "labels" / "a.png.tif", labels["a.png"].astype(np.uint16))
     assert measured(folder / "masks", *common) == 6
@@ -256,4 +256,7 @@ def test_what_every_kind_scores_is_what_the_label_image_scores(
         else:
             assert figures[kind] == figures["masks"], kind
     assert figures["masks"]["map"] == 1
+    given = ["--labels", tmp_path / "rois" / "given", "--masks", folder / "masks", "-o", tmp_path / "judged", "-q"]
+    assert run(evaluate, ["score", *map(str, given)]) == 0
+    assert json.loads((tmp_path / "judged" / "metrics.json").read_text())["map"] == 1
     assert "from COCO" in json.loads((tmp_path / "coco polygons" / "out" / "metrics.json").read_text())["read"][0]
