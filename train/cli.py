@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -328,7 +329,7 @@ def _label_images(
     made = []
     for number, (folder, given) in enumerate(zip(images, masks, strict=True), start=1):
         place = out / "truth" / (name.replace("_", "-") + (f"-{number}" if number > 1 else ""))
-        made.append(as_label_images(folder, given, lambda place=place: place))
+        made.append(as_label_images(folder, given, partial(Path, place)))
         for line in () if quiet else made[-1].said:
             say(line)
     return tuple(each.folder for each in made), tuple(each.classes for each in made if each.classes is not None)

@@ -3,7 +3,8 @@
 =====================  =======================================================================================
 kind                   files
 =====================  =======================================================================================
-label images           PNG, TIFF (``images.read.read_labels``), colour-coded masks too; classes: none
+label images           PNG, TIFF (``images.read.read_labels``), colour-coded masks too; classes: ``classes.csv``
+                       beside them, image,label,class
 Cellpose               ``NAME_seg.npy``, or an array alone in ``NAME.npy``
 ImageJ ROIs            ``NAME.zip`` of the ROI Manager, ``NAME.roi``; class: the property ``class``
 QuPath GeoJSON         ``NAME.geojson`` or .json; class: the classification
@@ -41,7 +42,7 @@ from cellseg_deploy.files.atomic import make_folder, write_bytes
 from cellseg_deploy.files.text import read_text
 from cellseg_deploy.images.find import SUFFIXES, absolute, bare_stem, by_partner, find_images, stem_of
 from cellseg_deploy.images.mask_foreground import MaskForeground
-from cellseg_deploy.images.read import read_image, read_labels
+from cellseg_deploy.images.read import read_image, read_numbered_labels
 from cellseg_deploy.outputs import label_tiff
 
 Kind = Literal["label images", "Cellpose", "ImageJ ROIs", "QuPath GeoJSON", "COCO", "YOLO polygons"]
@@ -55,6 +56,8 @@ _ENDINGS: dict[str, Kind] = {
     ".json": "COCO",
 }
 _PIXELS = ("label images", "Cellpose")
+CLASSES_FILE = "classes.csv"
+"""Classes of the cells of the label images beside it: image,label,class."""
 _TEXT = ".txt"
 _NO_POLYGONS = ("classes.txt", "readme.txt", "license.txt")
 _SAID = f"expected label images ({', '.join(SUFFIXES)}), .npy of Cellpose, .zip or .roi of ImageJ, .geojson, COCO json"
@@ -81,6 +84,7 @@ class LabelSource:
     root: Path = Path()
     _files: dict[str, Path] = field(default_factory=dict)
     _coco: dict[str, list[tuple[CocoFile, Any]]] = field(default_factory=dict)
+    _classes: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def read(self, stem: str, image_hw: tuple[int, int] | None, foreground: MaskForeground = "auto") -> Painted:
         """Read the cells of the image ``stem``, of size ``image_hw``, and count them for ``str``. The size may be None
@@ -102,9 +106,10 @@ class LabelSource:
     def class_names(self) -> set[str]:
         """Return the classes of all cells, "" if some have none; empty if the kind has no classes. Files that cannot be
         read are passed over: ``read`` names them."""
-        found = set[str]()
         if self.kind in _PIXELS:
-            return found
+            named = {name for names in self._classes.values() for name in names.values()}
+            return {*named, ""} if named else set()  # a cell may be missing in classes.csv
+        found = set[str]()
         remarks = self.remarks.copy()
         for stem in self.images:
             with contextlib.suppress(DataError):
@@ -116,16 +121,19 @@ class LabelSource:
         file = self._files[stem]
         if self.kind == "Cellpose":
             values = cellpose.read_masks(file)
-            found = np.unique(values)
-            labels = np.searchsorted(found[found > 0], values).astype(np.int32) + (values > 0).astype(np.int32)
+            numbers = np.unique(np.append(values, 0))
+            labels = np.searchsorted(numbers, values).astype(np.int32)
         else:
-            labels = read_labels(file, foreground=foreground)
+            labels, numbers = read_numbered_labels(file, foreground=foreground)
         if image_hw is not None and labels.shape != image_hw:
             raise DataError(
                 f"{file} is {labels.shape[1]} x {labels.shape[0]} px (width x height) but its image "
                 f"{self.images[stem]} is {image_hw[1]} x {image_hw[0]}; they must be of one size"
             )
-        return Painted(labels, ("",) * int(labels.max(initial=0)))
+        classes = self._classes.get(stem, {})
+        if unknown := classes.keys() - set(numbers.tolist()):
+            raise DataError(f"{file}: no cell {min(unknown)}, to which {CLASSES_FILE} beside it gives a class")
+        return Painted(labels, tuple(classes.get(number, "") for number in numbers[1:].tolist()))
 
     def _shapes(self, stem: str, image_hw: tuple[int, int]) -> list[Shape]:
         if self.kind == "COCO":
@@ -191,7 +199,10 @@ def find_labels(images: Path, given: Path) -> LabelSource:
         )
     found = {stem: image for stem, image in by_stem.items() if stem in partners}
     unnamed = tuple(sorted(by_stem.keys() - found.keys()))
-    return LabelSource(kind, given, found, unnamed, root=absolute(images), _files=partners)
+    source = LabelSource(kind, given, found, unnamed, root=absolute(images), _files=partners)
+    if kind in _PIXELS:
+        source._classes = _listed_classes(root / CLASSES_FILE, found, source.root)
+    return source
 
 
 def find_labels_alone(given: Path) -> LabelSource:
@@ -209,7 +220,11 @@ def find_labels_alone(given: Path) -> LabelSource:
         if stem in found:
             raise DataError(f"{found[stem]} and {file} share the stem {stem}; convert one of them alone")
         found[stem] = file
-    return LabelSource(kind, given, found, is_alone=True, _files=found)
+    source = LabelSource(kind, given, found, is_alone=True, root=absolute(root), _files=found)
+    source._classes = _listed_classes(
+        root / CLASSES_FILE, {stem: absolute(file) for stem, file in found.items()}, source.root
+    )
+    return source
 
 
 @dataclass(frozen=True)
@@ -234,7 +249,8 @@ def as_label_images(
     read. Every image of the folder ``images`` must be named. Raises as ``find_labels`` and ``LabelSource.read``.
     """
     if _is_folder_of_label_images(images, given):
-        return MadeLabels(given)
+        classes = given / CLASSES_FILE
+        return MadeLabels(given, classes if classes.is_file() else None)
     source = find_labels(images, given)
     if source.kind == "label images":
         if given.is_file():
@@ -352,6 +368,26 @@ def _is_folder_of_label_images(images: Path, given: Path) -> bool:
     if images.is_dir() and images.samefile(given):
         return not endings & _ENDINGS.keys() - set(SUFFIXES)
     return bool(endings & set(SUFFIXES)) or not endings & {*_ENDINGS, _TEXT}
+
+
+def _listed_classes(file: Path, images: Mapping[str, Path], root: Path) -> dict[str, dict[int, str]]:
+    """Class by label of each image, by stem, from ``file``, a ``CLASSES_FILE``; empty if there is none."""
+    if not file.is_file():
+        return {}
+    reader = csv.DictReader(read_text(file, "CSV image,label,class").splitlines())
+    if not {"image", "label", "class"} <= set(reader.fieldnames or ()):
+        raise DataError(f"{file}, line 1: the columns are {reader.fieldnames}; expected image,label,class")
+    names = {image.relative_to(root).as_posix(): stem for stem, image in images.items()}
+    known = ImageNames(names)
+    found: dict[str, dict[int, str]] = {}
+    for row in reader:
+        place = f"{file}, line {reader.line_num}"
+        if not (row["image"] and row["label"] and row["label"].strip().isdecimal()):
+            raise DataError(f"{place}: {row}; expected image,label,class with a whole number as label")
+        image = known.find(row["image"].strip(), place)
+        if image is not None and (name := (row["class"] or "").strip()):
+            found.setdefault(names[image], {})[int(row["label"])] = name
+    return found
 
 
 def _of_coco(given: Path, files: Iterable[Path], by_stem: Mapping[str, Path], images: Path) -> LabelSource:

@@ -238,7 +238,7 @@ def _walk(
                 continue
             if name.lower().endswith(SUFFIXES):
                 yield Path(folder, name)
-            else:
+            elif name != "classes.csv":  # of label images: see annotations.labels
                 others.add(Path(folder, name))
 
 

@@ -17,6 +17,7 @@ from segmented_images import odd_labels, smear
 from cellseg_deploy.annotations.labels import find_labels
 from cellseg_deploy.cli import convert, infer, measure
 from cellseg_deploy.cli.console import run
+from cellseg_deploy.errors import DataError
 from cellseg_deploy.images.read import read_labels
 
 TABLES = ("cells.csv", "images.csv")
@@ -235,6 +236,11 @@ def test_converting_keeps_classes_and_asks_for_sizes(
     assert converted(tmp_path / "yolo", *images, "-o", tmp_path / "labels", "--to", "labels", "-q") == 0
     listed = (tmp_path / "labels" / "classes.csv").read_text().splitlines()
     assert [line.split(",")[2] for line in listed[1:]] == list(found["rois"])
+    again = find_labels(folder / "images", tmp_path / "labels").read("a", labels["a.png"].shape)
+    assert again.classes == found["rois"]
+    (tmp_path / "labels" / "classes.csv").write_text("image,label,class\na,99,red\n")
+    with pytest.raises(DataError, match=r"a\.tif: no cell 99, to which classes\.csv beside it gives a class"):
+        find_labels(folder / "images", tmp_path / "labels").read("a", labels["a.png"].shape)
 
 
 def test_what_every_kind_scores_is_what_the_label_image_scores(
