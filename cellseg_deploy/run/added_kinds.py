@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from cellseg_deploy.outputs.formats import FORMATS, NAMES, Format
 from cellseg_deploy.outputs.segmentation import Segmentation
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run.identity import RunIdentity, differences
-from cellseg_deploy.run.journal import ImageRecord, JournalContent, OutputFile
+from cellseg_deploy.run.journal import JOURNAL, ImageRecord, JournalContent, OutputFile
 from cellseg_deploy.run.output_folder import RUN_JSON, make_place
 from cellseg_deploy.run.record import RunOptions
 from cellseg_deploy.run.resume import check_files, look_at, some
@@ -46,7 +47,9 @@ _log = logging.getLogger(__name__)
 def kinds_to_save(out: Path, asked: RunIdentity, *, overwrite: bool) -> tuple[str, ...] | None:
     """Return the kinds of the run in ``out`` together with those ``asked`` for, if it is that run but for its kinds,
     and has label images to make them from; otherwise None."""
-    journal = None if overwrite else look_at(out).journal
+    if overwrite or not os.path.isfile(out / JOURNAL):  # noqa: PTH113 - a folder that cannot be used is refused later
+        return None
+    journal = look_at(out).journal
     if journal is None or journal.identity.saved == asked.saved or _LABELS not in journal.identity.saved:
         return None
     if differences(journal.identity, replace(asked, saved=journal.identity.saved)):
