@@ -35,17 +35,19 @@ class CocoFile:
         ):
             raise DataError(f"{path} is json without images and annotations; {_EXPECTED}")
         where = f"{path}, images"
-        images = {field_of(item, "id", where): str(field_of(item, "file_name", where)) for item in content["images"]}
+        images = {_id_of(item, "id", where): str(field_of(item, "file_name", where)) for item in content["images"]}
         categories = content.get("categories", [])
         if not isinstance(categories, list) or not all(isinstance(item, dict) for item in categories):
             raise DataError(f"{path}: categories that are no list of id and name; {_EXPECTED}")
-        names = {item.get("id"): str(item.get("name", item.get("id"))) for item in categories}
+        names = {
+            _id_of(item, "id", f"{path}, categories"): str(item.get("name", item.get("id"))) for item in categories
+        }
         if list(names.values()) == ["cell"]:  # of a file of ours: no classes
             names = dict.fromkeys(names, "")
         file = cls(path, images, names)
         for number, item in enumerate(content["annotations"]):
             place = f"{path}, annotation {item.get('id', number) if isinstance(item, dict) else number}"
-            image = field_of(item, "image_id", place)
+            image = _id_of(item, "image_id", place)
             if image not in images:
                 raise DataError(f"{place}: image_id {image}, which is no image of the file")
             if item.get("iscrowd"):
@@ -59,7 +61,7 @@ class CocoFile:
         return [self._shape(place, item) for place, item in self.items.get(image_id, [])]
 
     def _shape(self, place: str, item: dict[str, Any]) -> Shape:
-        category = item.get("category_id")
+        category = None if item.get("category_id") is None else _id_of(item, "category_id", place)
         name = self.categories.get(category, "" if category is None else str(category))
         found = item.get("segmentation")
         if isinstance(found, dict):
@@ -73,6 +75,13 @@ class CocoFile:
             corners = np.array([number_of(value, place) for value in flat], np.float64).reshape(-1, 2)
             polygons.append((corners,))
         return Shape(place, tuple(polygons), name)
+
+
+def _id_of(item: Any, name: str, place: str) -> int | str:
+    found = field_of(item, name, place)
+    if not isinstance(found, int | str):
+        raise DataError(f"{place}: {name} is {str(found)[:40]}; expected a number")
+    return found
 
 
 def _mask(place: str, rle: dict[str, Any]) -> Mask:

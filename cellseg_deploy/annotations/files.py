@@ -184,7 +184,7 @@ def number_of(word: Any, place: str) -> float:
     """Return ``word`` as a finite number. Raises ``DataError`` for anything else."""
     try:
         value = float(word)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise DataError(f"{place}: {word!r} is not a number; expected px, such as 52 or 52.5")

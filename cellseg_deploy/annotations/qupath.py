@@ -63,7 +63,7 @@ def _polygons(place: str, geometry: Any) -> tuple[tuple[Floats, ...], ...]:
         found = tuple(
             tuple(np.array([corner[:2] for corner in ring], np.float64) for ring in polygon) for polygon in polygons
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{place}: coordinates that cannot be read ({error}); {_EXPECTED}") from error
     rings = [ring for polygon in found for ring in polygon]
     if not rings or any(ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3 for ring in rings):

@@ -191,6 +191,17 @@ def test_a_malicious_cellpose_file_runs_nothing(tmp_path: Path) -> None:
         ("a.geojson", b'{"type": "FeatureCollection", "features": [{"geometry": {"type": "Point"}}]}', "a Point"),
         ("a.json", b"{}", "without images and annotations"),
         ("a.json", b"[" * 100_000, "damaged json"),
+        (
+            "a.json",
+            b'{"images": [{"id": [], "file_name": "a.png"}], "annotations": []}',
+            r"id is \[\]; expected a number",
+        ),
+        ("a.json", b'{"images": [], "annotations": [{"image_id": {}}]}', r"image_id is \{\}; expected a number"),
+        (
+            "a.geojson",
+            b'{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1' + b"0" * 400 + b", 0]]]}}",
+            "coordinates that cannot be read",
+        ),
         ("a.txt", b"0 0.1 0.1 0.2 0.2", "a box, not a polygon"),
         ("a.txt", b"0 0.1 0.1 0.2 0.2 x 0.1", "not a number"),
         ("a.txt", b"0 0.1 0.1 0.2 0.2 0.3 1.7", "corners outside 0 to 1"),
