@@ -3,7 +3,7 @@
 A pixel belongs to a polygon if its centre lies inside, by the even-odd rule: holes are rings like any other, and a
 polygon along pixel corners (``cells.polygons``) becomes exactly its pixels again. An edge that runs through a centre
 gives the pixel to one of the two sides, so polygons that share an edge share no pixel. (cv2.fillPoly also paints the
-pixels under the line, which adds 2 % to the area of a cell of 90 px; GDAL's rasteriser is exact, and 60 MB.)
+pixels under the line: 2.9 % more area for a disc of 90 px; rasterio would bring GDAL. 0.13 ms for such a disc.)
 
 Where shapes overlap, a pixel belongs to the smaller one, of two equal ones to the first: so the order in the file does
 not matter, and no cell disappears below a larger one.
