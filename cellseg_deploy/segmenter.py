@@ -348,13 +348,13 @@ class Segmenter:
             channels=self.backend.spec.channels,
             notes=tuple(notes),
             field=inside,
-            model_cell_px=self._model_cell_px(scale),
+            model_cell_px=self.model_cell_px(scale),
             model=self.backend.spec.name,
             task=self.task,
             classes=classify(labels, probabilities, table, self.backend.spec.classes, self.counting_classes),
         )
 
-    def _model_cell_px(self, scale: float) -> float:
+    def model_cell_px(self, scale: float) -> float:
         """Area of the model's typical cell, in px of an image at ``scale``."""
         return float(np.pi / 4 * (self.backend.spec.cell_diameter_px / scale) ** 2)
 
@@ -447,7 +447,7 @@ class Segmenter:
                 rel = self.params.min_border_area_rel
                 if self.border_cells == "visible":
                     rel = min(rel, VISIBLE_AREA_REL)
-                largest_px = MAX_AREA * self._model_cell_px(scale)
+                largest_px = MAX_AREA * self.model_cell_px(scale)
                 labels = inside_field(labels, inside, min_edge_area_rel=rel, max_area_px=largest_px)
         return probabilities, labels
 

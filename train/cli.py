@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,7 +86,12 @@ def _setting(
     "cellseg-train", epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.option("--images", multiple=True, type=_FOLDER, help="Folder of training images (PNG, JPEG, TIFF). Repeatable.")
-@click.option("--masks", multiple=True, type=_FOLDER, help="Its masks, by stem: binary, or label images.")
+@click.option(
+    "--masks",
+    multiple=True,
+    type=_EXISTING,
+    help="Its masks, by stem: binary, label images, or files of Cellpose, ImageJ, QuPath, COCO or YOLO. Repeatable.",
+)
 @click.option(
     "--boxes",
     multiple=True,
@@ -120,12 +126,12 @@ def _setting(
     "--classes",
     multiple=True,
     metavar="FILE|marks",
-    help="CSV (image,label,class) of the cells' classes, each a channel of the network; or marks for those of --boxes, "
-    "--points. Cells of the class ignore are left out of training. Repeatable.",
+    help="CSV (image,label,class) of the cells' classes, each a channel of the network; or marks for those in the "
+    "files of --boxes, --points or --masks. Cells of the class ignore are left out of training. Repeatable.",
 )
 @click.option("--truth-only", is_flag=True, help="Make the label images in RUN/truth and stop.")
 @click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images.  [default: some of --images]")
-@click.option("--val-masks", multiple=True, type=_FOLDER, help="Masks of --val-images.")
+@click.option("--val-masks", multiple=True, type=_EXISTING, help="Masks of --val-images.")
 @click.option("--val-boxes", multiple=True, type=_EXISTING, help="Boxes of --val-images instead, as --boxes.")
 @click.option("--val-points", multiple=True, type=_EXISTING, help="Points of --val-images instead, as --points.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Run folder to create; it must not exist.")
@@ -269,8 +275,6 @@ def command(context: click.Context, /, **options: Any) -> None:
     truth_only = options.pop("truth_only")
     if truth_only and are_drawn:
         raise UsageError("--truth-only makes label images from --boxes or --points; got --masks")
-    if MARKS in options["classes"] and are_drawn:
-        raise UsageError(f"--classes {MARKS} takes the classes of --boxes or --points; got --masks: give a CSV file")
     if (teacher := options["teacher"]) is not None and teacher != NO_TEACHER and not Path(teacher).is_file():
         raise UsageError(f"--teacher {teacher}: no such file; give a model file, or {NO_TEACHER}")
     for file in options["classes"]:
@@ -305,19 +309,43 @@ def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool)
     config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
     made: tuple[Path, ...] = ()
     for side in ("", "val_"):
+        images, masks = f"{side}images", f"{side}masks"
+        if folders[masks]:
+            folders[masks], found = _label_images(out, folders[images], folders[masks], masks, quiet)
+            made += found
         for kind in ("boxes", "points"):
             if marks[f"{side}{kind}"]:
-                truth = _make_truth(out, side, kind, folders[f"{side}images"], marks, teaching, config.threads, quiet)
-                folders[f"{side}masks"] = tuple(each.labels for each in truth)
+                truth = _make_truth(out, side, kind, folders[images], marks, teaching, config.threads, quiet)
+                folders[masks] = tuple(each.labels for each in truth)
                 made += tuple(each.classes for each in truth)
     if truth_only:
         return False
+    if MARKS in class_files and not made:
+        raise UsageError(f"--classes {MARKS}: the masks have no classes; give a CSV file with image,label,class")
     folders["classes"] = tuple(
         path for file in dict.fromkeys(class_files) for path in (made if file == MARKS else (Path(file),))
     )
     inputs = checkpoint.RunInputs(**{name: tuple(str(p.absolute()) for p in paths) for name, paths in folders.items()})
     start.begin(out, checkpoint.RunRecord(config, inputs, note), quiet=quiet, measure_specks=measure)
     return True
+
+
+def _label_images(
+    out: Path, images: tuple[Path, ...], masks: tuple[Path, ...], name: str, quiet: bool
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the folders of label images of ``masks``, made in RUN/truth if they are files of other programs, and the
+    files of their classes."""
+    from cellseg_deploy.annotations.labels import as_label_images
+
+    if len(images) != len(masks):
+        return masks, ()  # refused by the training, which says it better
+    made = []
+    for number, (folder, given) in enumerate(zip(images, masks, strict=True), start=1):
+        place = out / "truth" / (name.replace("_", "-") + (f"-{number}" if number > 1 else ""))
+        made.append(as_label_images(folder, given, partial(Path, place)))
+        for line in () if quiet else made[-1].said:
+            say(line)
+    return tuple(each.folder for each in made), tuple(each.classes for each in made if each.classes is not None)
 
 
 def _make_truth(

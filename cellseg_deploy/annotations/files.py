@@ -81,12 +81,12 @@ def _table(path: Path, text: str, kind: Kind) -> Iterator[Row]:
         if not image:
             raise DataError(f"{place}: no image name")
         words = [row[name].strip() for name in columns]
-        numbers = None if not any(words) else tuple(_number(word, place) for word in words)
+        numbers = None if not any(words) else tuple(number_of(word, place) for word in words)
         yield Row(place, image, numbers, (row.get("class") or "").strip())
 
 
 def _yolo(folder: Path) -> Iterator[Row]:
-    names = _yolo_names(folder)
+    names = yolo_names(folder)
     files = sorted(file for file in folder.rglob("*.txt") if file.name != "classes.txt")
     if not files:
         raise DataError(f"{folder} contains no text file; expected {_EXPECTED['boxes']}")
@@ -102,7 +102,7 @@ def _yolo(folder: Path) -> Iterator[Row]:
                 raise DataError(
                     f"{place}: {' '.join(words)!r}; expected a whole number and four numbers: class cx cy w h"
                 )
-            x, y, width, height = (_number(word, place) for word in words[1:])
+            x, y, width, height = (number_of(word, place) for word in words[1:])
             if not (0 <= x <= 1 and 0 <= y <= 1 and 0 < width <= 1 and 0 < height <= 1):
                 raise DataError(
                     f"{place}: {' '.join(words)!r}; expected fractions of the image's width and height, 0 to 1"
@@ -114,8 +114,8 @@ def _yolo(folder: Path) -> Iterator[Row]:
             yield Row(place, image, box, names.get(at, str(at)), is_relative=True)
 
 
-def _yolo_names(folder: Path) -> dict[int, str]:
-    """Class names by number; from data.yaml only its ``names``, a list or a mapping, in either YAML style."""
+def yolo_names(folder: Path) -> dict[int, str]:
+    """Return class names by number; from data.yaml only its ``names``, a list or a mapping, in either YAML style."""
     for place in (folder, folder.parent):
         if (place / "classes.txt").is_file():
             lines = read_text(place / "classes.txt", _EXPECTED["boxes"]).strip().splitlines()
@@ -158,17 +158,17 @@ def _coco(path: Path, text: str) -> Iterator[Row]:
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise DataError(f"{path} is json without images and annotations; expected {_EXPECTED['boxes']}")
     where = f"{path}, images"
-    images = {_field(item, "id", where): str(_field(item, "file_name", where)) for item in content["images"]}
+    images = {field_of(item, "id", where): str(field_of(item, "file_name", where)) for item in content["images"]}
     names = {item.get("id"): str(item.get("name", item.get("id"))) for item in content.get("categories", [])}
     empty = dict(images)
     for number, item in enumerate(content["annotations"]):
         place = f"{path}, annotation {item.get('id', number) if isinstance(item, dict) else number}"
-        image, box = _field(item, "image_id", place), _field(item, "bbox", place)
+        image, box = field_of(item, "image_id", place), field_of(item, "bbox", place)
         if image not in images:
             raise DataError(f"{place}: image_id {image} is not an image of this file")
         if not isinstance(box, list) or len(box) != 4:
             raise DataError(f"{place}: bbox {box!r}; expected left, top, width, height in px")
-        left, top, width, height = (_number(value, place) for value in box)
+        left, top, width, height = (number_of(value, place) for value in box)
         empty.pop(image, None)
         category = item.get("category_id")
         name = names.get(category, "" if category is None else str(category))
@@ -177,16 +177,18 @@ def _coco(path: Path, text: str) -> Iterator[Row]:
         yield Row(where, image, None)
 
 
-def _field(item: Any, name: str, place: str) -> Any:
+def field_of(item: Any, name: str, place: str) -> Any:
+    """Return the member ``name`` of ``item``. Raises ``DataError`` if there is none."""
     if not isinstance(item, dict) or name not in item:
         raise DataError(f"{place}: an entry without {name}")
     return item[name]
 
 
-def _number(word: Any, place: str) -> float:
+def number_of(word: Any, place: str) -> float:
+    """Return ``word`` as a finite number. Raises ``DataError`` for anything else."""
     try:
         value = float(word)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise DataError(f"{place}: {word!r} is not a number; expected px, such as 52 or 52.5")

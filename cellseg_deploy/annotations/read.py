@@ -6,7 +6,7 @@ does not name is unknown, not empty, and left out; the remarks count such images
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,12 +28,12 @@ def read_annotations(path: Path, kind: Kind, sizes_hw: Mapping[str, tuple[int, i
     or a name that fits several images, and if no image is named.
     """
     rows = read_rows(path, kind)
-    by_name = _Names(sizes_hw)
+    by_name = ImageNames(sizes_hw)
     marks: dict[str, dict[tuple[object, ...], None]] = {}
     elsewhere: set[str] = set()
     clipped = twice = 0
     for row in rows:
-        image = by_name.find(row)
+        image = by_name.find(row.image, row.place)
         if image is None:
             elsewhere.add(row.image)
             continue
@@ -68,10 +68,11 @@ def _marks(kind: Kind, rows: list[tuple[object, ...]]) -> Boxes | Points:
     return Boxes(numbers.reshape(-1, 4), classes) if kind == "boxes" else Points(numbers.reshape(-1, 2), classes)
 
 
-class _Names:
+class ImageNames:
     """Finds an image by its name in an annotation file."""
 
-    def __init__(self, names: Mapping[str, object]) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
+        names = list(names)
         self._known = set(names)
         self._short: dict[str, list[str]] = {}
         for name in names:
@@ -79,8 +80,9 @@ class _Names:
             for short in {path.with_suffix("").as_posix(), path.name, path.stem} - {name}:
                 self._short.setdefault(short, []).append(name)
 
-    def find(self, row: Row) -> str | None:
-        name = row.image.replace("\\", "/").removeprefix("./")
+    def find(self, image: str, place: str) -> str | None:
+        """Return the image meant by ``image``, None if there is none. Raises ``DataError`` if several fit."""
+        name = image.replace("\\", "/").removeprefix("./")
         if name in self._known:
             return name
         path = PurePosixPath(name)
@@ -88,7 +90,7 @@ class _Names:
             found = self._short.get(form, [])
             if len(found) > 1:
                 raise DataError(
-                    f"{row.place}: {row.image} may be {' or '.join(sorted(found)[:3])}; "
+                    f"{place}: {image} may be {' or '.join(sorted(found)[:3])}; "
                     "name images by their path in the folder, with their ending"
                 )
             if found:

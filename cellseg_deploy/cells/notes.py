@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 Kind = Literal[
-    "conversion", "damage", "pages", "bit depth", "pixel size", "cell size", "lost cells", "field of view", "negative"
+    "conversion",
+    "damage",
+    "pages",
+    "bit depth",
+    "pixel size",
+    "cell size",
+    "lost cells",
+    "field of view",
+    "negative",
+    "annotations",
 ]
 """``conversion``: how the pixels were converted, which is harmless. All other kinds are warnings."""
 

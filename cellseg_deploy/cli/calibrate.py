@@ -21,12 +21,12 @@ import msgspec
 
 from cellseg_deploy.cli import console, model_files
 from cellseg_deploy.cli.evaluate_options import Shared, with_progress
+from cellseg_deploy.cli.masks import label_pairs
 from cellseg_deploy.errors import DataError, OutputError
 from cellseg_deploy.evaluate import calibration, plots, score
 from cellseg_deploy.evaluate.probability_store import KeptImages, kept_images, reliability_record
 from cellseg_deploy.files import atomic
 from cellseg_deploy.files.json_record import was_written_by
-from cellseg_deploy.images.read import pair_by_stem
 from cellseg_deploy.plural import plural
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ def run(shared: Shared, folder: Path, masks: Path) -> int:
         raise click.UsageError(f"calibrate takes a model ending in {model_files.ONNX}, got {model.path}")
     model_files.check_target(out, model, (folder, masks))
     check_report(out)
-    pairs = pair_by_stem(folder, masks)
-    calibration.deal(len(pairs))  # refuse too few images before any work
-    atomic.make_folder(out.parent)
-    with kept_images() as kept:
+    with label_pairs(folder, masks, quiet=shared.quiet) as paired, kept_images() as kept:
+        pairs = paired.pairs
+        calibration.deal(len(pairs))  # refuse too few images before any work
+        atomic.make_folder(out.parent)
         with shared.open_segmenter(folder) as segmenter:
             limit, truths = shared.truths(pairs, segmenter.backend.spec)
             _predict(segmenter, pairs, kept, shared, truths)

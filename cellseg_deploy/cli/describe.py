@@ -24,6 +24,7 @@ from cellseg_deploy.batching import Job
 from cellseg_deploy.cells.ignored import without_ignored
 from cellseg_deploy.cli import console, model_files
 from cellseg_deploy.cli.evaluate_options import Shared, is_model_file, with_progress
+from cellseg_deploy.cli.masks import label_pairs
 from cellseg_deploy.evaluate import image_statistics, plots, score, training_match
 from cellseg_deploy.evaluate.image_statistics import DataFacts, ImageFacts
 from cellseg_deploy.evaluate.plots import Histogram
@@ -35,7 +36,6 @@ from cellseg_deploy.images.read import (
     FoundImage,
     check_same_size,
     declared_pixels,
-    pair_by_stem,
     read_image,
 )
 from cellseg_deploy.models.spec import MIN_OBJECT_REL
@@ -77,7 +77,7 @@ def run(shared: Shared, folder: Path, masks: Path | None) -> int:
             facts_of = stack.enter_context(closing(_of_model(found, segmenter, shared)))
         else:
             spec = model_files.read(shared.engine["model"]).spec
-            pairs = pair_by_stem(folder, masks)
+            pairs = stack.enter_context(label_pairs(folder, masks, quiet=shared.quiet)).pairs
             total = len(pairs)
             limit, truths = shared.truths(pairs, spec)
             facts_of = _of_masks(pairs, shared, truths, limit.px)
@@ -106,9 +106,9 @@ def _record(shared: Shared, folder: Path, masks: Path | None) -> int:
         raise click.UsageError("with a model file as OUT, images are its training images: give their --masks DIR too")
     model = model_files.read(shared.engine["model"])
     model_files.check_target(out, model, (folder, masks))
-    pairs = pair_by_stem(folder, masks)
-    limit, truths = shared.truths(pairs, model.spec)
-    known = model.spec.training.n_train_images
+    with label_pairs(folder, masks, quiet=shared.quiet) as paired:
+        limit, truths = shared.truths(paired.pairs, model.spec)
+    pairs, known = paired.pairs, model.spec.training.n_train_images
     if known and len(pairs) > known:
         raise click.UsageError(
             f"{plural(len(pairs), 'image')}, but {model.spec.name} was trained on {known}: "

@@ -19,8 +19,9 @@ Exit codes: 0 done, 2 usage, 3 a file is damaged, mis-sized or has no partner, 4
 or terminal closed.
 """
 _PAIRS = """\b
-Files pair by name without ending: a.png, a.tif and a.png.tif belong together. Masks may be binary (cells are then
-the 4-connected components) or label images.
+Files pair by name without ending: a.png, a.tif, a.png.tif and a_masks.tif belong together. Masks may be binary (cells
+are then the 4-connected components), label images, colour-coded, or files of Cellpose, ImageJ, QuPath, COCO or YOLO:
+see docs/annotations.md.
 """
 _EPILOG = f"""\b
 Examples:
@@ -123,7 +124,7 @@ def command() -> None:
 @command.command("score", epilog=_SCORE_EPILOG, context_settings=_SETTINGS)
 @click.option("--images", metavar="DIR", type=_PATH, help="Photographs for the model to count.")
 @click.option("--labels", metavar="DIR", type=_PATH, help="Label images to score, without a model.")
-@click.option("--masks", metavar="DIR", type=_PATH, help="The truth.")
+@click.option("--masks", metavar="PATH", type=_PATH, help="The truth: label images, or files of other programs.")
 @click.option(
     "--boxes", metavar="PATH", type=click.Path(exists=True, path_type=Path), help="Boxes as truth: CSV, YOLO, COCO."
 )

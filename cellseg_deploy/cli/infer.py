@@ -69,7 +69,8 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     default="labels,overlays",
     show_default=True,
     help="Files to write, with commas between: labels, overlays, numbered, rois, geojson, coco, probabilities, "
-    "confluence, parquet; or all, or none. Tables are always written.",
+    "confluence, parquet; or all, or none. Tables are always written. A finished run "
+    "gets the kinds that it lacks, from its label images.",
 )
 @click.option(
     "--pixel-size",

@@ -23,13 +23,14 @@ from cellseg_deploy.cells.ignored import set_aside
 from cellseg_deploy.cli import console
 from cellseg_deploy.cli.evaluate_options import Kind, Shared, with_progress
 from cellseg_deploy.cli.evaluate_remarks import Remarks
+from cellseg_deploy.cli.masks import label_pairs
 from cellseg_deploy.cli.progress import Progress
 from cellseg_deploy.evaluate import anatomy, contact_sheet, plots, score, sweep
 from cellseg_deploy.evaluate.calibration import Labelling, starting_points
 from cellseg_deploy.evaluate.probability_store import KeptImages, kept_images, reliability_record
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
-from cellseg_deploy.images.read import pair_by_stem, read_image
+from cellseg_deploy.images.read import read_image
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.plural import plural
 from cellseg_deploy.run.output_folder import check_apart
@@ -70,10 +71,12 @@ def run(shared: Shared, judged: Path, kind: Kind, masks: Path, count_rule: Count
     """Score every pair of ``judged`` and ``masks``, and write the report; return the exit code."""
     output = shared.output
     check_apart([judged, masks], output)
-    pairs = pair_by_stem(judged, masks)
     about: dict[str, Any] = {"data": {kind: str(judged), "masks": str(masks)}, "count_rule": count_rule}
     about["mask_foreground"] = shared.mask_foreground
     with ExitStack() as stack:
+        paired = stack.enter_context(label_pairs(judged, masks, are_labels=kind == "labels", quiet=shared.quiet))
+        pairs = paired.pairs
+        about |= paired.about
         segmenter = stack.enter_context(shared.open_segmenter(judged, shared.classes)) if kind == "images" else None
         predictor = None
         if segmenter is not None:

@@ -33,6 +33,8 @@ from cellseg_deploy.images.limits import check_pixels
 from cellseg_deploy.images.other_formats import what_it_is
 from cellseg_deploy.images.resolution import Resolution
 
+OUR_SOFTWARE = "cellseg-deploy"
+"""TIFF tag 305 of label images that this package writes."""
 _PNG_PALETTE = 3  # colour type
 # Chunks of a PNG that neither rotate nor mask its pixels, and contain no compressed data except the pixels.
 _PNG_PLAIN = (b"IDAT", b"IEND", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"tIME", b"tEXt")
@@ -49,7 +51,7 @@ class Decoded:
     ``bits``: bits per sample declared by the file. ``resolution``: pixel sizes stated by the file.
     ``said_bits``: how many of the ``bits`` are used, if the file states it.
     ``white_is_zero``: samples are displayed as their negative (TIFF 6.0, PhotometricInterpretation 0).
-    ``source``: fingerprint of the decoded bytes, if requested.
+    ``source``: fingerprint of the decoded bytes, if requested. ``is_ours``: a label image of ``outputs.label_tiff``.
     """
 
     container: str
@@ -64,6 +66,7 @@ class Decoded:
     said_bits: SaidBits | None = None
     source: Fingerprint | None = None
     white_is_zero: bool = False
+    is_ours: bool = False
 
 
 def decode(path: Path, max_pixels: int, *, with_fingerprint: bool = False) -> Decoded:
@@ -367,7 +370,9 @@ def _decode_tiff(path: Path, data: bytes, max_pixels: int) -> Decoded:
             decoded = replace(decoded, alpha=inside.astype(decoded.samples.dtype) * (2**decoded.bits - 1))
         said = resolution.of_tiff(tiff, page)
         notes = (*decoded.notes, *picture.notes)
-        return replace(decoded, notes=notes, resolution=said, said_bits=bit_depth.of_tiff(tiff, page))
+        # Our label images have no description, which every other program that keeps the name of ours would add.
+        is_ours = page.software == OUR_SOFTWARE and not page.description
+        return replace(decoded, notes=notes, resolution=said, said_bits=bit_depth.of_tiff(tiff, page), is_ours=is_ours)
 
 
 def _from_tiff_page(path: Path, page: Any, samples: npt.NDArray[Any], first: Any) -> Decoded:

@@ -21,6 +21,8 @@ from pathlib import Path
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".tif", ".tiff")
+MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_seg", "_labels", "_label")
+"""What tools append to an image's stem to name its label image: Cellpose, QuPath, napari, people."""
 _ENDINGS_SAID = 8
 
 _log = logging.getLogger(__name__)
@@ -124,12 +126,21 @@ def paths_in_list(file: Path) -> list[Path]:
 def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
     """Pair every image of ``images_dir`` with the mask of the same relative path and stem, sorted by stem.
 
+    If no file has the very stem, one of ``MASK_ENDINGS`` is ignored: ``a_cp_masks.png`` is the mask of ``a.tif``. Both
+    folders may be the same: files named like this are its masks.
+
     Raises ``UsageError`` if a path is not a folder, ``NothingToDoError`` if there is no image, ``DataError`` naming the
     files if one has no partner or two share a stem.
     """
     images, masks = images_by_stem(images_dir), images_by_stem(masks_dir)
     if not images:
         raise NothingToDoError(f"{images_dir}: no image found; expected files ending in {', '.join(SUFFIXES)}")
+    if images_dir.samefile(masks_dir):
+        named = {stem: path for stem, path in images.items() if bare_stem(stem) in images.keys() - {stem}}
+        if named:
+            images, masks = {stem: path for stem, path in images.items() if stem not in named}, named
+    masks = by_partner(masks, images)
+    images = by_partner(images, masks)  # label images of a tool may be judged, too
     for here, there, what, folder in (
         (images, masks, "mask", masks_dir),
         (masks, images, "image", images_dir),
@@ -142,6 +153,28 @@ def pair_by_stem(images_dir: Path, masks_dir: Path) -> list[Pair]:
                 f"expected {stem_of(lonely[0].name)} with one of {', '.join(SUFFIXES)}; add it or take the file out"
             )
     return [Pair(stem, images[stem], masks[stem]) for stem in sorted(images)]
+
+
+def bare_stem(stem: str) -> str:
+    """``stem`` without one of ``MASK_ENDINGS``, in any case."""
+    ending = next((ending for ending in MASK_ENDINGS if stem.lower().endswith(ending)), "")
+    return stem.removesuffix(stem[len(stem) - len(ending) :]) if ending else stem
+
+
+def by_partner(files: Mapping[str, Path], partners: Collection[str]) -> dict[str, Path]:
+    """``files`` by the stem of their partner, or by their own if there is none. Raises ``DataError`` if two share one.
+
+    >>> by_partner({"a_masks": Path("a_masks.png"), "b": Path("b.png")}, ["a", "b"])["a"].name
+    'a_masks.png'
+    """
+    stems: dict[str, Path] = {}
+    for stem, path in files.items():
+        bare = bare_stem(stem)
+        key = bare if stem not in partners and bare in partners else stem
+        if key in stems:
+            raise _same_stem(stems[key], path, key)
+        stems[key] = path
+    return stems
 
 
 def check_same_size(pair: Pair, image_hw: tuple[int, int], mask_hw: tuple[int, int]) -> None:
@@ -214,7 +247,7 @@ def _walk(
                 continue
             if name.lower().endswith(SUFFIXES):
                 yield Path(folder, name)
-            else:
+            elif name != "classes.csv":  # of label images: see annotations.labels
                 others.add(Path(folder, name))
 
 
@@ -274,8 +307,10 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     for found in find_images([folder], follow_links=True):
         stem = stem_of(found.name)
         if stem in stems:
-            raise DataError(
-                f"{stems[stem]} and {found.path} share the stem {stem}; images and masks pair by stem: rename one"
-            )
+            raise _same_stem(stems[stem], found.path, stem)
         stems[stem] = found.path
     return stems
+
+
+def _same_stem(first: Path, second: Path, stem: str) -> DataError:
+    return DataError(f"{first} and {second} share the stem {stem}; images and masks pair by stem: rename one")

@@ -72,6 +72,7 @@ __all__ = [
 _DEFAULTS = ReadOptions()
 _log = logging.getLogger(__name__)
 
+_MOST_COLOURS = 20_000  # so that no number is ``IGNORED``
 _OBJECT_PX = 20
 """Smaller pieces do not help to decide whether a file is a label image: annotation tools leave crumbs."""
 
@@ -133,7 +134,9 @@ def read_labels(
     At most two values (0 and one other) make a binary mask, whose 4-connected components become the labels. More
     values make a label image, whose regions are kept; a label may be in several pieces, but if most labels are, the
     values are not labels. A lossy JPEG is read as a binary mask thresholded at 128, if nearly all of its pixels are
-    nearly black or white. ``foreground``: which numbers are cells (``mask_foreground``).
+    nearly black or white. ``foreground``: which numbers are cells (``mask_foreground``). In an RGB image on black each
+    colour is a cell, see ``_colour_numbers``. A label image that this package wrote is taken as it is: its numbers are
+    cells, even where there is only one, in several pieces.
 
     In a label image of 16 bit or more, 65535 next to other numbers, none of them larger, marks foreground of unknown
     instance: background here, or with ``keep_ignored`` the value ``IGNORED``, which no cell then has.
@@ -164,8 +167,10 @@ def read_numbered_labels(
     if foreground == "dark":
         values = _negative(values)
     ignored = None if foreground == "dark" else _ignored(values)
-    labels = _labels_of(path, values if ignored is None else np.where(ignored, 0, values).astype(values.dtype))
-    if foreground != "light":
+    known = values if ignored is None else np.where(ignored, 0, values).astype(values.dtype)
+    is_sure = decoded.is_ours and foreground != "dark"
+    labels = renumber(known) if is_sure else _labels_of(path, known)
+    if foreground != "light" and not is_sure:
         # A negative label image of 16 bit has 65535 around its cells.
         seen = labels if ignored is None else np.where(ignored, labels.max() + 1, labels).astype(np.int32)
         _check_polarity(path, seen, foreground)
@@ -312,13 +317,15 @@ def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 
 def _label_values(path: Path, decoded: Decoded) -> npt.NDArray[Any]:
-    """Values (h, w), unsigned integers: palette indices and grey values unchanged, RGB only if it is grey."""
+    """Values (h, w), unsigned integers: palette indices and grey values unchanged, RGB by its colours."""
     samples = decoded.samples
     if decoded.alpha is not None and int(decoded.alpha.min()) != 2**decoded.bits - 1:
         raise DataError(f"{path}: mask with transparent pixels; save it without alpha channel")
     if decoded.kind in ("rgb", "cmyk"):
-        if decoded.kind == "cmyk" or (samples != samples[..., :1]).any():
-            raise DataError(f"{path}: mask in colour; expected a grey binary mask or a label image (8 to 32 bit grey)")
+        if decoded.kind == "cmyk":
+            raise DataError(f"{path}: mask in CMYK; expected a grey binary mask or a label image (8 to 32 bit grey)")
+        if (samples != samples[..., :1]).any():
+            return _colour_numbers(path, decoded)
         samples = samples[..., 0]
     if samples.dtype.kind == "u":
         return samples
@@ -328,6 +335,28 @@ def _label_values(path: Path, decoded: Decoded) -> npt.NDArray[Any]:
             f"{path}: {samples.dtype} mask with negative, fractional or too large values; expected labels 0, 1, 2 ..."
         )
     return samples.astype(np.uint32)
+
+
+def _colour_numbers(path: Path, decoded: Decoded) -> npt.NDArray[np.uint16]:
+    """Number the colours of an RGB mask (h, w, 3) of 8 bit in ascending order; black is 0, the background.
+
+    Raises ``DataError`` unless it looks like a mask in which each cell has one colour: black is there, colours are few,
+    and most of them cover an object, which they do not in a photograph, an overlay or a mask with soft edges.
+    """
+    expected = "expected black background and one plain colour a cell, or a label image (8 to 32 bit grey)"
+    if decoded.container == "JPEG" or decoded.samples.dtype != np.uint8:
+        raise DataError(f"{path}: mask in colour as {decoded.bits}-bit {decoded.container}; {expected} in PNG or TIFF")
+    red, green, blue = np.moveaxis(decoded.samples.astype(np.uint32), -1, 0)
+    colours, index, area = np.unique(red << 16 | green << 8 | blue, return_inverse=True, return_counts=True)
+    if colours[0] != 0:
+        raise DataError(f"{path}: mask in colour without black; {expected}")
+    n_small = int(np.count_nonzero(area[1:] < _OBJECT_PX))
+    if len(colours) > _MOST_COLOURS or 2 * n_small > len(colours) - 1:
+        raise DataError(
+            f"{path}: mask in colour with {len(colours)} colours, {n_small} of them on fewer than {_OBJECT_PX} px: a "
+            f"photograph, an overlay or soft edges? {expected}"
+        )
+    return index.reshape(decoded.samples.shape[:2]).astype(np.uint16)
 
 
 def _cut_jpeg_mask(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:

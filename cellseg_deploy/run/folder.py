@@ -13,16 +13,18 @@ what a run over fewer images would have left.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import chosen_formats
+from cellseg_deploy.run.added_kinds import add_kinds, kinds_to_save
 from cellseg_deploy.run.output_folder import check_apart, check_no_links
 from cellseg_deploy.run.plan import RunPlan, plan
 from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSetup, RunSummary, identity_of
-from cellseg_deploy.run.resume import FolderKind, check_usable, classify
+from cellseg_deploy.run.resume import FolderKind, check_usable, classify, look_at
 from cellseg_deploy.run.session import run
 from cellseg_deploy.run.state import RunState
 from cellseg_deploy.segmenter import Segmenter
@@ -46,8 +48,8 @@ def run_folder(
     """Segment ``images`` into the folder ``out``; ``on_result`` is called with each processed image, in order.
 
     If the folder holds a run with the same model, engine and settings, it is resumed: finished images are skipped,
-    failed images are retried. ``on_plan`` is called with the plan before the work begins, ``on_scale`` with one line
-    per measured scale.
+    failed images are retried. Kinds of files that it lacks are made from its label images (``added_kinds``).
+    ``on_plan`` is called with the plan before the work begins, ``on_scale`` with one line per measured scale.
     ``inputs``: the paths that were passed, for run.json; by default the folders of ``images``.
 
     An image that cannot be read, or fails for any reason of its own, is recorded and the run continues. If the run is
@@ -63,12 +65,17 @@ def run_folder(
     options = options or RunOptions()
     threads = threads or thread_plans.plan(device=segmenter.backend.device)
     check_apart([image.path for image in images], out)
+    inputs = inputs or inputs_of(images)
+    save = kinds_to_save(out, identity_of(segmenter, options, inputs), overwrite=options.overwrite)
+    if save is not None:
+        options = replace(options, save=save)
+        add_kinds(segmenter, images, out, options)
     setup = RunSetup(
         segmenter,
         out,
         options,
         threads,
-        inputs or inputs_of(images),
+        inputs,
         on_result=on_result,
         on_plan=on_plan,
         on_scale=on_scale,
@@ -87,14 +94,16 @@ def plan_folder(
     """Return what ``run_folder`` would do, without touching ``out``. Raises like it, except for a folder in use."""
     options = options or RunOptions()
     check_apart([image.path for image in images], out)
-    state = classify(out, identity_of(segmenter, options, inputs or inputs_of(images)))
+    asked = identity_of(segmenter, options, inputs or inputs_of(images))
+    save = kinds_to_save(out, asked, overwrite=options.overwrite)
+    state = look_at(out) if save is not None else classify(out, asked)
     if state.kind == "foreign" or not options.overwrite:
         check_usable(state, out)
     if state.kind != "fresh":
         check_no_links(out)
     folder: FolderKind = "fresh" if options.overwrite else state.kind
     known = RunState.of(state.journal if folder == "resume" else None)
-    return plan(images, out, folder, known, chosen_formats(options.save))
+    return plan(images, out, folder, known, chosen_formats(options.save if save is None else save))
 
 
 def inputs_of(images: Sequence[FoundImage]) -> Inputs:

@@ -24,7 +24,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -186,6 +186,23 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def rewrite(content: JournalContent, identity: RunIdentity, records: Sequence[ImageRecord]) -> None:
+    """Replace the journal that ``content`` was read from by one of ``identity`` with ``records``, as a whole.
+
+    Scales, and what is known of run-level files, stay. Raises ``OutputError``; the old journal is then as it was.
+    """
+    first = {"kind": "run", "version": VERSION, "started": content.started, "identity": identity.to_json()}
+    lines = [_line(first)]
+    lines += [_line({"kind": "scale", "group": group, "scale": scale}) for group, scale in content.scales.items()]
+    lines += [
+        _line({"kind": "file", "path": path, "sha256": sha256})
+        for path, known in content.files.items()
+        for sha256 in sorted(known)
+    ]
+    lines += [_line({"kind": "image", **asdict(record)}) for record in records]
+    write_bytes(content.path, b"".join(lines))
 
 
 def read(path: Path) -> JournalContent:

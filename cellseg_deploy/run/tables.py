@@ -23,7 +23,7 @@ from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY, SegmentedImag
 from cellseg_deploy.run.journal import Entry, ImageRecord, OutputFile, whole_records
 
 CELL_COLUMNS = (*COLUMNS, COUNTED)
-_CELL_COLUMNS_WITH_CLASSES = (*COLUMNS, *CLASS_COLUMNS, COUNTED, LEFT_OUT_BY)
+CELL_COLUMNS_WITH_CLASSES = (*COLUMNS, *CLASS_COLUMNS, COUNTED, LEFT_OUT_BY)
 _NUMBERS = ("cells", COUNTED, "confluence", "field_of_view_share", "median_cell_area_px", "scale")
 IMAGE_UM_COLUMNS = ("pixel_size_um", "pixel_size_source", "median_cell_area_um2", "counted_per_mm2")
 _WORDS = ("warning", "error")
@@ -72,7 +72,7 @@ def done(
             "median_cell_area_um2": None if median is None else median * size_um**2,
             "counted_per_mm2": n_counted / (image.field_px * size_um**2) * 1e6,
         }
-    columns = CELL_COLUMNS if image.classes is None else _CELL_COLUMNS_WITH_CLASSES
+    columns = CELL_COLUMNS if image.classes is None else CELL_COLUMNS_WITH_CLASSES
     measured = {name: image.columns[name] for name in columns}
     return ImageRecord(
         image=image.name,
@@ -116,7 +116,7 @@ def _classes_of(entries: Iterable[Entry]) -> tuple[str, ...]:
 
 def _header(name: str, with_um: bool, classes: tuple[str, ...]) -> bytes:
     if name == CELLS_CSV:
-        columns = _CELL_COLUMNS_WITH_CLASSES if classes else CELL_COLUMNS
+        columns = CELL_COLUMNS_WITH_CLASSES if classes else CELL_COLUMNS
         return tables.csv_rows([["image", *columns, *(UM_COLUMNS if with_um else ())]])
     return tables.csv_rows([_image_columns(with_um, classes)])
 

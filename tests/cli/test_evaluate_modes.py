@@ -265,7 +265,7 @@ def test_a_report_never_speaks_of_a_model_that_is_not_there(
         (("--labels", "l", "--describe", "-o", "o"), "No such option '--labels'"),
         (("--labels", "l", "--calibrate", "-o", "o"), "No such option '--labels'"),
         (("--labels", "l", "--sweep", "-o", "o"), "--sweep and --labels exclude each other"),
-        (("--images", "i", "--masks", "nowhere", "-o", "o"), "not a folder"),
+        (("--images", "i", "--masks", "nowhere", "-o", "o"), "no such file or folder"),
         (("--images", "nowhere", "--describe", "-o", "o"), "nowhere"),
     ],
 )

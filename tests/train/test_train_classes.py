@@ -122,7 +122,7 @@ def test_cells_of_the_class_ignore_have_no_part_in_the_limit_for_specks(smears, 
 def test_what_does_not_fit_is_refused(smears, tmp_path, capsys):
     out = ["-o", tmp_path / "run", *FAST]
     assert train(*folders(smears), "--classes", "marks", *out) == 2
-    assert "takes the classes of --boxes or --points; got --masks" in capsys.readouterr().err
+    assert "--classes marks: the masks have no classes; give a CSV file" in capsys.readouterr().err
     assert train(*folders(smears), "--classes", tmp_path / "none.csv", *out) == 2
     assert "none.csv: no such file; give a CSV file with image,label,class, or marks" in capsys.readouterr().err
     absent = tmp_path / "absent.csv"
