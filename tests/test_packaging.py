@@ -187,7 +187,7 @@ FLOORS = (
     ("models",),
     ("cells", "backends"),
     ("images", "outputs"),
-    ("batching",),
+    ("batching", "report"),
     ("segmenter",),
     ("annotations", "parity", "run", "evaluate"),
     ("cli",),

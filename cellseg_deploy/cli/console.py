@@ -106,6 +106,7 @@ _ARGUMENTS = (
     ),
     *(
         "field",
+        "group_by",
         "halo",
         "mask_foreground",
         "masks",

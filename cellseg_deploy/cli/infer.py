@@ -40,6 +40,7 @@ Results:
   OUT/labels/NAME.tif     label image: 0 background, 1..n the cells
   OUT/overlays/NAME.jpg   the image with outlines and count
   OUT/cells.csv           a row a cell          OUT/images.csv   a row an image
+  OUT/summary.csv         a row a group of images (folder, or --group-by): counts with sd and interval
   OUT/run.json            what ran, with what, how long by stage, and how busy the network was
   OUT/journal.jsonl       what is done: a line an image, as it is finished
 A run that ended early is resumed by the same command; what is done is not done twice. Different images are read, run
@@ -69,6 +70,13 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     show_default=True,
     help="Files to write, with commas between: labels, overlays, numbered, rois, geojson, coco, probabilities, "
     "confluence, parquet; or all, or none. Tables are always written.",
+)
+@click.option(
+    "--group-by",
+    default="",
+    metavar="PATTERN|CSV",
+    help="Groups of summary.csv and the report: a regular expression searched in the names, or a CSV with the columns "
+    "image,group.  [default: folders]",
 )
 @click.option(
     "--pixel-size",
@@ -161,6 +169,7 @@ def _run(
         pixel_size_um=asked["pixel_size"],
         count_rule=asked["count_rule"],
         field_of_view=asked["field"],
+        group_by=asked["group_by"],
         scales={} if recorded is None else recorded.scales,
     )
     complete = CompleteFiles(asked["watch_settle"])

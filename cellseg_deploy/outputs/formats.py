@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cellseg_deploy.outputs.segmented import SegmentedImage
 
 EXTRA = "outputs"
-CELLS_CSV, IMAGES_CSV = "cells.csv", "images.csv"
+CELLS_CSV, IMAGES_CSV, SUMMARY_CSV = "cells.csv", "images.csv", "summary.csv"
 
 
 @dataclass(frozen=True)

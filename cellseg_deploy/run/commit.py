@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -16,14 +16,15 @@ from cellseg_deploy.errors import DataError, OutputError
 from cellseg_deploy.files.atomic import move, remove, set_aside, temporary_in, write_bytes
 from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.signals import deferred_signals
-from cellseg_deploy.outputs.formats import Format
+from cellseg_deploy.outputs.formats import SUMMARY_CSV, Format
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.image_work import Finished
 from cellseg_deploy.run.journal import ImageRecord, Journal, JournalContent
-from cellseg_deploy.run.output_folder import TABLES, make_place
+from cellseg_deploy.run.output_folder import ALWAYS, TABLES, make_place
 from cellseg_deploy.run.plan import Planned
 from cellseg_deploy.run.record import ImageResult
+from cellseg_deploy.run.reporting import RunFile
 from cellseg_deploy.run.resume import some
 from cellseg_deploy.run.state import RunState
 
@@ -39,23 +40,37 @@ class Committer:
     Signals are deferred during a commit, so that files, journal and ``state`` cover the same images.
     """
 
-    def __init__(self, out: Path, state: RunState, journal: Journal, formats: Sequence[Format]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        state: RunState,
+        journal: Journal,
+        formats: Sequence[Format],
+        run_files: Mapping[str, RunFile],
+    ) -> None:
         self.out = out
         self.state = state
         self._journal = journal
+        self._run_files = dict(run_files)
         self._run_formats = [format for format in formats if format.run_file]
 
     @classmethod
     @contextmanager
     def opened(
-        cls, out: Path, content: JournalContent | None, identity: RunIdentity, formats: Sequence[Format]
+        cls,
+        out: Path,
+        content: JournalContent | None,
+        identity: RunIdentity,
+        formats: Sequence[Format],
+        run_files: Mapping[str, RunFile],
     ) -> Iterator[Committer]:
-        """Resume the run whose journal has ``content``, or begin a new run for None. Raises ``OutputError``."""
+        """Resume the run whose journal has ``content``, or begin a new run for None. ``run_files``: by name, see
+        ``reporting``. Raises ``OutputError``."""
         if content is not None and content.damaged:
             lines = some([str(number) for number in content.damaged])
             _log.warning("%s: damaged in line %s; the images of these are done again", content.path, lines)
         with Journal.create(out, identity) if content is None else Journal.resume(content) as journal:
-            yield cls(out, RunState.of(content), journal, formats)
+            yield cls(out, RunState.of(content), journal, formats, run_files)
 
     # ---------------------------------------------------------------------------------------------------- one image
 
@@ -115,18 +130,23 @@ class Committer:
     # ------------------------------------------------------------------- run-level files, which cover all images
 
     def write_tables(self) -> None:
-        """Write cells.csv and images.csv from ``state``. Raises ``OutputError``."""
+        """Write cells.csv, images.csv and summary.csv from ``state``. Raises ``OutputError``."""
         entries = self.state.in_order
         for name in TABLES:
             self._publish(name, partial(run_tables.write, table=name, journal=self._journal.path, entries=entries))
+        self._write_of_run(SUMMARY_CSV)
 
     def writers(self) -> list[Callable[[], None]]:
         """Return one writer per run-level file, tables first: other files are made from the tables."""
         return [self.write_tables, *(partial(self._write_run_file, format) for format in self._run_formats)]
 
+    def _write_of_run(self, name: str) -> None:
+        make = self._run_files[name]
+        self._publish(name, lambda path: make(path, self._journal.path, self.state.in_order))
+
     def clear(self) -> None:
         """Remove the run-level files, as results are about to change; edited files are renamed."""
-        for name in (*TABLES, *(format.run_file for format in self._run_formats)):
+        for name in (*ALWAYS, *(format.run_file for format in self._run_formats)):
             if self._is_edited(name):
                 self._set_aside([name])
             remove(self.out / name)

@@ -26,6 +26,7 @@ from cellseg_deploy.images.find import absolute, input_roots
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.outputs.formats import DEFAULT, NAMES, chosen_formats
 from cellseg_deploy.outputs.tables import utf8
+from cellseg_deploy.report.groups import grouping
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord
 from cellseg_deploy.run.output_folder import PROGRAM
@@ -58,6 +59,7 @@ class RunOptions:
     ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: replace an earlier run in
     the folder; otherwise it is resumed. ``pixel_size_um``: side of a pixel in the specimen in micrometres, overriding
     the files. ``field_of_view``: ``full`` takes the whole image as the field of view, surround included.
+    ``group_by``: how images are grouped in summary.csv and the report, see ``report.groups``; changes no result.
     ``scales``: by group of images, as measured by an earlier run (see ``run.scales``); these are not measured again.
     """
 
@@ -68,12 +70,14 @@ class RunOptions:
     pixel_size_um: float | None = ReadOptions.pixel_size_um
     count_rule: CountRule = DEFAULT_RULE
     field_of_view: Field = "auto"
+    group_by: str = ""
     scales: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         chosen_formats(self.save)
         check_rule(self.count_rule)
         check_field(self.field_of_view)
+        grouping(self.group_by)
         _ = self.reading  # raises for a value that is out of range
 
     @property

@@ -42,6 +42,7 @@ from cellseg_deploy.run.record import (
     scales_in,
     with_edited_files,
 )
+from cellseg_deploy.run.reporting import RunFile, run_files
 from cellseg_deploy.run.resume import FolderKind, begin, some, sweep
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
@@ -80,6 +81,11 @@ class RunSetup:
         """The kinds of files to write."""
         return chosen_formats(self.options.save)
 
+    @cached_property
+    def run_files(self) -> dict[str, RunFile]:
+        """What writes sums and report."""
+        return run_files(self.options)
+
 
 def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
     """Process the images of each of ``rounds``, in a new run or resuming the run in the folder.
@@ -90,7 +96,7 @@ def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
     out, identity = setup.out, setup.identity
     with held_folder(out):
         folder = begin(out, identity, overwrite=setup.options.overwrite)
-        with Committer.opened(out, folder.journal, identity, setup.formats) as committer:
+        with Committer.opened(out, folder.journal, identity, setup.formats, setup.run_files) as committer:
             state = committer.state
             if folder.journal is not None:  # run.json has the scales too, in case a journal line is lost
                 state.scales = scales_in(out / RUN_JSON) | state.scales

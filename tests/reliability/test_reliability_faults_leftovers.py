@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import TABLES, ForkServer, done_lines, files, finished_files, left_overs, linux, results
+from faults import ForkServer, done_lines, files, finished_files, left_overs, linux, results
 
 from cellseg_deploy.run.journal import JOURNAL
-from cellseg_deploy.run.output_folder import RUN_JSON, is_temporary
+from cellseg_deploy.run.output_folder import ALWAYS, RUN_JSON, is_temporary
 
 pytestmark = [pytest.mark.reliability, linux]
 COUNT = 6
@@ -204,15 +204,15 @@ def test_order_of_writing(server: ForkServer, images: Path, tmp_path: Path) -> N
     assert "unwatched open" not in {call for call, _ in calls}
     renamed = [(at, path) for at, (call, path) in enumerate(calls) if call == "rename" and not is_temporary(path)]
     names = [path for _, path in renamed]
-    assert len(names) == 2 * COUNT + names.count("run.json") + len((JOURNAL, "cells.csv", "images.csv"))
+    assert len(names) == 2 * COUNT + names.count("run.json") + len((JOURNAL, *ALWAYS))
     for at, path in renamed:
         before = calls[:at]
-        if path in TABLES:  # a line of the journal says first what will be there
+        if path in ALWAYS:  # a line of the journal says first what will be there
             assert before[-2:] == [("write", JOURNAL), ("fsync", JOURNAL)]
             del before[-2:]
         temporary = before[-1][1]  # or the folder of a temporary file that got its name before
         folder = os.path.dirname(path)  # noqa: PTH120
-        if path in TABLES:
+        if path in ALWAYS:
             assert before[-1] == ("fsync", folder or ".")
             assert before[-2][0] == "rename"
             temporary = before[-3][1]
@@ -227,7 +227,7 @@ def test_order_of_writing(server: ForkServer, images: Path, tmp_path: Path) -> N
     assert all(calls[at + 1] == ("fsync", JOURNAL) for at in lines)
     journal_is_there = calls.index(("rename", JOURNAL))
     outputs = [(at, path) for at, path in renamed if "/" in path]
-    lines, tables = lines[: -len(TABLES)], lines[-len(TABLES) :]
+    lines, tables = lines[: -len(ALWAYS)], lines[-len(ALWAYS) :]
     scales, lines = lines[:-COUNT], lines[-COUNT:]  # a line per group of images of one size, then one per image
     assert tables[0] > outputs[-1][0]
     assert 1 <= len(scales) < COUNT
