@@ -69,7 +69,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     default="labels,overlays",
     show_default=True,
     help="Files to write, with commas between: labels, overlays, numbered, rois, geojson, coco, probabilities, "
-    "confluence, parquet; or all, or none. Tables are always written.",
+    "confluence, parquet, xlsx; or all, or none. Tables are always written.",
 )
 @click.option(
     "--group-by",

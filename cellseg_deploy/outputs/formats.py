@@ -84,6 +84,13 @@ FORMATS: tuple[Format, ...] = (
         finisher="encoders:cells_parquet",
         packages=("pyarrow",),
     ),
+    Format(
+        "xlsx",
+        "all tables as an Excel workbook",
+        run_file="results.xlsx",
+        finisher="workbook:write",
+        packages=("xlsxwriter",),
+    ),
 )
 NAMES: tuple[str, ...] = tuple(dict.fromkeys(format.name for format in FORMATS))
 DEFAULT = ("labels", "overlays")

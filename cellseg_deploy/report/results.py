@@ -83,4 +83,13 @@ class Results:
             if left_out:
                 rows = [row for row in rows if row[-1] != "class"]
             values = np.array([[float(row[column]) for column in at] for row in rows]).reshape(-1, len(at))
-            yield by_name[name], CellRows(*values.T, np.array([row[cut] == "true" for row in rows], np.bool_))
+            yield (
+                by_name[name],
+                CellRows(
+                    values[:, 0],
+                    values[:, 1],
+                    values[:, 2],
+                    values[:, 3],
+                    np.array([row[cut] == "true" for row in rows], np.bool_),
+                ),
+            )

@@ -313,6 +313,6 @@ def test_nothing_else_is_left(results: Results) -> None:
     expected = {
         f"{folder}/{name}{suffix}" for folder, kinds in suffixes.items() for suffix in kinds for name in results.images
     }
-    expected |= {*ALWAYS, "cells.parquet", "coco.json", "run.json", "journal.jsonl"}
+    expected |= {*ALWAYS, "cells.parquet", "coco.json", "results.xlsx", "run.json", "journal.jsonl"}
     found = {path.relative_to(results.out).as_posix() for path in results.out.rglob("*") if path.is_file()}
     assert found == expected
