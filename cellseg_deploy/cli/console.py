@@ -116,6 +116,7 @@ _ARGUMENTS = (
         "pixel_size_um",
         "precision",
         "rebuild",
+        "report_thresholds",
     ),
     *("save", "scale", "streams", "task", "threads"),
 )

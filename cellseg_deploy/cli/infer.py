@@ -41,6 +41,7 @@ Results:
   OUT/overlays/NAME.jpg   the image with outlines and count
   OUT/cells.csv           a row a cell          OUT/images.csv   a row an image
   OUT/summary.csv         a row a group of images (folder, or --group-by): counts with sd and interval
+  OUT/report.html         all of it on one page: what needs a look, sums, figures, pictures
   OUT/run.json            what ran, with what, how long by stage, and how busy the network was
   OUT/journal.jsonl       what is done: a line an image, as it is finished
 A run that ended early is resumed by the same command; what is done is not done twice. Different images are read, run
@@ -77,6 +78,14 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     metavar="PATTERN|CSV",
     help="Groups of summary.csv and the report: a regular expression searched in the names, or a CSV with the columns "
     "image,group.  [default: folders]",
+)
+@click.option("--report/--no-report", default=True, help="Write report.html and files for MultiQC.  [default: report]")
+@click.option(
+    "--report-thresholds",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Images, up to 24, for which report.html has a slider: counts and outlines at 19 thresholds.",
 )
 @click.option(
     "--pixel-size",
@@ -170,6 +179,8 @@ def _run(
         count_rule=asked["count_rule"],
         field_of_view=asked["field"],
         group_by=asked["group_by"],
+        report=asked["report"],
+        report_thresholds=asked["report_thresholds"],
         scales={} if recorded is None else recorded.scales,
     )
     complete = CompleteFiles(asked["watch_settle"])

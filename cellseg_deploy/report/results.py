@@ -57,11 +57,13 @@ class CellRows:
 @dataclass(frozen=True)
 class Results:
     """``images``: in the order of the tables. ``columns``: of cells.csv without the image's name. ``read_cells``:
-    yields name and lines of cells.csv, without the name, of each image that has cells, in the same order."""
+    yields name and lines of cells.csv, without the name, of each image that has cells, in the same order.
+    ``read_thresholds``: yields name and ``thresholds.encode`` of the images that have it."""
 
     images: Sequence[ImageRow]
     columns: Sequence[str]
     read_cells: Callable[[], Iterable[tuple[str, str]]]
+    read_thresholds: Callable[[], Iterable[tuple[str, str]]] = tuple
 
     @cached_property
     def groups(self) -> tuple[str, ...]:

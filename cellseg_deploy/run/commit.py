@@ -136,13 +136,21 @@ class Committer:
             self._publish(name, partial(run_tables.write, table=name, journal=self._journal.path, entries=entries))
         self._write_of_run(SUMMARY_CSV)
 
-    def writers(self) -> list[Callable[[], None]]:
-        """Return one writer per run-level file, tables first: other files are made from the tables."""
-        return [self.write_tables, *(partial(self._write_run_file, format) for format in self._run_formats)]
+    def writers(self, *, is_stopped: bool = False) -> list[Callable[[], None]]:
+        """Return one writer per run-level file, tables first: other files are made from the tables.
 
-    def _write_of_run(self, name: str) -> None:
-        make = self._run_files[name]
-        self._publish(name, lambda path: make(path, self._journal.path, self.state.in_order))
+        ``is_stopped``: somebody waits for the run to end.
+        """
+        reports = [name for name in self._run_files if name != SUMMARY_CSV]
+        return [
+            self.write_tables,
+            *(partial(self._write_run_file, format) for format in self._run_formats),
+            *(partial(self._write_of_run, name, is_stopped=is_stopped) for name in reports),
+        ]
+
+    def _write_of_run(self, name: str, *, is_stopped: bool = False) -> None:
+        make, entries = self._run_files[name], self.state.in_order
+        self._publish(name, lambda path: make(path, self._journal.path, entries, is_stopped=is_stopped))
 
     def clear(self) -> None:
         """Remove the run-level files, as results are about to change; edited files are renamed."""

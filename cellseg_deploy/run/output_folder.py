@@ -13,13 +13,15 @@ from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.outputs.formats import CELLS_CSV, FORMATS, IMAGES_CSV, SUMMARY_CSV, Format
+from cellseg_deploy.report.multiqc import GROUPS_MQC, IMAGES_MQC
+from cellseg_deploy.report.page import REPORT_HTML
 from cellseg_deploy.run.journal import JOURNAL, is_inside
 
 RUN_JSON = "run.json"
 PROGRAM = "cellseg-infer"
 TABLES = (CELLS_CSV, IMAGES_CSV)
-ALWAYS = (*TABLES, SUMMARY_CSV)
-"""Files of the whole run that it writes whatever it saves."""
+ALWAYS = (*TABLES, SUMMARY_CSV, REPORT_HTML, IMAGES_MQC, GROUPS_MQC)
+"""Files of the whole run that it writes whatever it saves; the last three unless the report is not wanted."""
 
 _log = logging.getLogger(__name__)
 

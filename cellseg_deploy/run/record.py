@@ -27,6 +27,7 @@ from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.outputs.formats import DEFAULT, NAMES, chosen_formats
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.report.groups import grouping
+from cellseg_deploy.report.thresholds import MAX_IMAGES
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord
 from cellseg_deploy.run.output_folder import PROGRAM
@@ -59,7 +60,9 @@ class RunOptions:
     ``save``: kinds of files to write, names of ``outputs.formats.FORMATS``. ``overwrite``: replace an earlier run in
     the folder; otherwise it is resumed. ``pixel_size_um``: side of a pixel in the specimen in micrometres, overriding
     the files. ``field_of_view``: ``full`` takes the whole image as the field of view, surround included.
-    ``group_by``: how images are grouped in summary.csv and the report, see ``report.groups``; changes no result.
+    ``group_by``: how images are grouped in summary.csv and the report, see ``report.groups``. ``report``:
+    whether to write report.html and the files for MultiQC; ``report_thresholds``: number of images with a slider
+    there. None of these changes a result.
     ``scales``: by group of images, as measured by an earlier run (see ``run.scales``); these are not measured again.
     """
 
@@ -71,6 +74,8 @@ class RunOptions:
     count_rule: CountRule = DEFAULT_RULE
     field_of_view: Field = "auto"
     group_by: str = ""
+    report: bool = True
+    report_thresholds: int = 0
     scales: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,6 +83,8 @@ class RunOptions:
         check_rule(self.count_rule)
         check_field(self.field_of_view)
         grouping(self.group_by)
+        if not 0 <= self.report_thresholds <= MAX_IMAGES:
+            raise UsageError(f"`report_thresholds` must be 0 to {MAX_IMAGES} images, got {self.report_thresholds}")
         _ = self.reading  # raises for a value that is out of range
 
     @property

@@ -24,6 +24,7 @@ from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import Format, chosen_formats
+from cellseg_deploy.report.page import About
 from cellseg_deploy.run import scales as run_scales
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
@@ -42,7 +43,7 @@ from cellseg_deploy.run.record import (
     scales_in,
     with_edited_files,
 )
-from cellseg_deploy.run.reporting import RunFile, run_files
+from cellseg_deploy.run.reporting import Reporting, RunFile
 from cellseg_deploy.run.resume import FolderKind, begin, some, sweep
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
@@ -84,7 +85,8 @@ class RunSetup:
     @cached_property
     def run_files(self) -> dict[str, RunFile]:
         """What writes sums and report."""
-        return run_files(self.options)
+        about = About(self.identity.to_json(), self.segmenter.backend.spec, self.options.save, self.options.group_by)
+        return Reporting(self.options, about, is_watched=self.tables_seconds is not None).run_files()
 
 
 def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
@@ -123,6 +125,7 @@ class _Session:
         self._scales = {**setup.options.scales, **committer.state.scales}
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.perf_counter()
+        self._with_thresholds = set[str]()
         self._is_stopped = self._has_worked = self._has_news = False
         self._tables_not_before = time.monotonic() + (setup.tables_seconds or 0)
 
@@ -134,6 +137,7 @@ class _Session:
         for item in todo.items:
             self._take(item)
         self._warn(todo)
+        self._with_thresholds |= self._spread(sorted(item.image.name for item in todo.items))
         items = [item for item in todo.items if item.action != "skip"]
         if items and not self._has_worked:
             self._committer.clear()
@@ -141,6 +145,11 @@ class _Session:
             self.setup.on_plan(todo)
         if items:
             self._work(items)
+
+    def _spread(self, names: Sequence[str]) -> set[str]:
+        """Choose some of ``names``, evenly spaced, for the report's thresholds; the same when the run is resumed."""
+        most = min(self.setup.options.report_thresholds - len(self._with_thresholds), len(names))
+        return {names[index * len(names) // most] for index in range(most)}
 
     def _take(self, item: Planned) -> None:
         name = item.image.name
@@ -215,8 +224,9 @@ class _Session:
         return found
 
     def _job(self, item: Planned, scale: float | None) -> Job[Finished]:
-        work = self._image_work
-        return Job(partial(work, item.image, item.output_name, scale), partial(work.bytes_in_flight, item.image, scale))
+        name, work = item.image.name, self._image_work
+        do = partial(work, item.image, item.output_name, scale, with_thresholds=name in self._with_thresholds)
+        return Job(do, partial(work.bytes_in_flight, item.image, scale))
 
     def _one_image(self, item: Planned, outcome: Outcome[Finished]) -> ImageResult:
         try:
@@ -288,7 +298,8 @@ class _Session:
             if self._has_worked or is_running(self.setup.out / RUN_JSON):
                 self._write_run_json("stopped")
 
-        for write in (*self._committer.writers(), write_run_json):
+        tables, *others = self._committer.writers(is_stopped=True)
+        for write in (tables, write_run_json, *others):
             try:
                 write()
             except OutputError as error:  # for example a full disk
