@@ -24,7 +24,10 @@ def labels(image: SegmentedImage) -> bytes:
 def overlay(image: SegmentedImage) -> bytes:
     """Encode the image with outlines and count."""
     return _overlay.encode(
-        image.pixels_hwc, image.labels, image.field, image.counted, classes=image.classes, by_class=image.by_class
+        *(image.pixels_hwc, image.labels, image.field, image.counted),
+        classes=image.classes,
+        by_class=image.by_class,
+        several=image.several,
     )
 
 
@@ -35,6 +38,7 @@ def numbered(image: SegmentedImage) -> bytes:
         *(image.pixels_hwc, image.labels, image.field, image.counted, centroids),
         classes=image.classes,
         by_class=image.by_class,
+        several=image.several,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cellseg_deploy.report.flags import suspects
+from cellseg_deploy.cells.several import looks_like_several
 from cellseg_deploy.report.results import CellRows, Floats, ImageRow, Results
 
 _SHAPE_BINS = 40
@@ -21,14 +21,17 @@ SHAPES = {
 
 
 class CellSums:
-    """Collected from all cells in one pass: areas and binned shapes by group, and suspects by image."""
+    """Collected from all cells in one pass: areas and binned shapes by group.
+
+    ``suspects``: image -> number of its cells that look like several.
+    """
 
     def __init__(self, cells: Iterable[tuple[ImageRow, CellRows]]) -> None:
         self.suspects = dict[str, int]()
         self._areas = dict[str, list[Floats]]()
         self._shapes: dict[str, dict[str, Floats]] = {name: {} for name in SHAPES}
         for image, rows in cells:
-            if number := int(suspects(rows).sum()):
+            if number := int(looks_like_several(rows.area_px, rows.solidity, rows.is_cut).sum()):
                 self.suspects[image.name] = number
             whole = ~rows.is_cut
             self._areas.setdefault(image.group, []).append(rows.area_px[whole].astype(np.float32))

@@ -1,15 +1,14 @@
-"""Which images and cells a person should look at first."""
+"""Which images a person should look at first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from cellseg_deploy.models.spec import ModelSpec
-from cellseg_deploy.report.results import CellRows, Floats, ImageRow
+from cellseg_deploy.report.results import ImageRow
 
 MAX_Z = 3.5
 """Of a modified z-score, above which a value is an outlier: Iglewicz and Hoaglin, How to Detect and Handle Outliers
@@ -17,16 +16,7 @@ MAX_Z = 3.5
 _FEW_IMAGES = 8
 _SIZES = (0.7, 1.3)  # cell diameters as multiples of the model's, as in the comparison of cellseg-evaluate describe
 _COVERED_TOLERANCE = 0.1
-SUSPECT_AREA, SUSPECT_SOLIDITY = 1.5, 0.93
-"""A whole cell looks like several if its area is at least that many times the image's median whole cell, and its
-solidity is below; see docs/report.md for how often that is right."""
 _FEW_CELLS = 8
-
-_QUANTITIES = (
-    ("counted", "counted cells"),
-    ("confluence", "covered share"),
-    ("median_cell_area_px", "median cell area, px"),
-)
 
 
 @dataclass(frozen=True)
@@ -39,6 +29,27 @@ class Outlier:
     typical: str
 
 
+def _density(image: ImageRow) -> float | None:
+    field_px = image.values.get("field_px")
+    return image.values["counted"] / field_px * 1e6 if field_px else None
+
+
+def _covered(image: ImageRow) -> float:
+    return float(image.values["confluence"])
+
+
+def _area(image: ImageRow) -> float | None:
+    area = image.values.get("median_cell_area_px")
+    return None if area is None else float(area * image.values["scale"] ** 2)
+
+
+_QUANTITIES: dict[str, Callable[[ImageRow], float | None]] = {  # none depends on the size of the image
+    "counted cells per megapixel": _density,
+    "covered share": _covered,
+    "median cell area at the network's scale, px": _area,
+}
+
+
 def outliers(images: Sequence[ImageRow]) -> list[Outlier]:
     """Values that lie far from those of the other images, by the modified z-score 0.6745 (x - median) / MAD.
 
@@ -46,8 +57,8 @@ def outliers(images: Sequence[ImageRow]) -> list[Outlier]:
     """
     found = list[Outlier]()
     done = [image for image in images if image.is_done]
-    for name, what in _QUANTITIES:
-        known = [(image.name, float(value)) for image in done if (value := image.values.get(name)) is not None]
+    for what, value_of in _QUANTITIES.items():
+        known = [(image.name, value) for image in done if (value := value_of(image)) is not None]
         values = np.array([value for _, value in known])
         if len(values) < _FEW_IMAGES:
             continue
@@ -88,30 +99,17 @@ def unlike_training(images: Sequence[ImageRow], spec: ModelSpec) -> list[Outlier
     return found
 
 
-def suspects(cells: CellRows) -> npt.NDArray[np.bool_]:
-    """Whether each cell is large and dented, as several cells in one outline are, bool (n,).
+def reasons(images: Sequence[ImageRow], found: Sequence[Outlier]) -> dict[str, list[str]]:
+    """Why each image needs a look, in a few words each; images that need none are left out.
 
-    Only whole cells, in images with enough of them to say what is large.
+    Cells that look like several are no reason: half of such hints are wrong, and most photographs have some.
     """
-    whole: Floats = cells.area_px[~cells.is_cut]
-    if len(whole) < _FEW_CELLS:
-        return np.zeros(len(cells.area_px), np.bool_)
-    large = cells.area_px >= SUSPECT_AREA * np.median(whole)
-    return np.asarray(large & (cells.solidity < SUSPECT_SOLIDITY) & ~cells.is_cut)
-
-
-def reasons(
-    images: Sequence[ImageRow], found: Sequence[Outlier], n_suspects: Mapping[str, int]
-) -> dict[str, list[str]]:
-    """Why each image needs a look, in a few words each; images that need none are left out."""
     why, unusual = dict[str, list[str]](), dict[str, list[str]]()
     for one in found:
         unusual.setdefault(one.image, []).append(f"unusual {one.what}")
     for image in images:
         words = [] if image.is_done else ["failed"]
         words += [*image.warnings, *unusual.get(image.name, [])]
-        if number := n_suspects.get(image.name):
-            words.append(f"{number} large and dented")
         if words:
             why[image.name] = list(dict.fromkeys(words))
     return why

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,21 +49,32 @@ _GROUPS: dict[str, dict[str, Any]] = {
 def write_images(path: Path, results: Results) -> None:
     """Write a table with a row per image. Raises ``OutputError``."""
     data = dict[str, dict[str, Any]]()
+    stems = Counter(_sample(image.name.rpartition(".")[0] or image.name) for image in results.images)
     for image in results.images:
+        stem, _, ending = image.name.rpartition(".")
+        sample = _sample(stem or image.name)
+        if stems[sample] > 1:
+            sample = f"{sample} ({_sample(ending)})"
         known = {name: image.values.get(name) for name in _IMAGES}
         known |= {"warnings": len(image.warnings), "failed": int(not image.is_done)}
-        data[utf8(image.name)] = {name: value for name, value in known.items() if value is not None}
+        data[sample] = {name: value for name, value in known.items() if value is not None}
     _write(path, "cellseg_images", "Images", "One row per image: images.csv has more.", _IMAGES, data)
 
 
 def write_groups(path: Path, summaries: Sequence[GroupSummary]) -> None:
     """Write a table with a row per group. Raises ``OutputError``."""
     data = {
-        utf8(one.group): {name: value for name in _GROUPS if (value := getattr(one, name)) is not None}
+        _sample(one.group): {name: value for name in _GROUPS if (value := getattr(one, name)) is not None}
         for one in summaries
     }
     text = "One row per folder, or per group named with --group-by: summary.csv has more."
     _write(path, "cellseg_groups", "Groups", text, _GROUPS, data)
+
+
+def _sample(name: str) -> str:
+    """Return ``name`` as MultiQC takes it: it cuts names at slashes and known endings, and writes them into its page
+    without escaping them."""
+    return html.escape(utf8(name)).replace("/", " › ")
 
 
 def _write(

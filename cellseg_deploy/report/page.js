@@ -2,8 +2,9 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
-  let pictures = null; // parsed when first needed: megabytes
+  let pictures = null; // megabytes, at the end of the page: parsed when first needed
   const picture = (i) => {
+    if (document.readyState === "loading") return "";
     pictures ??= JSON.parse($("small").textContent);
     return pictures[i] ? "data:image/jpeg;base64," + pictures[i] : "";
   };
@@ -99,9 +100,10 @@
     $("next").onclick = () => { page++; show(); };
     const fill = () => { show(); window.removeEventListener("beforeprint", fill); };
     window.addEventListener("beforeprint", fill);
-    new IntersectionObserver((seen, observer) => {
+    const wait = () => new IntersectionObserver((seen, observer) => {
       if (seen.some((one) => one.isIntersecting)) { observer.disconnect(); fill(); }
     }, { rootMargin: "600px" }).observe($("pictures"));
+    document.addEventListener("DOMContentLoaded", wait);
   }
 
   // ---- figures
@@ -150,7 +152,7 @@
     box.append(figure("counts", "Counted cells per image",
       "box: quartiles, line: median; a dot is an image" + (counts.left_out ? `; ${counts.left_out} more groups are in the table` : ""),
       Plot.plot({
-        style: STYLE, width: 640, marginLeft: 170, marginRight: 20, height: 60 + 44 * counts.groups.length,
+        style: STYLE, marginBottom: 40, width: 640, marginLeft: 170, marginRight: 20, height: 60 + 44 * counts.groups.length,
         x: { label: "counted cells", grid: true, nice: true, zero: true }, y: { label: null, domain: counts.groups, tickFormat: short },
         marks: [
           Plot.boxX(points, { x: "count", y: "group", fill: "#dbe6ee", stroke: "#5b6b7a", r: 0, opacity: 0.9 }),
@@ -165,8 +167,8 @@
     const n = one.edges.length - 1;
     const lines = groups.map(([group, shares]) => shares.flatMap((y, i) => [{ x: one.edges[i], y, group }, { x: one.edges[i + 1], y, group }]));
     box.append(figure(one.name, one.title, one.note + (crowded ? "; one grey line per group" : ""), Plot.plot({
-      style: STYLE, width: 640, height: 300, marginLeft: 50, marginRight: 20,
-      x: { label: one.title, nice: false, domain: [one.edges[0], one.edges[n]] }, y: { label: "share of the cells", grid: true, percent: true },
+      style: STYLE, marginBottom: 40, width: 640, height: 300, marginLeft: 50, marginRight: 20,
+      x: { label: one.title, nice: false, domain: [one.edges[0], one.edges[n]] }, y: { label: "% of the cells", grid: true, percent: true },
       marks: [
         ...(lines.length === 1 ? [Plot.areaY(lines[0], { x: "x", y: "y", fill: COLOURS[0], fillOpacity: 0.15 })] : []),
         ...lines.map((line, i) => Plot.lineY(line, { x: "x", y: "y", strokeWidth: crowded ? 1 : 1.8, stroke: crowded ? "#5b6b7a" : COLOURS[i], strokeOpacity: crowded ? 0.4 : 1, strokeDasharray: crowded ? null : DASHES[i] })),
@@ -182,8 +184,8 @@
     });
     const groups = Object.keys(data.classes.groups);
     box.append(figure("classes", "Classes", "share of the cells that the count rule admits", Plot.plot({
-      style: STYLE, width: 640, marginLeft: 170, marginTop: 40, marginRight: 20, height: 80 + 36 * groups.length,
-      x: { label: "share", percent: true }, y: { label: null, domain: groups, tickFormat: short }, color: { domain: data.classes.names, range: COLOURS },
+      style: STYLE, marginBottom: 40, width: 640, marginLeft: 170, marginTop: 40, marginRight: 20, height: 80 + 36 * groups.length,
+      x: { label: "% of the cells", percent: true }, y: { label: null, domain: groups, tickFormat: short }, color: { domain: data.classes.names, range: COLOURS },
       marks: [
         Plot.barX(cells, { x: "share", y: "group", fill: "name", insetTop: 3, insetBottom: 3 }),
         ...data.classes.names.map((name, i) => Plot.text([`■ ${name}`], { frameAnchor: "top-left", dx: 120 * i, dy: -22, fill: COLOURS[i % COLOURS.length], fontWeight: 600 })),
@@ -204,7 +206,7 @@
       const img = document.createElementNS(ns, "image");
       for (const [key, value] of Object.entries({ width, height, href: "data:image/jpeg;base64," + one.picture })) img.setAttribute(key, value);
       svg.append(img);
-      for (const [paths, colour, dash] of [[step.outlines, "#00ff50", ""], [step.others, "#9aa5ae", "4,3"]]) {
+      for (const [paths, colour, dash] of [[step.outlines, "#00ff50", ""], [step.others, "#55606a", "5,4"]]) {
         const path = document.createElementNS(ns, "path");
         const d = paths.map((p) => "M" + p.reduce((s, v, i) => s + (i % 2 ? "," : i ? "L" : "") + v, "") + "Z").join("");
         for (const [key, value] of Object.entries({ d, fill: "none", stroke: colour, "stroke-width": Math.max(1, width / 500), "stroke-dasharray": dash })) path.setAttribute(key, value);
@@ -213,7 +215,7 @@
       $("drawing").replaceChildren(svg);
       const steps = one.steps;
       $("curve").replaceChildren(figure("threshold", "Counted cells by threshold", short(one.name), Plot.plot({
-        style: STYLE, width: 480, height: 300, x: { label: "foreground threshold", domain: [0, 1] }, y: { label: "counted", zero: true, grid: true, nice: true },
+        style: STYLE, marginBottom: 40, width: 480, height: 300, x: { label: "foreground threshold", domain: [0, 1] }, y: { label: "counted", zero: true, grid: true, nice: true },
         marks: [Plot.lineY(steps, { x: "threshold", y: "counted", stroke: COLOURS[0] }), Plot.dot(steps, { x: "threshold", y: "counted", r: 2.5, fill: COLOURS[0] }), Plot.dot([step], { x: "threshold", y: "counted", r: 6, stroke: COLOURS[5], strokeWidth: 2 }), Plot.ruleY([0])],
       })));
     };

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from cellseg_deploy.cells import several
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.models import DEFAULT_SHA256
 from cellseg_deploy.models.spec import ModelSpec
@@ -54,7 +55,7 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
     summaries = summary.summarise(results)
     in_run = flags.outliers(results.images)
     unlike = flags.unlike_training(results.images, about.spec)
-    why = flags.reasons(results.images, [*in_run, *unlike], sums.suspects)
+    why = flags.reasons(results.images, [*in_run, *unlike])
     shown = _shown(results.images, why)
     small = _thumbnails(out, shown, about.saved) if pictures else [""] * len(shown)
     thresholds = dict(results.read_thresholds())
@@ -99,7 +100,7 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
         outliers=in_run,
         unlike=unlike,
         suspects=sorted(sums.suspects.items(), key=lambda item: (-item[1], item[0])),
-        suspect_rule=f"area at least {flags.SUSPECT_AREA} times the median, solidity below {flags.SUSPECT_SOLIDITY}",
+        suspect_rule=f"area at least {several.AREA_REL} times the median, solidity below {several.MAX_SOLIDITY}",
         why=why,
         numbers={name: number for number, name in enumerate(image.name for image in shown)},
         columns=summary.columns(results.classes, with_um=with_um),

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.label_runs import Labels
 
-_SIZES = ((40, 800), (2000, 320))  # up to so many images: longest side in px
+_SIZES = ((40, 800), (500, 320))  # up to so many images: longest side in px
 _SMALLEST = 240
-MAX_BYTES = 45_000_000
+MAX_BYTES = 40_000_000
 """Of all pictures together, so that the page can still be sent by mail and opened."""
 _QUALITY = 75
 
