@@ -106,6 +106,13 @@
     document.addEventListener("DOMContentLoaded", wait);
   }
 
+  // ---- print everything that can be opened
+  const closed = [];
+  window.addEventListener("beforeprint", () => {
+    for (const part of document.querySelectorAll("details:not([open])")) if (!part.querySelector("pre")) { closed.push(part); part.open = true; }
+  });
+  window.addEventListener("afterprint", () => { for (const part of closed.splice(0)) part.open = false; });
+
   // ---- figures
   const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#1b2733"]; // Okabe and Ito
   const DASHES = [null, "6,3", "2,2", "8,2,2,2", "10,4", "4,4", "1,3"];

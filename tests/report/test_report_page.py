@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from PIL import Image
 from running import results
 
 from cellseg_deploy.errors import UsageError
-from cellseg_deploy.images.find import find_images
+from cellseg_deploy.images.find import FoundImage, find_images
 from cellseg_deploy.models.spec import DataSummary, Spread, TrainingInfo
 from cellseg_deploy.report import flags, thumbnails
 from cellseg_deploy.report.multiqc import GROUPS_MQC, IMAGES_MQC
 from cellseg_deploy.report.page import REPORT_HTML
 from cellseg_deploy.report.results import ImageRow
+from cellseg_deploy.run import session
 from cellseg_deploy.run.folder import RunOptions, run_folder
+from cellseg_deploy.run.record import Inputs
+from cellseg_deploy.run.session import RunSetup
+from cellseg_deploy.threads import ThreadPlan
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 VENDOR = Path(flags.__file__).parent / "vendor"
@@ -85,6 +90,28 @@ def test_a_resumed_run_has_the_same_report(smears: Path, tmp_path: Path) -> None
     page = whole[REPORT_HTML].decode()
     assert len(embedded(page, "data")["thresholds"]) == 3
     assert embedded(page, "data")["counts"]["groups"] == ["(none)", "a", "b"]
+
+
+def test_a_watched_run_has_its_pictures_when_it_is_stopped(smears: Path, tmp_path: Path) -> None:
+    def rounds() -> Iterator[list[FoundImage]]:
+        yield find_images([smears])[:4]
+        raise KeyboardInterrupt
+
+    threads = ThreadPlan(None, 1)
+    setup = RunSetup(segmenter(), tmp_path / "out", RunOptions(), threads, Inputs.of([smears]), tables_seconds=30)
+    with pytest.raises(KeyboardInterrupt):
+        session.run(setup, rounds())
+    page = (tmp_path / "out" / REPORT_HTML).read_text(encoding="utf-8")
+    assert [bool(picture) for picture in embedded(page, "small")].count(True) == 3  # one failed
+
+
+def test_a_run_without_any_count_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/bad.png").write_bytes(b"no picture")
+    run(tmp_path / "in", tmp_path / "out")
+    page = (tmp_path / "out" / REPORT_HTML).read_text(encoding="utf-8")
+    assert embedded(page, "data")["distributions"] == []
+    assert "1 failed" in page
 
 
 def test_it_can_be_left_out(smears: Path, tmp_path: Path) -> None:
