@@ -14,7 +14,7 @@ from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.report.results import Results
 from cellseg_deploy.report.summary import GroupSummary
 
-IMAGES_MQC, GROUPS_MQC = "cellseg_images_mqc.json", "cellseg_groups_mqc.json"
+IMAGES_MQC, GROUPS_MQC = "images_mqc.json", "groups_mqc.json"
 _PARENT = {
     "parent_id": "cellseg",
     "parent_name": "cellseg-infer",

@@ -82,7 +82,7 @@ def test_a_hostile_name_is_shown_as_text(page: Any) -> None:
     assert page.title().startswith("cellseg-infer")
     assert f"b/{HOSTILE}" in column(page, 1)
     assert any(HOSTILE in text for text in page.locator("#gallery span").all_inner_texts())
-    page.locator(".go", has_text=HOSTILE).first.click()
+    page.locator("#table .go", has_text=HOSTILE).first.click()
     assert HOSTILE in page.inner_text("#large p")
     page.wait_for_timeout(100)
     assert page.title().startswith("cellseg-infer")
@@ -90,7 +90,7 @@ def test_a_hostile_name_is_shown_as_text(page: Any) -> None:
 
 def test_a_picture_enlarges_with_and_without_the_overlays(page: Any, out: Path, tmp_path: Path) -> None:
     natural = "() => { const i = document.querySelector('#large img'); return i.complete && i.naturalWidth }"
-    page.locator(".go", has_text="a/2.png").first.click()
+    page.locator("#table .go", has_text="a/2.png").first.click()
     page.wait_for_function(natural)
     with Image.open(out / "overlays/a/2.png.jpg") as overlay:
         assert page.evaluate(natural) == overlay.width
@@ -100,7 +100,7 @@ def test_a_picture_enlarges_with_and_without_the_overlays(page: Any, out: Path, 
     assert not page.locator("#large").is_visible()
     alone = shutil.copy(out / REPORT_HTML, tmp_path / "alone.html")  # as sent by mail
     page.goto(Path(alone).as_uri())
-    page.locator(".go", has_text="a/2.png").first.click()
+    page.locator("#table .go", has_text="a/2.png").first.click()
     page.wait_for_function(f"() => ({natural})() > 100")
 
 
