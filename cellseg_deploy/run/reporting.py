@@ -18,6 +18,10 @@ from cellseg_deploy.run.journal import Entry, whole_records
 from cellseg_deploy.run.record import RunOptions
 
 
+PICTURES_AT_A_STOP = 200
+"""Images of a stopped run that get pictures in its report, in a second or two; with more there are none."""
+
+
 class RunFile(Protocol):
     """Writes a file of the whole run."""
 
@@ -49,7 +53,8 @@ class Reporting:
 
     def _page(self, path: Path, journal: Path, entries: Sequence[Entry], /, *, is_stopped: bool) -> None:
         results = self._results(journal, entries)
-        page.write(path, journal.parent, results, self.about, pictures=self.is_watched or not is_stopped)
+        pictures = self.is_watched or not is_stopped or len(entries) <= PICTURES_AT_A_STOP
+        page.write(path, journal.parent, results, self.about, pictures=pictures)
 
     def _images_mqc(self, path: Path, journal: Path, entries: Sequence[Entry], /, *, is_stopped: bool) -> None:  # noqa: ARG002
         multiqc.write_images(path, self._results(journal, entries))

@@ -24,7 +24,7 @@ from cellseg_deploy.report import flags, thumbnails
 from cellseg_deploy.report.multiqc import GROUPS_MQC, IMAGES_MQC
 from cellseg_deploy.report.page import REPORT_HTML
 from cellseg_deploy.report.results import ImageRow
-from cellseg_deploy.run import session
+from cellseg_deploy.run import reporting, session
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.run.record import Inputs
 from cellseg_deploy.run.session import RunSetup
@@ -63,7 +63,8 @@ def test_the_page_is_one_file_and_names_are_text(smears: Path, tmp_path: Path) -
     assert max(Image.open(io.BytesIO(base64.b64decode(picture))).size) <= thumbnails.longest_side(len(pictures))
 
 
-def test_a_resumed_run_has_the_same_report(smears: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_same_report(smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "PICTURES_AT_A_STOP", 4)
     options = {"report_thresholds": 3, "group_by": "^[ab]"}
     run(smears, tmp_path / "whole", **options)
     images = find_images([smears])
@@ -92,7 +93,11 @@ def test_a_resumed_run_has_the_same_report(smears: Path, tmp_path: Path) -> None
     assert embedded(page, "data")["counts"]["groups"] == ["(none)", "a", "b"]
 
 
-def test_a_watched_run_has_its_pictures_when_it_is_stopped(smears: Path, tmp_path: Path) -> None:
+def test_a_watched_run_has_its_pictures_when_it_is_stopped(
+    smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "PICTURES_AT_A_STOP", 3)
+
     def rounds() -> Iterator[list[FoundImage]]:
         yield find_images([smears])[:4]
         raise KeyboardInterrupt
@@ -102,7 +107,7 @@ def test_a_watched_run_has_its_pictures_when_it_is_stopped(smears: Path, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         session.run(setup, rounds())
     page = (tmp_path / "out" / REPORT_HTML).read_text(encoding="utf-8")
-    assert [bool(picture) for picture in embedded(page, "small")].count(True) == 3  # one failed
+    assert [bool(picture) for picture in embedded(page, "small")].count(True) == 4
 
 
 def test_a_run_without_any_count_has_a_report(tmp_path: Path) -> None:
