@@ -17,7 +17,6 @@ from cellseg_deploy.run import tables
 from cellseg_deploy.run.journal import Entry, whole_records
 from cellseg_deploy.run.record import RunOptions
 
-
 PICTURES_AT_A_STOP = 200
 """Images of a stopped run that get pictures in its report, in a second or two; with more there are none."""
 
