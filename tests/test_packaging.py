@@ -46,9 +46,23 @@ OF_EXTRAS = {
     "pyarrow": ("cellseg_deploy/outputs/parquet.py",),
     "pycocotools": ("cellseg_deploy/outputs/coco.py",),
     "roifile": ("cellseg_deploy/outputs/imagej_roi.py", "cellseg_deploy/annotations/imagej.py"),
+    "xlsxwriter": ("cellseg_deploy/outputs/workbook.py",),
 }
 HEAVY = sorted(
-    {*TORCH, *ENGINES, *OF_EXTRAS, "cv2", "imagecodecs", "numpy", "onnx", "PIL", "scipy", "skimage", "tifffile"}
+    {
+        *TORCH,
+        *ENGINES,
+        *OF_EXTRAS,
+        "cv2",
+        "imagecodecs",
+        "jinja2",
+        "numpy",
+        "onnx",
+        "PIL",
+        "scipy",
+        "skimage",
+        "tifffile",
+    }
 )
 MAX_LINES = 500
 
@@ -187,7 +201,7 @@ FLOORS = (
     ("models",),
     ("cells", "backends"),
     ("images", "outputs"),
-    ("batching",),
+    ("batching", "report"),
     ("segmenter",),
     ("annotations",),
     ("parity", "run", "evaluate"),
@@ -315,7 +329,7 @@ def test_the_base_brings_no_engine_and_no_torch() -> None:
     assert of_gpu.startswith("onnxruntime-gpu[cuda,cudnn]")  # alone it brings none of the libraries it needs
     assert extras["plots"] == {"matplotlib"}
     assert extras["pandas"] == {"pandas"}
-    assert extras["outputs"] == {"pyarrow", "pycocotools", "roifile"}
+    assert extras["outputs"] == {"pyarrow", "pycocotools", "roifile", "xlsxwriter"}
     for name, items in extras.items():  # the two builds of ONNX Runtime overwrite each other's files
         assert not {"onnxruntime", "onnxruntime-gpu"} <= items, name
     assert not extras["export"] & {"onnxruntime", "onnxruntime-gpu"}

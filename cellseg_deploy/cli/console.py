@@ -108,6 +108,7 @@ _ARGUMENTS = (
     *(
         "field",
         "follow_links",
+        "group_by",
         "halo",
         "mask_foreground",
         "masks",
@@ -117,6 +118,7 @@ _ARGUMENTS = (
         "pixel_size_um",
         "precision",
         "rebuild",
+        "report_thresholds",
     ),
     *("save", "scale", "streams", "task", "threads"),
 )

@@ -41,6 +41,8 @@ Results:
   OUT/labels/NAME.tif     label image: 0 background, 1..n the cells
   OUT/overlays/NAME.jpg   the image with outlines and count
   OUT/cells.csv           one row per cell      OUT/images.csv   one row per image
+  OUT/summary.csv         one row per group (folder, or --group-by): counts with sd and interval
+  OUT/report.html         all of it on one page: what needs a look, sums, figures, pictures
   OUT/run.json            what ran, with what, how long by stage, and how busy the network was
   OUT/journal.jsonl       what is done: one line per image, as it is finished
 The same command resumes a run that ended early; finished images are not done again. Different images are read, run
@@ -69,8 +71,23 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     default="labels,overlays",
     show_default=True,
     help="Files to write, with commas between: labels, overlays, numbered, rois, geojson, coco, probabilities, "
-    "confluence, parquet; or all, or none. Tables are always written. A finished run "
+    "confluence, parquet, xlsx; or all, or none. Tables are always written. A finished run "
     "gets the kinds that it lacks, from its label images.",
+)
+@click.option(
+    "--group-by",
+    default="",
+    metavar="PATTERN|CSV",
+    help="Groups of summary.csv and the report: a regular expression searched in the names, or a CSV with the columns "
+    "image,group.  [default: folders]",
+)
+@click.option("--report/--no-report", default=True, help="Write report.html and files for MultiQC.  [default: report]")
+@click.option(
+    "--report-thresholds",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Images, up to 24, for which report.html has a slider: counts and outlines at 19 thresholds.",
 )
 @click.option(
     "--pixel-size",
@@ -161,6 +178,9 @@ def _run(
         reading=console.read_options(asked),
         count_rule=asked["count_rule"],
         field_of_view=asked["field"],
+        group_by=asked["group_by"],
+        report=asked["report"],
+        report_thresholds=asked["report_thresholds"],
         scales={} if recorded is None else recorded.scales,
     )
     complete = CompleteFiles(asked["watch_settle"])

@@ -29,6 +29,7 @@ def overlay(image: SegmentedImage, suffix: str = JPG) -> bytes:
         classes=image.classes,
         by_class=image.by_class,
         suffix=suffix,
+        several=image.several,
     )
 
 
@@ -40,6 +41,7 @@ def numbered(image: SegmentedImage, suffix: str = JPG) -> bytes:
         classes=image.classes,
         by_class=image.by_class,
         suffix=suffix,
+        several=image.several,
     )
 
 

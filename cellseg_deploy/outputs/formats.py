@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cellseg_deploy.outputs.segmented import SegmentedImage
 
 EXTRA = "outputs"
-CELLS_CSV, IMAGES_CSV = "cells.csv", "images.csv"
+CELLS_CSV, IMAGES_CSV, SUMMARY_CSV = "cells.csv", "images.csv", "summary.csv"
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,13 @@ FORMATS: tuple[Format, ...] = (
         run_file="cells.parquet",
         finisher="encoders:cells_parquet",
         packages=("pyarrow",),
+    ),
+    Format(
+        "xlsx",
+        "all tables as an Excel workbook",
+        run_file="results.xlsx",
+        finisher="workbook:write",
+        packages=("xlsxwriter",),
     ),
 )
 NAMES: tuple[str, ...] = tuple(dict.fromkeys(format.name for format in FORMATS))

@@ -15,7 +15,7 @@ from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.label_runs import bands
 from cellseg_deploy.outputs import picture_file
 from cellseg_deploy.outputs.legend import with_legend
-from cellseg_deploy.outputs.palette import CLASS_RGB, COUNTED_RGB
+from cellseg_deploy.outputs.palette import CLASS_RGB, COUNTED_RGB, SEVERAL_RGB
 from cellseg_deploy.plural import plural
 
 OUTLINE_RGB = COUNTED_RGB
@@ -38,9 +38,10 @@ def encode(
     classes: CellClasses | None = None,
     by_class: Mapping[str, int] | None = None,
     suffix: str = picture_file.JPG,
+    several: npt.NDArray[np.bool_] | None = None,
 ) -> bytes:
     """Encode the result of ``draw`` as a picture file."""
-    picture = draw(image_hwc, labels, numbers_xy, field, counted, classes)
+    picture = draw(image_hwc, labels, numbers_xy, field, counted, classes, several)
     return picture_file.encode(picture if classes is None else with_legend(picture, classes, by_class or {}), suffix)
 
 
@@ -51,6 +52,7 @@ def draw(
     field: npt.NDArray[np.bool_] | None = None,
     counted: npt.NDArray[np.bool_] | None = None,
     classes: CellClasses | None = None,
+    several: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Draw the outlines of ``labels`` (h, w) and their number on ``image_hwc`` (h, w, 3), returned as RGB.
 
@@ -58,6 +60,7 @@ def draw(
     to write each cell's label, its centre in px of ``labels`` (n, 2), for labels 1..n. Small images are enlarged by an
     integer factor and huge ones reduced. Everything outside ``field`` (h, w) is darkened. ``counted``: bool (n,), None
     if all are; uncounted labels have an orange outline, or with ``classes`` a dashed one in their colour.
+    ``several``: bool (n,), cells with a magenta outline, as they look like several cells; the caption says how many.
     A picture too small for the count gets a margin.
     """
     if image_hwc.shape[:2] != labels.shape:
@@ -72,6 +75,8 @@ def draw(
         colours[1:] = np.array(CLASS_RGB, np.uint8)[classes.index % len(CLASS_RGB)]
     elif counted is not None:
         colours[1:][~counted] = _NOT_COUNTED_RGB
+    if several is not None:
+        colours[1:][several] = SEVERAL_RGB
     is_dashed = None if classes is None or counted is None else np.append(False, ~counted)
     # The colour of a one-pixel line cannot be seen.
     thickness = max(1 if classes is None else 2, round(min(labels.shape) / 600))
@@ -88,8 +93,12 @@ def draw(
     caption = plural(count, "cell")
     n_counted = count if counted is None else int(counted.sum())
     if classes is not None:  # some classes are not cells
-        return with_caption(picture, f"{count} found, {n_counted} counted")
-    return with_caption(picture, caption if n_counted == count else f"{caption}, {n_counted} counted")
+        caption = f"{count} found, {n_counted} counted"
+    elif n_counted != count:
+        caption = f"{caption}, {n_counted} counted"
+    if several is not None and several.any():
+        caption = f"{caption}; magenta: {several.sum()} may be several"
+    return with_caption(picture, caption)
 
 
 def _gaps(rows: slice, width: int, length: int) -> npt.NDArray[np.bool_]:

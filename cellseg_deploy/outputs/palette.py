@@ -8,6 +8,9 @@ COUNTED_RGB = (0, 255, 80)
 NOT_COUNTED_RGB = (150, 150, 150)
 """For cells that were found but that the count rule leaves out."""
 
+SEVERAL_RGB = (255, 0, 220)
+"""For cells that look like several, see ``cells.several``; darker than the green for colour-blind viewers."""
+
 CLASS_RGB = (
     (0, 200, 140),
     (240, 228, 66),

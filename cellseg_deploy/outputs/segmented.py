@@ -13,6 +13,7 @@ from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.field_grid import Grid, grid
 from cellseg_deploy.cells.measure import CellTable, in_micrometres
 from cellseg_deploy.cells.polygons import CellPolygons, cell_polygons
+from cellseg_deploy.cells.several import looks_like_several
 from cellseg_deploy.outputs.palette import COUNTED_RGB, NOT_COUNTED_RGB, class_rgb
 
 COUNTED = "counted"
@@ -87,6 +88,16 @@ class SegmentedImage:
         The numbers of the counting classes add up to the number counted.
         """
         return {} if self.classes is None or self.by_rule is None else self.classes.numbers(self.by_rule)
+
+    @cached_property
+    def several(self) -> npt.NDArray[np.bool_]:
+        """Whether each cell looks like several, bool (n,); cells of classes that do not count never do."""
+        columns = self.table.columns
+        counts = np.ones(len(self.table), np.bool_) if self.classes is None else self.classes.counts
+        found = np.zeros(len(self.table), np.bool_)
+        measured = (columns[name][counts] for name in ("area_px", "solidity", "touches_border"))
+        found[counts] = looks_like_several(*measured)
+        return found
 
     @cached_property
     def classifications(self) -> list[tuple[str, tuple[int, int, int]]]:

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,13 +16,14 @@ from cellseg_deploy.errors import DataError, OutputError
 from cellseg_deploy.files.atomic import move, remove, set_aside, temporary_in, write_bytes
 from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.signals import deferred_signals
-from cellseg_deploy.outputs.formats import Format
+from cellseg_deploy.outputs.formats import SUMMARY_CSV, Format
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.image_work import Finished
 from cellseg_deploy.run.journal import ImageRecord, Journal
-from cellseg_deploy.run.output_folder import TABLES, make_place
+from cellseg_deploy.run.output_folder import ALWAYS, TABLES, make_place
 from cellseg_deploy.run.plan import Planned
 from cellseg_deploy.run.record import ImageResult
+from cellseg_deploy.run.reporting import RunFile
 from cellseg_deploy.run.state import RunState
 
 _log = logging.getLogger(__name__)
@@ -37,10 +38,18 @@ class Committer:
     Signals are deferred during a commit, so that files, journal and ``state`` cover the same images.
     """
 
-    def __init__(self, out: Path, state: RunState, journal: Journal, formats: Sequence[Format]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        state: RunState,
+        journal: Journal,
+        formats: Sequence[Format],
+        run_files: Mapping[str, RunFile],
+    ) -> None:
         self.out = out
         self.state = state
         self._journal = journal
+        self._run_files = dict(run_files)
         self._run_formats = [format for format in formats if format.run_file]
 
     # ---------------------------------------------------------------------------------------------------- one image
@@ -101,18 +110,31 @@ class Committer:
     # ------------------------------------------------------------------- run-level files, which cover all images
 
     def write_tables(self) -> None:
-        """Write cells.csv and images.csv from ``state``. Raises ``OutputError``."""
+        """Write cells.csv, images.csv and summary.csv from ``state``. Raises ``OutputError``."""
         entries = self.state.in_order
         for name in TABLES:
             self._publish(name, partial(run_tables.write, table=name, journal=self._journal.path, entries=entries))
+        self._write_of_run(SUMMARY_CSV)
 
-    def writers(self) -> list[Callable[[], None]]:
-        """Return one writer per run-level file, tables first: other files are made from the tables."""
-        return [self.write_tables, *(partial(self._write_run_file, format) for format in self._run_formats)]
+    def writers(self, *, is_stopped: bool = False) -> list[Callable[[], None]]:
+        """Return one writer per run-level file, tables first: other files are made from the tables.
+
+        ``is_stopped``: somebody waits for the run to end.
+        """
+        reports = [name for name in self._run_files if name != SUMMARY_CSV]
+        return [
+            self.write_tables,
+            *(partial(self._write_run_file, format) for format in self._run_formats),
+            *(partial(self._write_of_run, name, is_stopped=is_stopped) for name in reports),
+        ]
+
+    def _write_of_run(self, name: str, *, is_stopped: bool = False) -> None:
+        make, entries = self._run_files[name], self.state.in_order
+        self._publish(name, lambda path: make(path, self._journal.path, entries, is_stopped=is_stopped))
 
     def clear(self) -> None:
         """Remove the run-level files, as results are about to change; edited files are renamed."""
-        for name in (*TABLES, *(format.run_file for format in self._run_formats)):
+        for name in (*ALWAYS, *(format.run_file for format in self._run_formats)):
             if self._is_edited(name):
                 self._set_aside([name])
             remove(self.out / name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cellseg_deploy.batching import Network
 from cellseg_deploy.cells.image_tiles import StageClock
@@ -14,6 +14,7 @@ from cellseg_deploy.outputs.formats import Format
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.journal import ImageRecord, OutputFile
 from cellseg_deploy.run.record import RunOptions
+from cellseg_deploy.run.threshold_steps import encoded_steps
 from cellseg_deploy.segmenter import Segmenter, as_read
 
 
@@ -39,9 +40,17 @@ class ImageWork:
         """Estimate the memory that ``image`` takes, from the size its header declares."""
         return 0 if image.problem else self._segmenter.bytes_in_flight(declared_pixels(image.path), scale)
 
-    def __call__(self, image: FoundImage, output_name: str, scale: float | None, network: Network) -> Finished:
+    def __call__(
+        self,
+        image: FoundImage,
+        output_name: str,
+        scale: float | None,
+        network: Network,
+        *,
+        with_thresholds: bool = False,
+    ) -> Finished:
         """Read, segment, measure and encode ``image``. ``output_name``: name of its files without extension. ``scale``:
-        None for the segmenter's."""
+        None for the segmenter's. ``with_thresholds``: record what other thresholds would find."""
         if image.problem:
             raise DataError(image.problem)
         segmenter, options = self._segmenter, self._options
@@ -60,4 +69,7 @@ class ImageWork:
                 outputs=[OutputFile.of(path, content) for path, content in files.items()],
                 notes=found.notes,
             )
+        if with_thresholds:
+            with clock("thresholds"):
+                record = replace(record, thresholds=encoded_steps(segmenter, found, loaded, options))
         return Finished(record, files, clock.seconds)

@@ -62,7 +62,8 @@ class ImageRecord:
     ``result``: its values in images.csv by column, as JSON values. ``cells``: its lines in cells.csv without the
     image's name, each with its line end. ``cells_um``: the micrometre columns of the same lines, None if the pixel
     size is unknown. ``input``: the file that was read, None if it could not be read. ``output_name``: name of its
-    files in their folders, without extension (see ``names``). ``seconds``: by stage.
+    files in their folders, without extension (see ``names``). ``seconds``: by stage. ``thresholds``: see
+    ``report.thresholds``, for the images that have it.
     """
 
     image: str
@@ -74,13 +75,15 @@ class ImageRecord:
     cells: str = ""
     cells_um: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    thresholds: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An image's last line: ``size`` bytes, starting at byte ``at`` of the file.
 
-    ``record`` lacks its ``cells`` and ``seconds``, which stay in the file, so that thousands of images fit in memory.
+    ``record`` lacks ``cells``, ``seconds`` and ``thresholds``, which stay in the file, so that thousands of images
+    fit in memory.
     """
 
     record: ImageRecord
@@ -90,7 +93,7 @@ class Entry:
     @classmethod
     def of(cls, record: ImageRecord, at: int, size: int) -> Entry:
         """Return the entry of a complete ``record``."""
-        return cls(replace(record, cells="", cells_um=None, seconds={}), at, size)
+        return cls(replace(record, cells="", cells_um=None, seconds={}, thresholds=""), at, size)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ from cellseg_deploy.run.image_work import Finished
 from cellseg_deploy.run.journal import Journal, OutputFile
 from cellseg_deploy.run.output_folder import RUN_JSON, check_apart, held_folder
 from cellseg_deploy.run.plan import Planned, plan
-from cellseg_deploy.run.record import ImageResult, RunSummary, library_versions
+from cellseg_deploy.run.record import ImageResult, RunOptions, RunSummary, library_versions
+from cellseg_deploy.run.reporting import Reporting
 from cellseg_deploy.run.resume import begin, check_files, look_at, some
 from cellseg_deploy.run.state import RunState
 from cellseg_deploy.segmenter import as_read
@@ -154,7 +155,7 @@ def measure_folder(
     with held_folder(out):
         begin(out, identity, overwrite=options.overwrite or _is_replaceable(out))
         with Journal.create(out, identity) as journal:
-            committer = Committer(out, RunState(), journal, formats)
+            committer = Committer(out, RunState(), journal, formats, Reporting(RunOptions(), about=None).run_files())
             for item in plan(items, out, "fresh", RunState(), formats).items:
                 result = _one_image(item, source, found[item.image.name], options, formats, names, counting, committer)
                 summary.add(result)

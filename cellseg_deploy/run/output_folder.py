@@ -12,12 +12,16 @@ from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.files.lock import exclusive
-from cellseg_deploy.outputs.formats import CELLS_CSV, FORMATS, IMAGES_CSV, Format
+from cellseg_deploy.outputs.formats import CELLS_CSV, FORMATS, IMAGES_CSV, SUMMARY_CSV, Format
+from cellseg_deploy.report.multiqc import GROUPS_MQC, IMAGES_MQC
+from cellseg_deploy.report.page import REPORT_HTML
 from cellseg_deploy.run.journal import JOURNAL, is_inside
 
 RUN_JSON = "run.json"
 PROGRAM = "cellseg-infer"
 TABLES = (CELLS_CSV, IMAGES_CSV)
+ALWAYS = (*TABLES, SUMMARY_CSV, REPORT_HTML, IMAGES_MQC, GROUPS_MQC)
+"""Files of the whole run that it writes whatever it saves; the last three unless the report is not wanted."""
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +124,7 @@ def remove_earlier_run(out: Path, formats: Sequence[Format], output_names: Colle
     for folder in sorted(folders, reverse=True):  # subfolders first
         _remove_if_empty(out / folder)
     run_files = [format.run_file for format in formats if format.run_file]
-    for name in (*TABLES, *run_files, RUN_JSON, JOURNAL):  # last: they mark the folder as ours
+    for name in (*ALWAYS, *run_files, RUN_JSON, JOURNAL):  # last: they mark the folder as ours
         if os.path.lexists(out / name):
             remove(out / name)
             _log.info("%s: removed (left by an earlier run)", out / name)

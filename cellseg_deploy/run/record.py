@@ -26,6 +26,8 @@ from cellseg_deploy.images.find import absolute, input_roots
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.outputs.formats import DEFAULT, NAMES, Format, chosen_formats
 from cellseg_deploy.outputs.tables import utf8
+from cellseg_deploy.report.groups import grouping
+from cellseg_deploy.report.thresholds import MAX_IMAGES
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord
 from cellseg_deploy.run.output_folder import PROGRAM
@@ -60,6 +62,9 @@ class RunOptions:
     the folder; otherwise it is resumed. ``field_of_view``: ``full`` takes the whole image as the field of view,
     surround included. ``scales``: by group of images, as measured by an earlier run (see
     ``images.groups``); these are not measured again.
+    ``group_by``: how images are grouped in summary.csv and the report, see ``report.groups``. ``report``:
+    whether to write report.html and the files for MultiQC; ``report_thresholds``: number of images with a slider
+    there. None of these three changes a result.
     """
 
     save: tuple[str, ...] = DEFAULT
@@ -67,12 +72,18 @@ class RunOptions:
     reading: ReadOptions = field(default_factory=ReadOptions)
     count_rule: CountRule = DEFAULT_RULE
     field_of_view: Field = "auto"
+    group_by: str = ""
+    report: bool = True
+    report_thresholds: int = 0
     scales: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         chosen_formats(self.save)
         check_rule(self.count_rule)
         check_field(self.field_of_view)
+        grouping(self.group_by)
+        if not 0 <= self.report_thresholds <= MAX_IMAGES:
+            raise UsageError(f"`report_thresholds` must be 0 to {MAX_IMAGES} images, got {self.report_thresholds}")
 
 
 @dataclass(frozen=True)

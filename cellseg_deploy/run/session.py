@@ -23,6 +23,7 @@ from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.images import groups
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.plural import plural
+from cellseg_deploy.report.page import About
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
 from cellseg_deploy.run.image_work import Finished, ImageWork
@@ -38,6 +39,7 @@ from cellseg_deploy.run.record import (
     scales_in,
     with_edited_files,
 )
+from cellseg_deploy.run.reporting import Reporting, RunFile
 from cellseg_deploy.run.resume import FolderKind, begin, some
 from cellseg_deploy.run.state import RunState
 
@@ -60,7 +62,7 @@ def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
         recorded = {} if folder.journal is None else scales_in(out / RUN_JSON)
         state.scales = {**setup.options.scales, **recorded, **state.scales}
         with Journal.create(out, identity) if folder.journal is None else Journal.resume(folder.journal) as journal:
-            committer = Committer(out, state, journal, setup.formats)
+            committer = Committer(out, state, journal, setup.formats, _run_files(setup))
             sweep(out, state.image_files, places(setup.formats, state.output_names.values()))
             session = _Session(setup, committer, folder.kind)
             with session.tables_if_stopped(lambda: None):
@@ -70,6 +72,13 @@ def run(setup: RunSetup, rounds: Iterable[Sequence[FoundImage]]) -> RunSummary:
                     session.write_tables_if_due()
                 session.end()
     return session.summary
+
+
+def _run_files(setup: RunSetup) -> dict[str, RunFile]:
+    """What writes sums and report."""
+    options, spec = setup.options, setup.segmenter.backend.spec
+    about = About(setup.identity.to_json(), spec, options.save, options.group_by) if options.report else None
+    return Reporting(options, about, is_watched=setup.tables_seconds is not None).run_files()
 
 
 class _Session:
@@ -83,6 +92,7 @@ class _Session:
         self._image_work = ImageWork(setup.segmenter, setup.options, setup.formats)
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.perf_counter()
+        self._with_thresholds = set[str]()
         self._is_stopped = self._has_worked = self._has_news = False
         self._tables_not_before = time.monotonic() + (setup.tables_seconds or 0)
 
@@ -103,6 +113,7 @@ class _Session:
         for item in todo.items:
             self._take(item)
         self._warn(todo)
+        self._with_thresholds |= self._spread(sorted(item.image.name for item in todo.items))
         items = [item for item in todo.items if item.action != "skip"]
         if items and not self._has_worked:
             self._committer.clear()
@@ -110,6 +121,11 @@ class _Session:
             self.setup.on_plan(todo)
         if items:
             self._work(items)
+
+    def _spread(self, names: Sequence[str]) -> set[str]:
+        """Choose some of ``names``, evenly spaced, for the report's thresholds; the same when the run is resumed."""
+        most = min(self.setup.options.report_thresholds - len(self._with_thresholds), len(names))
+        return {names[index * len(names) // most] for index in range(most)}
 
     def _take(self, item: Planned) -> None:
         name = item.image.name
@@ -183,8 +199,9 @@ class _Session:
         return found
 
     def _job(self, item: Planned, scale: float | None) -> Job[Finished]:
-        work = self._image_work
-        return Job(partial(work, item.image, item.output_name, scale), partial(work.bytes_in_flight, item.image, scale))
+        name, work = item.image.name, self._image_work
+        do = partial(work, item.image, item.output_name, scale, with_thresholds=name in self._with_thresholds)
+        return Job(do, partial(work.bytes_in_flight, item.image, scale))
 
     def _one_image(self, item: Planned, outcome: Outcome[Finished]) -> ImageResult:
         try:
@@ -256,7 +273,8 @@ class _Session:
             if self._has_worked or is_running(self.setup.out / RUN_JSON):
                 self._write_run_json("stopped")
 
-        for write in (*self._committer.writers(), write_run_json):
+        tables, *others = self._committer.writers(is_stopped=True)
+        for write in (tables, write_run_json, *others):
             try:
                 write()
             except OutputError as error:  # for example a full disk

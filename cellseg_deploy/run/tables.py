@@ -29,6 +29,8 @@ IMAGE_UM_COLUMNS = ("pixel_size_um", "pixel_size_source", "median_cell_area_um2"
 _WORDS = ("warning", "error")
 WARNINGS = "warnings"
 """In a record's result: kind of warning -> text of the first of that kind. Not a column of the tables."""
+FIELD_PX = "field_px"
+"""In a record's result: pixels of the field of view. Not a column of the tables."""
 BY_CLASS, _COUNT = "by_class", "count_"
 """In a record's result: class -> number of cells. In images.csv one column per class: ``count_red``."""
 IMAGE_COLUMNS = ("image", "status", *_NUMBERS, *_WORDS)
@@ -59,6 +61,7 @@ def done(
         "field_of_view_share": float(image.field_px / image.labels.size),
         "median_cell_area_px": median,
         "scale": float(image.scale),
+        FIELD_PX: image.field_px,
         "warning": "; ".join(_one_line(note) for note in notes),
         WARNINGS: first_warnings(notes),
     }
@@ -112,6 +115,11 @@ def write(path: Path, table: str, journal: Path, entries: Sequence[Entry]) -> No
 def _classes_of(entries: Iterable[Entry]) -> tuple[str, ...]:
     """Names of the classes in the tables; all images come from one model."""
     return next((tuple(entry.record.result[BY_CLASS]) for entry in entries if BY_CLASS in entry.record.result), ())
+
+
+def cell_columns(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """Columns of cells.csv without the image's name and micrometres: those of ``ImageRecord.cells``."""
+    return CELL_COLUMNS_WITH_CLASSES if _classes_of(entries) else CELL_COLUMNS
 
 
 def _header(name: str, with_um: bool, classes: tuple[str, ...]) -> bytes:

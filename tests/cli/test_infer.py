@@ -19,6 +19,7 @@ from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.cli import console
 from cellseg_deploy.cli.infer import command
 from cellseg_deploy.run.folder import RunOptions
+from cellseg_deploy.run.output_folder import ALWAYS
 from cellseg_deploy.threads import ThreadPlan
 
 # --- the main job
@@ -31,7 +32,7 @@ def test_a_folder_becomes_counts_labels_and_pictures(
     assert infer(smears, "-o", out, "--model", model, "--threads", 1) == 0
     names = ["a.jpg", "a.png", "empty.png", "sub/small.tif"]
     assert files(out) == sorted(
-        ["cells.csv", "images.csv", "journal.jsonl", "run.json"]
+        [*ALWAYS, "journal.jsonl", "run.json"]
         + [f"labels/{name}.tif" for name in names]
         + [f"overlays/{name}.jpg" for name in names]
     )

@@ -29,7 +29,7 @@ from PIL import Image
 from cellseg_deploy.files.lock import LOCK_NAME
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run.journal import JOURNAL
-from cellseg_deploy.run.output_folder import RUN_JSON, is_temporary
+from cellseg_deploy.run.output_folder import ALWAYS, RUN_JSON, is_temporary
 
 TABLES = ("cells.csv", "images.csv")
 BAD = "bad.png"
@@ -258,6 +258,8 @@ def check_nothing_is_torn(out: Path, whole: Mapping[str, bytes]) -> None:
         elif name in TABLES:
             rows = iter(whole[name].splitlines(keepends=True))
             assert all(row in rows for row in content.splitlines(keepends=True)), f"{name} is torn"
+        elif name in ALWAYS:  # sums over the rows of a run that was stopped
+            assert content[-1:] == b"\n", f"{name} is torn"
         else:
             assert content == whole[name], f"{name} is torn"
     if (out / JOURNAL).exists():

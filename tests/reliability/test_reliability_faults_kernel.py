@@ -15,6 +15,8 @@ import pytest
 from conftest import ROOT, make_onnx
 from faults import check_nothing_is_torn, done_lines, files, finished_files, left_overs, linux, make_images, results
 
+from cellseg_deploy.run.output_folder import ALWAYS
+
 pytestmark = [pytest.mark.reliability, linux]
 RENAMES = "rename,renameat,renameat2"
 PROGRAM = "from cellseg_deploy.cli.infer import main; main()"
@@ -67,7 +69,7 @@ def test_system_calls_are_in_order(traced: Traced, tmp_path: Path) -> None:
     assert sum(path.parent.name in ("labels", "overlays", "sub") for path in paths.values()) == 8
     line = ("fsync", str(tmp_path / "out" / "journal.jsonl"))
     for at, path in paths.items():
-        is_table = path.name in ("cells.csv", "images.csv")  # renamed twice: it was complete before its line
+        is_table = path.name in ALWAYS  # renamed twice: it was complete before its line
         assert calls[at - 1] == (line if is_table else ("fsync", calls[at][0]))
         assert calls[at + 1] == ("fsync", str(path.parent))
     overlays = [at for at, path in paths.items() if "overlays" in path.parts]

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import TABLES, ForkServer, done_lines, files, finished_files, left_overs, linux, results
+from faults import ForkServer, done_lines, files, finished_files, left_overs, linux, results
 
+from cellseg_deploy.report.page import REPORT_HTML
 from cellseg_deploy.run.journal import JOURNAL
-from cellseg_deploy.run.output_folder import RUN_JSON, is_temporary
+from cellseg_deploy.run.output_folder import ALWAYS, RUN_JSON, is_temporary
 
 pytestmark = [pytest.mark.reliability, linux]
 COUNT = 6
@@ -121,7 +122,8 @@ def test_a_readable_file_that_is_another_one_is_kept_and_named(
         assert ended.code == 0, ended.said
         assert ended.said.count(OVERLAY) == 1
         assert json.loads(files(out)[RUN_JSON])["edited"] == [OVERLAY]
-        assert {**files(out), RUN_JSON: b""} == {**before, RUN_JSON: b""}
+        told = {RUN_JSON: b"", REPORT_HTML: b""}  # its picture in the report is that of the file as it is now
+        assert files(out) | told == before | told
     assert server.run(images, out, "--overwrite").code == 0
     assert results(out) == results(whole)
 
@@ -204,15 +206,15 @@ def test_order_of_writing(server: ForkServer, images: Path, tmp_path: Path) -> N
     assert "unwatched open" not in {call for call, _ in calls}
     renamed = [(at, path) for at, (call, path) in enumerate(calls) if call == "rename" and not is_temporary(path)]
     names = [path for _, path in renamed]
-    assert len(names) == 2 * COUNT + names.count("run.json") + len((JOURNAL, "cells.csv", "images.csv"))
+    assert len(names) == 2 * COUNT + names.count("run.json") + len((JOURNAL, *ALWAYS))
     for at, path in renamed:
         before = calls[:at]
-        if path in TABLES:  # a line of the journal says first what will be there
+        if path in ALWAYS:  # a line of the journal says first what will be there
             assert before[-2:] == [("write", JOURNAL), ("fsync", JOURNAL)]
             del before[-2:]
         temporary = before[-1][1]  # or the folder of a temporary file that got its name before
         folder = os.path.dirname(path)  # noqa: PTH120
-        if path in TABLES:
+        if path in ALWAYS:
             assert before[-1] == ("fsync", folder or ".")
             assert before[-2][0] == "rename"
             temporary = before[-3][1]
@@ -227,7 +229,7 @@ def test_order_of_writing(server: ForkServer, images: Path, tmp_path: Path) -> N
     assert all(calls[at + 1] == ("fsync", JOURNAL) for at in lines)
     journal_is_there = calls.index(("rename", JOURNAL))
     outputs = [(at, path) for at, path in renamed if "/" in path]
-    lines, tables = lines[: -len(TABLES)], lines[-len(TABLES) :]
+    lines, tables = lines[: -len(ALWAYS)], lines[-len(ALWAYS) :]
     scales, lines = lines[:-COUNT], lines[-COUNT:]  # a line per group of images of one size, then one per image
     assert tables[0] > outputs[-1][0]
     assert 1 <= len(scales) < COUNT

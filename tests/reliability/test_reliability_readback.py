@@ -20,6 +20,7 @@ from read_back import area_of, check_qupath, coco_of, quiet_decoding, regions, r
 
 from cellseg_deploy.cli import console
 from cellseg_deploy.cli.infer import command
+from cellseg_deploy.run.output_folder import ALWAYS
 from cellseg_deploy.samples import SmearParams, make_smear
 
 pytestmark = pytest.mark.reliability
@@ -312,6 +313,6 @@ def test_nothing_else_is_left(results: Results) -> None:
     expected = {
         f"{folder}/{name}{suffix}" for folder, kinds in suffixes.items() for suffix in kinds for name in results.images
     }
-    expected |= {"cells.csv", "images.csv", "cells.parquet", "coco.json", "run.json", "journal.jsonl"}
+    expected |= {*ALWAYS, "cells.parquet", "coco.json", "results.xlsx", "run.json", "journal.jsonl"}
     found = {path.relative_to(results.out).as_posix() for path in results.out.rglob("*") if path.is_file()}
     assert found == expected

@@ -28,6 +28,7 @@ from cellseg_deploy.run import commit, resume
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run.folder import ImageResult, RunOptions, RunSummary, plan_folder, run_folder
 from cellseg_deploy.run.journal import JOURNAL
+from cellseg_deploy.run.output_folder import ALWAYS
 from cellseg_deploy.run.record import Inputs
 from cellseg_deploy.segmenter import Segmenter
 
@@ -218,7 +219,7 @@ def test_finished_images_that_can_no_longer_be_read_are_skipped(
         *((f"{name}.png", "done") for name in "abc"),
         *((f"{name}.png", "failed") for name in ("bad", "d")),
     }
-    kept = {name: data for name, data in expected.items() if "/d.png" not in name and not name.endswith(".csv")}
+    kept = {name: data for name, data in expected.items() if "/d.png" not in name and name not in ALWAYS}
     assert kept.items() <= results(out).items()
     assert not list(out.glob("*/d.png*"))
 
@@ -425,9 +426,7 @@ def test_overwriting_leaves_no_file_of_the_earlier_run(folder: Path, tmp_path: P
     run(folder, out, save=("labels", "parquet"))
     assert (out / "cells.parquet").exists()
     run(folder, out, save=("overlays",), overwrite=True)
-    assert sorted(path.name for path in out.iterdir()) == [
-        *("cells.csv", "images.csv", "journal.jsonl", "overlays", "run.json")
-    ]
+    assert {path.name for path in out.iterdir()} == {*ALWAYS, "journal.jsonl", "overlays", "run.json"}
 
 
 def test_files_that_somebody_put_beside_the_results_stay(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Which images a person should look at first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cellseg_deploy.models.spec import ModelSpec
+from cellseg_deploy.report.results import ImageRow
+
+MAX_Z = 3.5
+"""Of a modified z-score, above which a value is an outlier: Iglewicz and Hoaglin, How to Detect and Handle Outliers
+(1993)."""
+_FEW_IMAGES = 8
+_SIZES = (0.7, 1.3)  # cell diameters as multiples of the model's, as in the comparison of cellseg-evaluate describe
+_COVERED_TOLERANCE = 0.1
+_FEW_CELLS = 8
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """One value of one image. ``what``: the quantity; ``typical``: what was expected, in words."""
+
+    image: str
+    what: str
+    value: float
+    typical: str
+
+
+def _density(image: ImageRow) -> float | None:
+    field_px = image.values.get("field_px")
+    return image.values["counted"] / field_px * 1e6 if field_px else None
+
+
+def _covered(image: ImageRow) -> float:
+    return float(image.values["confluence"])
+
+
+def _area(image: ImageRow) -> float | None:
+    area = image.values.get("median_cell_area_px")
+    return None if area is None else float(area * image.values["scale"] ** 2)
+
+
+_QUANTITIES: dict[str, Callable[[ImageRow], float | None]] = {  # none depends on the size of the image
+    "counted cells per megapixel": _density,
+    "covered share": _covered,
+    "median cell area at the network's scale, px": _area,
+}
+
+
+def outliers(images: Sequence[ImageRow]) -> list[Outlier]:
+    """Values that lie far from those of the other images, by the modified z-score 0.6745 (x - median) / MAD.
+
+    With fewer than eight images nothing is an outlier, and with a MAD of 0 (most values are equal) neither.
+    """
+    found = list[Outlier]()
+    done = [image for image in images if image.is_done]
+    for what, value_of in _QUANTITIES.items():
+        known = [(image.name, value) for image in done if (value := value_of(image)) is not None]
+        values = np.array([value for _, value in known])
+        if len(values) < _FEW_IMAGES:
+            continue
+        median = float(np.median(values))
+        mad = float(np.median(np.abs(values - median)))
+        if mad == 0:
+            continue
+        for image, value in known:
+            z = 0.6745 * (value - median) / mad
+            if abs(z) > MAX_Z:
+                found.append(Outlier(image, what, value, f"median of the run {median:.4g}, robust z {z:+.1f}"))
+    return found
+
+
+def unlike_training(images: Sequence[ImageRow], spec: ModelSpec) -> list[Outlier]:
+    """Images whose covered share or cell size is outside of what the model was trained on, as far as it records it.
+
+    The limits are those of ``cellseg-evaluate describe``, which compares light and stain as well.
+    """
+    found = list[Outlier]()
+    summary = spec.training.data_summary
+    covered = None if summary is None else summary.values.get("covered")
+    for image in images:
+        if not image.is_done:
+            continue
+        if covered is not None:
+            margin = max(_COVERED_TOLERANCE, (covered.p95 - covered.p05) / 4)
+            share = float(image.values["confluence"])
+            if not covered.p05 - margin <= share <= covered.p95 + margin:
+                text = f"training images {covered.median:.2g}, mostly {covered.p05:.2g} to {covered.p95:.2g}"
+                found.append(Outlier(image.name, "covered share", share, text))
+        area, scale = image.values.get("median_cell_area_px"), image.values.get("scale")
+        if area and scale and image.values["cells"] >= _FEW_CELLS:
+            diameter = float(np.sqrt(4 / np.pi * area)) * scale
+            if not _SIZES[0] <= diameter / spec.cell_diameter_px <= _SIZES[1]:
+                text = f"the model's cells are {spec.cell_diameter_px:.0f} px"
+                found.append(Outlier(image.name, "cell diameter at the network's scale, px", diameter, text))
+    return found
+
+
+def reasons(images: Sequence[ImageRow], found: Sequence[Outlier]) -> dict[str, list[str]]:
+    """Why each image needs a look, in a few words each; images that need none are left out.
+
+    Cells that look like several are no reason: half of such hints are wrong, and most photographs have some.
+    """
+    why, unusual = dict[str, list[str]](), dict[str, list[str]]()
+    for one in found:
+        unusual.setdefault(one.image, []).append(f"unusual {one.what}")
+    for image in images:
+        words = [] if image.is_done else ["failed"]
+        words += [*image.warnings, *unusual.get(image.name, [])]
+        if words:
+            why[image.name] = list(dict.fromkeys(words))
+    return why
