@@ -86,6 +86,11 @@ def done(
     )
 
 
+def cell_columns(*, with_classes: bool) -> tuple[str, ...]:
+    """Return the columns of a record's ``cells``."""
+    return _CELL_COLUMNS_WITH_CLASSES if with_classes else CELL_COLUMNS
+
+
 def warned(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
     """Return ``count_warnings`` of the images ``entries``; journals of 0.1.0 have none."""
     return count_warnings((entry.record.image, entry.record.result.get(WARNINGS, {})) for entry in entries)
