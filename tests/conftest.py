@@ -60,8 +60,10 @@ SLOW = (
     "run/test_folder_run.py",
     "run/test_going_on.py",
     "test_nothing_leaves.py",
+    "train/test_corrected.py",
     "train/test_fine_tuning.py",
     "train/test_train.py",
+    "view/test_browser.py",
 )
 """Rooms and modules whose tests are ``slow``: scripts/check leaves them out. Each takes ten seconds or more of
 CPU time. cli/test_infer.py does too, and stays in: it is the command that people use."""

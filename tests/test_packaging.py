@@ -366,7 +366,8 @@ def test_the_wheel_holds_models_type_markers_and_licence(wheel_names: set[str]) 
     shipped = ("*.onnx", "*.safetensors", "*.md", "*.json")
     models = [path for pattern in shipped for path in (ROOT / "cellseg_deploy" / "models").glob(pattern)]
     page = (ROOT / "cellseg_deploy" / "view" / "static").iterdir()
-    expected = {path.relative_to(ROOT).as_posix() for path in (*models, *page) if path.is_file()} | {f"{name}/py.typed" for name in OUR_NAMES}
+    files = [path for path in (*models, *page) if path.is_file()]
+    expected = {path.relative_to(ROOT).as_posix() for path in files} | {f"{name}/py.typed" for name in OUR_NAMES}
     assert expected <= wheel_names
     assert any(re.search(r"\.dist-info/.*LICENSE$", name) for name in wheel_names)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cellseg_deploy.cli.console import require_packages, run, say
+from cellseg_deploy.cli.console import refuse_options, require_packages, run, say
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS
 from cellseg_train.config import (
@@ -95,6 +95,18 @@ def _setting(
     "--points", multiple=True, type=_EXISTING, help="Points (CSV image,class,x,y) instead of masks. Repeatable."
 )
 @click.option(
+    "--corrections",
+    type=_FOLDER,
+    metavar="OUT",
+    help="Folder corrected with cellseg-view: its corrected and its confirmed images, with their corrected labels.",
+)
+@click.option(
+    "--hold-out/--no-hold-out",
+    default=True,
+    show_default=True,
+    help="Keep every second image of --corrections out of the training, in RUN/corrected/held-out, to evaluate on.",
+)
+@click.option(
     "--teacher", type=_EXISTING, help="Model that says where cells are for --boxes, --points.  [default: the shipped]"
 )
 @click.option(
@@ -118,7 +130,7 @@ def _setting(
     multiple=True,
     metavar="FILE|marks",
     help="CSV (image,label,class) of the cells' classes, each a channel of the network; or marks for those of --boxes, "
-    "--points. Cells of the class ignore teach nothing. Repeatable.",
+    "--points, --corrections. Cells of the class ignore teach nothing. Repeatable.",
 )
 @click.option("--truth-only", is_flag=True, help="Make the label images in RUN/truth and stop.")
 @click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images; without it some of --images.")
@@ -231,6 +243,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     \b
     cellseg-train --images smears/ --masks masks/ -o runs/first --weights shipped --image-scale 0.5 --epochs 20
     cellseg-train --images smears/ --boxes boxes.csv -o runs/boxes --weights shipped --cell-diameter 48
+    cellseg-train --corrections counts/ -o runs/corrected --weights shipped --cell-diameter 48
     cellseg-train --resume runs/first
 
     The run folder keeps settings, split, log, pictures, the last checkpoint, and in model.safetensors the best network,
@@ -253,15 +266,19 @@ def command(context: click.Context, /, **options: Any) -> None:
         _say_next(resume)
         return
     kinds = [kind for kind in ("masks", "boxes", "points") if options[kind]]
-    if not options["images"] or len(kinds) != 1 or out is None:
+    corrected = options["corrections"] is not None
+    has_folders = bool(options["images"]) and len(kinds) == 1
+    if out is None or not (has_folders or (corrected and not options["images"] and not kinds)):
         raise UsageError(
-            "give --images DIR, one of --masks DIR, --boxes FILE and --points FILE, and -o RUN to start a training, "
-            "or --resume RUN to resume one"
+            "give --images DIR, one of --masks DIR, --boxes FILE and --points FILE, or --corrections OUT, and -o RUN "
+            "to start a training, or --resume RUN to resume one"
         )
+    if not corrected:
+        refuse_options(context, ("hold_out",), "belongs to --corrections")
     truth_only = options.pop("truth_only")
-    if truth_only and kinds == ["masks"]:
+    if truth_only and kinds in (["masks"], []):
         raise UsageError("--truth-only makes label images from --boxes or --points; got --masks")
-    if MARKS in options["classes"] and kinds == ["masks"]:
+    if MARKS in options["classes"] and kinds == ["masks"] and not corrected:
         raise UsageError(f"--classes {MARKS} takes the classes of --boxes or --points; got --masks: give a CSV file")
     for file in options["classes"]:
         if file != MARKS and not Path(file).is_file():
@@ -288,17 +305,27 @@ def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool)
     teaching = {name: options.pop(name) for name in _TEACHING}
     folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
     note, class_files = options.pop("data_note"), options.pop("classes")
+    corrections, hold_out = options.pop("corrections"), options.pop("hold_out")
     options["weights"] = absolute_source(options["weights"])
     measure = sections["data"]["min_object_px"] is None
     if measure:
         del sections["data"]["min_object_px"]
     config = TrainConfig(**{name: _SECTIONS[name](**values) for name, values in sections.items()}, **options)
     made: tuple[Path, ...] = ()
-    if not folders["masks"]:
+    if folders["images"] and not folders["masks"]:
         truth = _make_truth(out, folders["images"], marks, teaching, config.threads, quiet)
         folders["masks"], made = tuple(each.labels for each in truth), tuple(each.classes for each in truth)
         if truth_only:
             return False
+    if corrections is not None:
+        from cellseg_train import corrected
+
+        taken = corrected.take(corrections, out, hold_out=hold_out)
+        if not quiet:
+            for line in taken.words:
+                say(line)
+        folders["images"], folders["masks"] = (*folders["images"], taken.images), (*folders["masks"], taken.masks)
+        made = (*made, taken.classes)
     folders["classes"] = tuple(
         path for file in dict.fromkeys(class_files) for path in (made if file == MARKS else (Path(file),))
     )

@@ -5,7 +5,7 @@ confirmation, fsynced before the page is told, so that a kill loses nothing. Bef
 names the labels it starts from and the photograph. ``OUT/labels`` is never changed. ``OUT/corrections/NAME.tif`` is the
 corrected label image, cells numbered 1..n in raster order; it is made from the journal and may be deleted.
 
-    {"kind":"image","image":"a.png","photograph":"/smears/a.png","labels":"labels/a.png.tif","sha256":"..."}
+    {"kind":"image","image":"a.png","photograph":"/smears/a.png","labels":"labels/a.png.tif","sha256":"...",...}
     {"kind":"edit","image":"a.png","edit":{"op":"delete","cells":[3]}}
     {"kind":"undo","image":"a.png"}
     {"kind":"confirm","image":"a.png","value":true}
@@ -13,6 +13,7 @@ corrected label image, cells numbered 1..n in raster order; it is made from the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -30,6 +31,7 @@ from cellseg_deploy.files.checked_lines import AppendedFile, content_of, line_of
 from cellseg_deploy.images.decode import decode_bytes
 from cellseg_deploy.images.options import MAX_PIXELS
 from cellseg_deploy.outputs import label_tiff
+from cellseg_deploy.outputs.names import LABEL_SUFFIX
 from cellseg_deploy.run.journal import is_inside
 from cellseg_deploy.run.output_folder import make_place
 from cellseg_deploy.view.edited import Classes, Edit, EditedImage, Step
@@ -48,13 +50,15 @@ _log = logging.getLogger(__name__)
 class Recorded:
     """What the journal says of one image. ``photograph``: absolute path. ``lines``: edits, undos, ..., in order.
 
-    ``labels``, ``sha256``: label image that the edits begin with. ``classes``: of its cells, None for those of the run.
+    ``output_name``: name of its corrected label image. ``labels``, ``sha256``: label image that the edits begin with.
+    ``classes``: of its cells, None for those of the run.
     """
 
     image: str
     photograph: str
     labels: str
     sha256: str
+    output_name: str
     classes: dict[str, Any] | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -96,9 +100,11 @@ def read_corrections(out: Path) -> tuple[dict[str, Recorded], int, list[str]]:
         elif content.get("kind") == "corrections":
             if content.get("version") != VERSION:
                 raise OutputError(f"{path}: of version {content.get('version')}; this program knows {VERSION}")
-        elif content.get("kind") == "image" and is_inside(str(content["labels"])):
+        elif content.get("kind") == "image" and all(
+            is_inside(str(content.get(name))) for name in ("labels", "output_name")
+        ):
             image = str(content["image"])
-            texts = (str(content[name]) for name in ("photograph", "labels", "sha256"))
+            texts = (str(content[name]) for name in ("photograph", "labels", "sha256", "output_name"))
             found[image] = Recorded(image, *texts, content.get("classes"))
         elif content.get("image") in found:
             found[content["image"]].lines.append(content)
@@ -110,12 +116,24 @@ class Corrections:
 
     def __init__(self, out: Path, class_names: Sequence[str]) -> None:
         """Read what ``out`` has; nothing is written before the first edit. Raises ``OutputError``."""
-        self.out, self.class_names = out, tuple(class_names)
+        self.out = out
         self.recorded, self._whole, self.notices = read_corrections(out)
+        used = [
+            str(line["edit"]["class"])
+            for said in self.recorded.values()
+            for line in said.lines
+            if line["kind"] == "edit" and line["edit"].get("class")
+        ]
+        self.class_names = tuple(dict.fromkeys([*class_names, *used]))
         self._read_bytes = (out / JOURNAL).stat().st_size if (out / JOURNAL).exists() else 0
         self._file: AppendedFile | None = None
         self._open: dict[str, EditedImage] = {}
-        self._stale: set[str] = {name for name, said in self.recorded.items() if said.lines}
+        self._stale: set[str] = {name for name in self.recorded if not self._is_newer(name)}
+
+    @property
+    def opened(self) -> set[str]:
+        """Names of the images whose state is in memory."""
+        return set(self._open)
 
     def image(self, image: ViewedImage, classes: Callable[[], Classes]) -> EditedImage:
         """Return the state of ``image``, replayed from the journal the first time. ``classes``: of its first labels.
@@ -162,6 +180,8 @@ class Corrections:
 
     def edit(self, image: ViewedImage, edited: EditedImage, edit: Edit) -> Step:
         """Make ``edit`` and record it. Raises ``UsageError``, or ``OutputError`` with nothing changed."""
+        if edit.get("op") == "draw" and not edit.get("class") and self.class_names:
+            edit = {**edit, "class": self.class_names[0]}
         edited.check(edit)
         self._record(image, {"kind": "edit", "edit": dict(edit)})
         return edited.apply(edit)
@@ -207,10 +227,25 @@ class Corrections:
         return self._file is not None or (path.stat().st_size if path.exists() else 0) == self._read_bytes
 
     def close(self) -> None:
-        """Close the journal."""
+        """Close the journal; label images that are up to date become newer than it."""
         if self._file is not None:
             self._file.close()
             self._file = None
+            for name in self.recorded.keys() - self._stale:
+                with contextlib.suppress(OSError):  # then it is written again next time
+                    os.utime(self._label_place(name))
+
+    def _label_place(self, name: str) -> Path:
+        return self.out / FOLDER / f"{self.recorded[name].output_name}{LABEL_SUFFIX}"
+
+    def _is_newer(self, name: str) -> bool:
+        """Whether the corrected label image of ``name`` was written after the last line of the journal."""
+        if not self.recorded[name].lines:
+            return True
+        try:
+            return self._label_place(name).stat().st_mtime_ns >= (self.out / JOURNAL).stat().st_mtime_ns
+        except OSError:
+            return False
 
     def _replay(self, edited: EditedImage, line: dict[str, Any]) -> None:
         match line["kind"]:
@@ -249,10 +284,12 @@ class Corrections:
             "photograph": "" if image.path is None else os.path.abspath(image.path),  # noqa: PTH100
             "labels": labels,
             "sha256": sha256,
+            "output_name": image.output_name,
             "classes": classes,
         }
         self._append(line)
-        self.recorded[image.name] = Recorded(image.name, str(line["photograph"]), labels, sha256, classes)
+        photograph = str(line["photograph"])
+        self.recorded[image.name] = Recorded(image.name, photograph, labels, sha256, image.output_name, classes)
 
     def _record(self, image: ViewedImage, line: dict[str, Any]) -> None:
         if image.name not in self.recorded:

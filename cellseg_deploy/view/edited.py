@@ -122,8 +122,8 @@ class EditedImage:
                 return patch, kept
             case {"op": "draw", "outline": [*outline]} if len(outline) <= _MOST_POINTS:
                 patch = edits.draw(self.labels, outline, self._next)
-                if self.class_names:
-                    kept[self._next] = (self._class(edit.get("class") or self.class_names[0]), BY_HAND)
+                if edit.get("class"):
+                    kept[self._next] = (self._class(edit["class"]), BY_HAND)
                 return patch, kept
             case {"op": "class", "cells": [*cells], "class": str(name)}:
                 numbers = _numbers(cells)

@@ -164,8 +164,8 @@ def label(workspace: Workspace, call: Call) -> Reply:
 
 
 def save(workspace: Workspace, _: Call) -> Reply:
-    """Write the corrected label images."""
-    return _json({"files": workspace.save()})
+    """Write the corrected label images of the images edited last."""
+    return _json({"files": workspace.save(workspace.corrections.opened)})
 
 
 def export(workspace: Workspace, call: Call) -> Reply:

@@ -186,6 +186,13 @@ def _uploads(out: Path) -> list[ViewedImage]:
     ]
 
 
+def original_of(source: Source, name: str, recorded: str) -> Path | None:
+    """Return the photograph of the image ``name``; ``recorded``: where it was when it was corrected. None if lost."""
+    found = next((image.path for image in source.images.values() if image.name == name), None)
+    places = [path for path in (found, Path(recorded) if recorded else None) if path is not None]
+    return next((path for path in places if path.is_file()), None)
+
+
 def label_path(image: ViewedImage) -> str:
     """Return the path in ``corrections/`` of the corrected label image of ``image``."""
     return f"{image.output_name}{LABEL_SUFFIX}"

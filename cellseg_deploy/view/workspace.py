@@ -101,7 +101,7 @@ class Workspace:
         """Return everything about one image: its size, cells with outlines, and the state of its corrections."""
         with self._lock:
             image = self.image(key)
-            self.save()
+            self.save(self.corrections.opened)
             pyramid = self.pyramids[key]
             edited = self._edited(image)
             shown = self._show(image, edited)
@@ -226,11 +226,16 @@ class Workspace:
                 raise
             return self._listed(image)
 
-    def save(self) -> list[str]:
-        """Write the corrected label images that are not up to date; return their paths relative to OUT."""
+    def save(self, names: set[str] | None = None) -> list[str]:
+        """Write the corrected label images that are not up to date; return their paths relative to OUT.
+
+        ``names``: of these images only.
+        """
         with self._lock:
             known = {image.name: image for image in self.source.images.values()}
-            images = [known[name] for name in self.corrections.recorded if name in known]
+            images = [
+                known[name] for name in self.corrections.recorded if name in known and (names is None or name in names)
+            ]
             return self.corrections.save_labels(images, self._first_classes)
 
     def export(self, kinds: list[str], *, everything: bool) -> dict[str, Any]:

@@ -34,13 +34,31 @@ def make_viewed_run(folder: Path) -> Path:
     Image.fromarray(draw_discs((100, 130), TOUCHING)).save(smears / "a.png")
     Image.fromarray(draw_discs((100, 130), [(20, 20), (60, 22)])).save(smears / "sub" / "b<i>.png")
     (smears / "bad.png").write_bytes((smears / "a.png").read_bytes()[:-30])
+    return make_run(smears, folder / "out")
+
+
+def make_run(images: Path, out: Path) -> Path:
+    """A run of the stub network over ``images`` into ``out``, which it gives."""
     with Segmenter(DarknessBackend()) as segmenter:
         run_folder(
             segmenter,
-            find_images([smears]),
-            folder / "out",
+            find_images([images]),
+            out,
             options=RunOptions(),
             threads=plan(1, device="cpu"),
-            inputs=Inputs.of([smears]),
+            inputs=Inputs.of([images]),
         )
-    return folder / "out"
+    return out
+
+
+def main() -> None:
+    """``cellseg-view`` with the stub, for a process of its own."""
+    from cellseg_deploy.cli import view
+    from cellseg_deploy.view import workspace
+
+    workspace.Workspace = StubWorkspace  # type: ignore[misc]
+    view.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ import tifffile
 from view_stub import StubWorkspace
 
 from cellseg_deploy.errors import DataError, OutputInUseError, UsageError
+from cellseg_deploy.files.checked_lines import line_of
 from cellseg_deploy.images.read import read_labels
 from cellseg_deploy.view.corrections import JOURNAL, read_corrections
 from cellseg_deploy.view.source import open_source
@@ -128,6 +129,36 @@ def test_corrected_labels_are_written_and_exported(workspace, ids, out) -> None:
     assert (image["cells"], image["counted"]) == ("3", "2")
     features = json.loads((out / "corrected" / "geojson" / "a.png.geojson").read_text())["features"]
     assert len(features) == 3
+
+
+def test_label_images_are_written_again_only_after_a_kill(workspace, ids, out) -> None:
+    make_edits(workspace, ids.a)
+    workspace.confirm(ids.b, value=True)
+    workspace.__exit__()
+    assert {path.name for path in (out / "corrections").rglob("*.tif")} == {"a.png.tif", "b<i>.png.tif"}
+    with StubWorkspace(open_source(out)) as again:
+        assert again.save() == []
+        again.undo(ids.a)
+        again._locked.__exit__(None, None, None)  # killed
+        again._locked = None
+        with StubWorkspace(open_source(out)) as last:
+            assert "corrections/a.png.tif" in last.save()
+
+
+@pytest.mark.parametrize("field", ["labels", "output_name"])
+@pytest.mark.parametrize("place", ["../../elsewhere", "/etc/passwd"])
+def test_a_journal_that_leads_out_of_the_folder_is_not_followed(out, field, place) -> None:
+    content = {
+        "kind": "image",
+        "image": "a.png",
+        "photograph": "",
+        "labels": "labels/a.png.tif",
+        "sha256": "",
+        "output_name": "a",
+    }
+    (out / "corrections").mkdir()
+    (out / JOURNAL).write_bytes(line_of(content | {field: place}))
+    assert read_corrections(out)[0] == {}
 
 
 def test_the_export_of_an_untouched_run_equals_the_run(workspace, out) -> None:
