@@ -24,7 +24,10 @@ SMALLEST_PX = 4
 
 @dataclass(frozen=True)
 class Patch:
-    """A rectangle of a label image: its first row and column, and its labels before and after, (h, w) each."""
+    """A rectangle of a label image: its first row and column, and its labels before and after, (h, w) each.
+
+    It holds all pixels of the cells that change.
+    """
 
     top: int
     left: int

@@ -114,13 +114,10 @@ def listening_socket(port: int) -> socket.socket:
 
 
 def serve(app: Any, bound: socket.socket, on_start: Callable[[], None]) -> None:
-    """Serve ``app`` on ``bound`` until Ctrl-C or SIGTERM; ``on_start`` is called once it listens."""
+    """Serve ``app`` on ``bound`` until Ctrl-C or SIGTERM; ``on_start`` is called once connections are taken."""
     import uvicorn
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            on_start()
-
+    bound.listen()  # what connects from here on waits for the server
+    on_start()
     config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=3, server_header=False)
-    Server(config).run(sockets=[bound])
+    uvicorn.Server(config).run(sockets=[bound])

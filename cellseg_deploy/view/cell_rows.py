@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells.count_rules import CountRule, counted
+from cellseg_deploy.cells.edits import Patch
 from cellseg_deploy.cells.field_of_view import Mask, edges
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.measure import CellTable, measure
@@ -18,8 +19,8 @@ SHOWN = ("area_px", "equivalent_diameter_px", "circularity", "solidity", "touche
 Row = dict[str, Any]
 
 
-def rows_of(labels: Labels, *, numbers: Iterable[int] | None = None) -> list[Row]:
-    """Return a row for each cell of ``labels`` (h, w), or for ``numbers`` only, ascending.
+def rows_of(labels: Labels, *, numbers: Iterable[int] | None = None, patch: Patch | None = None) -> list[Row]:
+    """Return a row for each cell of ``labels`` (h, w), or for ``numbers`` only, which ``patch`` holds, ascending.
 
     A row has ``n``, the label, ``box`` (left, top, width, height), ``at`` (the centroid, in the coordinates of
     ``polygons``), ``rings`` (flat lists x, y, x, y, ...; holes as rings of their own) and ``SHOWN``.
@@ -27,13 +28,11 @@ def rows_of(labels: Labels, *, numbers: Iterable[int] | None = None) -> list[Row
     wanted = None if numbers is None else sorted(set(numbers))
     if wanted is None:
         return _rows(labels, 0, 0, labels.shape)
-    is_wanted = np.isin(labels, wanted)
-    rows, columns = np.flatnonzero(is_wanted.any(axis=1)), np.flatnonzero(is_wanted.any(axis=0))
-    if not len(rows):
-        return []
-    place = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    crop = np.where(is_wanted[place], labels[place], 0).astype(np.int32)
-    return _rows(crop, place[0].start, place[1].start, labels.shape)
+    top, left = (0, 0) if patch is None else (patch.top, patch.left)
+    height, width = labels.shape if patch is None else patch.after.shape
+    around = labels[top : top + height, left : left + width]
+    crop = np.where(np.isin(around, wanted), around, 0).astype(np.int32)
+    return _rows(crop, top, left, labels.shape)
 
 
 def counts(

@@ -104,8 +104,8 @@ def read_corrections(out: Path) -> tuple[dict[str, Recorded], int, list[str]]:
             is_inside(str(content.get(name))) for name in ("labels", "output_name")
         ):
             image = str(content["image"])
-            texts = (str(content[name]) for name in ("photograph", "labels", "sha256", "output_name"))
-            found[image] = Recorded(image, *texts, content.get("classes"))
+            texts = {name: str(content[name]) for name in ("photograph", "labels", "sha256", "output_name")}
+            found[image] = Recorded(image, **texts, classes=content.get("classes"))  # type: ignore[arg-type]
         elif content.get("image") in found:
             found[content["image"]].lines.append(content)
     return found, whole, notices
@@ -182,9 +182,9 @@ class Corrections:
         """Make ``edit`` and record it. Raises ``UsageError``, or ``OutputError`` with nothing changed."""
         if edit.get("op") == "draw" and not edit.get("class") and self.class_names:
             edit = {**edit, "class": self.class_names[0]}
-        edited.check(edit)
+        step = edited.plan(edit)
         self._record(image, {"kind": "edit", "edit": dict(edit)})
-        return edited.apply(edit)
+        return edited.apply(step)
 
     def undo(self, image: ViewedImage, edited: EditedImage) -> Step:
         """Undo the last edit and record that."""
@@ -250,7 +250,7 @@ class Corrections:
     def _replay(self, edited: EditedImage, line: dict[str, Any]) -> None:
         match line["kind"]:
             case "edit":
-                edited.apply(line["edit"])
+                edited.apply(edited.plan(line["edit"]))
             case "undo":
                 edited.undo()
             case "redo":

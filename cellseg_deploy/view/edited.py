@@ -65,21 +65,20 @@ class EditedImage:
     def __post_init__(self) -> None:
         self._next = int(self.labels.max(initial=0)) + 1
 
-    def apply(self, edit: Edit) -> Step:
-        """Make ``edit``. Raises ``UsageError``, with nothing changed, if it cannot be made."""
+    def plan(self, edit: Edit) -> Step:
+        """Return what ``edit`` changes, without changing it. Raises ``UsageError`` if it cannot be made."""
         patch, classes = self._planned(edit)
-        if patch is not None:
-            patch.apply(self.labels)
-            self._next = max(self._next, int(patch.after.max(initial=0)) + 1)
-        step = Step(edit, patch, self.classes, classes)
-        self.classes = classes
+        return Step(edit, patch, self.classes, classes)
+
+    def apply(self, step: Step) -> Step:
+        """Make the edit of ``step``, which was planned in this state; return it."""
+        if step.patch is not None:
+            step.patch.apply(self.labels)
+            self._next = max(self._next, int(step.patch.after.max(initial=0)) + 1)
+        self.classes = step.classes_after
         self.done.append(step)
         self.undone.clear()
         return step
-
-    def check(self, edit: Edit) -> None:
-        """Raise ``UsageError`` if ``edit`` cannot be made; changes nothing."""
-        self._planned(edit)
 
     def undo(self) -> Step:
         """Undo the last edit. Raises ``UsageError`` if there is none."""

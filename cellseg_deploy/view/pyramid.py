@@ -23,8 +23,8 @@ class Pyramid:
     """Levels of one image, uint8 RGB (h, w, 3); smaller levels are computed when first wanted."""
 
     def __init__(self, pixels_hwc: Pixels) -> None:
-        self.height, self.width = pixels_hwc.shape[:2]
-        self.top = int(max(self.height - 1, self.width - 1)).bit_length()
+        self.height, self.width = int(pixels_hwc.shape[0]), int(pixels_hwc.shape[1])
+        self.top = max(self.height - 1, self.width - 1).bit_length()
         self._levels = {self.top: pixels_hwc}
         self._lock = threading.Lock()
 

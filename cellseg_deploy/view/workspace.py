@@ -337,7 +337,7 @@ class Workspace:
         shown = self._show(image, edited)
         numbers = set(step.numbers)
         if is_open:
-            fresh = {row["n"]: row for row in rows_of(edited.labels, numbers=numbers)}
+            fresh = {row["n"]: row for row in rows_of(edited.labels, numbers=numbers, patch=step.patch)}
             for number in numbers:
                 shown.rows.pop(number, None)
             shown.rows |= fresh

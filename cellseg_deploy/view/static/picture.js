@@ -101,6 +101,8 @@ export class Picture {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, width, height);
     if (!view || !this.viewer.isOpen()) return;
+    const { viewport } = this.viewer, isWhole = viewport.getZoom(true) <= 1.1 * viewport.getHomeZoom();
+    document.getElementById("navigator").style.visibility = isWhole ? "hidden" : "visible";
     const scale = view.scale * ratio;
     context.setTransform(scale, 0, 0, scale, view.x * ratio, view.y * ratio);
     const px = ratio / scale; // one CSS px, in px of the image
