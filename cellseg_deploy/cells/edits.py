@@ -159,18 +159,15 @@ def _patch(labels: Labels, place: tuple[slice, slice], after: Labels) -> Patch:
 
 def _place_of(labels: Labels, numbers: Sequence[int]) -> tuple[slice, slice]:
     """Return the rectangle around the cells ``numbers``; ``UsageError`` if one is missing."""
+    import cv2
+
     if not numbers:
         raise UsageError("no cell is selected")
-    found = np.isin(labels, numbers)
-    rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
-    if len(rows):
-        place = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-        missing = sorted(set(numbers) - set(np.unique(labels[place][found[place]]).tolist()))
-    else:
-        missing = sorted(set(numbers))
-    if missing:
+    boxes = {number: cv2.boundingRect(cv2.compare(labels, int(number), cv2.CMP_EQ)) for number in numbers}
+    if missing := [number for number, (_, _, width, _) in boxes.items() if not width]:
         raise UsageError(f"there is no cell {', '.join(map(str, missing))}: it was deleted or merged; reload the image")
-    return place
+    left, top, width, height = np.array(list(boxes.values())).T
+    return slice(int(top.min()), int((top + height).max())), slice(int(left.min()), int((left + width).max()))
 
 
 def _touching(crop: Labels, numbers: Sequence[int]) -> dict[int, bool]:

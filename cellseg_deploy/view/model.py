@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.batching import alone
 from cellseg_deploy.cells.image_tiles import ImageTiles
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.models import default_model_path
 from cellseg_deploy.outputs.segmentation import Segmentation
 from cellseg_deploy.run.repeat import RecordedRun, engine_arguments
@@ -54,16 +54,18 @@ class Settings:
 
 
 class Labeller:
-    """The model of ``recorded``, or the one that ships; opened at the first use. Not thread-safe."""
+    """The model of the run ``recorded``; without a run the one that ships. Opened at the first use. Not thread-safe."""
 
-    def __init__(self, recorded: RecordedRun | None) -> None:
-        self._recorded = recorded
+    def __init__(self, recorded: RecordedRun | None, *, is_run: bool) -> None:
+        self._recorded, self._is_run = recorded, is_run
         self._segmenter: Segmenter | None = None
         self._kept: tuple[tuple[str, float], npt.NDArray[np.float32]] | None = None
 
     def open(self) -> Segmenter:
         """Open the model. Raises ``ModelError`` if its file is not there, ``BackendUnavailableError``."""
         if self._segmenter is None:
+            if self._recorded is None and self._is_run:
+                raise ModelError("run.json does not tell the model of this run, so nothing can be labelled anew here")
             if self._recorded is None:
                 self._segmenter = Segmenter.load()
             else:

@@ -48,7 +48,7 @@ class Workspace:
         if missing := [name for name in opened.classes if name not in self.class_names]:
             raise UsageError(f"`classes` must hold those of the model; {', '.join(missing)} is missing")
         self.corrections = Corrections(opened.out, self.class_names)
-        self.labeller = Labeller(opened.recorded)
+        self.labeller = Labeller(opened.recorded, is_run=opened.is_run)
         self.pyramids = PyramidCache(lambda key: self._read(self.image(key)).pixels_hwc)
         self._shown: dict[str, _Shown] = {}
         self._locked: Any = None

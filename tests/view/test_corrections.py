@@ -12,11 +12,12 @@ import pytest
 import tifffile
 from view_stub import StubWorkspace
 
-from cellseg_deploy.errors import DataError, OutputInUseError, UsageError
+from cellseg_deploy.errors import DataError, ModelError, OutputInUseError, UsageError
 from cellseg_deploy.files.checked_lines import line_of
 from cellseg_deploy.images.read import read_labels
 from cellseg_deploy.view.corrections import JOURNAL, read_corrections
 from cellseg_deploy.view.source import open_source
+from cellseg_deploy.view.workspace import Workspace
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -234,6 +235,16 @@ def test_labelling_anew_equals_the_segmenter_and_is_an_edit_only_if_kept(workspa
     for wrong in ({"threshold": 2}, {"threshold": "x"}, {"task": "all"}, {"cell_diameter_px": 0}):
         with pytest.raises(UsageError):
             workspace.label(ids.a, wrong)
+
+
+def test_no_other_model_takes_the_place_of_the_runs(out) -> None:
+    opened = open_source(out)
+    assert opened.recorded is None  # the stub has no file
+    workspace = Workspace(opened)
+    key = next(iter(opened.images))
+    with pytest.raises(ModelError, match=r"run\.json does not tell"):
+        workspace.label(key, {"threshold": 0.4})
+    assert workspace.cells(key)["found"] == 2  # all else works
 
 
 def test_images_without_a_run_are_counted_when_opened(finished_run, tmp_path) -> None:

@@ -156,11 +156,12 @@ function crossed(points) {
   return chosen.length ? chosen.sort((a, b) => b[1] - a[1])[0][0] : null;
 }
 
-function stepCell(by) {
+function stepCell(by, adds = false) {
   const numbers = [...table.lines.keys()], current = [...state.selected].pop();
   if (!numbers.length) return;
   const n = numbers[(numbers.indexOf(current) + by + numbers.length) % numbers.length];
-  select(n, false);
+  if (adds) state.selected.delete(n); // select() would take it out again
+  select(n, adds);
   picture.show(state.rows.get(n));
 }
 
@@ -176,6 +177,7 @@ const KEYS = [
   ["V", "select", () => tools.choose("select")], ["D", "draw a cell", () => tools.choose("draw")], ["S", "split a cell", () => tools.choose("split")],
   ["M", "merge the selected cells", merge], ["X", "delete the selected cells (also Del)", remove], ["Delete", "", remove], ["Backspace", "", remove],
   ["1 … 9", "class of the selected cells", null], [".", "next cell", () => stepCell(1)], [",", "cell before", () => stepCell(-1)],
+  [">", "add the next cell to the selection", () => stepCell(1, true)], ["<", "add the cell before", () => stepCell(-1, true)],
   ["Z", "undo (also Ctrl+Z)", undo], ["Y", "redo (also Ctrl+Y)", redo], ["C", "confirm the image, or take that back", confirmImage],
   ["N", "next image", () => list.step(1)], ["P", "image before", () => list.step(-1)], ["O", "outlines on or off", toggleOutlines],
   ["F", "whole picture", () => picture.fit()], ["+", "zoom in", () => picture.zoomBy(1.4)], ["-", "zoom out", () => picture.zoomBy(1 / 1.4)],
