@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from cellseg_deploy.models.spec import ModelSpec, TrainingInfo, WeightsInfo, def
 
 if TYPE_CHECKING:
     from faults import ForkServer
+
+    from cellseg_deploy.view.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 THREE = [(20, 20), (60, 22), (100, 70)]
@@ -56,8 +60,10 @@ SLOW = (
     "run/test_folder_run.py",
     "run/test_going_on.py",
     "test_nothing_leaves.py",
+    "train/test_corrected.py",
     "train/test_fine_tuning.py",
     "train/test_train.py",
+    "view/test_browser.py",
 )
 """Rooms and modules whose tests are ``slow``: scripts/check leaves them out. Each takes ten seconds or more of
 CPU time. cli/test_infer.py does too, and stays in: it is the command that people use."""
@@ -290,3 +296,39 @@ def whole(server: ForkServer, images: Path, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("whole") / "out"
     assert server.run(images, out).code == 0
     return out
+
+
+# --- what cellseg-view shows (tests/helpers/view_stub.py)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a run in ``out``, and its photographs in ``smears``."""
+    from view_stub import make_viewed_run
+
+    return make_viewed_run(tmp_path_factory.mktemp("viewed")).parent
+
+
+@pytest.fixture
+def out(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of that run, whose photographs stay where they are."""
+    shutil.copytree(finished_run / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def workspace(out: Path) -> Iterator[Workspace]:
+    """A viewer of ``out`` with the stub network."""
+    from view_stub import StubWorkspace
+
+    from cellseg_deploy.view.source import open_source
+
+    with StubWorkspace(open_source(out)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ids(workspace: Workspace) -> SimpleNamespace:
+    """Ids of the images of ``workspace``."""
+    by_name = {image.name: key for key, image in workspace.source.images.items()}
+    return SimpleNamespace(a=by_name["a.png"], b=by_name["sub/b<i>.png"], bad=by_name["bad.png"])

@@ -46,6 +46,8 @@ OF_EXTRAS = {
     "pyarrow": ("cellseg_deploy/outputs/parquet.py",),
     "pycocotools": ("cellseg_deploy/outputs/coco.py",),
     "roifile": ("cellseg_deploy/outputs/imagej_roi.py", "cellseg_deploy/annotations/imagej.py"),
+    "starlette": ("cellseg_deploy/view/app.py",),
+    "uvicorn": ("cellseg_deploy/view/app.py",),
     "xlsxwriter": ("cellseg_deploy/outputs/workbook.py",),
 }
 HEAVY = sorted(
@@ -205,6 +207,7 @@ FLOORS = (
     ("segmenter",),
     ("annotations",),
     ("parity", "run", "evaluate"),
+    ("view",),
     ("cli",),
     ("samples",),
 )
@@ -280,7 +283,7 @@ def test_the_block_blocks() -> None:
     assert "colorsys was imported" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert"])
+@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert", "view"])
 def test_help_of_runtime_commands_loads_nothing_heavy(module: str) -> None:
     code = BLOCK.format(blocked=HEAVY) + f"from cellseg_deploy.cli.{module} import main\nsys.exit(main())"
     result = run_python(code, "--help")
@@ -329,6 +332,7 @@ def test_the_base_brings_no_engine_and_no_torch() -> None:
     assert of_gpu.startswith("onnxruntime-gpu[cuda,cudnn]")  # alone it brings none of the libraries it needs
     assert extras["plots"] == {"matplotlib"}
     assert extras["pandas"] == {"pandas"}
+    assert extras["view"] == {"starlette", "uvicorn"}
     assert extras["outputs"] == {"pyarrow", "pycocotools", "roifile", "xlsxwriter"}
     for name, items in extras.items():  # the two builds of ONNX Runtime overwrite each other's files
         assert not {"onnxruntime", "onnxruntime-gpu"} <= items, name
@@ -379,7 +383,9 @@ def test_the_wheel_holds_all_source_under_our_names(wheel_names: set[str]) -> No
 def test_the_wheel_holds_models_type_markers_and_licence(wheel_names: set[str]) -> None:
     shipped = ("*.onnx", "*.safetensors", "*.md", "*.json")
     models = [path for pattern in shipped for path in (ROOT / "cellseg_deploy" / "models").glob(pattern)]
-    expected = {path.relative_to(ROOT).as_posix() for path in models} | {f"{name}/py.typed" for name in OUR_NAMES}
+    page = (ROOT / "cellseg_deploy" / "view" / "static").iterdir()
+    files = [path for path in (*models, *page) if path.is_file()]
+    expected = {path.relative_to(ROOT).as_posix() for path in files} | {f"{name}/py.typed" for name in OUR_NAMES}
     assert expected <= wheel_names
     assert any(re.search(r"\.dist-info/.*LICENSE$", name) for name in wheel_names)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cellseg_deploy.cli.console import require_packages, run, say
+from cellseg_deploy.cli.console import refuse_options, require_packages, run, say
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.images.mask_foreground import MASK_FOREGROUNDS
 from cellseg_train.config import (
@@ -102,6 +102,18 @@ def _setting(
     "--points", multiple=True, type=_EXISTING, help="Points (CSV image,class,x,y) instead of masks. Repeatable."
 )
 @click.option(
+    "--corrections",
+    type=_FOLDER,
+    metavar="OUT",
+    help="Folder corrected with cellseg-view: its corrected and its confirmed images, with their corrected labels.",
+)
+@click.option(
+    "--hold-out/--no-hold-out",
+    default=True,
+    show_default=True,
+    help="Keep every second image of --corrections out of the training, in RUN/corrected/held-out, to evaluate on.",
+)
+@click.option(
     "--teacher",
     metavar="FILE|none",
     help="Model that locates the cells for --boxes, --points; none: boxes become ellipses.  [default: the shipped one]",
@@ -127,7 +139,7 @@ def _setting(
     multiple=True,
     metavar="FILE|marks",
     help="CSV (image,label,class) of the cells' classes, each a channel of the network; or marks for those in the "
-    "files of --boxes, --points or --masks. Cells of the class ignore are left out of training. Repeatable.",
+    "files of --boxes, --points, --masks or --corrections. Cells of the class ignore are left out. Repeatable.",
 )
 @click.option("--truth-only", is_flag=True, help="Make the label images in RUN/truth and stop.")
 @click.option("--val-images", multiple=True, type=_FOLDER, help="Validation images.  [default: some of --images]")
@@ -241,6 +253,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     \b
     cellseg-train --images smears/ --masks masks/ -o runs/first --weights shipped --image-scale 0.5 --epochs 20
     cellseg-train --images smears/ --boxes boxes.csv -o runs/boxes --weights shipped --cell-diameter 48
+    cellseg-train --corrections counts/ -o runs/corrected --weights shipped --cell-diameter 48
     cellseg-train --resume runs/first
 
     The run folder keeps settings, split, log, pictures, the last checkpoint, and in model.safetensors the best network,
@@ -263,15 +276,19 @@ def command(context: click.Context, /, **options: Any) -> None:
         _say_next(resume)
         return
     kinds = [kind for kind in ("masks", "boxes", "points") if options[kind]]
-    if not options["images"] or len(kinds) != 1 or out is None:
+    corrected = options["corrections"] is not None
+    has_folders = bool(options["images"]) and len(kinds) == 1
+    if out is None or not (has_folders or (corrected and not options["images"] and not kinds)):
         raise UsageError(
-            "give --images DIR, one of --masks DIR, --boxes FILE and --points FILE, and -o RUN to start a training, "
-            "or --resume RUN to resume one"
+            "give --images DIR, one of --masks DIR, --boxes FILE and --points FILE, or --corrections OUT, and -o RUN "
+            "to start a training, or --resume RUN to resume one"
         )
     of_val = [kind for kind in ("masks", "boxes", "points") if options[f"val_{kind}"]]
     if len(of_val) != bool(options["val_images"]):
         raise UsageError("give --val-images DIR with one of --val-masks DIR, --val-boxes FILE and --val-points FILE")
-    are_drawn = {*kinds, *of_val} == {"masks"}
+    are_drawn = not {"boxes", "points"} & {*kinds, *of_val}
+    if not corrected:
+        refuse_options(context, ("hold_out",), "belongs to --corrections")
     truth_only = options.pop("truth_only")
     if truth_only and are_drawn:
         raise UsageError("--truth-only makes label images from --boxes or --points; got --masks")
@@ -302,6 +319,7 @@ def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool)
     teaching = {name: options.pop(name) for name in _TEACHING}
     folders = {name: options.pop(name) for name in ("images", "masks", "val_images", "val_masks")}
     note, class_files = options.pop("data_note"), options.pop("classes")
+    corrections, hold_out = options.pop("corrections"), options.pop("hold_out")
     options["weights"] = absolute_source(options["weights"])
     measure = sections["data"]["min_object_px"] is None
     if measure:
@@ -320,6 +338,14 @@ def _start(out: Path, options: dict[str, Any], quiet: bool, *, truth_only: bool)
                 made += tuple(each.classes for each in truth)
     if truth_only:
         return False
+    if corrections is not None:
+        from cellseg_train import corrected
+
+        taken = corrected.take(corrections, out, hold_out=hold_out)
+        for line in () if quiet else taken.words:
+            say(line)
+        folders["images"], folders["masks"] = (*folders["images"], taken.images), (*folders["masks"], taken.masks)
+        made = (*made, taken.classes)
     if MARKS in class_files and not made:
         raise UsageError(f"--classes {MARKS}: the masks have no classes; give a CSV file with image,label,class")
     folders["classes"] = tuple(

@@ -19,10 +19,8 @@ line, whose image is done again. If an image has several lines, the last one hol
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,13 +30,12 @@ from typing import Any, Literal
 from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.files.atomic import write_bytes, writing
+from cellseg_deploy.files.checked_lines import AppendedFile, content_of, line_of
 from cellseg_deploy.files.fingerprint import Fingerprint
 from cellseg_deploy.run.identity import RunIdentity
 
 JOURNAL = "journal.jsonl"
 VERSION = 1
-_CHECK_DIGITS = 16
-_CHECK_BYTES = len(',"check":""}') + _CHECK_DIGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +125,14 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Append to the existing file ``path``, which ends with a whole line; see ``create`` and ``resume``."""
         self.path = path
-        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        with writing(path):
-            self._descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
-            self._bytes = os.fstat(self._descriptor).st_size
+        self._file = AppendedFile(path)
 
     @classmethod
     def create(cls, out: Path, identity: RunIdentity) -> Journal:
         """Create a journal in ``out``; it appears with its first line, or not at all. Raises ``OutputError``."""
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         first = {"kind": "run", "version": VERSION, "started": started, "identity": identity.to_json()}
-        write_bytes(out / JOURNAL, _line(first))
+        write_bytes(out / JOURNAL, line_of(first))
         return cls(out / JOURNAL)
 
     @classmethod
@@ -153,36 +147,21 @@ class Journal:
 
         The files of the image must be written and fsynced first. On ``OutputError`` the journal is as before.
         """
-        at, line = self._bytes, _line({"kind": "image", **asdict(record)})
-        self._append(line)
+        at, line = self._file.size, line_of({"kind": "image", **asdict(record)})
+        self._file.append(line)
         return Entry.of(record, at, len(line))
 
     def append_scale(self, group: str, scale: float) -> None:
         """Append the ``scale`` measured for a ``group`` of images, like ``append``."""
-        self._append(_line({"kind": "scale", "group": group, "scale": scale}))
+        self._file.append(line_of({"kind": "scale", "group": group, "scale": scale}))
 
     def append_file(self, path: str, sha256: str) -> None:
         """Record that the file ``path`` (relative to the output folder) is about to get the content ``sha256``."""
-        self._append(_line({"kind": "file", "path": path, "sha256": sha256}))
-
-    def _append(self, line: bytes) -> None:
-        try:
-            with writing(self.path):
-                rest = memoryview(line)
-                while rest:  # a full disk first accepts a part, and fails on the next attempt
-                    rest = rest[os.write(self._descriptor, rest) :]
-                os.fsync(self._descriptor)
-        except OutputError:
-            with contextlib.suppress(OSError):  # otherwise the torn line stays, and is ignored as an unfinished line
-                os.ftruncate(self._descriptor, self._bytes)
-            raise
-        self._bytes += len(line)
+        self._file.append(line_of({"kind": "file", "path": path, "sha256": sha256}))
 
     def close(self) -> None:
         """Close the file; closing twice is allowed."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -197,14 +176,14 @@ def rewrite(content: JournalContent, identity: RunIdentity, records: Sequence[Im
     Scales, and what is known of run-level files, stay. Raises ``OutputError``; the old journal is then as it was.
     """
     first = {"kind": "run", "version": VERSION, "started": content.started, "identity": identity.to_json()}
-    lines = [_line(first)]
-    lines += [_line({"kind": "scale", "group": group, "scale": scale}) for group, scale in content.scales.items()]
+    lines = [line_of(first)]
+    lines += [line_of({"kind": "scale", "group": group, "scale": scale}) for group, scale in content.scales.items()]
     lines += [
-        _line({"kind": "file", "path": path, "sha256": sha256})
+        line_of({"kind": "file", "path": path, "sha256": sha256})
         for path, known in content.files.items()
         for sha256 in sorted(known)
     ]
-    lines += [_line({"kind": "image", **asdict(record)}) for record in records]
+    lines += [line_of({"kind": "image", **asdict(record)}) for record in records]
     write_bytes(content.path, b"".join(lines))
 
 
@@ -232,7 +211,7 @@ def parse(path: Path, lines: Iterable[bytes]) -> JournalContent:
     for number, line in enumerate(lines, start=1):
         if not line.endswith(b"\n"):
             break
-        content = _content(line)
+        content = content_of(line)
         if head is None:
             head = _head(path, content)
         elif (measured := _scale(content)) is not None:
@@ -255,7 +234,7 @@ def whole_records(journal: Path, entries: Iterable[Entry]) -> Iterator[ImageReco
     with writing(journal), journal.open("rb") as file:
         for entry in entries:
             file.seek(entry.at)
-            record = _record(_content(file.read(entry.size)))
+            record = _record(content_of(file.read(entry.size)))
             if record is None or record.image != entry.record.image:
                 raise OutputError(f"{journal}: was changed by another program during the run; run again")
             yield record
@@ -265,26 +244,6 @@ def is_inside(relative: str) -> bool:
     """Whether the path ``relative`` stays inside the folder it is relative to; links are not checked."""
     path = PurePath(relative)
     return not path.anchor and ".." not in path.parts and "\0" not in relative
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    """Return one journal line; names that are not valid Unicode are kept as escapes."""
-    body = json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")[:-1]
-    return body + f',"check":"{_check(body)}"}}\n'.encode("ascii")
-
-
-def _check(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()[:_CHECK_DIGITS]
-
-
-def _content(line: bytes) -> dict[str, Any] | None:
-    """Return the content of a whole line, None if it is damaged."""
-    line = line.rstrip(b"\n")
-    body = line[:-_CHECK_BYTES]
-    if line[len(body) :] != f',"check":"{_check(body)}"}}'.encode("ascii"):
-        return None
-    content: dict[str, Any] = json.loads(body + b"}")
-    return content
 
 
 def _head(path: Path, content: dict[str, Any] | None) -> tuple[RunIdentity, str]:

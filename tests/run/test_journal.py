@@ -17,6 +17,7 @@ from segmented_images import odd_labels, segmented
 
 from cellseg_deploy.cells.measure import UM_COLUMNS
 from cellseg_deploy.errors import OutputError
+from cellseg_deploy.files.checked_lines import line_of
 from cellseg_deploy.files.fingerprint import Fingerprint
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.run import journal as journals
@@ -135,15 +136,15 @@ def test_a_line_that_is_none_of_ours_in_spite_of_its_check(tmp_path: Path) -> No
         pass
     path = tmp_path / JOURNAL
     with path.open("ab") as file:
-        file.write(journals._line({"kind": "image", "image": "a.png"}))
-        file.write(journals._line({"kind": "other"}))
+        file.write(line_of({"kind": "image", "image": "a.png"}))
+        file.write(line_of({"kind": "other"}))
         file.write(path.read_bytes().splitlines(keepends=True)[0])
     assert journals.read(path).damaged == (2, 3, 4)
 
 
 def first_line(**changes: Any) -> bytes:
     content = identity().to_json() | changes
-    return journals._line({"kind": "run", "version": 1, "identity": content, "started": ""})
+    return line_of({"kind": "run", "version": 1, "identity": content, "started": ""})
 
 
 @pytest.mark.parametrize(
@@ -152,9 +153,9 @@ def first_line(**changes: Any) -> bytes:
         (b"", "no complete line"),
         (b'{"kind":"run"', "no complete line"),
         (b"{}\n", "damaged"),
-        (journals._line({"kind": "image"}), "damaged"),
-        (journals._line({"kind": "run", "version": 2}), "version 2"),
-        (journals._line({"kind": "run", "version": 1, "identity": {}, "started": ""}), "its first line is invalid"),
+        (line_of({"kind": "image"}), "damaged"),
+        (line_of({"kind": "run", "version": 2}), "version 2"),
+        (line_of({"kind": "run", "version": 1, "identity": {}, "started": ""}), "its first line is invalid"),
         (first_line(saved=1), "saved"),
         (first_line(model=1), "model"),
     ],
