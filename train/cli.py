@@ -252,8 +252,8 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     \b
     cellseg-train --images smears/ --masks masks/ -o runs/first --weights shipped --image-scale 0.5 --epochs 20
-    cellseg-train --images smears/ --boxes boxes.csv -o runs/boxes --weights shipped --cell-diameter 48
-    cellseg-train --corrections counts/ -o runs/corrected --weights shipped --cell-diameter 48
+    cellseg-train --images smears/ --boxes boxes.csv -o runs/boxes --weights shipped --cell-diameter 32
+    cellseg-train --corrections counts/ -o runs/corrected --weights shipped --cell-diameter 32
     cellseg-train --resume runs/first
 
     The run folder keeps settings, split, log, pictures, the last checkpoint, and in model.safetensors the best network,

@@ -40,7 +40,7 @@ cellseg-train --images {out}/bccd/images --masks {out}/made/truth/labels --class
     --images {out}/pbc/images --masks {out}/made/truth/labels-2 --classes {out}/made/truth/classes-2.csv \\
     --images {out}/chula/images --masks {out}/chula/masks --classes {out}/chula/classes.csv \\
     --images {out}/synthetic/images --masks {out}/synthetic/masks \\
-    --weights none --cell-diameter 48 --scale-jitter 0.45,1.7 --overlap-share 0.25 --name smear-open -o {out}/run \\
+    --weights none --cell-diameter 32 --scale-jitter 0.6,1.7 --overlap-share 0.25 --name smear-open -o {out}/run \\
     --data-note "Chula RBC-12 (MIT), BCCD as annotated by TXL-PBC (MIT), PBC (CC BY 4.0), synthetic smears"
 cellseg-export onnx {out}/run -o smear-open.onnx
 """

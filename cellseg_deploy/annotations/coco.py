@@ -67,7 +67,7 @@ class CocoFile:
         if isinstance(found, dict):
             return Shape.of_mask(place, _mask(place, found), name)
         if not isinstance(found, list) or not found:
-            raise DataError(f"{place}: no segmentation; {_EXPECTED}. A file with boxes alone is given as --boxes")
+            raise DataError(f"{place}: no segmentation; {_EXPECTED}. A file with boxes alone is given as `boxes`")
         polygons = []
         for flat in found:
             if not isinstance(flat, list) or len(flat) < 6 or len(flat) % 2:

@@ -212,7 +212,7 @@ def find_labels_alone(given: Path) -> LabelSource:
     """
     kind, files = _kind_of(given, _files_in(given))
     if kind not in _PIXELS:
-        raise UsageError(f"{given}: {kind} do not say how large the images are; give them as --images DIR")
+        raise UsageError(f"{given}: {kind} do not say how large the images are; give them as `images=DIR`")
     root = given if given.is_dir() else given.parent
     found: dict[str, Path] = {}
     for file in files:

@@ -28,7 +28,7 @@ def read_polygons(path: Path, names: Mapping[int, str], image_hw: tuple[int, int
             continue
         place = f"{path}, line {number}"
         if len(words) == 5:
-            raise DataError(f"{place}: a box, not a polygon; give a folder of boxes as --boxes")
+            raise DataError(f"{place}: a box, not a polygon; give a folder of boxes as `boxes`")
         if len(words) < 7 or len(words) % 2 == 0 or not words[0].isdecimal():
             raise DataError(f"{place}: {line.strip()[:60]!r}; expected {_EXPECTED}")
         corners = np.array([number_of(word, place) for word in words[1:]], np.float64).reshape(-1, 2)

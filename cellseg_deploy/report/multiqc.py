@@ -67,7 +67,7 @@ def write_groups(path: Path, summaries: Sequence[GroupSummary]) -> None:
         _sample(one.group): {name: value for name in _GROUPS if (value := getattr(one, name)) is not None}
         for one in summaries
     }
-    text = "One row per folder, or per group named with --group-by: summary.csv has more."
+    text = "One row per folder, or per named group: summary.csv has more."
     _write(path, "cellseg_groups", "Groups", text, _GROUPS, data)
 
 

@@ -42,7 +42,7 @@ from cellseg_deploy.run.image_work import Finished
 from cellseg_deploy.run.journal import Journal, OutputFile
 from cellseg_deploy.run.output_folder import RUN_JSON, check_apart, held_folder
 from cellseg_deploy.run.plan import Planned, plan
-from cellseg_deploy.run.record import ImageResult, RunOptions, RunSummary, library_versions
+from cellseg_deploy.run.record import ImageResult, RunOptions, RunSummary, library_versions, program
 from cellseg_deploy.run.reporting import Reporting
 from cellseg_deploy.run.resume import begin, check_files, look_at, some
 from cellseg_deploy.run.state import RunState
@@ -228,7 +228,7 @@ def _model(source: LabelSource) -> str:
 def _identity(source: LabelSource, options: MeasureOptions) -> RunIdentity:
     classes = {} if options.classes is None else {"classes": list(options.classes)}
     return RunIdentity(
-        program=f"{PROGRAM} {version('cellseg-deploy')}",
+        program=program(),
         model={"name": _model(source), "sha256": None, "given_sha256": None, "identity": None},
         backend={"name": "none", "device": "none", "precision": "none", "form": ""},
         task=TASK,

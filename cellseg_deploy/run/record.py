@@ -344,6 +344,11 @@ def library_versions() -> Mapping[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
+def program() -> str:
+    """Name and version of the program whose runs these are, whichever command writes them."""
+    return f"{PROGRAM} {version('cellseg-deploy')}"
+
+
 def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> RunIdentity:
     """The identity of a run of ``segmenter`` over ``inputs``."""
     backend, spec = segmenter.backend, segmenter.backend.spec
@@ -352,7 +357,7 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> Ru
         name: value for name, value in facts.items() if name not in _WITHOUT_EFFECT and not name.startswith("model_")
     }
     return RunIdentity(
-        program=f"{PROGRAM} {version('cellseg-deploy')}",
+        program=program(),
         model={
             "name": spec.name,
             "sha256": facts.get("model_file_sha256"),

@@ -95,8 +95,10 @@ def read_run(file: Path) -> RecordedRun:
         ) from error
     except ValueError:
         content = None
-    if not isinstance(content, dict) or content.get("program") != PROGRAM:
-        raise UsageError(f"{file}: not a run.json of {PROGRAM}; expected one, or the output folder that holds it")
+    by = content.get("program") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or by != PROGRAM:
+        what = f"written by {by}" if isinstance(by, str) else f"not a run.json of {PROGRAM}"
+        raise UsageError(f"{file}: {what}; expected the run.json of an earlier run, or the output folder that holds it")
     try:
         identity, model = RunIdentity.from_json(content["identity"]), content["model"]
         recorded = RecordedRun(

@@ -84,7 +84,7 @@ def make_app(workspace: Workspace, *, token: str, port: int, max_upload: int = M
                 return refusal
             body = await body_of(request, most)
             if body is None:
-                words = f"the file is larger than the limit of {max_upload >> 20} MB (--max-upload)"
+                words = f"the file is larger than the limit of {max_upload >> 20} MB (`max_upload`)"
                 return respond(routes.failed_with(413, words))
             call = Call(request.path_params, dict(request.query_params), body)
             try:

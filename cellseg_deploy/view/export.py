@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from cellseg_deploy.run import tables
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import Journal
 from cellseg_deploy.run.output_folder import make_place
+from cellseg_deploy.run.record import program
 from cellseg_deploy.segmenter import as_read
 from cellseg_deploy.view.corrections import numbered
 from cellseg_deploy.view.edited import EditedImage
@@ -89,7 +89,7 @@ def write(
     """
     formats = [format for format in chosen_formats(list(kinds)) if format.folder]
     written = []
-    identity = RunIdentity(f"cellseg-view {version('cellseg-deploy')}", {}, {}, "", {}, {}, tuple(kinds), {}, ())
+    identity = RunIdentity(program(), {}, {}, "", {}, {}, tuple(kinds), {}, ())
     with tempfile.TemporaryDirectory() as folder, Journal.create(Path(folder), identity) as journal:
         entries = []
         for index, (_, output_name) in enumerate(images):

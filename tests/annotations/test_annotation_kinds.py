@@ -205,7 +205,7 @@ def test_a_malicious_cellpose_file_runs_nothing(tmp_path: Path) -> None:
         ("a.txt", b"0 0.1 0.1 0.2 0.2", "a box, not a polygon"),
         ("a.txt", b"0 0.1 0.1 0.2 0.2 x 0.1", "not a number"),
         ("a.txt", b"0 0.1 0.1 0.2 0.2 0.3 1.7", "corners outside 0 to 1"),
-        ("a.txt", b"\xff\xfe", "no text in UTF-8"),
+        ("a.txt", b"\xff\xfe", "not UTF-8 text"),
     ],
 )
 def test_damaged_files_are_named(name: str, data: bytes, words: str, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_damaged_files_are_named(name: str, data: bytes, words: str, tmp_path: P
         ([[1, 2, 3, 4]], "no list of x, y"),
         ([[1, 2, 3, 4, 5, float("nan")]], "not a number"),
         ([[1, 2, 3, 4, 5, 1e300]], "coordinates that are no pixels"),
-        ([], "given as --boxes"),
+        ([], "given as `boxes`"),
     ],
 )
 def test_damaged_segmentations_are_named(segmentation: Any, words: str, tmp_path: Path) -> None:

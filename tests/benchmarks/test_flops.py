@@ -122,7 +122,7 @@ def test_no_file(tmp_path: Path) -> None:
 def test_the_shipped_model_by_hand() -> None:
     """Its encoder: a token for each 14 x 14 px of a tile, width 192, 6 blocks of 12 width^2 weights each, 3 heads."""
     found = count_flops(default_model_path()).by_operator
-    tokens = (336 // 14) ** 2
+    tokens = (224 // 14) ** 2
     linear = 2 * tokens * 6 * 12 * 192**2
     attention = 2 * 2 * 6 * tokens * tokens * 192
     assert found["MatMul"] == linear + attention

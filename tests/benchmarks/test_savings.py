@@ -128,7 +128,7 @@ def test_another_model_takes_part_with_its_own_tiles(backend):
     )
     assert [(o.setting.name, o.setting.tile_size, o.tiles) for o in outcomes] == [
         (savings.USUAL, backend.spec.tile_size, 2),
-        ("small tiles", 112, 20),
+        ("small tiles", 112, 12),
     ]
     assert outcomes[1].figures["n_predicted"] == 0
 

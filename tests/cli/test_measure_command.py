@@ -181,7 +181,7 @@ def test_classes_come_along_and_platelets_do_not_count(
     ("arguments", "message"),
     [
         (["masks", "-o", "out"], "give --images DIR"),
-        (["masks", "--images", "images", "-o", "masks/out"], "inside each other"),
+        (["masks", "--images", "images", "-o", "masks/out"], "must not contain each other"),
         (["masks", "--images", "images", "-o", "out", "--save", "probabilities"], "no network is run"),
         (["nowhere", "--images", "images", "-o", "out"], "no such file or folder"),
         (["masks", "--images", "images", "-o", "out", "--classes", "red"], "does not distinguish classes"),

@@ -19,8 +19,8 @@ from cellseg_deploy.evaluate import score
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
 from cellseg_deploy.files.lock import LOCK_NAME
-from cellseg_deploy.run.output_folder import held_folder
-from cellseg_deploy.run.resume import begin, sweep
+from cellseg_deploy.run.output_folder import held_folder, sweep
+from cellseg_deploy.run.resume import begin
 
 NAMES = ["report.json", "table.csv", "figure.png", "anatomy"]
 RECORD = '{"program": "us"}'

@@ -199,7 +199,7 @@ def test_a_faulty_export_leaves_the_report_and_no_model(
     assert call("onnx", run, "-o", path, "--images", pictures, "-q", "--unverified") == 5
     error = capsys.readouterr().err
     assert "was not written: parity failed" in error
-    assert "part at encoder.blocks.1:" in error
+    assert "diverge at encoder.blocks.1:" in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.refused.jpg", "model.refused.json"]
     assert json.loads((tmp_path / "model.refused.json").read_bytes())["verdict"] == "failed"
 
@@ -318,7 +318,7 @@ def test_unverified_still_wants_tensors_that_agree(
     # A network that finds nothing hides its faults near 0: the probabilities alone would pass.
     report = json.loads((tmp_path / "model.refused.json").read_bytes())
     assert max(row["max"] for row in report["tensors"].values()) < 1e-3
-    assert "part at normalise:" in error
+    assert "diverge at normalise:" in error
     assert not (tmp_path / "model.onnx").exists()
 
 

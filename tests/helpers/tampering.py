@@ -72,10 +72,10 @@ def flip_colours(model: onnx.ModelProto) -> None:
 
 
 FAULTS: dict[str, tuple[Tamper, str]] = {
-    "one block's weights": (perturb_one_block, r"part at encoder\.blocks\.1:"),
-    "mean and std": (swap_mean_and_std, r"part at normalise:"),
+    "one block's weights": (perturb_one_block, r"diverge at encoder\.blocks\.1:"),
+    "mean and std": (swap_mean_and_std, r"diverge at normalise:"),
     "boundary head": (zero_the_boundary_head, r"channel boundary: .* says 0\.5000 everywhere"),
     "output channels": (flip_output_channels, r"channel boundary is the reference's foreground"),
     "colours": (flip_colours, r"BGR"),
 }
-HALF_FAULTS = FAULTS | {"one block's weights": (perturb_one_block_much, r"part at encoder\.blocks\.1:")}
+HALF_FAULTS = FAULTS | {"one block's weights": (perturb_one_block_much, r"diverge at encoder\.blocks\.1:")}
