@@ -173,7 +173,7 @@ def test_without_tensorrt_rtx(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPat
 def test_without_onnx_ir_only_a_half_model_is_taken(onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch) -> None:
     source, half = read_model_file(onnx_file(model=named_model())), to_half(named_model())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailableError, match=r"onnx_ir not installed.*cellseg-deploy\[tensorrt\]"):
+    with pytest.raises(BackendUnavailableError, match=r"missing packages: onnx_ir.*cellseg-deploy\[tensorrt\]"):
         in_precision(source, "fp16")
     given = read_model_file(onnx_file(model=half))
     assert in_precision(given, "fp16") is given

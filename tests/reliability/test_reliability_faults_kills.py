@@ -83,7 +83,7 @@ def random_kills(server: ForkServer, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert set(done_lines(out).values()) == {1}
         assert len(done_lines(out)) == IMAGES
         assert left_overs(out) == []
-    assert at_work >= most / 5  # else the moments were badly chosen, and little is proved
+    assert at_work >= most / 10  # else the moments were badly chosen, and little is proved
     say(
         capsys,
         f"{kills} random SIGKILLs ({at_work} with some images done) of {runs} runs, all resumed: same files",

@@ -96,7 +96,7 @@ def numbers(rows: list[Row], *columns: str) -> np.ndarray:
 
 
 TYPES = {
-    "image": "string",
+    **dict.fromkeys(("image", "class", "left_out_by"), "string"),
     **dict.fromkeys(("touches_border", "counted"), "bool"),
     **dict.fromkeys(("label", "area_px"), "int64"),
     **{f"bbox_{side}_px": "int64" for side in ("left", "top", "width", "height")},
@@ -188,13 +188,13 @@ def test_geojson_is_what_qupath_imports(results: Results) -> None:
         assert centroids == pytest.approx(numbers(rows, *CENTROID), abs=6e-3)
         for feature, row in zip(content["features"], rows, strict=True):
             measured = feature["properties"]["measurements"]
-            assert set(measured) == {column for column in row if row[column]} - {"image"}
+            assert set(measured) == {column for column in row if row[column]} - {"image", "class", "left_out_by"}
             for column, value in measured.items():
                 said = {"true": 1.0, "false": 0.0}.get(row[column])
                 expected = float(row[column]) if said is None else said
                 assert value == pytest.approx(expected, rel=1e-3, abs=6e-3), column
-            counted = row["counted"] == "true"
-            assert feature["properties"]["classification"]["name"] == ("Cell" if counted else "Cell not counted")
+            left_out = " not counted" if row["left_out_by"] == "border" else ""
+            assert feature["properties"]["classification"]["name"] == row["class"] + left_out
 
 
 # --- COCO: pycocotools
@@ -246,7 +246,7 @@ def test_parquet_is_cells_csv(results: Results) -> None:
     assert table.column_names == list(rows[0])
     assert table.num_rows == len(rows)
     for column in table.column_names:
-        if column == "image":
+        if TYPES.get(column) == "string":
             expected: list[Any] = [row[column] for row in rows]
         elif column in ("touches_border", "counted"):
             expected = [{"true": True, "false": False}[row[column]] for row in rows]

@@ -15,6 +15,7 @@ from running import infer, results, rows
 
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.images.find import find_images
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.report.groups import UNGROUPED, grouping
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.segmenter import Segmenter
@@ -46,7 +47,7 @@ def run(images: Path, out: Path, **options: object) -> dict[str, dict[str, str]]
 
 
 def test_each_folder_has_its_sums(wards: Path, tmp_path: Path) -> None:
-    found = run(wards, tmp_path / "out", pixel_size_um=0.5)
+    found = run(wards, tmp_path / "out", reading=ReadOptions(pixel_size_um=0.5))
     assert list(found) == [".", "a", "b"]
     counts = [1, 4, 2]
     a = found["a"]

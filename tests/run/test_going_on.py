@@ -243,8 +243,15 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "pixel size": ({"reading": ReadOptions(pixel_size_um=0.1)}, "`pixel_size_um`"),
     "count rule": ({"count_rule": "frame"}, "`count_rule`"),
     "field of view": ({"field_of_view": "full"}, "`field`"),
-    "kinds of files": ({"save": ("labels",)}, "`save`"),
 }
+
+
+def test_fewer_kinds_are_the_same_run_and_keep_its_files(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    before = results(out)
+    assert run(folder, out, save=("labels",)).done == 0
+    assert results(out) == before
 
 
 @pytest.mark.parametrize("case", OTHERS)

@@ -20,10 +20,10 @@ def test_an_output_folder_stands_for_its_run_json(model: Path, tmp_path: Path) -
     assert read_run(out) == read_run(out / "run.json")
 
 
-@pytest.mark.parametrize("content", [b"\x89PNG", b"[1]", b"{}", b'{"program": "another"}', b"image,cells\n"])
+@pytest.mark.parametrize("content", [b"\x89PNG", b"[1]", b"{}", b"image,cells\n"])
 def test_another_file_is_no_run_json(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(UsageError, match=r"x: not a run\.json of cellseg-infer; expected one, or the output folder"):
+    with pytest.raises(UsageError, match=r"x: not a run\.json of cellseg-infer; expected .* or the output folder"):
         read_run(tmp_path / "x")
 
 

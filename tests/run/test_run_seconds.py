@@ -16,7 +16,8 @@ from cellseg_deploy.cli.infer import _print_table
 from cellseg_deploy.images.find import FoundImage, find_images
 from cellseg_deploy.run import session
 from cellseg_deploy.run.folder import inputs_of
-from cellseg_deploy.run.record import RunOptions, RunSummary
+from cellseg_deploy.run.output_folder import ALWAYS
+from cellseg_deploy.run.record import ImageResult, RunOptions, RunSummary
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import plan
 
@@ -50,7 +51,7 @@ def test_time_in_which_no_image_comes_is_idle(image: Path, tmp_path: Path, monke
 
 def test_the_rate_is_that_of_the_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     summary = RunSummary(tmp_path, wall_seconds=3610.0, idle_seconds=3600.0, engine_seconds=5.0, others=1)
-    summary.images = {f"{n}.png": ("done", 1, 1, {}) for n in range(20)}
+    summary.images = {f"{n}.png": ImageResult(f"{n}.png", "done", 1, 1) for n in range(20)}
     _print_table(summary)
     said = capsys.readouterr().out
     assert "10.0 s of work in 3610.0 s, 2.00 images/s" in said
@@ -69,7 +70,7 @@ def test_a_table_is_renamed_once(image: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "replace", replace)
     Segmenter(DarknessBackend()).run(image, tmp_path / "out", save=["coco"])
     tables = [name for name in renamed if name not in ("run.json", "journal.jsonl", "a.png.json")]
-    assert sorted(tables) == ["cells.csv", "coco.json", "images.csv"]
+    assert sorted(tables) == sorted([*ALWAYS, "coco.json"])
     assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".cellseg-")]  # noqa: PTH208
 
 

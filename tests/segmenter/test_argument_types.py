@@ -109,5 +109,5 @@ def test_run_reads_links_out_of_the_folder_if_told(tmp_path: Path) -> None:
     (tmp_path / "in" / "link.png").symlink_to(tmp_path / "a.png")
     segmenter = Segmenter(DarknessBackend())
     (refused,) = segmenter.run(tmp_path / "in", tmp_path / "out").failed
-    assert "if that is meant, give `follow_links=True`" in refused.error
+    assert "to read it anyway, give `follow_links=True`" in refused.error
     assert segmenter.run(tmp_path / "in", tmp_path / "out", follow_links=True).cells == 3

@@ -128,7 +128,7 @@ def test_an_image_under_two_names_on_both_sides_is_found(folders, tmp_path):
     pairs = find_pairs([folders[0]], [folders[1]])
     copied = tmp_path / "copy.png"
     copied.write_bytes(pairs[0].image.read_bytes())
-    with pytest.raises(UsageError, match=r"also training images \(copy\)"):
+    with pytest.raises(UsageError, match=r"also a training image \(copy\)"):
         Split(pairs, (Pair("copy", copied, pairs[0].mask),)).check_apart()
     Split(pairs[:3], pairs[3:]).check_apart()
 
