@@ -148,7 +148,7 @@ def check(
 @click.option("--only", metavar="PART,...", help=f"These, and what they need: {', '.join(p.name for p in PARTS)}.")
 @click.option("--dry-run", is_flag=True, help="Rehearse on the CPU with small sizes.")
 def command(model: Path | None, out: Path, minutes: float | None, only: str | None, dry_run: bool) -> int:
-    """Try what needs a GPU and write DIR/gpu-check.md and DIR/gpu-check.json, anew after each part.
+    """Try what needs a GPU and write DIR/gpu-check.md and DIR/gpu-check.json after each part.
 
     Uses the packages that are there, downloads nothing. Exit codes: 0 all claims are shown, 5 one is refuted, 6 DIR
     cannot be written, 8 no GPU, or a claim is open; the report says which and why.
