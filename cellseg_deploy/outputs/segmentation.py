@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, counted
 from cellseg_deploy.cells.field_of_view import Mask, edges
 from cellseg_deploy.cells.measure import CellTable
+from cellseg_deploy.errors import check_types, plural
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.outputs.formats import format_for
 from cellseg_deploy.outputs.image_table import ImageTable
 from cellseg_deploy.outputs.segmented import SegmentedImage
-from cellseg_deploy.plural import plural
 
 TABLE_SUFFIX = ".csv"
 
@@ -142,3 +142,43 @@ class Segmentation:
     def overlay(self, path: str | Path) -> None:
         """Write the image with all outlines and the count to ``path``, a ``.jpg`` or ``.png``. Raises as ``save``."""
         self.save(path, "overlays")
+
+
+def of_labels(
+    labels: npt.NDArray[np.int32],
+    measured: CellTable,
+    pixels_hwc: npt.NDArray[np.uint8],
+    *,
+    field: Mask | None,
+    classes: CellClasses | None,
+    model: str,
+    task: str = "",
+    name: str = "image",
+    scale: float = 1.0,
+    model_cell_px: float | None = None,
+    notes: Sequence[str] = (),
+) -> Segmentation:
+    """Return the cells of a label image as a result without the output of a network. Arguments as in ``Segmentation``.
+
+    ``measured``: the table of ``labels``; it gets the cells that the field's edge cuts, and the columns of the classes.
+    """
+    if field is not None:
+        measured.columns["touches_border"] |= edges(labels, field, len(measured)).any(axis=1)
+    if classes is not None:
+        measured.columns.update(classes.columns)
+    return Segmentation(
+        labels=labels,
+        probabilities_khw=np.zeros((0, 1, 1), np.float32),
+        measured=measured,
+        scale=scale,
+        seconds={},
+        pixels_hwc=pixels_hwc,
+        channels=(),
+        notes=tuple(notes),
+        field=field,
+        model_cell_px=model_cell_px,
+        model=model,
+        task=task,
+        name=name,
+        classes=classes,
+    )

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cellseg_deploy.cells.classes import CLASS, CLASS_PROBABILITY, CellClasses
-from cellseg_deploy.cells.field_of_view import edges, find_field
+from cellseg_deploy.cells.field_of_view import find_field
 from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.errors import DataError, OutputError
 from cellseg_deploy.files.atomic import write_bytes
@@ -30,7 +30,7 @@ from cellseg_deploy.files.workspace import remove_abandoned
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.images.read import read_image, read_labels
 from cellseg_deploy.outputs.formats import FORMATS, NAMES, Format
-from cellseg_deploy.outputs.segmentation import Segmentation
+from cellseg_deploy.outputs.segmentation import Segmentation, of_labels
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.journal import JOURNAL, ImageRecord, JournalContent, OutputFile
@@ -127,25 +127,15 @@ def _segmentation(
     if len(table) != record.result["cells"] or labels.shape != loaded.pixels_hwc.shape[:2]:
         raise DataError(f"{out / place}: not the {record.result['cells']} cells of this run; start over")
     inside = find_field(loaded.pixels_hwc) if options.field_of_view == "auto" else None
-    if inside is not None:
-        table.columns["touches_border"] |= edges(labels, inside, len(table)).any(axis=1)
-    classes = _classes(record, segmenter)
-    if classes is not None:
-        table.columns.update(classes.columns)
     scale = float(record.result["scale"])
-    found = Segmentation(
-        labels=labels,
-        probabilities_khw=np.zeros((0, 1, 1), np.float32),
-        measured=table,
-        scale=scale,
-        seconds={},
-        pixels_hwc=loaded.pixels_hwc,
-        channels=(),
+    found = of_labels(
+        *(labels, table, loaded.pixels_hwc),
         field=inside,
-        model_cell_px=segmenter.model_cell_px(scale),
+        classes=_classes(record, segmenter),
         model=segmenter.backend.spec.name,
         task=segmenter.task,
-        classes=classes,
+        scale=scale,
+        model_cell_px=segmenter.model_cell_px(scale),
     )
     return as_read(found, loaded, name=record.image, count_rule=options.count_rule)
 

@@ -21,7 +21,7 @@ from cellseg_deploy.annotations.labels import LabelSource
 from cellseg_deploy.annotations.shapes import Painted
 from cellseg_deploy.cells.classes import CellClasses, counting_classes
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule
-from cellseg_deploy.cells.field_of_view import Field, Mask, check_field, edges, find_field
+from cellseg_deploy.cells.field_of_view import Field, Mask, check_field, find_field
 from cellseg_deploy.cells.field_of_view import note as field_note
 from cellseg_deploy.cells.label_runs import renumber
 from cellseg_deploy.cells.measure import measure
@@ -34,7 +34,7 @@ from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import LoadedImage, read_image
 from cellseg_deploy.outputs.formats import DEFAULT, NAMES, Format, chosen_formats
-from cellseg_deploy.outputs.segmentation import Segmentation
+from cellseg_deploy.outputs.segmentation import Segmentation, of_labels
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
 from cellseg_deploy.run.identity import RunIdentity
@@ -90,8 +90,6 @@ def segmentation(
     """
     labels = renumber(painted.labels)
     table = measure(labels)
-    if inside is not None:
-        table.columns["touches_border"] |= edges(labels, inside, len(table)).any(axis=1)
     notes = [] if inside is None else [field_note(inside)]
     for number, what in (
         (painted.overlapping, "overlap others by more than half: pixels in common belong to the smaller one"),
@@ -105,21 +103,14 @@ def segmentation(
         index = np.zeros(len(table), np.int64)
         index[new_of[1:] - 1] = [classes.index(each or UNKNOWN) for each in painted.classes]
         found = CellClasses(tuple(classes), tuple(classes), index, np.ones(len(index)))
-        table.columns.update(found.columns)
-    return Segmentation(
-        labels=labels,
-        probabilities_khw=np.zeros((0, 1, 1), np.float32),
-        measured=table,
-        scale=1.0,
-        seconds={},
-        pixels_hwc=loaded.pixels_hwc,
-        channels=(),
-        notes=tuple(notes),
+    return of_labels(
+        *(labels, table, loaded.pixels_hwc),
         field=inside,
+        classes=found,
         model=model,
         task=TASK,
         name=name,
-        classes=found,
+        notes=notes,
     )
 
 
@@ -139,8 +130,8 @@ def measure_folder(
     """Measure the cells of ``source`` in its photographs into the folder ``out``.
 
     A folder of an earlier measurement is replaced, unless a file of it was edited since. An image or annotation that
-    cannot be read is recorded as failed, and the others go on. Raises ``OutputError`` for a folder that holds something
-    else, and ``UsageError`` if it and an input contain each other.
+    cannot be read is recorded as failed, and the rest continue. Raises ``OutputError`` for a folder that holds
+    something else, and ``UsageError`` if it and an input contain each other.
     """
     check_apart([source.root, source.path], out)
     formats = chosen_formats(options.save)

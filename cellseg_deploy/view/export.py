@@ -10,12 +10,12 @@ import numpy as np
 
 from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.count_rules import CountRule
-from cellseg_deploy.cells.field_of_view import Mask, edges
+from cellseg_deploy.cells.field_of_view import Mask
 from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.images.read import LoadedImage
 from cellseg_deploy.outputs.formats import CELLS_CSV, IMAGES_CSV, chosen_formats
-from cellseg_deploy.outputs.segmentation import Segmentation
+from cellseg_deploy.outputs.segmentation import Segmentation, of_labels
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import Journal
@@ -48,8 +48,6 @@ def segmentation(
     """
     labels, class_of = numbered(edited)
     table = measure(labels)
-    if field is not None:
-        table.columns["touches_border"] |= edges(labels, field, len(table)).any(axis=1)
     classes = None
     if names:
         said = [class_of.get(number, (names[0], 0.0)) for number in range(1, len(table) + 1)]
@@ -59,19 +57,13 @@ def segmentation(
             np.array([names.index(each) for each, _ in said], np.int64),
             np.array([probability for _, probability in said], np.float64),
         )
-        table.columns.update(classes.columns)
-    found = Segmentation(
-        labels=labels,
-        probabilities_khw=np.zeros((0, 1, 1), np.float32),
-        measured=table,
-        scale=scale,
-        seconds={},
-        pixels_hwc=loaded.pixels_hwc,
-        channels=(),
+    found = of_labels(
+        *(labels, table, loaded.pixels_hwc),
         field=field,
-        model_cell_px=model_cell_px,
-        model=_MODEL,
         classes=classes,
+        model=_MODEL,
+        scale=scale,
+        model_cell_px=model_cell_px,
     )
     return as_read(found, loaded, name=name, count_rule=count_rule)
 
