@@ -30,7 +30,7 @@ from cellseg_deploy.errors import BackendUnavailableError, ModelError
 from cellseg_deploy.files.atomic import make_folder
 
 LEAST_SECONDS = 5.0
-"""A part that would have less than this is not begun."""
+"""A part that would have less than this is not started."""
 DRY_SECONDS = 900.0
 """Least limit of a part on a CPU, which may be busy."""
 Say = Callable[[str], None]

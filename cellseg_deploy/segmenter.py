@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy import threads as thread_plans
-from cellseg_deploy.arguments import check_types
 from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.batching import Job, Network, Overlapped, alone
@@ -45,7 +44,7 @@ from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, check_scale, fixed_scale, lost_note, size_note
 from cellseg_deploy.cells.stain import negative_note
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import UsageError, check_types
 from cellseg_deploy.images import any_image
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import LoadedImage

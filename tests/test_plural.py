@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cellseg_deploy.plural import plural
+from cellseg_deploy.errors import plural
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.errors import DataError, UsageError, plural
 from cellseg_deploy.files.text import read_text
 from cellseg_deploy.models.spec import misfit_of_classes
-from cellseg_deploy.plural import plural
 
 IGNORE_CLASS = "ignore"
 UNKNOWN, LEFT_OUT = -1, -2

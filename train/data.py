@@ -24,13 +24,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from cellseg_deploy.cells.ignored import IGNORED
-from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.errors import DataError, UsageError, plural
 from cellseg_deploy.evaluate.image_statistics import ImageFacts, look_at
 from cellseg_deploy.evaluate.training_match import summary
 from cellseg_deploy.images.mask_foreground import MaskForeground
 from cellseg_deploy.images.read import Pair, check_same_size, pair_by_stem, read_image, read_numbered_labels
 from cellseg_deploy.models.spec import DataSummary
-from cellseg_deploy.plural import plural
 from cellseg_deploy.segmenter import resize
 from cellseg_train import augment, overlaps, targets
 from cellseg_train.cell_classes import LEFT_OUT, UNKNOWN, CellClasses, ClassNumbers

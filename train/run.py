@@ -15,13 +15,12 @@ import numpy as np
 
 from cellseg_deploy.cli.console import say
 from cellseg_deploy.cli.progress import in_words
-from cellseg_deploy.errors import DataError, ModelError
+from cellseg_deploy.errors import DataError, ModelError, plural
 from cellseg_deploy.evaluate import specks
 from cellseg_deploy.files.atomic import make_folder, remove_stale
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.images.find import Pair
 from cellseg_deploy.models.spec import MIN_OBJECT_REL, WeightsInfo
-from cellseg_deploy.plural import plural
 from cellseg_train import checkpoint, loop, same_content
 from cellseg_train.cell_classes import CellClasses, read_classes
 from cellseg_train.cell_size import check_cell_size

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.errors import plural
 from cellseg_deploy.images.read import read_image
-from cellseg_deploy.plural import plural
 
 SIDE_PX, AROUND_PX = 24, 9
 ALIKE = 0.8

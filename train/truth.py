@@ -35,11 +35,10 @@ from cellseg_deploy.annotations.read import read_annotations
 from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.cells.ignored import IGNORED
 from cellseg_deploy.cells.label_runs import largest_pieces, paint, row_runs
-from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.errors import DataError, UsageError, plural
 from cellseg_deploy.files.atomic import make_folder, write_bytes
 from cellseg_deploy.images.find import absolute, images_by_stem
 from cellseg_deploy.images.read import read_image
-from cellseg_deploy.plural import plural
 from cellseg_deploy.segmenter import Segmenter
 
 WHOLE_CLASSES = ("white", "wbc", "leuko", "lympho", "neutro", "mono", "eosino", "baso", "granulo")

@@ -13,8 +13,7 @@ import numpy as np
 
 from cellseg_deploy.annotations.files import Row, read_rows
 from cellseg_deploy.annotations.objects import Annotations, Boxes, Kind, Points
-from cellseg_deploy.errors import DataError
-from cellseg_deploy.plural import plural
+from cellseg_deploy.errors import DataError, plural
 
 
 def read_annotations(path: Path, kind: Kind, sizes_hw: Mapping[str, tuple[int, int]]) -> Annotations:

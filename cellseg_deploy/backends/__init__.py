@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellseg_deploy.arguments import check_types
 from cellseg_deploy.backends.options import BACKENDS, PRECISIONS, EngineOptions, check_precision
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import UsageError, check_types
 
 if TYPE_CHECKING:
     from cellseg_deploy.backends.base import Backend

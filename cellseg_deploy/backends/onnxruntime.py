@@ -23,10 +23,9 @@ from cellseg_deploy.backends.onnxruntime_binding import (
     summary,
 )
 from cellseg_deploy.backends.telemetry import import_onnxruntime
-from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError, plural
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
 from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME
-from cellseg_deploy.plural import plural
 
 _CUDA = "CUDAExecutionProvider"
 
@@ -122,7 +121,7 @@ def _provider_for(device: str) -> tuple[str, dict[str, Any]]:
     if match is None:
         raise UsageError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
     # TF32 would round fp32 weights to 10 bits silently; precision is a form of the model, not of the machine.
-    # By default cuDNN's algorithms are chosen by timing them, anew in each process and for each batch size: other runs
+    # By default cuDNN's algorithms are chosen by timing them, again in each process and for each batch size: other runs
     # may then give other bits, and the first batch of each size waits.
     return _CUDA, {"device_id": int(match[1] or 0), "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
 

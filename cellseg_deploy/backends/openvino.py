@@ -20,9 +20,8 @@ import numpy.typing as npt
 from cellseg_deploy.backends import openvino_ir, telemetry
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.openvino_cache import CompiledCache
-from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, UsageError, plural
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
-from cellseg_deploy.plural import plural
 
 PRECISIONS = ("fp32", "bf16")
 """Arithmetic that can be requested; an int8 form computes its remaining operations in it."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cellseg_deploy.arguments import check_types
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import UsageError, check_types
 
 BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt")
 PRECISIONS = ("fp32", "mixed", "fp16", "bf16", "int8")

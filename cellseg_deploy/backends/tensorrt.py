@@ -46,12 +46,11 @@ from cellseg_deploy.backends.tensorrt_sidecar import (
     sidecar_path,
     write_sidecar,
 )
-from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputInUseError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, DataError, ModelError, OutputInUseError, UsageError, plural
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.models.onnx_file import ModelFile, read_model_file
 from cellseg_deploy.models.spec import INPUT_NAME, OUTPUT_NAME, ModelSpec
-from cellseg_deploy.plural import plural
 
 _DRIVER_FILE = Path("/sys/module/nvidia/version")
 UNVERIFIED = (

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.label_runs import Ints, Labels, bands
 from cellseg_deploy.cells.measure import CellTable
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import UsageError, check_types
 
 CLASS, CLASS_PROBABILITY = "class", "class_probability"
 CLASS_COLUMNS = (CLASS, CLASS_PROBABILITY)

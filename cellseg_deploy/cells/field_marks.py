@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.field_of_view import small_picture
 from cellseg_deploy.cells.notes import Note
-from cellseg_deploy.plural import plural
+from cellseg_deploy.errors import plural
 
 Mask = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]

@@ -20,12 +20,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.instances import whole_areas
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.notes import Note
-from cellseg_deploy.errors import UsageError
-from cellseg_deploy.plural import plural
+from cellseg_deploy.errors import UsageError, check_types, plural
 
 MAX_SCALE = 32.0
 MIN_CELLS = 10

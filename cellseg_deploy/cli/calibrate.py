@@ -22,12 +22,11 @@ import msgspec
 from cellseg_deploy.cli import console, model_files
 from cellseg_deploy.cli.evaluate_options import Shared, with_progress
 from cellseg_deploy.cli.masks import label_pairs
-from cellseg_deploy.errors import DataError, OutputError
+from cellseg_deploy.errors import DataError, OutputError, plural
 from cellseg_deploy.evaluate import calibration, plots, score
 from cellseg_deploy.evaluate.probability_store import KeptImages, kept_images, reliability_record
 from cellseg_deploy.files import atomic
 from cellseg_deploy.files.json_record import was_written_by
-from cellseg_deploy.plural import plural
 
 if TYPE_CHECKING:
     from cellseg_deploy.evaluate.calibration import TaskCalibration

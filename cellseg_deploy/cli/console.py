@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cellseg_deploy.backends import BACKENDS, PRECISIONS, EngineOptions
-from cellseg_deploy.errors import CellsegError
+from cellseg_deploy.errors import CellsegError, plural
 from cellseg_deploy.images.options import MAX_PIXELS
 from cellseg_deploy.outputs import requirements
-from cellseg_deploy.plural import plural
 
 if TYPE_CHECKING:
     from cellseg_deploy.cells.scale import CellDiameter

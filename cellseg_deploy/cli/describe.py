@@ -25,6 +25,7 @@ from cellseg_deploy.cells.ignored import without_ignored
 from cellseg_deploy.cli import console, model_files
 from cellseg_deploy.cli.evaluate_options import Shared, is_model_file, with_progress
 from cellseg_deploy.cli.masks import label_pairs
+from cellseg_deploy.errors import plural
 from cellseg_deploy.evaluate import image_statistics, plots, score, training_match
 from cellseg_deploy.evaluate.image_statistics import DataFacts, ImageFacts
 from cellseg_deploy.evaluate.plots import Histogram
@@ -40,7 +41,6 @@ from cellseg_deploy.images.read import (
 )
 from cellseg_deploy.models.spec import MIN_OBJECT_REL
 from cellseg_deploy.outputs import tables
-from cellseg_deploy.plural import plural
 from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:

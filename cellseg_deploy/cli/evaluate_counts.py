@@ -25,13 +25,13 @@ from cellseg_deploy.cells.measure import boxes
 from cellseg_deploy.cli import console
 from cellseg_deploy.cli.evaluate_options import Kind, Shared, with_progress
 from cellseg_deploy.cli.evaluate_remarks import Remarks
+from cellseg_deploy.errors import plural
 from cellseg_deploy.evaluate import agreement, plots, score
 from cellseg_deploy.evaluate.count_table import CountedImage, pair_with_counts
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
 from cellseg_deploy.images.read import declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import tables
-from cellseg_deploy.plural import plural
 from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cellseg_deploy.cli import console
-from cellseg_deploy.plural import plural
+from cellseg_deploy.errors import plural
 
 if TYPE_CHECKING:
     from cellseg_deploy.images.find import FoundImage

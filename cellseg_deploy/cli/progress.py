@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cellseg_deploy.cli.console import in_options, printable, say
-from cellseg_deploy.plural import plural
+from cellseg_deploy.errors import plural
 
 if TYPE_CHECKING:
     from cellseg_deploy.run.folder import ImageResult

@@ -25,6 +25,7 @@ from cellseg_deploy.cli.evaluate_options import Kind, Shared, with_progress
 from cellseg_deploy.cli.evaluate_remarks import Remarks
 from cellseg_deploy.cli.masks import label_pairs
 from cellseg_deploy.cli.progress import Progress
+from cellseg_deploy.errors import plural
 from cellseg_deploy.evaluate import anatomy, contact_sheet, plots, score, sweep
 from cellseg_deploy.evaluate.calibration import Labelling, starting_points
 from cellseg_deploy.evaluate.probability_store import KeptImages, kept_images, reliability_record
@@ -32,7 +33,6 @@ from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
 from cellseg_deploy.images.read import read_image
 from cellseg_deploy.outputs import tables
-from cellseg_deploy.plural import plural
 from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:

@@ -10,11 +10,10 @@ from dataclasses import field as dataclass_field
 from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
-from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule
 from cellseg_deploy.cells.field_of_view import Field, check_field
 from cellseg_deploy.cells.metrics import ImageScore, pool
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import UsageError, check_types
 from cellseg_deploy.evaluate import specks
 from cellseg_deploy.evaluate.score import Predictor, score_pairs
 from cellseg_deploy.evaluate.specks import SpeckLimit

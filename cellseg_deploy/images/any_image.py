@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.arguments import check_types
-from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.errors import DataError, UsageError, check_types
 from cellseg_deploy.images.decode import declared_pixels, decode_bytes, decode_pillow
 from cellseg_deploy.images.limits import check_pixels
 from cellseg_deploy.images.options import ReadOptions

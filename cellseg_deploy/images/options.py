@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cellseg_deploy.arguments import check_types
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import UsageError, check_types
 
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded, in pixels; 200 MP need about 600 MB as RGB."""

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cellseg_deploy.arguments import check_types
-from cellseg_deploy.errors import ModelError, UsageError
+from cellseg_deploy.errors import ModelError, UsageError, check_types
 
 SPEC_VERSION = 1
 DATA_SUMMARY_VERSION = 1

@@ -12,8 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from cellseg_deploy.arguments import check_types
-from cellseg_deploy.errors import UsageError
+from cellseg_deploy.errors import UsageError, check_types
 from cellseg_deploy.outputs.names import LABEL_SUFFIX, OVERLAY_SUFFIX
 from cellseg_deploy.outputs.requirements import require_packages
 

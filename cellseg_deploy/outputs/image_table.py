@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from cellseg_deploy.arguments import check_types
 from cellseg_deploy.cells.measure import CellTable
+from cellseg_deploy.errors import check_types
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.outputs import tables
 from cellseg_deploy.outputs.requirements import require_packages

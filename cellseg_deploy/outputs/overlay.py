@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.label_runs import bands
+from cellseg_deploy.errors import plural
 from cellseg_deploy.outputs import picture_file
 from cellseg_deploy.outputs.legend import with_legend
 from cellseg_deploy.outputs.palette import CLASS_RGB, COUNTED_RGB, SEVERAL_RGB
-from cellseg_deploy.plural import plural
 
 OUTLINE_RGB = COUNTED_RGB
 _NOT_COUNTED_RGB = (255, 160, 0)  # a thin grey line is invisible on a grey field and on pale cells

@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.arguments import check_types
 from cellseg_deploy.backends import EngineOptions, open_backend
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.backends.records import POLICIES
 from cellseg_deploy.cells import tiling
 from cellseg_deploy.cells.instances import segment
 from cellseg_deploy.cells.metrics import overlap_table, score_image
-from cellseg_deploy.errors import CellsegError, NothingToDoError, ParityError, UsageError
+from cellseg_deploy.errors import CellsegError, NothingToDoError, ParityError, UsageError, check_types
 from cellseg_deploy.images.find import find_images, pair_by_stem
 from cellseg_deploy.images.read import read_image, read_labels
 from cellseg_deploy.models.spec import ModelSpec

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells.metrics import ImageScore, pool
+from cellseg_deploy.errors import plural
 from cellseg_deploy.parity.policy import ParityPolicy
 from cellseg_deploy.parity.tensors import QUANTILES, TensorDifference, pool_differences
-from cellseg_deploy.plural import plural
 
 Verdict = Literal["passed", "failed", "inconclusive"]
 REPORT_VERSION = 2

@@ -17,12 +17,11 @@ from functools import partial
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.batching import Job, Outcome
 from cellseg_deploy.cells.scale import too_few_note
-from cellseg_deploy.errors import DataError, OutputError, concerns_one_image
+from cellseg_deploy.errors import DataError, OutputError, concerns_one_image, plural
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.images import groups
 from cellseg_deploy.images.find import FoundImage
-from cellseg_deploy.plural import plural
 from cellseg_deploy.report.page import About
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer

@@ -9,8 +9,7 @@ from pathlib import Path
 import click
 
 from cellseg_deploy.cli.console import run
-from cellseg_deploy.errors import UsageError
-from cellseg_deploy.plural import plural
+from cellseg_deploy.errors import UsageError, plural
 from cellseg_deploy.samples.write import CLASSES_FILE, TRUTH_FILE, write_samples
 
 

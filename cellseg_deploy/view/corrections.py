@@ -158,7 +158,7 @@ class Corrections:
             try:
                 self._replay(edited, line)
             except (DataError, ValueError, KeyError) as error:
-                self.notices.append(f"{image.name}: an edit cannot be made again and is left out ({error})")
+                self.notices.append(f"{image.name}: an edit cannot be replayed and is left out ({error})")
         while len(self._open) >= 8:  # label images are large; an image that was left is replayed
             self._open.pop(next(iter(self._open)))
         self._open[image.name] = edited

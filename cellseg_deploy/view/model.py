@@ -1,4 +1,4 @@
-"""The model of the run, for labelling one image anew with another task, threshold or cell size.
+"""The model of the run, for relabelling one image with another task, threshold or cell size.
 
 The network runs once per image and scale; its probabilities are kept, and ``Segmenter.segment`` labels from them, so
 the cells are those that ``cellseg-infer`` finds with these settings.
@@ -65,7 +65,7 @@ class Labeller:
         """Open the model. Raises ``ModelError`` if its file is not there, ``BackendUnavailableError``."""
         if self._segmenter is None:
             if self._recorded is None and self._is_run:
-                raise ModelError("run.json does not tell the model of this run, so nothing can be labelled anew here")
+                raise ModelError("run.json does not tell the model of this run, so nothing can be relabelled here")
             if self._recorded is None:
                 self._segmenter = Segmenter.load()
             else:

@@ -144,7 +144,7 @@ def _of_run(out: Path) -> Source:
         raise NothingToDoError(f"{out}: the run has no image yet")
     try:
         recorded = read_run(out / RUN_JSON)
-    except CellsegError:  # without the model there is no labelling anew; everything else works
+    except CellsegError:  # without the model relabelling is unavailable; everything else works
         recorded = None
     settings = content.identity.settings
     classes = next((tuple(image.result[BY_CLASS]) for image in images if BY_CLASS in image.result), ())

@@ -28,10 +28,9 @@ from cellseg_deploy.backends.telemetry import forbid_openvino_telemetry
 from cellseg_deploy.cells import tiling
 from cellseg_deploy.cells.instances import segment
 from cellseg_deploy.cells.metrics import ImageScore, pool, score_image
-from cellseg_deploy.errors import BackendUnavailableError, NothingToDoError, ParityError, UsageError
+from cellseg_deploy.errors import BackendUnavailableError, NothingToDoError, ParityError, UsageError, plural
 from cellseg_deploy.models.spec import ModelSpec
 from cellseg_deploy.parity.compare import policy_for
-from cellseg_deploy.plural import plural
 from cellseg_deploy.segmenter import Segmenter, resize
 from cellseg_export.forms.openvino import ExportedIr, Origin, check_output, hand_over, open_origin, read_network
 from cellseg_export.gate.verify import GateImages, sample_images

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cellseg_deploy.errors import ParityError
+from cellseg_deploy.errors import ParityError, plural
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.parity import picture as parity_picture
 from cellseg_deploy.parity.compare import ParityReport
-from cellseg_deploy.plural import plural
 
 REPORT_END = ".parity.json"
 REFUSED_END = ".refused.json"
