@@ -23,6 +23,7 @@ _MODULES = {
     "scaling": "folder.scaling",
     "soak": "folder.soak",
     "study": "quality.study",
+    "truths": "quality.truths",
 }
 """Command -> module of this package with its ``NAME_command``."""
 

@@ -94,8 +94,8 @@ def markdown(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> str:
         "Mean over seeds, the band is the range. Above: threshold + connected components. Below: each network's own "
         "method against its seed threshold.",
         "",
-        f"A run took {_mean_sd([r['seconds']['train'] / 60 for r in results], 1)} min of training and "
-        f"{_mean_sd([r['seconds']['measure'] / 60 for r in results], 1)} min of measuring on the machine used.",
+        f"A run took {mean_sd([r['seconds']['train'] / 60 for r in results], 1)} min of training and "
+        f"{mean_sd([r['seconds']['measure'] / 60 for r in results], 1)} min of measuring on the machine used.",
         "",
     ]
     return "\n".join(lines)
@@ -113,7 +113,7 @@ def _table(
                     f"`{name}`",
                     method,
                     *(
-                        _mean_sd(_values(ours, method, task, metric, factor), digits)
+                        mean_sd(_values(ours, method, task, metric, factor), digits)
                         for metric, _, factor, digits in columns
                     ),
                 ]
@@ -139,7 +139,7 @@ def _differences(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> 
                     - _values([b], "boundary", "counting", metric, factor)[0]
                     for a, b in pairs
                 ]
-                row.append(_mean_sd(differences, digits, signed=True))
+                row.append(mean_sd(differences, digits, signed=True))
             rows.append(row)
     return _markdown_table(rows)
 
@@ -156,7 +156,7 @@ def _peaks(arms: Sequence[tuple[str, str]], results: Sequence[Result]) -> list[s
             )
         digits = (2, 4, 3, 2, 4, 3)
         rows.append(
-            [f"`{name}`", *(_mean_sd(column, d) for column, d in zip(zip(*found, strict=True), digits, strict=True))]
+            [f"`{name}`", *(mean_sd(column, d) for column, d in zip(zip(*found, strict=True), digits, strict=True))]
         )
     return _markdown_table(rows)
 
@@ -221,7 +221,7 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _mean_sd(values: Sequence[float], digits: int, *, signed: bool = False) -> str:
+def mean_sd(values: Sequence[float], digits: int, *, signed: bool = False) -> str:
     """``mean ± sd``, only the mean for a single value, a dash if one is undefined."""
     if not values or any(math.isnan(value) for value in values):
         return "–"
