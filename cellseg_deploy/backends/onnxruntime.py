@@ -189,7 +189,7 @@ def _open_session(runtime: Any, model: ModelFile, provider: tuple[str, dict[str,
 
 
 def _gpu_reason(error: BaseException) -> str:
-    """Return CUDA's own words from the message of ONNX Runtime's CUDA provider, which also names files and the host."""
+    """Return CUDA's own message, without the files and host that ONNX Runtime's CUDA provider adds."""
     found = re.search(r"\w+ failure -?\w+: [^;]*", str(error))
     return found[0].strip() if found else _first_line(error)
 

@@ -51,7 +51,7 @@ def cell_polygons(labels: npt.NDArray[np.integer[Any]]) -> list[CellPolygons]:
     """Polygons of all cells of ``labels`` (h, w), 0 = background, in order of label; numbers may have gaps.
 
     Every ring is simple, and the polygons are valid by OGC's rules. Raises ``UsageError`` for anything that is not a
-    label image. Needs 4 bytes per pixel of the largest cell's box.
+    label image. Needs 4 bytes per pixel of the image.
     """
     runs = row_runs(labels)
     piece = pieces(runs)

@@ -171,12 +171,10 @@ def matters(task: Task, one: TaskCalibration) -> dict[str, tuple[float, float]]:
 
 def _print(found: dict[Task, TaskCalibration], n_images: int, ece: float, out: Path) -> None:
     click.echo(
-        f"{plural(n_images, 'image')}; figures with an interval (95 %, bootstrap over images) are measured on images"
+        f"{plural(n_images, 'image')}; figures with an interval (95 %, bootstrap over images) are from images not"
     )
-    click.echo(
-        "that did not choose the settings; 'before' is the model's own point, which is optimistic if it was chosen on"
-    )
-    click.echo("these images; 'moved alone' and ece are over all of them")
+    click.echo("used to choose the settings; 'before', the model's own point, is optimistic if chosen on these images;")
+    click.echo("'moved alone' and ece cover all images")
     for task, one in found.items():
         click.echo(f"\n{task}: {_words(one.chosen)}")
         for name in calibration.REPORTED[:4]:

@@ -255,8 +255,8 @@ def model_options(function: F) -> F:
             "--cell-diameter",
             callback=_cell_diameter,
             metavar="PX|auto",
-            help="Typical cell diameter in the images in px, from which the scale follows, or auto: measured when the "
-            "run starts, once for images of one folder and size. Not with --scale.  [default: auto]",
+            help="Typical cell diameter in image px, which sets the scale; auto: measured when the run starts, once "
+            "per folder and image size. Not with --scale.  [default: auto]",
         ),
         click.option("--batch-size", type=int, default=8, show_default=True, help="Tiles per network call."),
         click.option(
@@ -338,8 +338,8 @@ def count_options(function: F) -> F:
             type=click.Choice(["half", "all", "exclude-border", "frame"]),
             default="half",
             show_default=True,
-            help="Which cells cut by the image border count: those judged to be at least half in the picture, "
-            "all, none, or those at the top and right side (the unbiased frame: not those at the left and bottom).",
+            help="Which cells cut by the image border count. half: those judged at least half inside; exclude-border: "
+            "none; frame: those at the top and right only (unbiased counting frame).",
         ),
         click.option(
             "--border-cells",

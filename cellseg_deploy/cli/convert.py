@@ -24,8 +24,8 @@ Examples:
   cellseg-convert counts/labels -o qupath/ --to geojson
 
 \b
-IN: as LABELS of cellseg-measure. Results: OUT/NAME.tif (labels; classes in OUT/classes.csv), OUT/NAME.zip (rois),
-OUT/NAME.geojson, or OUT/coco.json. Pixels stay what they are, in all four.
+IN: as LABELS in cellseg-measure. Results: OUT/NAME.tif (labels; classes in OUT/classes.csv), OUT/NAME.zip (rois),
+OUT/NAME.geojson, or OUT/coco.json. All four keep the pixels exactly.
 
 \b
 Exit codes: 0 done, 2 usage, 3 a file cannot be used, 4 no image found, 6 output folder unusable, 8 package missing.

@@ -198,7 +198,7 @@ def _write(
     }
     known = training_match.training_summary(spec)[0] is not None
     title = f"{plural(facts.n_images, 'image')}, {plural(facts.n_cells, 'cell')} (from {source})" + known * (
-        "; shaded: where 90 % of the training images lie, of their cells in the first two"
+        "; shaded: 90 % of the training images (first two panels: of their cells)"
     )
     atomic.write_bytes(out / DATA_CSV, tables.csv_rows(_rows(images)))
     atomic.write_bytes(out / DATA_PNG, plots.histograms_png(_panels(images, compared, spec), title=title, columns=4))
@@ -258,13 +258,16 @@ def _print(facts: DataFacts, compared: Sequence[Comparison], spec: ModelSpec, ou
     ]
     if facts.median_diameter_px is not None and facts.diameter_iqr_px is not None:
         low, high = facts.diameter_iqr_px
-        um = "" if facts.um_per_px is None else f"; {facts.median_diameter_px * facts.um_per_px:.1f} µm by the files"
+        um = "" if facts.um_per_px is None else f"; {facts.median_diameter_px * facts.um_per_px:.1f} µm from file tags"
         rows.append(("diameter", f"median {facts.median_diameter_px:.1f} px, middle half {low:.1f} to {high:.1f}{um}"))
     rows.append(("training", f"median {training_match.training_diameter_px(spec):.1f} px ({spec.name})"))
     if facts.crowded_share is not None:
         near = image_statistics.NEIGHBOUR_PX
         rows.append(("crowding", f"{facts.crowded_share:.1%} of cells within {near} px of another"))
-    rows += [("bars", f"scale bar seen in {facts.scale_bars}"), ("tags", f"resolution in the files: {tags}")]
+    rows += [
+        ("bars", f"scale bar seen in {plural(facts.scale_bars, 'image')}"),
+        ("tags", f"resolution in the files: {tags}"),
+    ]
     for name, value in rows:
         click.echo(f"{name:<8} {console.printable(value)}")
     click.echo(f"\n{'by image: median (5 to 95 %)':<34}{'here':<30}training images")

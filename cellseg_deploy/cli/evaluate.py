@@ -31,8 +31,8 @@ Examples:
   cellseg-evaluate describe --images new/ -o about-new/
 
 \b
-Without a command, score runs: see cellseg-evaluate score --help. --calibrate and --describe, as in earlier versions,
-run the commands of these names.
+Without a command, score runs: see cellseg-evaluate score --help. The former flags --calibrate and --describe still run
+these commands.
 
 {_EXIT_CODES}"""
 _SCORE_EPILOG = f"""\b
@@ -65,7 +65,7 @@ Example:
 Results:
   OUT.onnx               the model with the chosen operating points
   OUT.calibration.json   what was chosen, and how good it is on images not used to choose it
-  OUT.calibration.png    are the probabilities calibrated
+  OUT.calibration.png    how well probabilities are calibrated
 
 {_EXIT_CODES}"""
 _DESCRIBE_EPILOG = f"""\b
@@ -87,7 +87,7 @@ _min_area_option = click.option(
     "min_area",
     type=click.IntRange(min=0),
     metavar="PX",
-    help="Smaller objects are specks, neither true nor predicted cells.  [default: the share of the masks' median "
+    help="Ignore smaller objects as specks, in truth and result.  [default: the share of the masks' median "
     "object that the model was trained with, else 2.45 %; 0 with --boxes, --points]",
 )
 
@@ -139,13 +139,13 @@ def command() -> None:
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="With --points: masks or label images of all objects, marked or not. Cells found on objects without a point "
-    "count neither way.",
+    "are not scored.",
 )
 @click.option(
     "--classes",
     metavar="A,B",
-    help="Classes that count. With boxes or points, other classes are ignored; A=B: the model's class A is B there, "
-    "and is scored separately. With --masks or --counts: classes of the model.  [default: all but platelet]",
+    help="Classes that count. With boxes or points, other classes are ignored; A=B: class A is called B in the "
+    "file, and scored separately. With --masks or --counts: classes of the model.  [default: all but platelet]",
 )
 @click.option(
     "--counts",
@@ -214,7 +214,7 @@ def calibrate_command(images: Path, masks: Path, **given: Any) -> int:
     metavar="OUT",
     required=True,
     type=_PATH,
-    help="Output folder; or a model file to write: the images are then described in it as its training images.",
+    help="Output folder, or a model file to write, with these images described as its training images.",
 )
 @_min_area_option
 @_shared_options

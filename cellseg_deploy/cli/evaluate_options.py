@@ -189,13 +189,13 @@ def check_score(context: click.Context, given: Mapping[str, Any]) -> tuple[Path,
     if given["unmarked"] is not None and truth != "points":
         raise click.UsageError(f"--unmarked needs --points, not {_flag(truth)}")
     if truth in ("boxes", "points"):
-        refuse_options(context, ("count_rule",), f"has no effect with {_flag(truth)}: border objects count neither way")
+        refuse_options(context, ("count_rule",), f"has no effect with {_flag(truth)}: border objects are not scored")
     elif given["classes"] is not None and kind == "labels":
         raise click.UsageError(
             "--classes needs --boxes, --points, or a model that counts: label images have no classes"
         )
     if given["sweep"]:
-        refuse_options(context, ("count_rule",), "and --sweep exclude each other: it looks at all cells")
+        refuse_options(context, ("count_rule",), "and --sweep exclude each other: a sweep uses all cells")
     output = given["output"]
     if output is None:
         raise click.UsageError("give -o OUT, the folder for the results")

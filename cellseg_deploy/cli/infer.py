@@ -43,7 +43,7 @@ Results:
   OUT/cells.csv           one row per cell      OUT/images.csv   one row per image
   OUT/summary.csv         one row per group (folder, or --group-by): counts with sd and interval
   OUT/report.html         all of it on one page: what needs a look, sums, figures, pictures
-  OUT/run.json            what ran, with what, how long by stage, and how busy the network was
+  OUT/run.json            what ran, its settings, time per stage, and how busy the network was
   OUT/journal.jsonl       what is done: one line per image, as it is finished
 The same command resumes a run that ended early; finished images are not done again. Different images are read, run
 and written at the same time; results do not depend on that, on --threads, --batch-size or the order of the images.
@@ -71,8 +71,8 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     default="labels,overlays",
     show_default=True,
     help="Files to write, with commas between: labels, overlays, numbered, rois, geojson, coco, probabilities, "
-    "confluence, parquet, xlsx; or all, or none. Tables are always written. A finished run "
-    "gets the kinds that it lacks, from its label images.",
+    "confluence, parquet, xlsx; or all, or none. Tables are always written. Kinds that a finished "
+    "run lacks are made from its label images.",
 )
 @click.option(
     "--group-by",
@@ -87,7 +87,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     type=int,
     default=0,
     metavar="N",
-    help="Images, up to 24, for which report.html has a slider: counts and outlines at 19 thresholds.",
+    help="Number of images (at most 24) with a slider in report.html: counts, outlines at 19 thresholds.",
 )
 @click.option(
     "--pixel-size",
@@ -132,7 +132,7 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
     console.set_up_logging(asked["verbose"])
     if asked["explain"]:
         unused = ("rebuild", "cuda_graph", "streams", "like")
-        console.refuse_options(context, unused, "and --explain exclude each other: it shows what is chosen without")
+        console.refuse_options(context, unused, "and --explain exclude each other: --explain ignores them")
         click.echo(_explanation(asked["model"], asked["backend"], asked["device"] or "cpu", asked["precision"]))
         return console.EXIT_OK
     recorded = None if asked["like"] is None else _take_from(asked["like"], context, asked)
@@ -345,7 +345,7 @@ def _heading(segmenter: Segmenter) -> str:
     """Return one line printed before the work: model, device, arithmetic and scale."""
     backend, spec = segmenter.backend, segmenter.backend.spec
     if segmenter.auto_scale:
-        scale = "scale measured"
+        scale = "scale to be measured"
     else:
         scale = f"scale {segmenter.scale:g} (cells about {spec.cell_diameter_px / segmenter.scale:.0f} px wide)"
     classes = f", counts {' and '.join(map(console.printable, segmenter.counting_classes))}" if spec.classes else ""

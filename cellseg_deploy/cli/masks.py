@@ -32,9 +32,9 @@ class Paired:
 def label_pairs(judged: Path, masks: Path, *, are_labels: bool = False, quiet: bool = False) -> Iterator[Paired]:
     """Pair the folder ``judged`` with ``masks``, which may be files of any kind in ``annotations.labels``.
 
-    Label images made from them exist until the block ends. ``are_labels``: ``judged`` holds no photographs but cells
-    too, of any kind if ``masks`` are label images. Says what was read, unless ``quiet``. Raises as ``as_label_images``
-    and ``pair_by_stem``.
+    Label images made from them exist until the block ends. ``are_labels``: ``judged`` holds cells, not
+    photographs, in any format if ``masks`` are label images. Says what was read, unless ``quiet``. Raises as
+    ``as_label_images`` and ``pair_by_stem``.
     """
     with ExitStack() as stack:
 

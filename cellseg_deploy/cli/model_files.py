@@ -60,4 +60,6 @@ def check_target(out: Path, model: DescribedModel, inputs: Sequence[Path]) -> No
             f"{out}: not replaced, because it is not a cellseg model file ({error}); choose another name"
         ) from error
     if identity != model.identity:
-        raise OutputError(f"{out}: holds another network than {model.path} and is not replaced; choose another name")
+        raise OutputError(
+            f"{out}: holds a different network from {model.path}, so it is not replaced; choose another name"
+        )

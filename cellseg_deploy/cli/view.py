@@ -42,7 +42,7 @@ folder, 8 Starlette or Uvicorn not installed.
     default=500,
     show_default=True,
     metavar="MB",
-    help="Refuse larger images that are dragged into the page.",
+    help="Largest image that may be dragged into the page.",
 )
 @console.log_options
 def command(
@@ -77,7 +77,7 @@ def command(
             click.echo(address)
             sys.stdout.flush()
             if not quiet:
-                console.say("Ctrl-C ends it; corrections are saved as they are made")
+                console.say("Ctrl-C ends the viewer; corrections are saved as they are made")
             if not no_browser:
                 import webbrowser
 

@@ -287,7 +287,7 @@ def _decode_by_libpng(data: bytes, head: _PngHead) -> Decoded:
 
 
 def _decode_jpeg(path: Path, data: bytes, max_pixels: int) -> Decoded:
-    """Decode grey and RGB with simplejpeg, to the same bytes as Pillow; CMYK and files it cannot read with Pillow.
+    """Decode common grey and RGB with simplejpeg, to the same bytes as Pillow; everything else with Pillow.
 
     Pillow always reads the headers: size, orientation, density.
     """

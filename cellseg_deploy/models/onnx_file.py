@@ -185,7 +185,7 @@ def _check_embedded(path: Path, model: Any) -> None:
 
 
 def _check_versions(path: Path, model: Any) -> None:
-    """Check the versions: the ONNX checker and OpenVINO read a future operator set as the latest one they know."""
+    """Refuse newer versions than onnx knows: checker and OpenVINO would read them as the latest they know."""
     import onnx
 
     for what, version, latest in (

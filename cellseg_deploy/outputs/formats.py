@@ -44,7 +44,7 @@ class Format:
     packages: tuple[str, ...] = ()
 
     def place(self, output_name: str) -> str:
-        """Return the path in OUT (posix) of the file of the image with this ``output_name``."""
+        """Return the path (posix, in OUT) of the file for the image named ``output_name``."""
         return f"{self.folder}/{output_name}{self.suffix}"
 
     @property

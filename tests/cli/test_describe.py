@@ -140,7 +140,7 @@ def test_what_cannot_be_training_images_is_refused(
     other = onnx_file(model=make_onnx(SPEC, contrast=9.0), name="other.onnx")
     kept = other.read_bytes()
     assert describe(smears / "train", model, other) == 6
-    assert "another network" in capsys.readouterr().err
+    assert "a different network" in capsys.readouterr().err
     (smears / "notes.onnx").write_text("mine")
     assert describe(smears / "train", model, smears / "notes.onnx") == 6
     assert "not a cellseg model file" in capsys.readouterr().err
@@ -165,7 +165,7 @@ def test_pixel_sizes_of_the_files_are_listed(smears: Path, model: Path, capsys: 
     assert describe(smears / "train", model, smears / "out") == 0
     said = capsys.readouterr().out
     assert "resolution in the files: PNG 0.2 µm/px in 3" in said
-    assert "; 2.8 µm by the files" in said
+    assert "; 2.8 µm from file tags" in said
     record = json.loads((smears / "out" / "data.json").read_text())
     assert record["um_per_px"] == pytest.approx(0.2, rel=1e-3)
     with (smears / "out" / "data.csv").open(newline="") as file:
