@@ -18,6 +18,7 @@ _MODULES = {
     "parity": "quality.parity_table",
     "peers": "folder.peers",
     "pipeline": "folder.throughput",
+    "processes": "folder.processes",
     "robustness": "quality.robustness",
     "savings": "quality.savings",
     "scaling": "folder.scaling",

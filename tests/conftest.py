@@ -45,6 +45,7 @@ _GIVE_UP_ROOTS_RIGHTS = (
 
 SLOW = (
     "backends/test_backend_contract.py",
+    "backends/test_triton",
     "benchmarks",
     "cells/test_scale.py",
     "cli/test_describe.py",

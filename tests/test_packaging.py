@@ -37,6 +37,7 @@ ENGINES = {
     "tensorrt": "cellseg_deploy/backends/tensorrt.py",
     "tensorrt_rtx": "cellseg_deploy/backends/tensorrt.py",
     "cuda": "cellseg_deploy/backends/cuda_runtime.py",
+    "tritonclient": "cellseg_deploy/backends/v2_client.py",
 }
 # Package of an extra -> the only modules of the runtime that may import it, in a function; commands ask for it by name
 # before they begin.
@@ -332,6 +333,7 @@ def test_the_base_brings_no_engine_and_no_torch() -> None:
     assert of_gpu.startswith("onnxruntime-gpu[cuda,cudnn]")  # alone it brings none of the libraries it needs
     assert extras["plots"] == {"matplotlib"}
     assert extras["pandas"] == {"pandas"}
+    assert extras["triton"] == {"tritonclient"}
     assert extras["view"] == {"starlette", "uvicorn"}
     assert extras["outputs"] == {"pyarrow", "pycocotools", "roifile", "xlsxwriter"}
     for name, items in extras.items():  # the two builds of ONNX Runtime overwrite each other's files

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cellseg_deploy.backends.address import is_address, parse_address
 from cellseg_deploy.backends.options import BACKENDS, PRECISIONS, EngineOptions, check_precision
 from cellseg_deploy.errors import UsageError, check_types
 
@@ -33,6 +34,8 @@ _DEFAULTS = EngineOptions()
 
 def default_device(path: Path | None, backend: str) -> str:
     """Return the device that ``open_backend`` uses for the model ``path`` if none is named."""
+    if backend == "triton" or is_address(path):
+        return "remote"
     own = None if path is None else _OWN_ENGINE.get(path.suffix.lower())
     return "cuda" if "tensorrt" in (own, backend) else "cpu"
 
@@ -41,8 +44,8 @@ def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: 
     """Open the model file ``path`` with the settings ``engine`` and check it completely.
 
     ``path``: an ``.onnx``, an OpenVINO ``.xml`` with its ``.bin``, or a TensorRT ``.engine`` with its ``.engine.json``;
-    the last two open in their own engine. ``given``: the file that was requested if ``path`` is a form of it chosen
-    earlier; None for ``path``.
+    the last two open in their own engine. Or the address of a model on a server, ``grpc://host:port/name``.
+    ``given``: the file that was requested if ``path`` is a form of it chosen earlier; None for ``path``.
 
     The backend's ``verified`` and ``choice`` say whether the opened file passed the gate here, and why it was chosen.
 
@@ -57,6 +60,8 @@ def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: 
     check_types("a path", path=path)
     check_types(EngineOptions, engine=engine)
     check_types("a path or None", given=given)
+    if is_address(path) or engine.backend == "triton":
+        return _open_served(path, engine)
     path = Path(path)
     given = path if given is None else Path(given)
     own = _OWN_ENGINE.get(path.suffix.lower())
@@ -91,17 +96,20 @@ def open_backend(path: str | Path, engine: EngineOptions = _DEFAULTS, *, given: 
     return opened
 
 
+def _open_served(address: str | Path, engine: EngineOptions) -> Backend:
+    if engine.backend not in ("auto", "triton"):
+        raise UsageError(
+            f"{parse_address(address)}: a served model opens with `backend='triton'` only, not with {engine.backend}"
+        )
+    _check_owners(replace(engine, backend="triton"))
+    from cellseg_deploy.backends.triton import DEVICE, TritonBackend
+
+    return TritonBackend(address, device=engine.device or DEVICE)
+
+
 def _open_named(path: Path, engine: EngineOptions) -> Backend:
-    """Open ``path`` in ``engine``, whose backend and device are named. Raise ``UsageError`` for a setting that belongs
-    to another backend."""
-    for name, value, owner in (
-        ("rebuild", engine.rebuild or None, "tensorrt"),
-        ("cuda_graph", engine.cuda_graph or None, "tensorrt"),
-        ("precision", engine.precision, "openvino"),
-        ("streams", engine.streams, "openvino"),
-    ):
-        if value is not None and engine.backend != owner:
-            raise UsageError(f"`{name}` belongs to `backend={owner!r}`, not to {engine.backend}")
+    """Open ``path`` in ``engine``, whose backend and device are named."""
+    _check_owners(engine)
     device = engine.device or "cpu"
     if engine.backend == "tensorrt":
         from cellseg_deploy.backends.tensorrt import TensorRTBackend
@@ -116,3 +124,15 @@ def _open_named(path: Path, engine: EngineOptions) -> Backend:
     from cellseg_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(path, device=device, threads=engine.threads)
+
+
+def _check_owners(engine: EngineOptions) -> None:
+    """Raise ``UsageError`` for a setting that belongs to another backend than the one named."""
+    for name, value, owner in (
+        ("rebuild", engine.rebuild or None, "tensorrt"),
+        ("cuda_graph", engine.cuda_graph or None, "tensorrt"),
+        ("precision", engine.precision, "openvino"),
+        ("streams", engine.streams, "openvino"),
+    ):
+        if value is not None and engine.backend != owner:
+            raise UsageError(f"`{name}` belongs to `backend={owner!r}`, not to {engine.backend}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cellseg_deploy.errors import UsageError, check_types
 
-BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt")
+BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt", "triton")
 PRECISIONS = ("fp32", "mixed", "fp16", "bf16", "int8")
 """Arithmetic that a form computes in; ``mixed`` is fp16 with some blocks in fp32."""
 
@@ -16,7 +16,8 @@ class EngineOptions:
     """Settings of an inference engine.
 
     ``backend``: one of ``BACKENDS``; ``auto`` takes the fastest form that passed the parity gate for this model on this
-    kind of device. ``device``: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU with TensorRT, otherwise the CPU.
+    kind of device; ``triton`` runs a model on a server. ``device``: ``cpu``, ``cuda`` or ``cuda:N``; None: the GPU with
+    TensorRT, the server's choice with Triton, otherwise the CPU.
     ``precision``: with ``auto`` only forms that compute in it, None for the model's own or fp32; with OpenVINO ``fp32``
     or ``bf16``. ``threads``: CPU threads of the engine, None for one per core. ``streams``: concurrent batches in
     OpenVINO, None for 1. ``cuda_graph``: let TensorRT record a full batch as a CUDA graph and replay it.

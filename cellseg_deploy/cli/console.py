@@ -237,7 +237,8 @@ def model_options(function: F) -> F:
         click.option(
             "--model",
             type=click.Path(path_type=Path),
-            help="Model file written by cellseg-export: .onnx, .xml or .engine.  [default: the package's own model]",
+            help="Model file written by cellseg-export: .onnx, .xml or .engine; or, on a server, grpc://HOST:PORT/NAME "
+            "(grpcs, http, https).  [default: the package's own model]",
         ),
         click.option(
             "--task",

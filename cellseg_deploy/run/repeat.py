@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg_deploy.backends import BACKENDS
+from cellseg_deploy.backends.address import is_address
 from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import ModelError, UsageError
 from cellseg_deploy.files.fingerprint import sha256_of
@@ -24,7 +25,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """Content of a run.json. ``model``: the file that was passed; ``form``: the file that was opened."""
+    """Content of a run.json. ``model``: the file that was passed; ``form``: the file that was opened; both the address
+    of a served model."""
 
     file: Path
     identity: RunIdentity
@@ -56,8 +58,12 @@ class RecordedRun:
 
         Raises ``ModelError`` if the recorded model file is missing.
         """
-        if given is not None or self.identity.model.get("sha256") == DEFAULT_SHA256:
+        if given is not None:
             return given
+        if is_address(self.model):
+            return self.model
+        if self.identity.model.get("sha256") == DEFAULT_SHA256:
+            return None
         there = next((path for path in (self.model, self.form) if os.path.isfile(path)), None)  # noqa: PTH113
         if there is None:
             raise ModelError(f"{self.model}: the model of {self.file} no longer exists; pass it as `model`")
@@ -104,8 +110,8 @@ def read_run(file: Path) -> RecordedRun:
         recorded = RecordedRun(
             file=file,
             identity=identity,
-            model=Path(model["given" if "given" in model else "path"]),
-            form=Path(model["path"]),
+            model=Path(model.get("model_url") or model["given" if "given" in model else "path"]),
+            form=Path(model.get("model_url") or model["path"]),
             max_pixels=int(content["settings"]["max_pixels"]),
             scales={str(k): check_scale(float(v)) for k, v in content["settings"].get("scales", {}).items()},
         )

@@ -53,13 +53,15 @@ _FORMS: dict[str, tuple[str, str, Kind]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Content of a repository entry: the checked bytes by file name, and their description."""
+    """Content of a repository entry: the checked bytes by file name, and their description. ``precision``: of their
+    arithmetic, as in ``Backend``."""
 
     backend: str
     files: dict[str, bytes]
     spec: ModelSpec
     identity: str
     sha256: str
+    precision: str
 
 
 def export_triton(
@@ -111,13 +113,13 @@ def read_entry(source: Path) -> Entry:
         from cellseg_deploy.models.onnx_file import read_model_file
 
         model = read_model_file(source)
-        return Entry(backend, {file: model.data}, model.spec, model.identity, model.file_sha256)
+        return Entry(backend, {file: model.data}, model.spec, model.identity, model.file_sha256, model.precision)
     if suffix == ".xml":
         from cellseg_deploy.backends.openvino import read_ir
 
         pair = read_ir(source)
         files = {file: pair.xml, "model.bin": pair.bin}
-        return Entry(backend, files, pair.spec, pair.facts.model_identity, pair.file_sha256)
+        return Entry(backend, files, pair.spec, pair.facts.model_identity, pair.file_sha256, pair.facts.precision)
     import hashlib
 
     from cellseg_deploy.backends.tensorrt_sidecar import read_sidecar
@@ -127,7 +129,7 @@ def read_entry(source: Path) -> Entry:
     digest = hashlib.sha256(data).hexdigest()
     if digest != sidecar.engine_sha256:
         raise ModelError(f"{source}: not the engine its sidecar describes (SHA-256 differs); build it again")
-    return Entry(backend, {file: data}, sidecar.spec, sidecar.model_identity, digest)
+    return Entry(backend, {file: data}, sidecar.spec, sidecar.model_identity, digest, sidecar.precision)
 
 
 def config_text(name: str, entry: Entry, options: TritonOptions) -> str:
@@ -137,6 +139,7 @@ def config_text(name: str, entry: Entry, options: TritonOptions) -> str:
         METADATA_KEY: to_json(spec),
         "cellseg_model_identity": entry.identity,
         "cellseg_file_sha256": entry.sha256,
+        "cellseg_precision": entry.precision,
         "cellseg_parity": spec.parity,
         "cellseg_operating_points": msgspec.json.encode(spec.operating_points).decode(),
     }

@@ -61,6 +61,9 @@ def test_the_config_is_a_model_config_of_this_model(onnx_file: OnnxFile, tmp_pat
     assert from_json(parameters["cellseg"], source="config") == spec
     assert parameters["cellseg_model_identity"] == read_model_file(source).identity
     assert parameters["cellseg_parity"] == "unverified"
+    # What the client of a served model asks for (backends/triton.py).
+    assert parameters["cellseg_file_sha256"] == read_model_file(source).file_sha256
+    assert parameters["cellseg_precision"] == "fp32"
 
 
 def test_an_openvino_pair_goes_to_its_backend(onnx_file: OnnxFile, tmp_path: Path) -> None:
@@ -76,6 +79,29 @@ def test_an_openvino_pair_goes_to_its_backend(onnx_file: OnnxFile, tmp_path: Pat
     assert config.instance_group[0].kind == kinds["KIND_CPU"].number  # left to choose, a server with a GPU refuses it
     with pytest.raises(UsageError, match="on a CPU only"):
         export_triton(pair, tmp_path / "repo", name="other", options=TritonOptions(kind="gpu"))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt", "openvino"])
+@pytest.mark.parametrize("kind", ["auto", "cpu", "gpu"])
+def test_every_config_fits_the_schema_that_triton_publishes(backend: str, kind: triton.Kind, tmp_path: Path) -> None:
+    from google.protobuf import text_format
+
+    spec = make_spec(variant="boundary", name='a "quoted" näme\n')
+    entry = triton.Entry(backend, {}, spec, "identity", "sha256", "fp16")
+    options = TritonOptions(max_batch_size=8, preferred=(), queue_delay_us=0, instances=3, kind=kind)
+    path = tmp_path / "config.pbtxt"
+    path.write_text(triton.config_text("cells", entry, options))
+    config = parse(path)
+    kinds = type(config.instance_group[0]).DESCRIPTOR.enum_types_by_name["Kind"].values_by_name
+    assert config.instance_group[0].kind == kinds[f"KIND_{kind.upper()}"].number
+    assert (config.backend, config.max_batch_size, config.instance_group[0].count) == (backend, 8, 3)
+    assert config.version_policy.latest.num_versions == 1
+    assert config.parameters["cellseg_precision"].string_value == "fp16"
+    assert from_json(config.parameters["cellseg"].string_value, source="config") == spec
+    for word, wrong in (("dynamic_batching", "dynamic_batch"), ("TYPE_FP32", "FP32"), ("[", "(")):
+        path.write_text(triton.config_text("cells", entry, options).replace(word, wrong))
+        with pytest.raises(text_format.ParseError):
+            parse(path)
 
 
 def test_strings_survive_the_text_format() -> None:
