@@ -21,6 +21,7 @@ from cellseg_deploy.files.json_record import content_of
 
 Scores = Mapping[str, Sequence[Mapping[str, Any]]]
 """Name of a set of fields -> the metrics of each seed."""
+_FEWEST_WHITE = 10  # a share of fewer cells says nothing
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -67,15 +68,12 @@ def _f1(metrics: Mapping[str, Any]) -> float | None:
 
 
 def _overlapping(metrics: Mapping[str, Any]) -> float | None:
-    return metrics["recall_overlapping"]
+    return metrics["recall_overlapping"] if metrics["n_overlapping"] else None
 
 
 def _white(metrics: Mapping[str, Any]) -> float | None:
-    for name in ("WBC", "leukocyte"):
-        if name in metrics.get("by_class", {}):
-            recall: float | None = metrics["by_class"][name]["recall"]
-            return recall
-    return None
+    found = [kind for name, kind in metrics.get("by_class", {}).items() if name in ("WBC", "leukocyte")]
+    return found[0]["recall"] if found and found[0]["n"] >= _FEWEST_WHITE else None
 
 
 @click.command("truths", context_settings=shared.SETTINGS)

@@ -20,10 +20,17 @@ def write(folder: Path, name: str, **metrics: Any) -> None:
 
 
 def test_a_row_per_network_with_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
-    white = {"WBC": {"recall": 0.75}}
-    write(tmp_path, "masks-0/bccd", f1=0.8, recall_overlapping=0.5, by_class=white)
-    write(tmp_path, "masks-1/bccd", f1=0.9, recall_overlapping=0.7, by_class=white)
-    write(tmp_path, "with-instances-0/bccd", f1=0.95, recall_overlapping=None, by_class={})
+    white = {"WBC": {"n": 12, "recall": 0.75}}
+    write(tmp_path, "masks-0/bccd", f1=0.8, recall_overlapping=0.5, n_overlapping=4, by_class=white)
+    write(tmp_path, "masks-1/bccd", f1=0.9, recall_overlapping=0.7, n_overlapping=4, by_class=white)
+    write(
+        tmp_path,
+        "with-instances-0/bccd",
+        f1=0.95,
+        recall_overlapping=1.0,
+        n_overlapping=0,
+        by_class={"leukocyte": {"n": 1, "recall": 1.0}},
+    )
     done = CliRunner().invoke(truths_command, [str(tmp_path), "--networks", "with-instances,masks"])
     assert done.exit_code == 0, done.output
     f1, overlapping, whites = done.output.split("**")[2::2]
