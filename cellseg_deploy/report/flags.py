@@ -39,14 +39,19 @@ def _covered(image: ImageRow) -> float:
 
 
 def _area(image: ImageRow) -> float | None:
-    area = image.values.get("median_cell_area_px")
-    return None if area is None else float(area * image.values["scale"] ** 2)
+    area, scale = image.values.get("median_cell_area_px"), image.values.get("scale")
+    return None if area is None or scale is None else float(area * scale**2)
+
+
+def _area_of_drawn(image: ImageRow) -> float | None:
+    return image.values.get("median_cell_area_px") if image.values.get("scale") is None else None
 
 
 _QUANTITIES: dict[str, Callable[[ImageRow], float | None]] = {  # none depends on the size of the image
     "counted cells per megapixel": _density,
     "covered share": _covered,
     "median cell area at the network's scale, px": _area,
+    "median cell area, px": _area_of_drawn,
 }
 
 
