@@ -101,6 +101,7 @@ class LabelSource:
         self.total.update(images=1, cells=len(painted.classes), overlapping=painted.overlapping)
         self.classes.update(name for name in painted.classes if name)
         self.remarks["shapes without a pixel of their own (tiny, drawn twice, or hidden), left out"] += painted.lost
+        self.remarks["outlines through the centres of border pixels, read with these pixels"] += painted.traced
         return painted
 
     def class_names(self) -> set[str]:
