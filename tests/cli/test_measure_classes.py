@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tifffile
 from cell_classes import class_onnx, save_field
+from PIL import Image
 from running import infer
 
 from cellseg_deploy.cli import measure
 from cellseg_deploy.cli.console import run as run_command
+from cellseg_deploy.samples import SmearParams, make_smear
 
 N_CELLS, N_PLATELETS = 7, 2  # of ``cell_classes.FIELD``
 
@@ -75,6 +77,20 @@ def test_label_images_of_a_run_have_its_classes(out: Path, tmp_path: Path, capsy
     ]
     assert counts[0][0] != counts[0][1]
     assert json.loads((tmp_path / "again" / "run.json").read_text())["labels"]["classes"] == f"the run in {out}"
+
+
+def test_label_images_of_the_shipped_model_have_its_classes(tmp_path: Path) -> None:
+    smear = make_smear(SmearParams(size_hw=(300, 360), cell_diameter_px=60, n_cells=14), 0)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(smear.image_hwc).save(tmp_path / "in" / "a.png")
+    assert infer(tmp_path / "in", "-o", tmp_path / "out", "-q", "--save", "labels") == 0
+    assert measured(tmp_path / "out" / "labels", "-o", tmp_path / "again", "-q") == 0
+    (before,), (after,) = (rows(tmp_path / name / "images.csv") for name in ("out", "again"))
+    classes = [name for name in before if name.startswith("count_")]
+    assert "count_platelet" in classes
+    assert [after[name] for name in ("cells", *classes)] == [before[name] for name in ("cells", *classes)]
+    found = [[row["class"] for row in rows(tmp_path / name / "cells.csv")] for name in ("out", "again")]
+    assert found[0] == found[1] != []
 
 
 @pytest.mark.parametrize("beside", ["journal", "table"])
