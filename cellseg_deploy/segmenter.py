@@ -231,6 +231,8 @@ class Segmenter:
         read: ReadOptions = _READ_DEFAULTS,
         field: Field = "auto",
         count_rule: CountRule = DEFAULT_RULE,
+        group_by: str | Path = "",
+        report: bool = True,
         overwrite: bool = False,
         follow_links: bool = False,
         on_image: Callable[[str], None] = lambda _: None,
@@ -238,15 +240,17 @@ class Segmenter:
         """Segment a folder of images into the folder ``out``, as ``cellseg-infer`` does.
 
         A stopped run is resumed. One bad image never stops a run: it is listed in ``failed`` of the result.
-        ``save``: kinds of files to write, see ``outputs.formats``; tables are always written. ``overwrite``: replace an
-        earlier run in ``out``. ``follow_links``: read links that lead out of the folder too. ``on_image``: called with
-        the name of each processed image, in order. A scale is measured once for all images of one folder and size.
+        ``save``: kinds of files to write, see ``outputs.formats``; tables are always written. ``group_by``: groups of
+        summary.csv and the report, a regular expression or a CSV file image,group; "" for folders. ``report``: write
+        report.html and files for MultiQC. ``overwrite``: replace an earlier run in ``out``. ``follow_links``: read
+        links that lead out of the folder too. ``on_image``: called with the name of each processed image, in order.
+        A scale is measured once for all images of one folder and size.
 
         Raises ``NothingToDoError`` without images, ``UsageError``, and ``OutputError`` for the folder.
 
-        >>> result = model.run("photographs", out="counts")
-        >>> [image.name for image in result.failed]
-        []
+        >>> result = model.run("photographs", out="counts", group_by="patient[0-9]+")
+        >>> [image.name for image in result.failed], (result.out / "report.html").is_file()
+        ([], True)
         """
         from cellseg_deploy.run.record import RunOptions
         from cellseg_deploy.run.result import run
@@ -255,9 +259,10 @@ class Segmenter:
         check_types("a path", out=out)
         check_types("a sequence of names", save=save)
         check_types(ReadOptions, read=read)
-        check_types("True or False", overwrite=overwrite, follow_links=follow_links)
+        check_types("True or False", report=report, overwrite=overwrite, follow_links=follow_links)
+        check_types("a path", group_by=group_by)
         check_types("a function", on_image=on_image)
-        options = RunOptions(tuple(save), overwrite, read, count_rule, field)
+        options = RunOptions(tuple(save), overwrite, read, count_rule, field, str(group_by), report)
         return run(self, images, out, options, follow_links=follow_links, on_image=on_image)
 
     def _one(

@@ -31,12 +31,12 @@ FAKE_TOOL = """#!/usr/bin/env bash
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with the scripts, pyproject.toml and, in ``tools``, stand-ins for python3, ruff, mypy and pytest."""
+    """A folder with the scripts, pyproject.toml and, in ``tools``, stand-ins for all that the scripts call."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "tools").mkdir()
-    for name in ("python3", "ruff", "mypy", "pytest"):
+    for name in ("python3", "ruff", "mypy", "pytest", "chromium"):
         program = tmp_path / "tools" / name
         program.write_text(FAKE_PYTHON if name == "python3" else FAKE_TOOL)
         program.chmod(0o755)
@@ -112,6 +112,60 @@ def test_pytest_obeys_the_last_choice(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "::test_night PASSED" in result.stdout
     assert "1 passed, 1 deselected" in result.stdout
+
+
+FAKE_APT = """#!/usr/bin/env bash
+echo "apt-get ${@: -1}" >>"$LOG"
+[[ "${@: -1}" != "$FAILING" ]] || exit 100
+[[ "${@: -1}" == chromium && "$FAILING" != silently ]] || exit 0
+echo "#!/bin/sh" >"$TOOLS/chromium"
+chmod +x "$TOOLS/chromium"
+"""
+
+
+@pytest.mark.parametrize(
+    ("uid", "failing", "asked", "said"),
+    [
+        ("0", "", ["update", "chromium"], "Installed Chromium for the tests of the pages"),
+        ("1000", "", [], "No Chromium, and no right to install it: tests of the pages are skipped"),
+        ("0", "update", ["update"], "Chromium cannot be installed here: tests of the pages are skipped"),
+        ("0", "chromium", ["update", "chromium"], "Chromium cannot be installed here"),
+        ("0", "silently", ["update", "chromium"], "Chromium cannot be installed here"),
+    ],
+)
+def test_ci_installs_a_browser_where_it_may_and_runs_the_tests_in_any_case(
+    checkout: Path, uid: str, failing: str, asked: list[str], said: str
+) -> None:
+    tools = checkout / "tools"
+    (tools / "chromium").unlink()
+    for name in (
+        "bash",
+        "basename",
+        "cat",
+        "chmod",
+        "cp",
+        "dirname",
+        "env",
+        "mkdir",
+        "paste",
+        "rm",
+        "timeout",
+        "touch",
+    ):
+        found = shutil.which(name)
+        assert found is not None
+        (tools / name).symlink_to(found)
+    for name, text in {"id": f"#!/usr/bin/env bash\necho {uid}\n", "apt-get": FAKE_APT}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    result = run(checkout, ".ci/run", path=str(tools), FAILING=failing, TOOLS=str(tools))
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in (result.stdout + result.stderr).splitlines() if "Chromium" in line]
+    assert line.startswith(said)
+    made = calls(checkout)
+    assert made[: len(asked)] == [f"apt-get {word}" for word in asked]
+    assert made[-1].startswith("pytest ")
+    assert sum("apt-get" in line for line in made) == len(asked)
 
 
 @pytest.mark.parametrize(("tool", "calls_made"), [("ruff", 1), ("mypy", 3), ("pytest", 4)])

@@ -94,19 +94,20 @@ class LabelSource:
         is of an image of another size.
         """
         image = self.images[stem]
-        if image_hw is None or self.kind in _PIXELS:
-            painted = self._read_labels(stem, image_hw, foreground)
+        if image_hw is None or self.has_pixels:
+            painted = self.read_pixels(stem, image_hw, foreground)
         else:
             painted = paint_shapes(self._shapes(stem, image_hw), image_hw, image.name)
         self.total.update(images=1, cells=len(painted.classes), overlapping=painted.overlapping)
         self.classes.update(name for name in painted.classes if name)
         self.remarks["shapes without a pixel of their own (tiny, drawn twice, or hidden), left out"] += painted.lost
+        self.remarks["outlines through the centres of border pixels, read with these pixels"] += painted.traced
         return painted
 
     def class_names(self) -> set[str]:
         """Return the classes of all cells, "" if some have none; empty if the kind has no classes. Files that cannot be
         read are passed over: ``read`` names them."""
-        if self.kind in _PIXELS:
+        if self.has_pixels:
             named = {name for names in self._classes.values() for name in names.values()}
             return {*named, ""} if named else set()  # a cell may be missing in classes.csv
         found = set[str]()
@@ -117,7 +118,19 @@ class LabelSource:
         self.remarks = remarks  # of the reading that counts
         return found
 
-    def _read_labels(self, stem: str, image_hw: tuple[int, int] | None, foreground: MaskForeground) -> Painted:
+    @property
+    def has_pixels(self) -> bool:
+        """Whether the files are label images, of whatever program, rather than shapes."""
+        return self.kind in _PIXELS
+
+    def file_of(self, stem: str) -> Path:
+        """Return the file with the cells of the image ``stem``; not for COCO, where one file has many images."""
+        return self._files[stem]
+
+    def read_pixels(
+        self, stem: str, image_hw: tuple[int, int] | None = None, foreground: MaskForeground = "auto"
+    ) -> Painted:
+        """Read as ``read``, without counting; only if ``has_pixels``, which know their own size."""
         file = self._files[stem]
         if self.kind == "Cellpose":
             values = cellpose.read_masks(file)

@@ -23,6 +23,8 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int32]
 _FARTHEST_PX = 1e7
+_GRID = 0.02  # px within which a corner lies on the grid: YOLO files have six decimals of the side
+_FEWEST_OF_TRACE = 8  # corners; drawn ones may happen to have three edges in such directions
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ class Shape:
 class Painted:
     """``labels``: int32 (h, w), 0 background, i the i-th of the shapes that have a pixel. ``classes``: their names, ""
     where unknown. ``overlapping``: shapes that lie by more than half under or over others. ``lost``: shapes
-    without a pixel of their own: smaller than a pixel, drawn twice, or hidden by smaller ones."""
+    without a pixel of their own: smaller than a pixel, drawn twice, or hidden by smaller ones. ``traced``: shapes whose
+    outline runs through pixel centres, see ``is_trace``."""
 
     labels: Labels
     classes: tuple[str, ...]
     overlapping: int = 0
     lost: int = 0
+    traced: int = 0
 
 
 def paint_shapes(shapes: Sequence[Shape], image_hw: tuple[int, int], image: str) -> Painted:
@@ -93,7 +97,8 @@ def paint_shapes(shapes: Sequence[Shape], image_hw: tuple[int, int], image: str)
     table = np.zeros(len(shapes) + 1, np.int32)
     table[there] = np.arange(1, len(there) + 1)
     classes = tuple(shapes[number - 1].class_name for number in there.tolist())
-    return Painted(table[owner], classes, overlapping, len(shapes) - len(there))
+    traced = sum(any(is_trace(polygon) for polygon in shape.polygons) for shape in shapes)
+    return Painted(table[owner], classes, overlapping, len(shapes) - len(there), traced)
 
 
 def _crop(shape: Shape, image_hw: tuple[int, int], image: str) -> tuple[int, int, Mask]:
@@ -115,11 +120,44 @@ def _crop(shape: Shape, image_hw: tuple[int, int], image: str) -> tuple[int, int
             f"which is {width} x {height} px; is it of this image, at its full size?"
         )
     left, top = (int(value) for value in np.clip(np.floor(low), 0, (width, height)))
-    right, bottom = (int(value) for value in np.clip(np.ceil(high), 0, (width, height)))
+    right, bottom = (int(value) for value in np.clip(np.ceil(high + _GRID), 0, (width, height)))
     mask = np.zeros((bottom - top, right - left), np.bool_)
     for polygon in shape.polygons:
-        mask |= fill([ring - (left, top) for ring in polygon], mask.shape)
+        rings = [ring - (left, top) for ring in polygon]
+        mask |= fill_trace(rings, mask.shape) if is_trace(polygon) else fill(rings, mask.shape)
     return top, left, mask
+
+
+def is_trace(rings: Sequence[Floats]) -> bool:
+    """Whether ``rings`` (n, 2) run through the centres of a cell's border pixels, as ``cv2.findContours`` finds them.
+
+    Programs that make outlines from masks with it (Cellpose's ROIs, Ultralytics' YOLO files, many that write COCO) lose
+    half a pixel all around, whatever the format says about polygons. Such outlines have corners on the grid of pixels,
+    at whole numbers or halves, and edges in its eight directions, diagonals too; outlines along the edges of pixels
+    have no diagonals, and drawn ones other edges.
+    """
+    if sum(map(len, rings)) < _FEWEST_OF_TRACE:
+        return False
+    has_diagonal = False
+    for ring in rings:
+        at = ring - rings[0][0]
+        half = 2 * rings[0][0]
+        if (np.abs(at - np.rint(at)) > _GRID).any() or (np.abs(half - np.rint(half)) > 2 * _GRID).any():
+            return False
+        across, down = np.abs(np.rint(at) - np.roll(np.rint(at), -1, axis=0)).T
+        if ((across != down) & (across > 0) & (down > 0)).any():
+            return False
+        has_diagonal |= bool(((across > 0) & (across == down)).any())
+    return has_diagonal
+
+
+def fill_trace(rings: Sequence[Floats], image_hw: tuple[int, ...]) -> Mask:
+    """Pixels, bool (h, w), inside or on ``rings`` of an ``is_trace``, which run through the centres of pixels."""
+    import cv2
+
+    mask = np.zeros(image_hw, np.uint8)
+    cv2.fillPoly(mask, [np.floor(ring + _GRID).astype(np.int32) for ring in rings], (1,))
+    return mask > 0
 
 
 def fill(rings: Sequence[Floats], image_hw: tuple[int, int]) -> Mask:

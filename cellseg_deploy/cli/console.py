@@ -362,6 +362,23 @@ def count_options(function: F) -> F:
     return with_options(function, options)
 
 
+def report_options(function: F) -> F:
+    """Add the options for groups and report, for every command that writes tables of many images."""
+    options = [
+        click.option(
+            "--group-by",
+            default="",
+            metavar="PATTERN|CSV",
+            help="Groups of summary.csv and the report: a regular expression searched in the names, or a CSV with the "
+            "columns image,group.  [default: folders]",
+        ),
+        click.option(
+            "--report/--no-report", default=True, help="Write report.html and files for MultiQC.  [default: report]"
+        ),
+    ]
+    return with_options(function, options)
+
+
 def log_options(function: F) -> F:
     """Add ``--quiet``, ``-v`` and ``--version``."""
     options = [

@@ -74,14 +74,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "confluence, parquet, xlsx; or all, or none. Tables are always written. Kinds that a finished "
     "run lacks are made from its label images.",
 )
-@click.option(
-    "--group-by",
-    default="",
-    metavar="PATTERN|CSV",
-    help="Groups of summary.csv and the report: a regular expression searched in the names, or a CSV with the columns "
-    "image,group.  [default: folders]",
-)
-@click.option("--report/--no-report", default=True, help="Write report.html and files for MultiQC.  [default: report]")
+@console.report_options
 @click.option(
     "--report-thresholds",
     type=int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ Examples:
   cellseg-measure counts/corrections -o corrected/             corrected label images of a run; it knows its photographs
   cellseg-measure rois/ --images photographs/ -o measured/     ImageJ ROIs: NAME.zip for NAME.jpg
   cellseg-measure cells.json --images photographs/ -o measured/ --save labels,overlays,rois
+  cellseg-measure rois/ --images photographs/ -o measured/ --group-by 'patient[0-9]+'
 
 \b
 LABELS: label images (NAME.png, NAME_masks.tif, NAME.png.tif, colour-coded too), NAME_seg.npy of Cellpose, ImageJ ROIs
 (NAME.zip, NAME.roi), QuPath GeoJSON, COCO json, YOLO polygons: a file, or a folder with one kind. No network is run.
+Label images hold no classes: they are taken from classes.csv beside them, or from the run or the cells.csv in whose
+folder they lie. Otherwise every object is counted, platelets too, and the command says so.
 
 \b
 Results, as of cellseg-infer:
-  OUT/labels/NAME.tif   OUT/overlays/NAME.jpg   OUT/cells.csv   OUT/images.csv   OUT/run.json   OUT/journal.jsonl
+  OUT/labels/NAME.tif   OUT/overlays/NAME.jpg   OUT/cells.csv   OUT/images.csv   OUT/summary.csv   OUT/report.html
+  OUT/run.json   OUT/journal.jsonl
 An earlier measurement in OUT is replaced, unless somebody edited its files.
 
 \b
@@ -62,6 +67,7 @@ def _without_border_cells(function: console.F) -> console.F:
     help="Files to write, with commas between: labels, overlays, numbered, rois, geojson, coco, confluence, parquet; "
     "or none. Tables are always written.",
 )
+@console.report_options
 @click.option(
     "--pixel-size",
     type=float,
@@ -77,6 +83,7 @@ def command(labels: Path, images: Path | None, output: Path, **asked: Any) -> in
     from cellseg_deploy.annotations.labels import find_labels
     from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.run.measured import MeasureOptions, measure_folder
+    from cellseg_deploy.view.known import classes_around
 
     options = MeasureOptions(
         save=parse_names(asked["save"]),
@@ -86,16 +93,21 @@ def command(labels: Path, images: Path | None, output: Path, **asked: Any) -> in
         classes=console.names_in(asked["classes"]),
         mask_foreground=asked["mask_foreground"],
         overwrite=asked["overwrite"],
+        group_by=asked["group_by"],
+        report=asked["report"],
     )
     images = _images_of_run(labels) if images is None else images
     source = find_labels(images, labels)
+    known = classes_around(labels) if source.has_pixels else None
+    origins = list[str]()
+    measured = partial(measure_folder, source, output, options, known=known, on_classes=origins.append)
     if asked["quiet"]:
-        summary = measure_folder(source, output, options)
+        summary = measured()
     else:
         from cellseg_deploy.cli.progress import Progress
 
         with Progress(len(source.images)) as progress:
-            summary = measure_folder(source, output, options, lambda _: progress.advance())
+            summary = measured(lambda _: progress.advance())
     about = {
         "found": summary.found,
         "done": summary.done,
@@ -104,6 +116,7 @@ def command(labels: Path, images: Path | None, output: Path, **asked: Any) -> in
         "cells": summary.cells,
         "counted": summary.counted,
         **({"by_class": summary.by_class} if summary.classes else {}),
+        "classes_from": console.printable(origins[0]),
         "read": source.said,
         "warnings": summary.warnings,
         "output": console.printable(output),
@@ -118,10 +131,10 @@ def command(labels: Path, images: Path | None, output: Path, **asked: Any) -> in
 def _images_of_run(labels: Path) -> Path:
     """Return the photographs of the run whose output folder ``labels`` lies in. Raises click's usage error."""
     from cellseg_deploy.files.json_record import content_of
+    from cellseg_deploy.run.known_classes import folders_around
     from cellseg_deploy.run.output_folder import RUN_JSON
 
-    here = Path(labels).absolute()
-    for folder in (here, *here.parents[:2]):
+    for folder in folders_around(labels):
         roots = content_of(folder / RUN_JSON).get("identity", {}).get("inputs", [])
         if len(roots) == 1 and Path(roots[0]).is_dir():
             return Path(roots[0])
@@ -135,6 +148,7 @@ def _images_of_run(labels: Path) -> Path:
 def _print(about: dict[str, Any]) -> None:
     for line in about["read"]:
         console.say(console.printable(line))
+    console.say(f"classes of the cells: {about['classes_from']}")
     for kind, found in about["warnings"].items():
         console.say(f"warning: {console.warning_words(kind, found)}")
     counted = f", {about['counted']} counted" if about["counted"] != about["cells"] else ""

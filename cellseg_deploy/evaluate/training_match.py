@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cellseg_deploy.cells import stain
 from cellseg_deploy.evaluate.image_statistics import DataFacts, ImageFacts, summarise
 from cellseg_deploy.models.spec import DATA_SUMMARY_VERSION, DataSummary, ModelSpec, Spread
 
@@ -33,18 +34,11 @@ class Quantity:
     tolerance: float
 
 
-# Five units of L*a*b* are visible in two pictures side by side; 0.05 of optical density is 12 % of the light.
 QUANTITIES: tuple[Quantity, ...] = (
     Quantity("covered", "share of the image covered", "density", 0.1),
     Quantity("crowded_share", "share of crowded cells", "density", 0.1),
-    Quantity("field_lightness", "lightness of the background", "light", 5.0),
-    Quantity("field_a", "green to red of the background", "light", 5.0),
-    Quantity("field_b", "blue to yellow of the background", "light", 5.0),
-    Quantity("field_od_spread", "unevenness of the background", "light", 0.05),
-    Quantity("stain_red", "stain in red light", "stain", 0.05),
-    Quantity("stain_green", "stain in green light", "stain", 0.05),
-    Quantity("stain_blue", "stain in blue light", "stain", 0.05),
-    Quantity("cell_od_spread", "unevenness of the cells", "stain", 0.05),
+    *(Quantity(name, label, "light", tolerance) for name, (label, tolerance) in stain.LIGHT.items()),
+    *(Quantity(name, label, "stain", tolerance) for name, (label, tolerance) in stain.STAIN.items()),
 )
 DIAMETER = "diameter_px"
 _OF_GROUP = {
@@ -121,8 +115,7 @@ def compare(images: Sequence[ImageFacts], spec: ModelSpec) -> list[Comparison]:
         if here is None or known is None or (quantity.name == "crowded_share" and not of_size):
             found.append(Comparison(quantity, here, known))
             continue
-        margin = max(quantity.tolerance, (known.p95 - known.p05) / 4)
-        low, high = known.p05 - margin, known.p95 + margin
+        low, high = known.limits(quantity.tolerance)
         every = [(image.name, values_of(image).get(quantity.name)) for image in images]
         odd = tuple(name for name, value in every if value is not None and not low <= value <= high)
         outside = not low <= here.median <= high

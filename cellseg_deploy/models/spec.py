@@ -94,6 +94,12 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     p05: float
     p95: float
 
+    def limits(self, tolerance: float) -> tuple[float, float]:
+        """Return between what a value is similar: a quarter of the distance of the percentiles beyond them, at least
+        ``tolerance``."""
+        margin = max(tolerance, (self.p95 - self.p05) / 4)
+        return self.p05 - margin, self.p95 + margin
+
 
 class DataSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Statistics of the training images, with which ``cellseg-evaluate describe`` compares other images.

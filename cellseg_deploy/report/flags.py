@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cellseg_deploy.models.spec import ModelSpec
+from cellseg_deploy.cells import stain
+from cellseg_deploy.models.spec import DATA_SUMMARY_VERSION, ModelSpec
 from cellseg_deploy.report.results import ImageRow
 
 MAX_Z = 3.5
@@ -15,7 +16,9 @@ MAX_Z = 3.5
 (1993)."""
 _FEW_IMAGES = 8
 _SIZES = (0.7, 1.3)  # cell diameters as multiples of the model's, as in the comparison of cellseg-evaluate describe
-_COVERED_TOLERANCE = 0.1
+_COMPARED = {"covered": ("covered share", 0.1), **stain.LIGHT, **stain.STAIN}
+WHOLE_RUN = "(whole run)"
+"""Stands for the image where the run as a whole is unlike the training images."""
 _FEW_CELLS = 8
 
 
@@ -39,14 +42,20 @@ def _covered(image: ImageRow) -> float:
 
 
 def _area(image: ImageRow) -> float | None:
+    area, scale = image.values.get("median_cell_area_px"), image.values.get("scale")
+    return None if area is None or scale is None else float(area * scale**2)
+
+
+def _area_of_drawn(image: ImageRow) -> float | None:
     area = image.values.get("median_cell_area_px")
-    return None if area is None else float(area * image.values["scale"] ** 2)
+    return None if area is None or image.values.get("scale") is not None else float(area)
 
 
 _QUANTITIES: dict[str, Callable[[ImageRow], float | None]] = {  # none depends on the size of the image
     "counted cells per megapixel": _density,
     "covered share": _covered,
     "median cell area at the network's scale, px": _area,
+    "median cell area, px": _area_of_drawn,
 }
 
 
@@ -74,22 +83,29 @@ def outliers(images: Sequence[ImageRow]) -> list[Outlier]:
 
 
 def unlike_training(images: Sequence[ImageRow], spec: ModelSpec) -> list[Outlier]:
-    """Images whose covered share or cell size is outside of what the model was trained on, as far as it records it.
+    """Images whose covered share, cell size, light or stain is outside of what the model was trained on, as far as it
+    records it.
 
-    The limits are those of ``cellseg-evaluate describe``, which compares light and stain as well.
+    The limits are those of ``cellseg-evaluate describe``. Where the median of the run is outside, that is one line for
+    ``WHOLE_RUN`` instead of one per image.
     """
     found = list[Outlier]()
     summary = spec.training.data_summary
-    covered = None if summary is None else summary.values.get("covered")
-    for image in images:
-        if not image.is_done:
+    trained = {} if summary is None or summary.version != DATA_SUMMARY_VERSION else summary.values
+    done = [image for image in images if image.is_done]
+    for name, (what, tolerance) in _COMPARED.items():
+        usual = trained.get(name)
+        values = [(image.name, value) for image in done if (value := _compared(image, name)) is not None]
+        if usual is None or not values:
             continue
-        if covered is not None:
-            margin = max(_COVERED_TOLERANCE, (covered.p95 - covered.p05) / 4)
-            share = float(image.values["confluence"])
-            if not covered.p05 - margin <= share <= covered.p95 + margin:
-                text = f"training images {covered.median:.2g}, mostly {covered.p05:.2g} to {covered.p95:.2g}"
-                found.append(Outlier(image.name, "covered share", share, text))
+        low, high = usual.limits(tolerance)
+        text = f"training images {usual.median:.2g}, mostly {usual.p05:.2g} to {usual.p95:.2g}"
+        median = float(np.median([value for _, value in values]))
+        if len(values) > 1 and not low <= median <= high:
+            found.append(Outlier(WHOLE_RUN, f"{what}, median", median, text))
+            continue
+        found += [Outlier(image, what, value, text) for image, value in values if not low <= value <= high]
+    for image in done:
         area, scale = image.values.get("median_cell_area_px"), image.values.get("scale")
         if area and scale and image.values["cells"] >= _FEW_CELLS:
             diameter = float(np.sqrt(4 / np.pi * area)) * scale
@@ -97,6 +113,12 @@ def unlike_training(images: Sequence[ImageRow], spec: ModelSpec) -> list[Outlier
                 text = f"the model's cells are {spec.cell_diameter_px:.0f} px"
                 found.append(Outlier(image.name, "cell diameter at the network's scale, px", diameter, text))
     return found
+
+
+def _compared(image: ImageRow, name: str) -> float | None:
+    """Value of ``image`` for a name in ``_COMPARED``; None in journals of earlier versions, and without cells."""
+    value = image.values["confluence"] if name == "covered" else image.values.get("colours", {}).get(name)
+    return None if value is None else float(value)
 
 
 def reasons(images: Sequence[ImageRow], found: Sequence[Outlier]) -> dict[str, list[str]]:

@@ -32,11 +32,11 @@ _MAX_ROWS = 5000
 
 @dataclass(frozen=True)
 class About:
-    """What the run was made with. ``identity``: as in the journal's first line. ``spec``: of the model. ``saved``:
-    names of the formats. ``group_by``: as passed."""
+    """What the run was made with. ``identity``: as in the journal's first line. ``spec``: of the model, None if the
+    cells were drawn. ``saved``: names of the formats. ``group_by``: as passed."""
 
     identity: Mapping[str, Any]
-    spec: ModelSpec
+    spec: ModelSpec | None
     saved: Sequence[str]
     group_by: str
 
@@ -54,7 +54,7 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
     sums = figures.CellSums(results.cells())
     summaries = summary.summarise(results)
     in_run = flags.outliers(results.images)
-    unlike = flags.unlike_training(results.images, about.spec)
+    unlike = [] if about.spec is None else flags.unlike_training(results.images, about.spec)
     why = flags.reasons(results.images, [*in_run, *unlike])
     shown = _shown(results.images, why)
     small = _thumbnails(out, shown, about.saved) if pictures else [""] * len(shown)
@@ -83,6 +83,7 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
     with_um = any("pixel_size_um" in image.values for image in results.images)
     done = [image for image in results.images if image.is_done]
     page = _template().render(
+        command="cellseg-infer" if about.spec is not None else "cellseg-measure",
         style=_text("page.css"),
         scripts=[_text(f"vendor/{name}") for name in _VENDORED] + [_text("page.js")],
         data=_json(data),
@@ -147,6 +148,8 @@ def _settings(about: About) -> dict[str, Any]:
 
 def _model(about: About) -> dict[str, Any]:
     spec, engine = about.spec, about.identity["backend"]
+    if spec is None:
+        return {"name": about.identity["model"]["name"], "network": "none: the cells were drawn or edited"}
     training = spec.training
     return {
         "name": spec.name,

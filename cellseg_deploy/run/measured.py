@@ -5,6 +5,7 @@ Labels are numbered in raster order of their first pixel, as in a run, whatever 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -35,11 +36,14 @@ from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import LoadedImage, read_image
 from cellseg_deploy.outputs.formats import DEFAULT, NAMES, Format, chosen_formats
 from cellseg_deploy.outputs.segmentation import Segmentation, of_labels
+from cellseg_deploy.report.groups import grouping
+from cellseg_deploy.report.page import About
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.image_work import Finished
 from cellseg_deploy.run.journal import Journal, OutputFile
+from cellseg_deploy.run.known_classes import NONE_RECORDED, KnownClasses, RecordedCells, is_edited
 from cellseg_deploy.run.output_folder import RUN_JSON, check_apart, held_folder
 from cellseg_deploy.run.plan import Planned, plan
 from cellseg_deploy.run.record import ImageResult, RunOptions, RunSummary, library_versions, program
@@ -61,6 +65,7 @@ _log = logging.getLogger(__name__)
 class MeasureOptions:
     """Options as in ``RunOptions``; ``classes``: those that count, None for all but platelets; ``mask_foreground``: of
     label images. ``overwrite``: replace any earlier run in the folder, also one of ``cellseg-infer`` or edited since.
+    ``group_by``, ``report``: as in ``RunOptions``.
 
     Raises ``UsageError`` for an invalid value, or a kind of file that only a network can give.
     """
@@ -72,6 +77,8 @@ class MeasureOptions:
     classes: tuple[str, ...] | None = None
     mask_foreground: MaskForeground = "auto"
     overwrite: bool = False
+    group_by: str = ""
+    report: bool = True
 
     def __post_init__(self) -> None:
         if refused := [name for name in self.save if name in _NO_NETWORK]:
@@ -79,14 +86,23 @@ class MeasureOptions:
         chosen_formats(self.save)
         check_rule(self.count_rule)
         check_field(self.field_of_view)
+        grouping(self.group_by)
 
 
 def segmentation(
-    painted: Painted, loaded: LoadedImage, *, name: str, model: str, inside: Mask | None, classes: Sequence[str]
+    painted: Painted,
+    loaded: LoadedImage,
+    *,
+    name: str,
+    model: str,
+    inside: Mask | None,
+    classes: Sequence[str],
+    recorded: RecordedCells | None = None,
 ) -> Segmentation:
     """Return the cells ``painted`` as the result for the image ``loaded``, named ``name``, all to be counted.
 
-    ``inside``: field of view. ``classes``: all classes of the set of images, empty if there are none.
+    ``inside``: field of view. ``classes``: all classes of the set of images, empty if there are none. ``recorded``:
+    cells whose classes these have, instead of those in ``painted``.
     """
     labels = renumber(painted.labels)
     table = measure(labels)
@@ -98,11 +114,14 @@ def segmentation(
         notes += [Note(f"shapes that {what}: {number:,}", "annotations")] if number else []
     found = None
     if classes:
-        new_of = np.zeros(len(painted.classes) + 1, np.int64)
-        new_of[painted.labels] = labels
-        index = np.zeros(len(table), np.int64)
-        index[new_of[1:] - 1] = [classes.index(each or UNKNOWN) for each in painted.classes]
-        found = CellClasses(tuple(classes), tuple(classes), index, np.ones(len(index)))
+        if recorded is None:
+            old_of = np.zeros(len(table) + 1, np.int64)
+            old_of[labels] = painted.labels
+            said = [(painted.classes[old - 1], 1.0) for old in old_of[1:].tolist()]
+        else:
+            said = recorded.match(table)
+        index = np.array([classes.index(each or UNKNOWN) for each, _ in said], np.int64)
+        found = CellClasses(tuple(classes), tuple(classes), index, np.array([share for _, share in said], np.float64))
     return of_labels(
         *(labels, table, loaded.pixels_hwc),
         field=inside,
@@ -121,13 +140,62 @@ def class_names(source: LabelSource) -> tuple[str, ...]:
     return tuple([*named, UNKNOWN] if named and "" in found and UNKNOWN not in named else named)
 
 
+@dataclass(frozen=True)
+class _Classes:
+    """``names``: all of the set. ``counting``: those that count. ``origin``: where they come from, for people.
+    ``known``: whose cells have them, None for the files' own."""
+
+    names: tuple[str, ...]
+    counting: tuple[str, ...]
+    origin: str
+    known: KnownClasses | None
+
+    @classmethod
+    def of(cls, source: LabelSource, options: MeasureOptions, known: KnownClasses | None) -> _Classes:
+        names, asked = class_names(source), options.classes
+        if names or known is None or not source.has_pixels:
+            origin = "the files" if names else "not known: every object is counted, platelets too"
+            return cls(names, counting_classes(names, asked), origin, None)
+        names = known.names
+        if UNKNOWN not in names and _some_are_unknown(source, options, known):
+            names = (*names, UNKNOWN)
+        counting = counting_classes(names, asked)
+        if asked is None and known.counting is not None:
+            counting = tuple(name for name in names if name in (*known.counting, UNKNOWN))
+        return cls(names, counting, known.origin, known)
+
+
+def _some_are_unknown(source: LabelSource, options: MeasureOptions, known: KnownClasses) -> bool:
+    """Whether a cell matches none that is ``known``; the tables of all images need the column then."""
+    for name, stem in _by_name(source).items():
+        cells = known.cells_of(name)
+        if cells is not None and "" not in cells.classes and not is_edited(source.file_of(stem), cells):
+            continue
+        with contextlib.suppress(DataError):  # named when its turn comes
+            table = measure(renumber(source.read_pixels(stem, foreground=options.mask_foreground).labels))
+            if len(table) and (cells is None or any(not name for name, _ in cells.match(table))):
+                return True
+    return False
+
+
+def _by_name(source: LabelSource) -> dict[str, str]:
+    """Stem of each image by its name in the tables."""
+    return {image.relative_to(source.root).as_posix(): stem for stem, image in source.images.items()}
+
+
 def measure_folder(
     source: LabelSource,
     out: Path,
     options: MeasureOptions,
     on_result: Callable[[ImageResult], None] = lambda _: None,
+    *,
+    known: KnownClasses | None = None,
+    on_classes: Callable[[str], None] = lambda _: None,
 ) -> RunSummary:
     """Measure the cells of ``source`` in its photographs into the folder ``out``.
+
+    ``known``: classes of cells in label images that say none. ``on_classes``: called with where the classes come from,
+    in words.
 
     A folder of an earlier measurement is replaced, unless a file of it was edited since. An image or annotation that
     cannot be read is recorded as failed, and the rest continue. Raises ``OutputError`` for a folder that holds
@@ -135,27 +203,28 @@ def measure_folder(
     """
     check_apart([source.root, source.path], out)
     formats = chosen_formats(options.save)
-    names = class_names(source)
-    counting = counting_classes(names, options.classes)
-    root = source.root
-    found = {image.relative_to(root).as_posix(): stem for stem, image in source.images.items()}
-    items = [FoundImage(root / name, name, root=root) for name in sorted(found)]
-    identity = _identity(source, options)
-    summary = RunSummary(out, classes=names, counting=counting)
+    classes = _Classes.of(source, options, known)
+    on_classes(classes.origin)
+    found = _by_name(source)
+    items = [FoundImage(source.root / name, name, root=source.root) for name in sorted(found)]
+    identity = _identity(source, options, classes)
+    about = About(identity.to_json(), None, options.save, options.group_by) if options.report else None
+    reporting = Reporting(RunOptions(group_by=options.group_by), about)
+    summary = RunSummary(out, classes=classes.names, counting=classes.counting)
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     with held_folder(out):
         begin(out, identity, overwrite=options.overwrite or _is_replaceable(out))
         with Journal.create(out, identity) as journal:
-            committer = Committer(out, RunState(), journal, formats, Reporting(RunOptions(), about=None).run_files())
+            committer = Committer(out, RunState(), journal, formats, reporting.run_files())
             for item in plan(items, out, "fresh", RunState(), formats).items:
-                result = _one_image(item, source, found[item.image.name], options, formats, names, counting, committer)
+                result = _one_image(item, source, found[item.image.name], options, formats, classes, committer)
                 summary.add(result)
                 on_result(result)
             for write in committer.writers():
                 write()
             summary.warnings = run_tables.warned(committer.state.in_order)
         summary.wall_seconds = time.perf_counter() - clock
-        write_bytes(out / RUN_JSON, _run_json(source, options, identity, summary, started))
+        write_bytes(out / RUN_JSON, _run_json(source, options, identity, classes, summary, started))
     return summary
 
 
@@ -165,8 +234,7 @@ def _one_image(
     stem: str,
     options: MeasureOptions,
     formats: Sequence[Format],
-    names: tuple[str, ...],
-    counting: tuple[str, ...],
+    classes: _Classes,
     committer: Committer,
 ) -> ImageResult:
     try:
@@ -175,9 +243,16 @@ def _one_image(
         image_hw = (loaded.pixels_hwc.shape[0], loaded.pixels_hwc.shape[1])
         painted = source.read(stem, image_hw, options.mask_foreground)
         inside = find_field(loaded.pixels_hwc) if options.field_of_view == "auto" else None
-        cells = segmentation(painted, loaded, name=item.image.name, model=_model(source), inside=inside, classes=names)
+        cells = segmentation(
+            *(painted, loaded),
+            name=item.image.name,
+            model=_model(source),
+            inside=inside,
+            classes=classes.names,
+            recorded=None if classes.known is None else classes.known.cells_of(item.image.name) or NONE_RECORDED,
+        )
         if cells.classes is not None:
-            cells = replace(cells, classes=replace(cells.classes, counting=counting))
+            cells = replace(cells, classes=replace(cells.classes, counting=classes.counting))
         cells = as_read(cells, loaded, name=item.image.name, count_rule=options.count_rule)
         segmented = cells.segmented
         files = {format.place(item.output_name): format.encode(segmented) for format in formats if format.folder}
@@ -216,8 +291,7 @@ def _model(source: LabelSource) -> str:
     return f"measured from {source.kind}"
 
 
-def _identity(source: LabelSource, options: MeasureOptions) -> RunIdentity:
-    classes = {} if options.classes is None else {"classes": list(options.classes)}
+def _identity(source: LabelSource, options: MeasureOptions, classes: _Classes) -> RunIdentity:
     return RunIdentity(
         program=program(),
         model={"name": _model(source), "sha256": None, "given_sha256": None, "identity": None},
@@ -231,7 +305,8 @@ def _identity(source: LabelSource, options: MeasureOptions) -> RunIdentity:
             "count_rule": options.count_rule,
             "field_of_view": options.field_of_view,
             "mask_foreground": options.mask_foreground,
-            **classes,
+            "classes_from": classes.origin,
+            **({"classes": list(classes.counting)} if classes.names else {}),
         },
         saved=tuple(name for name in NAMES if name in options.save),
         versions=library_versions(),
@@ -243,6 +318,7 @@ def _run_json(
     source: LabelSource,
     options: MeasureOptions,
     identity: RunIdentity,
+    classes: _Classes,
     summary: RunSummary,
     started: datetime.datetime,
 ) -> bytes:
@@ -250,7 +326,12 @@ def _run_json(
         "program": PROGRAM,
         "version": version("cellseg-deploy"),
         "status": "finished",
-        "labels": {"path": str(absolute(source.path)), "kind": source.kind, "read": source.said},
+        "labels": {
+            "path": str(absolute(source.path)),
+            "kind": source.kind,
+            "read": source.said,
+            "classes": classes.origin,
+        },
         "images_without_labels": len(source.unnamed),
         "settings": {
             **identity.settings,

@@ -15,6 +15,7 @@ import numpy as np
 from cellseg_deploy.cells.classes import CLASS_COLUMNS
 from cellseg_deploy.cells.measure import COLUMNS, UM_COLUMNS
 from cellseg_deploy.cells.notes import count_warnings, first_warnings
+from cellseg_deploy.cells.stain import QUICK_PIXELS, colours
 from cellseg_deploy.files.atomic import atomic_file, writing
 from cellseg_deploy.files.fingerprint import Fingerprint
 from cellseg_deploy.outputs import tables
@@ -31,6 +32,8 @@ WARNINGS = "warnings"
 """In a record's result: kind of warning -> text of the first of that kind. Not a column of the tables."""
 FIELD_PX = "field_px"
 """In a record's result: pixels of the field of view. Not a column of the tables."""
+COLOURS = "colours"
+"""In a record's result: light and stain, see ``cells.stain``; the report compares them. Not columns of the tables."""
 BY_CLASS, _COUNT = "by_class", "count_"
 """In a record's result: class -> number of cells. In images.csv one column per class: ``count_red``."""
 IMAGE_COLUMNS = ("image", "status", *_NUMBERS, *_WORDS)
@@ -64,6 +67,7 @@ def done(
         FIELD_PX: image.field_px,
         "warning": "; ".join(_one_line(note) for note in notes),
         WARNINGS: first_warnings(notes),
+        COLOURS: {name: round(value, 5) for name, value in _colours(image).items()},
     }
     if image.classes is not None:
         result[BY_CLASS] = image.by_class
@@ -87,6 +91,10 @@ def done(
         cells=_lines(measured),
         cells_um=None if size_um is None else _lines({name: image.columns[name] for name in UM_COLUMNS}),
     )
+
+
+def _colours(image: SegmentedImage) -> dict[str, float]:
+    return colours(image.pixels_hwc, image.labels > 0, seen_hw=image.field, pixels=QUICK_PIXELS)
 
 
 def warned(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:

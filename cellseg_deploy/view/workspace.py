@@ -11,7 +11,7 @@ import numpy as np
 
 from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.field_of_view import Mask, find_field
-from cellseg_deploy.errors import CellsegError, DataError, UsageError
+from cellseg_deploy.errors import CellsegError, DataError, OutputError, UsageError
 from cellseg_deploy.files.atomic import make_folder, remove, write_bytes
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.images.read import LoadedImage, read_image
@@ -98,10 +98,17 @@ class Workspace:
             }
 
     def cells(self, key: str) -> dict[str, Any]:
-        """Return everything about one image: its size, cells with outlines, and the state of its corrections."""
+        """Return everything about one image: its size, cells with outlines, and the state of its corrections.
+
+        Images are shown although label images cannot be written, as on a full disk: that is a warning.
+        """
+        unsaved = []
         with self._lock:
             image = self.image(key)
-            self.save(self.corrections.opened)
+            try:
+                self.save(self.corrections.opened)
+            except OutputError as error:
+                unsaved.append(f"{error}. The journal has every edit; the label image is written when there is room")
             pyramid = self.pyramids[key]
             edited = self._edited(image)
             shown = self._show(image, edited)
@@ -110,7 +117,7 @@ class Workspace:
                 "name": image.name,
                 "width": pyramid.width,
                 "height": pyramid.height,
-                "warnings": list(image.warnings.values()),
+                "warnings": [*image.warnings.values(), *unsaved],
                 "cells": list(shown.rows.values()),
                 **self._state(image, edited, shown),
             }

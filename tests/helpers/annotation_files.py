@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import roifile
 import tifffile
 from PIL import Image
 from segmented_images import segmented
@@ -98,14 +100,68 @@ def plain_rle(labels: np.ndarray, label: int) -> dict[str, Any]:
     return {"size": list(labels.shape), "counts": counts}
 
 
-def outline(labels: np.ndarray, label: int) -> list[list[float]]:
-    """Polygon through the centres of the cell's border pixels, as most programs draw it."""
-    contours, _ = cv2.findContours((labels == label).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return [(contour.reshape(-1, 2) + 0.5).reshape(-1).tolist() for contour in contours if len(contour) > 2]
+def contours(labels: np.ndarray, label: int, how: int = cv2.CHAIN_APPROX_NONE) -> list[np.ndarray]:
+    """Outlines (n, 2) through the border pixels of the cell, pixels numbered from 0, as most programs draw them."""
+    found, _ = cv2.findContours((labels == label).astype(np.uint8), cv2.RETR_EXTERNAL, how)
+    return [contour.reshape(-1, 2) for contour in found]
 
 
 def coco_polygons(truth: Truth, folder: Path) -> None:
-    coco_file(truth, folder, outline)
+    """Through the centres of the border pixels in COCO's coordinates."""
+    coco_file(truth, folder, lambda *cell: [(each + 0.5).reshape(-1).tolist() for each in contours(*cell)])
+
+
+def coco_whole(truth: Truth, folder: Path) -> None:
+    """Whole numbers, corners of straight runs only, as many converters to COCO write."""
+    how = cv2.CHAIN_APPROX_SIMPLE
+    coco_file(truth, folder, lambda *cell: [each.reshape(-1).tolist() for each in contours(*cell, how)])
+
+
+def cellpose_rois(truth: Truth, folder: Path) -> None:
+    """As cellpose.io.save_rois writes them: ``ImagejRoi.frompoints`` of ``utils.outlines_list``."""
+    for name, labels in truth.items():
+        path = folder / f"{Path(name).stem}_rois.zip"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            for label in range(1, int(labels.max()) + 1):
+                (points,) = contours(labels, label)
+                archive.writestr(f"{label}.roi", roifile.ImagejRoi.frompoints(points).tobytes())
+
+
+def qupath_contours(truth: Truth, folder: Path) -> None:
+    """As scripts make GeoJSON for QuPath from OpenCV's contours."""
+    for name, labels in truth.items():
+        features = []
+        for label in range(1, int(labels.max()) + 1):
+            (points,) = contours(labels, label)
+            geometry = {"type": "Polygon", "coordinates": [[*points.tolist(), points[0].tolist()]]}
+            features.append({"type": "Feature", "geometry": geometry, "properties": {"objectType": "detection"}})
+        content = {"type": "FeatureCollection", "features": features}
+        write(folder / f"{Path(name).stem}.geojson", json.dumps(content).encode())
+
+
+def ultralytics(truth: Truth, folder: Path) -> None:
+    """As Ultralytics' save_txt writes masks: six decimals of contours divided by the sides."""
+    folder.mkdir(parents=True)
+    for name, labels in truth.items():
+        lines = []
+        for label in range(1, int(labels.max()) + 1):
+            (points,) = contours(labels, label, cv2.CHAIN_APPROX_SIMPLE)
+            shares = points / np.array(labels.shape[::-1])
+            lines.append(" ".join(["0", *(f"{value:.6f}" for value in shares.reshape(-1))]))
+        (folder / f"{Path(name).stem}.txt").write_text("\n".join(lines) + "\n")
+
+
+def simplified(truth: Truth, folder: Path) -> None:
+    """Outlines along the edges of pixels, with corners left out where that moves the outline by less than a pixel."""
+    edges = {name: {cell.label: cell.polygons for cell in cell_polygons(labels)} for name, labels in truth.items()}
+
+    def segmentation(labels: np.ndarray, label: int) -> list[list[float]]:
+        name = next(name for name, known in truth.items() if known is labels)
+        rings = [ring for ring, *_ in edges[name][label]]
+        return [cv2.approxPolyDP(r.astype(np.float32)[:, None], 1.0, True).reshape(-1).tolist() for r in rings]
+
+    coco_file(truth, folder, segmentation)
 
 
 def coco_plain_rle(truth: Truth, folder: Path) -> None:
@@ -144,7 +200,15 @@ EXACT: dict[str, Callable[[Truth, Path], None]] = {
     "yolo": yolo,
     "colours": colours,
 }
-OUTLINES: dict[str, Callable[[Truth, Path], None]] = {"coco polygons": coco_polygons}
+OUTLINES: dict[str, Callable[[Truth, Path], None]] = {
+    "coco polygons": coco_polygons,
+    "coco whole": coco_whole,
+    "cellpose rois": cellpose_rois,
+    "qupath contours": qupath_contours,
+    "ultralytics": ultralytics,
+    "simplified": simplified,
+}
+"""Polygons, which need not give every pixel."""
 
 
 def as_result(labels: np.ndarray, **changes: Any) -> SegmentedImage:

@@ -12,22 +12,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_spec
+from conftest import DarknessBackend, make_spec
 from odd_run import HOSTILE, make_images, run, segmenter
 from PIL import Image
 from running import results
 
+from cellseg_deploy.cells.stain import colours
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.images.find import FoundImage, find_images
+from cellseg_deploy.images.read import read_image, read_labels
 from cellseg_deploy.models.spec import DataSummary, Spread, TrainingInfo
 from cellseg_deploy.report import flags, thumbnails
 from cellseg_deploy.report.multiqc import GROUPS_MQC, IMAGES_MQC
 from cellseg_deploy.report.page import REPORT_HTML
 from cellseg_deploy.report.results import ImageRow
+from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run import reporting, session
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.run.record import Inputs
 from cellseg_deploy.run.session import RunSetup
+from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
@@ -181,6 +185,48 @@ def test_images_unlike_the_training_images_are_named() -> None:
         ("c.png", "cell diameter at the network's scale"),
     ]
     assert flags.unlike_training([row("b.png", 9, confluence=0.6)], make_spec()) == []  # the model does not say
+
+
+def test_light_and_stain_are_compared_with_the_training_images() -> None:
+    usual = {"field_lightness": Spread(median=80, p05=60, p95=90), "stain_red": Spread(median=0.1, p05=0.1, p95=0.1)}
+    training = TrainingInfo(data_summary=DataSummary(version=1, n_images=9, n_cells=90, values=usual))
+    spec = make_spec(training=training)
+
+    def seen(name: str, light: float, stain: float) -> ImageRow:
+        return row(name, 9, colours={"field_lightness": light, "stain_red": stain})
+
+    images = [seen("a.png", 61, 0.14), seen("b.png", 98, 0.06), seen("c.png", 80, 0.16), row("older.png", 9)]
+    found = flags.unlike_training([*images, seen("dark.png", 40, 0.1)], spec)
+    assert [(one.image, one.what) for one in found] == [  # 60 to 90 and a quarter of 30; 0.1 and the tolerance of 0.05
+        ("b.png", "lightness of the background"),
+        ("dark.png", "lightness of the background"),
+        ("c.png", "stain in red light"),
+    ]
+    assert found[1].typical == "training images 80, mostly 60 to 90"
+    dark = flags.unlike_training([seen(f"{n}.png", 30 + n, 0.1) for n in range(5)], spec)
+    assert [(one.image, one.what, one.value) for one in dark] == [
+        (flags.WHOLE_RUN, "lightness of the background, median", 32)
+    ]
+    of_later = TrainingInfo(data_summary=DataSummary(version=2, n_images=9, n_cells=90, values=usual))
+    assert flags.unlike_training(images, make_spec(training=of_later)) == []
+
+
+def test_a_dark_run_says_so_and_the_journal_has_its_colours(smears: Path, tmp_path: Path) -> None:
+    """Light and stain are measured in every image of a run, as ``cellseg-evaluate describe`` measures them."""
+    usual = {"field_lightness": Spread(median=10, p05=9, p95=11)}
+    training = TrainingInfo(data_summary=DataSummary(version=1, n_images=9, n_cells=90, values=usual))
+    spec = make_spec(training=training)
+    run_folder(Segmenter(DarknessBackend(spec)), find_images([smears]), tmp_path / "out", options=RunOptions())
+    record = journals.read(tmp_path / "out" / "journal.jsonl").entries["a/shades.png"].record
+    image = read_image(smears / "a/shades.png").pixels_hwc
+    expected = colours(image, read_labels(tmp_path / "out" / "labels/a/shades.png.tif") > 0)
+    found = record.result["colours"]
+    assert len(found) == 8
+    assert found == {name: pytest.approx(value, abs=1e-5) for name, value in expected.items()}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "(whole run)" in page
+    assert "lightness of the background, median" in page
+    assert "Nothing stands out" not in page
 
 
 def test_multiqc_files_have_rows_of_images_and_groups(smears: Path, tmp_path: Path) -> None:

@@ -309,6 +309,10 @@ def test_eight_threads_share_the_shipped_model(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ a folder
 
 
+GROUPED = (("a", "1", "0"), ("b", "2", "1"), ("c", "1", "0"), ("d", "1", "0"))
+"""Group, images and failed images."""
+
+
 def test_a_folder_is_run_as_by_the_command(model: Path, folder: Path, tmp_path: Path) -> None:
     names: list[str] = []
     with cs.Segmenter.load(model, engine=cs.EngineOptions(threads=1)) as segmenter:
@@ -318,8 +322,15 @@ def test_a_folder_is_run_as_by_the_command(model: Path, folder: Path, tmp_path: 
         assert [image.name for image in result.images] == ["a.png", "b.png", "bad.png", "c.png", "d.png"] == names
         assert [image.cells for image in result.done] == [3, 3, 0, 1]
         assert (result.cells, result.counted, result.out) == (7, 7, tmp_path / "ours")
-        again = segmenter.run([folder / "a.png", folder / "bad.png"], out=tmp_path / "two")
+        again = segmenter.run([folder / "a.png", folder / "bad.png"], out=tmp_path / "two", report=False)
         assert [image.name for image in again.images] == ["a.png", "bad.png"]
+        assert (tmp_path / "ours" / "report.html").is_file()
+        assert not (tmp_path / "two" / "report.html").exists()
+        grouped = segmenter.run(folder, out=tmp_path / "grouped", group_by="^[a-z]")
+        lines = (grouped.out / "summary.csv").read_text(encoding="utf-8-sig").splitlines()
+        assert [line.split(",")[:3] for line in lines[1:]] == [[name, n, f] for name, n, f in GROUPED]
+        with pytest.raises(UsageError, match="is not a regular expression"):
+            segmenter.run(folder, out=tmp_path / "grouped", group_by="(")
     words = [str(folder), "--model", str(model), "-q", "--save", "labels,coco"]
     assert console.run(command, [*words, "-o", str(tmp_path / "theirs")]) == console.EXIT_SOME_FAILED
     for name in ("cells.csv", "images.csv", "coco.json", "labels/a.png.tif"):

@@ -57,6 +57,8 @@ WRONG: list[tuple[str, Call]] = [
     ("`save` must be a sequence of names, got 3", lambda _, m: m.run("a.png", "out", save=3)),
     ("`read` must be ReadOptions(...), got {}", lambda _, m: m.run("a.png", "out", read={})),
     ("`overwrite` must be True or False, got 'False'", lambda _, m: m.run("a.png", "out", overwrite="False")),
+    ("`report` must be True or False, got 0", lambda _, m: m.run("a.png", "out", report=0)),
+    ("`group_by` must be a path, got 3", lambda _, m: m.run("a.png", "out", group_by=3)),
     ("`follow_links` must be True or False, got 1", lambda _, m: m.run("a.png", "out", follow_links=1)),
     ("`on_image` must be a function, got None", lambda _, m: m.run("a.png", "out", on_image=None)),
     ("`path` must be a path, got 3 (int)", lambda _, m: m("a.png").save(3)),

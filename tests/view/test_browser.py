@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import fill, small_disk
 from PIL import Image
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
 pytest.importorskip("starlette", reason="pip install -e '.[view]'")
-if not CHROMIUM.exists():
-    pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
+if CHROMIUM is None:
+    pytest.skip("no chromium: apt-get install chromium, or name it in $CHROMIUM", allow_module_level=True)
 
 TESTS = Path(__file__).resolve().parent.parent
 FAR_MS = 120_000
@@ -59,7 +61,7 @@ def server(out: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
 
@@ -246,6 +248,30 @@ def test_what_cannot_be_done_is_said(page) -> None:
     page.ask("cellsegView.state.selected = new Set([1, 2])")
     page.press("m")
     assert "touches none of the others" in page.page.locator("#toasts .bad").last.inner_text()
+
+
+@pytest.mark.reliability
+def test_a_full_disk_is_said_and_the_edit_made_when_there_is_room(browser, out, tmp_path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "size=4m"):
+        shutil.copytree(out, disk / "out")
+        started = Server(disk / "out")
+        page = Page(browser, started.address)
+        filler = fill(disk)
+        page.press(".", "x")
+        page.page.wait_for_selector("#toasts .bad")
+        assert "No space left on device" in page.page.locator("#toasts .bad").last.inner_text()
+        assert page.found == 2
+        filler.unlink()
+        page.press("Escape", ".", "x")
+        assert page.found == 1
+        started.end(signal.SIGKILL)
+        again = Server(disk / "out")
+        page.open(again.address)
+        assert page.found == 1
+        assert again.end() == 0
+        assert page.errors == []
+        page.page.close()
 
 
 def test_an_image_is_added_and_counted_and_a_corrupt_one_refused(page, tmp_path) -> None:
