@@ -41,8 +41,10 @@ ENGINES = {
 # Package of an extra -> the only modules of the runtime that may import it, in a function; commands ask for it by name
 # before they begin.
 OF_EXTRAS = {
+    "httpx": ("cellseg_deploy/serve/client.py",),
     "matplotlib": ("cellseg_deploy/evaluate/plots.py",),
     "pandas": ("cellseg_deploy/outputs/image_table.py",),
+    "prometheus_client": ("cellseg_deploy/serve/metrics.py",),
     "pyarrow": ("cellseg_deploy/outputs/parquet.py",),
     "pycocotools": ("cellseg_deploy/outputs/coco.py",),
     "roifile": ("cellseg_deploy/outputs/imagej_roi.py", "cellseg_deploy/annotations/imagej.py"),
@@ -283,7 +285,7 @@ def test_the_block_blocks() -> None:
     assert "colorsys was imported" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert", "view"])
+@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert", "view", "serve"])
 def test_help_of_runtime_commands_loads_nothing_heavy(module: str) -> None:
     code = BLOCK.format(blocked=HEAVY) + f"from cellseg_deploy.cli.{module} import main\nsys.exit(main())"
     result = run_python(code, "--help")
@@ -333,6 +335,7 @@ def test_the_base_brings_no_engine_and_no_torch() -> None:
     assert extras["plots"] == {"matplotlib"}
     assert extras["pandas"] == {"pandas"}
     assert extras["view"] == {"starlette", "uvicorn"}
+    assert extras["serve"] == {"cellseg-deploy", "httpx", "prometheus-client"}
     assert extras["outputs"] == {"pyarrow", "pycocotools", "roifile", "xlsxwriter"}
     for name, items in extras.items():  # the two builds of ONNX Runtime overwrite each other's files
         assert not {"onnxruntime", "onnxruntime-gpu"} <= items, name
