@@ -310,7 +310,8 @@ def _status(name: str, summary: str) -> dict[str, Any]:
 
 def _form(image: dict[str, Any]) -> dict[str, Any]:
     fields = {each.name: {**each.schema, "description": each.what} for each in PARAMETERS}
-    return {"type": "object", "required": ["image"], "properties": {"image": image, **fields}}
+    properties = {"image": image, **fields}
+    return {"type": "object", "required": ["image"], "properties": properties, "additionalProperties": False}
 
 
 def _settings() -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ from cellseg_deploy.segmenter import BATCH_SIZE, Segmenter
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _WHOLE = re.compile(r"\d{1,9}", re.ASCII)
+SMALLEST_PIXEL_UM = 1e-4
+"""A tenth of a nanometre; densities of much smaller pixels are no finite numbers."""
 _BORDER_CELLS = ("visible", "model")
 
 
@@ -107,6 +109,13 @@ def _whole(name: str, text: str) -> int:
     return int(text)
 
 
+def _pixel_size(name: str, text: str) -> float:
+    value = _number(name, text)
+    if 0 < value < SMALLEST_PIXEL_UM:
+        raise UsageError(f"{name} must be at least {SMALLEST_PIXEL_UM:g} micrometres, got {text}")
+    return value
+
+
 def _diameter(name: str, text: str) -> float | str:
     if text != "auto" and not _NUMBER.fullmatch(text):
         raise UsageError(f"{name} must be a number of pixels or auto, got {text!r}")
@@ -134,7 +143,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "cell_diameter",
         "Typical cell diameter in the image in px, from which the scale follows, or auto: measured in the image. Not "
         "with scale.",
-        {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "const": "auto"}]},
+        {"anyOf": [{"type": "number", "minimum": 0.1, "maximum": 100_000}, {"type": "string", "const": "auto"}]},
         _diameter,
     ),
     Parameter(
@@ -164,8 +173,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "pixel_size",
         "Side of a pixel in micrometres, for densities and columns in micrometres.",
-        {"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
-        _number,
+        {"type": "number", "minimum": SMALLEST_PIXEL_UM, "maximum": 1000},
+        _pixel_size,
     ),
     Parameter(
         "bit_depth",
