@@ -158,18 +158,17 @@ def _service(settings: Settings) -> Iterator[tuple[str, int | None]]:
     }
     words = [str(word) for name, value in asked.items() if value is not None for word in (name, value)]
     program = "from cellseg_deploy.cli.serve import main; main()"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program, "--port", "0", "-q", *words], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        if not address:
-            raise BackendUnavailableError("cellseg-serve did not start; its message is above")
-        yield address, process.pid
-    finally:
-        process.terminate()
-        process.wait()
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            if not address:
+                raise BackendUnavailableError("cellseg-serve did not start; its message is above")
+            yield address, process.pid
+        finally:
+            process.terminate()
 
 
 class _Tally:
@@ -303,4 +302,4 @@ def load_command(**given: Any) -> None:
         service=service,
         phases=phases,
     )
-    bench.publish(report, b"")
+    bench.publish(report, None)

@@ -109,11 +109,11 @@ class _Calls:
     """Requests with images."""
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self.service = service
 
     async def task(self, request: Request, deadline: float) -> Task:
         """Return the image that is sent, with what is asked for it."""
-        service = self._service
+        service = self.service
         query = request.query_params.multi_items()
         output = service.output_of(query, request.headers.get("accept", ""))
         service.settings_of(query)  # before the body: it may be long
@@ -123,7 +123,7 @@ class _Calls:
 
     async def segment(self, request: Request) -> Reply:
         """One image."""
-        service = self._service
+        service = self.service
         deadline = self.deadline()
         with Slots(service) as slots:
             slots.take(1)
@@ -133,7 +133,7 @@ class _Calls:
 
     async def batch(self, request: Request) -> Reply:
         """Several images, answered together as JSON."""
-        service = self._service
+        service = self.service
         deadline = self.deadline()
         query = request.query_params.multi_items()
         if service.output_of(query, request.headers.get("accept", "")).kind != JSON:
@@ -152,11 +152,11 @@ class _Calls:
 
     def deadline(self) -> float:
         """Return when a request that begins now must be answered."""
-        return _now() + self._service.limits.seconds
+        return _now() + self.service.limits.seconds
 
     async def received(self, request: Request, deadline: float) -> tuple[list[Upload], list[tuple[str, str]]]:
         """Return files and fields of the body. Raises ``RefusedError`` if it is too large or too slow."""
-        limits = self._service.limits
+        limits = self.service.limits
         receiving = body_of(request.headers, request.stream(), limits.body_bytes)
         try:
             body = await asyncio.wait_for(receiving, deadline - _now())
@@ -179,7 +179,8 @@ class _Calls:
         answers = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         leaving = asyncio.ensure_future(left())
         try:
-            await asyncio.wait({answers, leaving}, timeout=deadline - _now(), return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {answers, leaving}
+            await asyncio.wait(waiting, timeout=deadline - _now(), return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()
             if not answers.done():
@@ -190,7 +191,7 @@ class _Calls:
             return answers.result()
         if leaving.done() and not leaving.cancelled():
             raise ClientDisconnect
-        raise RefusedError(504, f"not done within {self._service.limits.seconds:g} s; send long images as jobs")
+        raise RefusedError(504, f"not done within {self.service.limits.seconds:g} s; send long images as jobs")
 
 
 class _JobCalls:
@@ -208,8 +209,11 @@ class _JobCalls:
     async def submit(self, request: Request) -> Reply:
         """Accept an image whose answer is fetched later."""
         jobs = self._opened
-        task = await self._calls.task(request, self._calls.deadline())
-        job = await asyncio.to_thread(jobs.submit, task)  # writes to the disk
+        jobs.check_room()  # before the body
+        with Slots(self._calls.service) as slots:  # while the body arrives
+            slots.take(1)
+            task = await self._calls.task(request, self._calls.deadline())
+            job = await asyncio.to_thread(jobs.submit, task)  # writes to the disk
         return as_json(job.to_json(), 202, {"Location": f"/v1/jobs/{job.id}"})
 
     async def all(self, _: Request) -> Reply:

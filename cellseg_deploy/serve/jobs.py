@@ -115,13 +115,21 @@ class Jobs:
         """Accept ``task``: on return it is in the journal. Raises ``QueueFullError``, ``OutputError``."""
         job = Job(secrets.token_hex(8), task.name, task.output.name, task=task)
         with self._lock:
-            if sum(not each.has_ended for each in self._jobs.values()) >= self._limits.jobs:
-                raise QueueFullError(self._limits.jobs, RETRY_SECONDS)
+            self._check_room()
             self._journal.append(_line(job))
             self._jobs[job.id] = job
             future = self._runner.submit(self._run, job, task)
             self._futures = [each for each in self._futures if not each.done()] + [future]
         return job
+
+    def check_room(self) -> None:
+        """Raise ``QueueFullError`` if no further job would be accepted."""
+        with self._lock:
+            self._check_room()
+
+    def _check_room(self) -> None:
+        if sum(not each.has_ended for each in self._jobs.values()) >= self._limits.jobs:
+            raise QueueFullError(self._limits.jobs, RETRY_SECONDS)
 
     def all(self) -> list[dict[str, Any]]:
         """Describe all jobs, oldest first."""

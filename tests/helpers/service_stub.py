@@ -45,8 +45,10 @@ class GatedBackend(DarknessBackend):
     def __init__(self, error: BaseException | None = None) -> None:
         super().__init__()
         self.gate, self.error = threading.Event(), error
+        self.taken = 0  # tiles
 
     def _predict(self, tiles_nhwc: np.ndarray) -> np.ndarray:
+        self.taken += len(tiles_nhwc)
         self.gate.wait()
         if self.error is not None and (tiles_nhwc == self.poison).any():
             raise self.error
@@ -90,11 +92,12 @@ def ask(opened: Service, method: str, path: str, *, token: str = "", **more: Any
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Let other tasks work until ``is_so``."""
+    """Let other tasks work until ``is_so``; a test of broken code fails here, in place of waiting for ever."""
     import anyio
 
-    while not is_so():
-        await anyio.lowlevel.checkpoint()
+    with anyio.fail_after(60):
+        while not is_so():
+            await anyio.lowlevel.checkpoint()
 
 
 class FifoBackend(DarknessBackend):

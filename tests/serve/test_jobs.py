@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from service_stub import GatedBackend, access, ask, png, service
+from service_stub import GatedBackend, access, ask, png, service, until
 
 from cellseg_deploy.errors import OutputInUseError
 from cellseg_deploy.serve.app import make_app
@@ -47,12 +47,7 @@ def jobs_service(folder: Path, backend: Any = None, limits: Limits | None = None
 
 def finished(talk: Any, number: str) -> dict[str, Any]:
     """The job once it has ended."""
-
-    async def wait() -> None:
-        while not talk.jobs.get(number).has_ended:
-            await anyio.lowlevel.checkpoint()
-
-    anyio.run(wait)
+    anyio.run(until, lambda: talk.jobs.get(number).has_ended)
     return talk("GET", f"/v1/jobs/{number}").json()
 
 
@@ -64,7 +59,7 @@ def test_a_job_is_accepted_watched_fetched_and_deleted(tmp_path: Path) -> None:
         job = answer.json()
         assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
         place = answer.headers["location"]
-        anyio.run(until_running, talk, job["id"])
+        wait_for_tiles(talk, job["id"])
         running = talk("GET", place).json()
         assert (running["state"], running["tiles_done"]) == ("running", 0)
         assert running["tiles"] > 0
@@ -83,9 +78,10 @@ def test_a_job_is_accepted_watched_fetched_and_deleted(tmp_path: Path) -> None:
         assert [path.name for path in (tmp_path / "jobs").glob("*.result")] == []
 
 
-async def until_running(talk: Any, number: str) -> None:
-    while not (talk.jobs.get(number).task and talk.jobs.get(number).task.tiles):
-        await anyio.lowlevel.checkpoint()
+def wait_for_tiles(talk: Any, number: str) -> None:
+    """Return once the job is in the network."""
+    task = talk.jobs.get(number).task
+    anyio.run(until, lambda: task.tiles > 0)
 
 
 def test_a_bad_image_fails_with_the_readers_sentence_and_the_next_is_done(tmp_path: Path) -> None:
@@ -105,7 +101,7 @@ def test_a_deleted_job_is_not_run_to_its_end(tmp_path: Path) -> None:
     with jobs_service(tmp_path, backend) as talk:
         # Three batches and more: the third is not cut once the job is deleted.
         job = talk("POST", "/v1/jobs", content=png([], (600, 600))).json()
-        anyio.run(until_running, talk, job["id"])
+        wait_for_tiles(talk, job["id"])
         task = talk.jobs.get(job["id"]).task
         assert talk("DELETE", f"/v1/jobs/{job['id']}").status_code == 200
         backend.gate.set()
@@ -118,18 +114,18 @@ def test_too_many_jobs_are_refused_and_old_results_are_dropped(tmp_path: Path) -
     backend = GatedBackend()
     with jobs_service(tmp_path, backend, Limits(jobs=2, kept_jobs=1)) as talk:
         first, second = (talk("POST", "/v1/jobs", content=png()).json() for _ in range(2))
-        full = talk("POST", "/v1/jobs", content=png())
+
+        async def unread() -> Any:
+            pytest.fail("the body was read")
+            yield b""
+
+        full = talk("POST", "/v1/jobs", content=unread())
         assert (full.status_code, full.headers["retry-after"]) == (429, "10")
         backend.gate.set()
         finished(talk, second["id"])
-        anyio.run(until_dropped, talk)
+        anyio.run(until, lambda: len(talk.jobs.all()) == 1)
         assert talk("GET", f"/v1/jobs/{first['id']}").status_code == 404
         assert talk("GET", f"/v1/jobs/{second['id']}/result").status_code == 200
-
-
-async def until_dropped(talk: Any) -> None:
-    while len(talk.jobs.all()) > 1:
-        await anyio.lowlevel.checkpoint()
 
 
 def test_finished_jobs_are_there_after_a_restart_and_others_are_lost(tmp_path: Path) -> None:
