@@ -15,6 +15,7 @@ _MODULES = {
     "latency": "engine.latency",
     "layers": "engine.layers",
     "limits": "engine.limits",
+    "load": "folder.load",
     "parity": "quality.parity_table",
     "peers": "folder.peers",
     "pipeline": "folder.throughput",

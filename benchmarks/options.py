@@ -225,7 +225,7 @@ class Bench:
 
         return Conditions(self.machine, self._before, load())
 
-    def publish(self, report: Report, png: bytes) -> None:
+    def publish(self, report: Report, png: bytes | None) -> None:
         """Write and show ``report``; if it was stopped, end as the signal requires."""
         from cellseg_benchmarks.harness.report import write_report
 

@@ -60,6 +60,7 @@ SLOW = (
     "reliability",
     "run/test_folder_run.py",
     "run/test_going_on.py",
+    "serve",
     "test_nothing_leaves.py",
     "train/test_corrected.py",
     "train/test_fine_tuning.py",

@@ -42,13 +42,15 @@ ENGINES = {
 # Package of an extra -> the only modules of the runtime that may import it, in a function; commands ask for it by name
 # before they begin.
 OF_EXTRAS = {
+    "httpx": ("cellseg_deploy/serve/client.py",),
     "matplotlib": ("cellseg_deploy/evaluate/plots.py",),
     "pandas": ("cellseg_deploy/outputs/image_table.py",),
+    "prometheus_client": ("cellseg_deploy/serve/metrics.py",),
     "pyarrow": ("cellseg_deploy/outputs/parquet.py",),
     "pycocotools": ("cellseg_deploy/outputs/coco.py",),
     "roifile": ("cellseg_deploy/outputs/imagej_roi.py", "cellseg_deploy/annotations/imagej.py"),
-    "starlette": ("cellseg_deploy/view/app.py",),
-    "uvicorn": ("cellseg_deploy/view/app.py",),
+    "starlette": ("cellseg_deploy/view/app.py", "cellseg_deploy/serve/app.py"),
+    "uvicorn": ("cellseg_deploy/web/server.py",),
     "xlsxwriter": ("cellseg_deploy/outputs/workbook.py",),
 }
 HEAVY = sorted(
@@ -199,7 +201,7 @@ def test_imports_go_one_way(path: Path) -> None:
 # Floors of the runtime, ground first: a module imports from floors below its own, and from its own room.
 FLOORS = (
     ("errors",),
-    ("threads",),
+    ("threads", "web"),
     ("files",),
     ("models",),
     ("cells", "backends"),
@@ -208,7 +210,7 @@ FLOORS = (
     ("segmenter",),
     ("annotations",),
     ("parity", "run", "evaluate"),
-    ("view",),
+    ("view", "serve"),
     ("cli",),
     ("samples",),
 )
@@ -284,7 +286,7 @@ def test_the_block_blocks() -> None:
     assert "colorsys was imported" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert", "view"])
+@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert", "view", "serve"])
 def test_help_of_runtime_commands_loads_nothing_heavy(module: str) -> None:
     code = BLOCK.format(blocked=HEAVY) + f"from cellseg_deploy.cli.{module} import main\nsys.exit(main())"
     result = run_python(code, "--help")
@@ -335,6 +337,7 @@ def test_the_base_brings_no_engine_and_no_torch() -> None:
     assert extras["pandas"] == {"pandas"}
     assert extras["triton"] == {"tritonclient"}
     assert extras["view"] == {"starlette", "uvicorn"}
+    assert extras["serve"] == {"cellseg-deploy", "httpx", "prometheus-client"}
     assert extras["outputs"] == {"pyarrow", "pycocotools", "roifile", "xlsxwriter"}
     for name, items in extras.items():  # the two builds of ONNX Runtime overwrite each other's files
         assert not {"onnxruntime", "onnxruntime-gpu"} <= items, name

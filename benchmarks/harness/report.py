@@ -34,9 +34,10 @@ def new_folder(path: Path) -> None:
     make_folder(path)
 
 
-def write_report(folder: Path, report: Report, png: bytes, progress: Progress | None = None) -> str:
-    """Write ``report`` to ``folder`` as JSON, Markdown and PNG (unless empty), named after its benchmark; returns the
-    Markdown.
+def write_report(folder: Path, report: Report, png: bytes | None, progress: Progress | None = None) -> str:
+    """Write ``report`` to ``folder`` as JSON, Markdown and PNG, named after its benchmark; returns the Markdown.
+
+    ``png``: empty if it could not be drawn, None for a report without one.
 
     If it was stopped, both texts state what is missing (``progress``).
     """
@@ -50,6 +51,7 @@ def write_report(folder: Path, report: Report, png: bytes, progress: Progress | 
     if png:
         write_bytes(folder / f"{name}.png", png)
     picture = f"\n![{name}]({name}.png)\n" if png else "\nNo figure: matplotlib is not installed.\n"
+    picture = "" if png is None else picture
     write_bytes(folder / f"{name}.md", f"{text}{picture}".encode())
     return text
 

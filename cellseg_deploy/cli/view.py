@@ -62,9 +62,10 @@ def command(
     """
     console.set_up_logging(verbose)
     console.require_packages("view", "starlette", "uvicorn")
-    from cellseg_deploy.view.app import ADDRESS, listening_socket, make_app, serve
+    from cellseg_deploy.view.app import make_app
     from cellseg_deploy.view.source import open_source
     from cellseg_deploy.view.workspace import Workspace
+    from cellseg_deploy.web.server import ADDRESS, listening_socket, serve
 
     opened = open_source(path, output)
     with Workspace(opened, class_names=console.names_in(classes) or ()) as workspace, listening_socket(port) as bound:

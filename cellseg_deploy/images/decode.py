@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -115,29 +115,43 @@ def declared_size(path: Path) -> tuple[tuple[int, int], float | None]:
 
     For planning only: no error is raised here, because ``decode`` reports why a file cannot be read.
     """
-    um: float | None = None
     try:
-        with opened(path) as file, collected():
-            head = file.read(26)
-            file.seek(0)
-            if head.startswith(PNG):
-                width, height = struct.unpack_from(">II", head, 16)
-            elif head.startswith(JPEG):
-                from PIL import JpegImagePlugin
-
-                with JpegImagePlugin.JpegImageFile(file) as image:
-                    width, height = image.size
-            elif head[:4] in TIFF:
-                import tifffile
-
-                with tifffile.TiffFile(file) as tiff:
-                    page = tiff_pages.picture_of(path, tiff).page
-                    width, height = page.imagewidth, page.imagelength
-                    um = resolution.believed_pixel_size(resolution.of_tiff(tiff, page)).um
-            else:
-                return (0, 0), None
+        with opened(path) as file:
+            return _declared(path, file)
     except Exception:  # as in decode, which will raise it again
         return (0, 0), None
+
+
+def declared_pixels_in(path: Path, data: bytes) -> int:
+    """Like ``declared_pixels``, for ``data``, the content of a file; ``path``: its name."""
+    try:
+        (height, width), _ = _declared(path, io.BytesIO(data))
+    except Exception:  # as in decode_bytes, which will raise it again
+        return 0
+    return height * width
+
+
+def _declared(path: Path, file: BinaryIO) -> tuple[tuple[int, int], float | None]:
+    um: float | None = None
+    with collected():
+        head = file.read(26)
+        file.seek(0)
+        if head.startswith(PNG):
+            width, height = struct.unpack_from(">II", head, 16)
+        elif head.startswith(JPEG):
+            from PIL import JpegImagePlugin
+
+            with JpegImagePlugin.JpegImageFile(file) as image:
+                width, height = image.size
+        elif head[:4] in TIFF:
+            import tifffile
+
+            with tifffile.TiffFile(file) as tiff:
+                page = tiff_pages.picture_of(path, tiff).page
+                width, height = page.imagewidth, page.imagelength
+                um = resolution.believed_pixel_size(resolution.of_tiff(tiff, page)).um
+        else:
+            return (0, 0), None
     return (int(height), int(width)), um
 
 

@@ -11,28 +11,15 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from cellseg_deploy.errors import (
-    BackendUnavailableError,
-    CellsegError,
-    DataError,
-    ModelError,
-    OutputInUseError,
-    UsageError,
-)
+from cellseg_deploy.errors import CellsegError, UsageError
 from cellseg_deploy.view.workspace import Workspace
+from cellseg_deploy.web.replies import Reply, status_of
 
 MAX_JSON_BYTES = 4 << 20
 _KINDS = {
     f".{ending}": f"text/{name}; charset=utf-8"
     for ending, name in (("html", "html"), ("js", "javascript"), ("css", "css"))
 }
-_STATUS: tuple[tuple[type[CellsegError], int], ...] = (
-    (UsageError, 400),
-    (DataError, 422),
-    (OutputInUseError, 409),
-    (ModelError, 503),
-    (BackendUnavailableError, 503),
-)
 
 
 @dataclass(frozen=True)
@@ -62,16 +49,6 @@ class Call:
         return int(text)
 
 
-@dataclass(frozen=True)
-class Reply:
-    """An answer. ``kind``: its media type. ``seconds``: how long a browser may keep it."""
-
-    body: bytes
-    kind: str = "application/json"
-    status: int = 200
-    seconds: int = 0
-
-
 Handler = Callable[[Workspace, Call], Reply]
 
 
@@ -81,8 +58,7 @@ def _json(content: Any) -> Reply:
 
 def failed(error: CellsegError) -> Reply:
     """Return the answer for ``error``: its sentence."""
-    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-    return failed_with(status, str(error))
+    return failed_with(status_of(error), str(error))
 
 
 def failed_with(status: int, words: str) -> Reply:
