@@ -283,7 +283,7 @@ def test_the_block_blocks() -> None:
     assert "colorsys was imported" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert", "view"])
+@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "merge", "convert", "view"])
 def test_help_of_runtime_commands_loads_nothing_heavy(module: str) -> None:
     code = BLOCK.format(blocked=HEAVY) + f"from cellseg_deploy.cli.{module} import main\nsys.exit(main())"
     result = run_python(code, "--help")

@@ -34,6 +34,7 @@ Examples:
   cellseg-infer smears/ -o counts/ --cell-diameter 60      cells are about 60 px wide
   cellseg-infer camera/ -o counts/ --watch                 follow a folder that a microscope fills
   cellseg-infer more/ -o again/ --like counts/run.json     with the model and settings of an earlier run
+  cellseg-infer smears/ -o part-2/ --shard 2/4            the second of four jobs; then cellseg-merge
   cellseg-infer --explain --model my.onnx                  which engine would run it, and why
 
 \b
@@ -120,6 +121,12 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     metavar="RUN.JSON",
     help="Use the model, engine and settings of an earlier run: its run.json, or its output folder.",
 )
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Do only the I-th of N parts of the images, for job arrays; each into an OUT of its own. cellseg-merge joins "
+    "them.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done with each image, and exit.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: resume it]")
 @click.option("--follow-links", is_flag=True, help="Follow links that lead outside the input folders.")
@@ -169,6 +176,7 @@ def _run(
     from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.run.folder import RunOptions, plan_folder, run_folder
     from cellseg_deploy.run.record import Inputs, identity_of
+    from cellseg_deploy.run.shard import Shard
     from cellseg_deploy.run.watch import CompleteFiles, watch_folder
     from cellseg_deploy.segmenter import Segmenter
 
@@ -182,6 +190,7 @@ def _run(
         report=asked["report"],
         report_thresholds=asked["report_thresholds"],
         scales={} if recorded is None else recorded.scales,
+        shard=None if asked["shard"] is None else Shard.parse(asked["shard"]),
     )
     complete = CompleteFiles(asked["watch_settle"])
     form, n_recorded = _form(output, asked, recorded)
@@ -266,6 +275,8 @@ def _check_watch(context: click.Context, paths: list[Path]) -> None:
     asked = context.params
     if not asked["watch"]:
         console.refuse_options(context, ("watch_idle", "watch_settle"), "needs --watch")
+    elif asked["shard"]:
+        raise click.UsageError("--shard and --watch exclude each other: parts are made of images that are there")
     elif asked["dry_run"]:
         raise click.UsageError("--dry-run and --watch exclude each other: future files are unknown")
     elif len(paths) != 1 or not os.path.isdir(paths[0]):  # noqa: PTH112

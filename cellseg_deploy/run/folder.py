@@ -103,7 +103,7 @@ def plan_folder(
         check_no_links(out)
     folder: FolderKind = "fresh" if options.overwrite else state.kind
     known = RunState.of(state.journal if folder == "resume" else None)
-    return plan(images, out, folder, known, chosen_formats(options.save if save is None else save))
+    return plan(images, out, folder, known, chosen_formats(options.save if save is None else save), options.shard)
 
 
 def inputs_of(images: Sequence[FoundImage]) -> Inputs:
