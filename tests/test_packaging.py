@@ -41,6 +41,11 @@ ENGINES = {
 # Package of an extra -> the only modules of the runtime that may import it, in a function; commands ask for it by name
 # before they begin.
 OF_EXTRAS = {
+    "distributed": (
+        "cellseg_deploy/cluster/connection.py",
+        "cellseg_deploy/cluster/engine.py",
+        "cellseg_deploy/cluster/worker.py",
+    ),
     "matplotlib": ("cellseg_deploy/evaluate/plots.py",),
     "pandas": ("cellseg_deploy/outputs/image_table.py",),
     "pyarrow": ("cellseg_deploy/outputs/parquet.py",),
@@ -207,6 +212,7 @@ FLOORS = (
     ("segmenter",),
     ("annotations",),
     ("parity", "run", "evaluate"),
+    ("cluster",),
     ("view",),
     ("cli",),
     ("samples",),
@@ -330,6 +336,7 @@ def test_the_base_brings_no_engine_and_no_torch() -> None:
     assert extras["gpu"] == {"onnxruntime-gpu", "cuda-bindings"}
     (of_gpu,) = [item for item in project()["project"]["optional-dependencies"]["gpu"] if "onnxruntime" in item]
     assert of_gpu.startswith("onnxruntime-gpu[cuda,cudnn]")  # alone it brings none of the libraries it needs
+    assert extras["cluster"] == {"dask-jobqueue", "distributed"}
     assert extras["plots"] == {"matplotlib"}
     assert extras["pandas"] == {"pandas"}
     assert extras["view"] == {"starlette", "uvicorn"}

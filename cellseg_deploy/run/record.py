@@ -29,6 +29,7 @@ from cellseg_deploy.outputs.formats import DEFAULT, NAMES, Format, chosen_format
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.report.groups import grouping
 from cellseg_deploy.report.thresholds import MAX_IMAGES
+from cellseg_deploy.run.elsewhere import Elsewhere
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord
 from cellseg_deploy.run.output_folder import PROGRAM
@@ -246,7 +247,8 @@ class RunSetup:
 
     ``on_result``: called with each processed image, in the order of the run; ``on_plan``: called with the plan of each
     round before its work begins; ``on_scale``: called with one line per measured scale. ``tables_seconds``: interval
-    at which tables are written while there are new results; None: only at the end.
+    at which tables are written while there are new results; None: only at the end. ``elsewhere``: does the images, None
+    for this process.
     """
 
     segmenter: Segmenter
@@ -258,6 +260,7 @@ class RunSetup:
     on_plan: Callable[[RunPlan], None] | None = None
     on_scale: Callable[[str], None] | None = None
     tables_seconds: float | None = None
+    elsewhere: Elsewhere | None = None
 
     @cached_property
     def identity(self) -> RunIdentity:

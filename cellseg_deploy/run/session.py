@@ -25,6 +25,7 @@ from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.report.page import About
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
+from cellseg_deploy.run.elsewhere import ImageTask, Outcomes
 from cellseg_deploy.run.image_work import Finished, ImageWork
 from cellseg_deploy.run.journal import Journal
 from cellseg_deploy.run.output_folder import RUN_JSON, held_folder, is_running, places, sweep, tells_of
@@ -160,9 +161,7 @@ class _Session:
             self._has_worked = True
             self._write_run_json("running")
         found = self._find_scales(items, images)
-        outcomes = self.setup.segmenter.overlapped(
-            [self._job(item, found.get(item.image.name)) for item in items], self.setup.threads
-        )
+        outcomes = self._outcomes([self._task(item, found.get(item.image.name)) for item in items])
         with ExitStack() as stack:
             stack.enter_context(thread_plans.single_threaded_libraries())
             # Exited in reverse order: after an interrupt the tables are written first, then the threads are joined.
@@ -207,10 +206,23 @@ class _Session:
             self._write_run_json("running")
         return found
 
-    def _job(self, item: Planned, scale: float | None) -> Job[Finished]:
-        name, work = item.image.name, self._image_work
-        do = partial(work, item.image, item.output_name, scale, with_thresholds=name in self._with_thresholds)
-        return Job(do, partial(work.bytes_in_flight, item.image, scale))
+    def _task(self, item: Planned, scale: float | None) -> ImageTask:
+        image, nbytes = item.image, partial(self._image_work.bytes_in_flight, item.image, scale)
+        return ImageTask(image, item.output_name, scale, image.name in self._with_thresholds, nbytes)
+
+    def _outcomes(self, tasks: Sequence[ImageTask]) -> Outcomes:
+        if self.setup.elsewhere is not None:
+            return self.setup.elsewhere.outcomes(self.setup, tasks)
+        jobs = [
+            Job(
+                partial(
+                    self._image_work, task.image, task.output_name, task.scale, with_thresholds=task.with_thresholds
+                ),
+                task.nbytes,
+            )
+            for task in tasks
+        ]
+        return self.setup.segmenter.overlapped(jobs, self.setup.threads)
 
     def _one_image(self, item: Planned, outcome: Outcome[Finished]) -> ImageResult:
         try:
