@@ -54,6 +54,7 @@ SLOW = (
     "cli/test_infer_edited.py",
     "cli/test_infer_given.py",
     "cli/test_infer_signals.py",
+    "cluster",
     "export",
     "images/test_read_labels.py",
     "models/test_shipped_model.py",

@@ -43,6 +43,11 @@ ENGINES = {
 # before they begin.
 OF_EXTRAS = {
     "httpx": ("cellseg_deploy/serve/client.py",),
+    "distributed": (
+        "cellseg_deploy/cluster/connection.py",
+        "cellseg_deploy/cluster/engine.py",
+        "cellseg_deploy/cluster/worker.py",
+    ),
     "matplotlib": ("cellseg_deploy/evaluate/plots.py",),
     "pandas": ("cellseg_deploy/outputs/image_table.py",),
     "prometheus_client": ("cellseg_deploy/serve/metrics.py",),
@@ -210,6 +215,7 @@ FLOORS = (
     ("segmenter",),
     ("annotations",),
     ("parity", "run", "evaluate"),
+    ("cluster",),
     ("view", "serve"),
     ("cli",),
     ("samples",),
@@ -286,7 +292,7 @@ def test_the_block_blocks() -> None:
     assert "colorsys was imported" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert", "view", "serve"])
+@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "merge", "convert", "view", "serve"])
 def test_help_of_runtime_commands_loads_nothing_heavy(module: str) -> None:
     code = BLOCK.format(blocked=HEAVY) + f"from cellseg_deploy.cli.{module} import main\nsys.exit(main())"
     result = run_python(code, "--help")
@@ -333,6 +339,7 @@ def test_the_base_brings_no_engine_and_no_torch() -> None:
     assert extras["gpu"] == {"onnxruntime-gpu", "cuda-bindings"}
     (of_gpu,) = [item for item in project()["project"]["optional-dependencies"]["gpu"] if "onnxruntime" in item]
     assert of_gpu.startswith("onnxruntime-gpu[cuda,cudnn]")  # alone it brings none of the libraries it needs
+    assert extras["cluster"] == {"dask-jobqueue", "distributed"}
     assert extras["plots"] == {"matplotlib"}
     assert extras["pandas"] == {"pandas"}
     assert extras["triton"] == {"tritonclient"}

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cellseg_deploy.cli import cluster_options as clusters
 from cellseg_deploy.cli import console
+from cellseg_deploy.cli.cluster_options import cluster_options
 from cellseg_deploy.errors import plural
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ Examples:
   cellseg-infer smears/ -o counts/ --cell-diameter 60      cells are about 60 px wide
   cellseg-infer camera/ -o counts/ --watch                 follow a folder that a microscope fills
   cellseg-infer more/ -o again/ --like counts/run.json     with the model and settings of an earlier run
+  cellseg-infer smears/ -o part-2/ --shard 2/4            the second of four jobs; then cellseg-merge
+  cellseg-infer smears/ -o counts/ --scheduler local --workers 2     on a Dask cluster
   cellseg-infer --explain --model my.onnx                  which engine would run it, and why
 
 \b
@@ -50,7 +54,7 @@ and written at the same time; results do not depend on that, on --threads, --bat
 
 \b
 Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no image found, 5 model refused,
-6 output folder unusable or of another run, 7 output folder in use, 8 engine or device not available,
+6 output folder unusable or of another run, 7 output folder in use, 8 engine, device or cluster not available,
 130 interrupted, 143/129 terminated or terminal closed (what is done is kept).
 """
 
@@ -113,6 +117,13 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     metavar="RUN.JSON",
     help="Use the model, engine and settings of an earlier run: its run.json, or its output folder.",
 )
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Do only the I-th of N parts of the images, for job arrays; each into an OUT of its own. cellseg-merge joins "
+    "them.",
+)
+@cluster_options
 @click.option("--dry-run", is_flag=True, help="Show what would be done with each image, and exit.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: resume it]")
 @click.option("--follow-links", is_flag=True, help="Follow links that lead outside the input folders.")
@@ -139,6 +150,7 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
     given = [*paths, *(paths_in_list(asked["list_file"]) if asked["list_file"] else ())]
     check_apart(given, output)
     _check_watch(context, given)
+    clusters.check(context)
     images = [] if asked["watch"] else require_images(given, follow_links=asked["follow_links"])
     summary = _run(given, images, output, asked, recorded)
     if summary is None:
@@ -162,6 +174,7 @@ def _run(
     from cellseg_deploy.outputs.formats import parse_names
     from cellseg_deploy.run.folder import RunOptions, plan_folder, run_folder
     from cellseg_deploy.run.record import Inputs, identity_of
+    from cellseg_deploy.run.shard import Shard
     from cellseg_deploy.run.watch import CompleteFiles, watch_folder
     from cellseg_deploy.segmenter import Segmenter
 
@@ -175,6 +188,7 @@ def _run(
         report=asked["report"],
         report_thresholds=asked["report_thresholds"],
         scales={} if recorded is None else recorded.scales,
+        shard=None if asked["shard"] is None else Shard.parse(asked["shard"]),
     )
     complete = CompleteFiles(asked["watch_settle"])
     form, n_recorded = _form(output, asked, recorded)
@@ -214,7 +228,8 @@ def _run(
         if asked["watch"]:
             only_here = {"follow_links": asked["follow_links"], "idle_seconds": asked["watch_idle"]}
             return watch_folder(segmenter, paths[0], output, complete=complete, **only_here, **common)
-        return run_folder(segmenter, images, output, inputs=inputs, **common)
+        with clusters.opened(asked) as elsewhere:
+            return run_folder(segmenter, images, output, inputs=inputs, elsewhere=elsewhere, **common)
 
 
 def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> tuple[dict[str, Any], int]:
@@ -259,6 +274,8 @@ def _check_watch(context: click.Context, paths: list[Path]) -> None:
     asked = context.params
     if not asked["watch"]:
         console.refuse_options(context, ("watch_idle", "watch_settle"), "needs --watch")
+    elif asked["shard"]:
+        raise click.UsageError("--shard and --watch exclude each other: parts are made of images that are there")
     elif asked["dry_run"]:
         raise click.UsageError("--dry-run and --watch exclude each other: future files are unknown")
     elif len(paths) != 1 or not os.path.isdir(paths[0]):  # noqa: PTH112

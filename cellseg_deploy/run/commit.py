@@ -71,7 +71,10 @@ class Committer:
                     if place in item.edited and not item.is_changed:
                         continue
                     written.append(make_place(self.out, place))
-                    write_bytes(written[-1], content)
+                    if isinstance(content, Path):
+                        move(content, written[-1])
+                    else:
+                        write_bytes(written[-1], content)
                 seconds = dict(finished.seconds)
                 seconds["write"] += time.perf_counter() - start
                 return self._append(replace(finished.record, seconds=seconds))

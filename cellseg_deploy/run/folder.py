@@ -21,6 +21,7 @@ from cellseg_deploy.errors import NothingToDoError
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.run.added_kinds import add_kinds, kinds_to_save
+from cellseg_deploy.run.elsewhere import Elsewhere
 from cellseg_deploy.run.output_folder import check_apart, check_no_links
 from cellseg_deploy.run.plan import RunPlan, plan
 from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSetup, RunSummary, identity_of
@@ -44,6 +45,7 @@ def run_folder(
     on_plan: Callable[[RunPlan], None] | None = None,
     on_scale: Callable[[str], None] | None = None,
     inputs: Inputs | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> RunSummary:
     """Segment ``images`` into the folder ``out``; ``on_result`` is called with each processed image, in order.
 
@@ -55,6 +57,7 @@ def run_folder(
     An image that cannot be read, or fails for any reason of its own, is recorded and the run continues. If the run is
     interrupted (KeyboardInterrupt) or stopped by an error that concerns the whole run or comes from ``on_result``, the
     tables of the finished images are written before the exception propagates. ``threads``: see ``threads.plan``.
+    ``elsewhere``: does the images, such as a ``cluster.engine.ClusterEngine``.
     Neither the threads nor the order of the images change a result.
 
     Raises ``NothingToDoError`` without images, ``OutputError`` / ``OutputInUseError`` for the folder, ``UsageError``
@@ -79,6 +82,7 @@ def run_folder(
         on_result=on_result,
         on_plan=on_plan,
         on_scale=on_scale,
+        elsewhere=elsewhere,
     )
     return run(setup, [images])
 
@@ -103,7 +107,7 @@ def plan_folder(
         check_no_links(out)
     folder: FolderKind = "fresh" if options.overwrite else state.kind
     known = RunState.of(state.journal if folder == "resume" else None)
-    return plan(images, out, folder, known, chosen_formats(options.save if save is None else save))
+    return plan(images, out, folder, known, chosen_formats(options.save if save is None else save), options.shard)
 
 
 def inputs_of(images: Sequence[FoundImage]) -> Inputs:

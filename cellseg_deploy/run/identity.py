@@ -26,6 +26,7 @@ _ARGUMENTS = {  # arguments that restore the recorded values
     "settings.border_cells": "`border_cells`",
     "settings.field_of_view": "`field`",
     "settings.classes": "`classes`",
+    "settings.shard": "`shard`",
     "saved": "`save`",
     "model.sha256": "`model`",
     "model.given_sha256": "`model`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cellseg_deploy.batching import Network
 from cellseg_deploy.cells.image_tiles import StageClock
@@ -20,11 +21,12 @@ from cellseg_deploy.segmenter import Segmenter, as_read
 
 @dataclass(frozen=True)
 class Finished:
-    """One image, ready to be written. ``files``: path in the output folder (posix) -> content. ``seconds``: by stage;
-    a network call with tiles of several images is shared among them."""
+    """One image, ready to be written. ``files``: path in the output folder (posix) -> content, or a finished file in
+    the output folder that only lacks its name. ``seconds``: by stage; a network call with tiles of several images is
+    shared among them."""
 
     record: ImageRecord
-    files: dict[str, bytes]
+    files: dict[str, bytes | Path]
     seconds: dict[str, float]
 
 
@@ -61,15 +63,15 @@ class ImageWork:
         found = as_read(found, loaded, name=image.name, count_rule=options.count_rule)
         with clock("write"):
             segmented = found.segmented
-            files = {format.place(output_name): format.encode(segmented) for format in self._formats}
+            encoded = {format.place(output_name): format.encode(segmented) for format in self._formats}
             record = tables.done(
                 segmented,
                 source=loaded.source,
                 output_name=output_name,
-                outputs=[OutputFile.of(path, content) for path, content in files.items()],
+                outputs=[OutputFile.of(path, content) for path, content in encoded.items()],
                 notes=found.notes,
             )
         if with_thresholds:
             with clock("thresholds"):
                 record = replace(record, thresholds=encoded_steps(segmenter, found, loaded, options))
-        return Finished(record, files, clock.seconds)
+        return Finished(record, {**encoded}, clock.seconds)

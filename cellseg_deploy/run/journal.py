@@ -147,7 +147,7 @@ class Journal:
 
         The files of the image must be written and fsynced first. On ``OutputError`` the journal is as before.
         """
-        at, line = self._file.size, line_of({"kind": "image", **asdict(record)})
+        at, line = self._file.size, line_of_image(record)
         self._file.append(line)
         return Entry.of(record, at, len(line))
 
@@ -170,6 +170,16 @@ class Journal:
         self.close()
 
 
+def line_of_image(record: ImageRecord) -> bytes:
+    """Return the journal line of an image."""
+    return line_of({"kind": "image", **asdict(record)})
+
+
+def image_of_line(line: bytes) -> ImageRecord | None:
+    """Return the image of ``line_of_image``; None if the line is damaged."""
+    return _record(content_of(line))
+
+
 def rewrite(content: JournalContent, identity: RunIdentity, records: Sequence[ImageRecord]) -> None:
     """Replace the journal that ``content`` was read from by one of ``identity`` with ``records``, as a whole.
 
@@ -183,7 +193,7 @@ def rewrite(content: JournalContent, identity: RunIdentity, records: Sequence[Im
         for path, known in content.files.items()
         for sha256 in sorted(known)
     ]
-    lines += [line_of({"kind": "image", **asdict(record)}) for record in records]
+    lines += [line_of_image(record) for record in records]
     write_bytes(content.path, b"".join(lines))
 
 

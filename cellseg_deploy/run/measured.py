@@ -261,7 +261,7 @@ def _one_image(
             segmented, source=loaded.source, output_name=item.output_name, outputs=outputs, notes=cells.notes
         )
         record = replace(record, result={**record.result, "scale": None})  # of a network
-        return committer.commit(item, Finished(record, files, {"write": time.perf_counter() - start}))
+        return committer.commit(item, Finished(record, {**files}, {"write": time.perf_counter() - start}))
     except Exception as error:
         if not concerns_one_image(error):
             raise

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove
@@ -54,10 +55,12 @@ def check_apart(inputs: Sequence[Path], out: Path) -> None:
             )
 
 
-def tells_of(record: Path, totals: Mapping[str, int] | None) -> bool:
-    """Whether ``record``, a run.json, describes a finished run with these ``totals``; None: with any totals."""
+def tells_of(record: Path, totals: Mapping[str, int] | None, shard: Mapping[str, Any] | None) -> bool:
+    """Whether ``record``, a run.json, describes a finished run of ``shard`` (see ``shard.record_of``) with these
+    ``totals``; None: with any totals."""
     content = content_of(record)
-    return content.get("status") == "finished" and totals in (None, content.get("totals"))
+    is_of = content.get("status") == "finished" and totals in (None, content.get("totals"))
+    return is_of and {**content.get("shard", {}), **(shard or {})} == content.get("shard", {})
 
 
 def is_running(record: Path) -> bool:

@@ -13,6 +13,7 @@ from cellseg_deploy.outputs.formats import Format
 from cellseg_deploy.outputs.names import output_names
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.run.resume import FolderKind, decide, some
+from cellseg_deploy.run.shard import Shard
 from cellseg_deploy.run.state import RunState
 
 Action = Literal["work", "skip", "fail"]
@@ -72,15 +73,23 @@ class RunPlan:
 
 
 def plan(
-    images: Sequence[FoundImage], out: Path, folder: FolderKind, state: RunState, formats: Sequence[Format]
+    images: Sequence[FoundImage],
+    out: Path,
+    folder: FolderKind,
+    state: RunState,
+    formats: Sequence[Format],
+    shard: Shard | None = None,
 ) -> RunPlan:
     """Plan a run of ``images`` into ``out``, a folder of kind ``folder`` with the run ``state``.
 
+    ``shard``: plan only its images, with the names of files that a run of all ``images`` would give them.
     Reads finished images and their outputs to compare them (see ``resume.decide``); writes nothing.
     """
     names = output_names([image.name for image in images], state.output_names)
     items = []
     for image in images:
+        if shard is not None and not shard.has(image.name):
+            continue
         decision = decide(image, state.entries.get(image.name), out)
         action: Action = "fail" if image.problem and decision.action == "work" else decision.action
         name = names[image.name]

@@ -24,14 +24,17 @@ from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.find import absolute, input_roots
 from cellseg_deploy.images.options import ReadOptions
+from cellseg_deploy.models.spec import to_json
 from cellseg_deploy.outputs.formats import DEFAULT, NAMES, Format, chosen_formats
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.report.groups import grouping
 from cellseg_deploy.report.thresholds import MAX_IMAGES
+from cellseg_deploy.run.elsewhere import Elsewhere
 from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.journal import ImageRecord
 from cellseg_deploy.run.output_folder import PROGRAM
 from cellseg_deploy.run.plan import RunPlan
+from cellseg_deploy.run.shard import Shard
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -40,6 +43,9 @@ EDITED = "edited"
 
 MEASURED = "measured"
 """Recorded as the scale if it was measured per group of images. Earlier versions measured each image: ``auto``."""
+
+SHARD = "shard"
+"""Among the settings of a run's identity: which shard of a whole run it is, as ``2/4``."""
 
 SKIPPED = "skipped"
 """Status of an image that an earlier run had done."""
@@ -64,7 +70,8 @@ class RunOptions:
     ``images.groups``); these are not measured again.
     ``group_by``: how images are grouped in summary.csv and the report, see ``report.groups``. ``report``:
     whether to write report.html and the files for MultiQC; ``report_thresholds``: number of images with a slider
-    there. None of these three changes a result.
+    there. None of these three changes a result. ``shard``: do only its images, as a run of all would do them; see
+    ``merge``.
     """
 
     save: tuple[str, ...] = DEFAULT
@@ -76,6 +83,7 @@ class RunOptions:
     report: bool = True
     report_thresholds: int = 0
     scales: Mapping[str, float] = field(default_factory=dict)
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         chosen_formats(self.save)
@@ -140,6 +148,7 @@ class RunSummary:
     ``others``: number of table rows of other images. ``warnings``: warnings in all rows
     of the tables as last written, see ``tables.warned``. ``classes``: classes that the model distinguishes;
     ``counting``: classes that count as cells.
+    ``shard``: see ``shard.record_of``; None for a whole run.
     ``edited``: files of images, relative to ``output``, that somebody edited after they were written; they are kept.
     ``stage_seconds``: sums over images; images overlap, so the sums may exceed ``wall_seconds``. ``engine_seconds``:
     time during which a network call was running. ``idle_seconds``: time without images, of a watched folder.
@@ -156,6 +165,7 @@ class RunSummary:
     edited: set[str] = field(default_factory=set)
     classes: tuple[str, ...] = ()
     counting: tuple[str, ...] = ()
+    shard: dict[str, Any] | None = None
 
     @property
     def found(self) -> int:
@@ -237,7 +247,8 @@ class RunSetup:
 
     ``on_result``: called with each processed image, in the order of the run; ``on_plan``: called with the plan of each
     round before its work begins; ``on_scale``: called with one line per measured scale. ``tables_seconds``: interval
-    at which tables are written while there are new results; None: only at the end.
+    at which tables are written while there are new results; None: only at the end. ``elsewhere``: does the images, None
+    for this process.
     """
 
     segmenter: Segmenter
@@ -249,6 +260,7 @@ class RunSetup:
     on_plan: Callable[[RunPlan], None] | None = None
     on_scale: Callable[[str], None] | None = None
     tables_seconds: float | None = None
+    elsewhere: Elsewhere | None = None
 
     @cached_property
     def identity(self) -> RunIdentity:
@@ -311,6 +323,8 @@ def run_json(
         "totals": summary.totals,
         "warnings": summary.warnings,
         EDITED: summary.edited_files,
+        # The model's description, so that shards can be merged where the model is not.
+        **({} if summary.shard is None else {"shard": {**summary.shard, "model_spec": json.loads(to_json(spec))}}),
     }
     # Paths that are not valid UTF-8 are kept as escapes.
     return json.dumps(record, indent=2, allow_nan=False).encode("ascii") + b"\n"
@@ -382,6 +396,7 @@ def identity_of(segmenter: Segmenter, options: RunOptions, inputs: Inputs) -> Ru
             "border_cells": segmenter.border_cells,
             "field_of_view": options.field_of_view,
             **({"classes": list(segmenter.counting_classes)} if spec.classes else {}),
+            **({} if options.shard is None else {SHARD: str(options.shard)}),
         },
         saved=tuple(name for name in NAMES if name in options.save),
         versions=library_versions(),

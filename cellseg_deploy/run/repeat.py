@@ -18,7 +18,7 @@ from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.models import DEFAULT_SHA256, default_model_path
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.output_folder import PROGRAM, RUN_JSON
-from cellseg_deploy.run.record import MEASURED
+from cellseg_deploy.run.record import MEASURED, SHARD
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ class RecordedRun:
         before = self.identity
         # Labels depend on the content of the file that was opened, not on the file passed as --model.
         model = {**now.model, "given_sha256": before.model.get("given_sha256")}
-        alike = replace(now, inputs=before.inputs, saved=before.saved, model=model)
+        settings = {name: value for name, value in now.settings.items() if name != SHARD}
+        settings |= {SHARD: before.settings[SHARD]} if SHARD in before.settings else {}
+        alike = replace(now, inputs=before.inputs, saved=before.saved, model=model, settings=settings)
         others = differences(self.identity, alike)
         if self.identity.model.get("sha256") != now.model.get("sha256"):
             raise ModelError(

@@ -25,6 +25,7 @@ from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.report.page import About
 from cellseg_deploy.run import tables as run_tables
 from cellseg_deploy.run.commit import Committer
+from cellseg_deploy.run.elsewhere import ImageTask, Outcomes
 from cellseg_deploy.run.image_work import Finished, ImageWork
 from cellseg_deploy.run.journal import Journal
 from cellseg_deploy.run.output_folder import RUN_JSON, held_folder, is_running, places, sweep, tells_of
@@ -40,6 +41,7 @@ from cellseg_deploy.run.record import (
 )
 from cellseg_deploy.run.reporting import Reporting, RunFile
 from cellseg_deploy.run.resume import FolderKind, begin, some
+from cellseg_deploy.run.shard import record_of as shard_record
 from cellseg_deploy.run.state import RunState
 
 _log = logging.getLogger(__name__)
@@ -108,18 +110,21 @@ class _Session:
 
     def do(self, images: Sequence[FoundImage]) -> None:
         """Process ``images``, except those that are already done."""
-        todo = plan(images, self.setup.out, self._folder, self._state, self.setup.formats)
+        shard = self.setup.options.shard
+        todo = plan(images, self.setup.out, self._folder, self._state, self.setup.formats, shard)
+        if shard is not None:
+            self.summary.shard = shard_record(shard, (image.name for image in images))
         for item in todo.items:
             self._take(item)
         self._warn(todo)
-        self._with_thresholds |= self._spread(sorted(item.image.name for item in todo.items))
+        self._with_thresholds |= self._spread(sorted(image.name for image in images))
         items = [item for item in todo.items if item.action != "skip"]
         if items and not self._has_worked:
             self._committer.clear()
         if self.setup.on_plan is not None:
             self.setup.on_plan(todo)
         if items:
-            self._work(items)
+            self._work(items, images)
 
     def _spread(self, names: Sequence[str]) -> set[str]:
         """Choose some of ``names``, evenly spaced, for the report's thresholds; the same when the run is resumed."""
@@ -151,14 +156,12 @@ class _Session:
                 some(unreadable),
             )
 
-    def _work(self, items: Sequence[Planned]) -> None:
+    def _work(self, items: Sequence[Planned], images: Sequence[FoundImage]) -> None:
         if not self._has_worked:
             self._has_worked = True
             self._write_run_json("running")
-        found = self._find_scales(items)
-        outcomes = self.setup.segmenter.overlapped(
-            [self._job(item, found.get(item.image.name)) for item in items], self.setup.threads
-        )
+        found = self._find_scales(items, images)
+        outcomes = self._outcomes([self._task(item, found.get(item.image.name)) for item in items])
         with ExitStack() as stack:
             stack.enter_context(thread_plans.single_threaded_libraries())
             # Exited in reverse order: after an interrupt the tables are written first, then the threads are joined.
@@ -173,16 +176,22 @@ class _Session:
                 self._has_news = True
                 self.write_tables_if_due()  # here too: one round may take hours
 
-    def _find_scales(self, items: Sequence[Planned]) -> dict[str, float]:
-        """Return the scale of each image by name, if scales are measured: once per group in the life of a run."""
+    def _find_scales(self, items: Sequence[Planned], among: Sequence[FoundImage]) -> dict[str, float]:
+        """Return the scale of each image by name, if scales are measured: once per group in the life of a run.
+
+        ``among``: all images found. A shard measures each group in these, so that all shards find the same scale.
+        """
         segmenter, options = self.setup.segmenter, self.setup.options
         if not segmenter.auto_scale:
             return {}
         spec = segmenter.backend.spec
         found, unclear = dict[str, float](), list[str]()
-        for group, images in groups.groups_of(item.image for item in items).items():
+        own = groups.groups_of(item.image for item in items)
+        is_part = options.shard is not None and not own.keys() <= self._state.scales.keys()
+        whole = groups.groups_of(among) if is_part else own
+        for group, images in own.items():
             if group not in self._state.scales:
-                sample = groups.sample(images, options.reading)
+                sample = groups.sample(whole[group], options.reading)
                 with thread_plans.single_threaded_libraries():
                     choice = segmenter.find_scale(sample, field=options.field_of_view)
                 self._committer.append_scale(group, choice.scale)
@@ -197,10 +206,23 @@ class _Session:
             self._write_run_json("running")
         return found
 
-    def _job(self, item: Planned, scale: float | None) -> Job[Finished]:
-        name, work = item.image.name, self._image_work
-        do = partial(work, item.image, item.output_name, scale, with_thresholds=name in self._with_thresholds)
-        return Job(do, partial(work.bytes_in_flight, item.image, scale))
+    def _task(self, item: Planned, scale: float | None) -> ImageTask:
+        image, nbytes = item.image, partial(self._image_work.bytes_in_flight, item.image, scale)
+        return ImageTask(image, item.output_name, scale, image.name in self._with_thresholds, nbytes)
+
+    def _outcomes(self, tasks: Sequence[ImageTask]) -> Outcomes:
+        if self.setup.elsewhere is not None:
+            return self.setup.elsewhere.outcomes(self.setup, tasks)
+        jobs = [
+            Job(
+                partial(
+                    self._image_work, task.image, task.output_name, task.scale, with_thresholds=task.with_thresholds
+                ),
+                task.nbytes,
+            )
+            for task in tasks
+        ]
+        return self.setup.segmenter.overlapped(jobs, self.setup.threads)
 
     def _one_image(self, item: Planned, outcome: Outcome[Finished]) -> ImageResult:
         try:
@@ -247,7 +269,8 @@ class _Session:
         self._count()
         record = self.setup.out / RUN_JSON
         # A run that had nothing to do must not replace a finished run's run.json, which may also cover more images.
-        if self._has_worked or not tells_of(record, None if self.summary.others else self.summary.totals):
+        totals = None if self.summary.others else self.summary.totals
+        if self._has_worked or not tells_of(record, totals, self.summary.shard):
             self._write_run_json("finished")
         elif (content := with_edited_files(record, self.summary)) is not None:
             write_bytes(record, content)

@@ -1,0 +1,1 @@
+"""A folder run whose images are done by workers of a Dask cluster; see ``engine``."""

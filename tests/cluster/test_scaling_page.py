@@ -1,0 +1,45 @@
+"""docs/scaling.md: its SLURM example makes the job script that it should."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+pytest.importorskip("dask_jobqueue")
+
+
+def test_the_slurm_example_submits_one_encrypted_worker_per_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dask_jobqueue
+    from distributed.security import Security
+
+    made: dict[str, Any] = {}
+
+    class Recorded:
+        scheduler_address = "tls://node1:8786"
+
+        def __init__(self, **settings: Any) -> None:
+            made.update(settings)
+
+        def scale(self, jobs: int) -> None:
+            made["jobs"] = jobs
+
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/scaling.md").read_text(), re.MULTILINE | re.DOTALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(dask_jobqueue, "SLURMCluster", Recorded)
+        exec(example, {})
+    assert made.pop("jobs") == 16
+    security = made["security"]
+    assert isinstance(security, Security)
+    assert security.require_encryption
+    script = dask_jobqueue.slurm.SLURMJob("tls://node1:8786", name="worker", **made).job_script()
+    for directive in ("-p gpu", "--cpus-per-task=8", "--mem=30G", "-t 04:00:00", "--gres=gpu:1"):
+        assert f"#SBATCH {directive}\n" in script, script
+    assert "distributed.cli.dask_worker tls://node1:8786" in script
+    for option in ("--nthreads 8", "--tls-ca-file /home/me/tls/ca.pem", "--tls-cert /home/me/tls/me.pem"):
+        assert option in script, script
