@@ -214,16 +214,15 @@ def windows(read: ReadPlanes, settings: BlockSettings, done: Callable[[], None] 
 def _large(read: ReadPlanes, settings: BlockSettings, waiting: Sequence[tuple[int, int]]) -> Iterator[Window]:
     """Yield a window for each object whose first pixel (y, x) is in ``waiting``, in raster order. Other pixels there
     belong to the same objects: parts that looked like objects of their own in their block."""
-    seen = set[tuple[int, int]]()
-    for y, x in waiting:
-        if (y, x) in seen:
+    at = np.array(waiting, np.int64).reshape(-1, 2)
+    seen = np.zeros(len(at), np.bool_)
+    for index, (y, x) in enumerate(waiting):
+        if seen[index]:
             continue
         window, boxes, number = _complete(read, settings, y, x)
-        for other_y, other_x in waiting:
-            at_y, at_x = other_y - window.top, other_x - window.left
-            is_inside = 0 <= at_y < window.component.shape[0] and 0 <= at_x < window.component.shape[1]
-            if is_inside and window.component[at_y, at_x] == number:
-                seen.add((other_y, other_x))
+        inside = at - (window.top, window.left)
+        (close,) = np.nonzero(((inside >= 0) & (inside < window.component.shape)).all(axis=1))
+        seen[close] |= window.component[inside[close, 0], inside[close, 1]] == number
         row = int(boxes[number, 1])
         first = (row + window.top, int(np.argmax(window.component[row] == number)) + window.left)
         if first == (y, x):  # else the block of its first pixel has returned it
