@@ -59,6 +59,7 @@ SLOW = (
     "reliability",
     "run/test_folder_run.py",
     "run/test_going_on.py",
+    "slides/test_slide_command.py",
     "test_nothing_leaves.py",
     "train/test_corrected.py",
     "train/test_fine_tuning.py",

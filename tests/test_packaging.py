@@ -41,6 +41,7 @@ ENGINES = {
 # Package of an extra -> the only modules of the runtime that may import it, in a function; commands ask for it by name
 # before they begin.
 OF_EXTRAS = {
+    "openslide": ("cellseg_deploy/slides/openslide_reader.py",),
     "matplotlib": ("cellseg_deploy/evaluate/plots.py",),
     "pandas": ("cellseg_deploy/outputs/image_table.py",),
     "pyarrow": ("cellseg_deploy/outputs/parquet.py",),
@@ -48,6 +49,7 @@ OF_EXTRAS = {
     "roifile": ("cellseg_deploy/outputs/imagej_roi.py", "cellseg_deploy/annotations/imagej.py"),
     "starlette": ("cellseg_deploy/view/app.py",),
     "uvicorn": ("cellseg_deploy/view/app.py",),
+    "zarr": ("cellseg_deploy/slides/zarr_reader.py",),
     "xlsxwriter": ("cellseg_deploy/outputs/workbook.py",),
 }
 HEAVY = sorted(
@@ -207,7 +209,7 @@ FLOORS = (
     ("segmenter",),
     ("annotations",),
     ("parity", "run", "evaluate"),
-    ("view",),
+    ("slides", "view"),
     ("cli",),
     ("samples",),
 )
@@ -283,7 +285,7 @@ def test_the_block_blocks() -> None:
     assert "colorsys was imported" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert", "view"])
+@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "convert", "slide", "view"])
 def test_help_of_runtime_commands_loads_nothing_heavy(module: str) -> None:
     code = BLOCK.format(blocked=HEAVY) + f"from cellseg_deploy.cli.{module} import main\nsys.exit(main())"
     result = run_python(code, "--help")
