@@ -62,6 +62,7 @@ SLOW = (
     "run/test_folder_run.py",
     "run/test_going_on.py",
     "serve",
+    "slides/test_slide_command.py",
     "test_nothing_leaves.py",
     "train/test_corrected.py",
     "train/test_fine_tuning.py",

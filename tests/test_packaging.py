@@ -48,6 +48,7 @@ OF_EXTRAS = {
         "cellseg_deploy/cluster/engine.py",
         "cellseg_deploy/cluster/worker.py",
     ),
+    "openslide": ("cellseg_deploy/slides/openslide_reader.py",),
     "matplotlib": ("cellseg_deploy/evaluate/plots.py",),
     "pandas": ("cellseg_deploy/outputs/image_table.py",),
     "prometheus_client": ("cellseg_deploy/serve/metrics.py",),
@@ -56,6 +57,7 @@ OF_EXTRAS = {
     "roifile": ("cellseg_deploy/outputs/imagej_roi.py", "cellseg_deploy/annotations/imagej.py"),
     "starlette": ("cellseg_deploy/view/app.py", "cellseg_deploy/serve/app.py"),
     "uvicorn": ("cellseg_deploy/web/server.py",),
+    "zarr": ("cellseg_deploy/slides/zarr_reader.py",),
     "xlsxwriter": ("cellseg_deploy/outputs/workbook.py",),
 }
 HEAVY = sorted(
@@ -216,7 +218,7 @@ FLOORS = (
     ("annotations",),
     ("parity", "run", "evaluate"),
     ("cluster",),
-    ("view", "serve"),
+    ("slides", "view", "serve"),
     ("cli",),
     ("samples",),
 )
@@ -292,7 +294,7 @@ def test_the_block_blocks() -> None:
     assert "colorsys was imported" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "merge", "convert", "view", "serve"])
+@pytest.mark.parametrize("module", ["infer", "evaluate", "measure", "merge", "convert", "slide", "view", "serve"])
 def test_help_of_runtime_commands_loads_nothing_heavy(module: str) -> None:
     code = BLOCK.format(blocked=HEAVY) + f"from cellseg_deploy.cli.{module} import main\nsys.exit(main())"
     result = run_python(code, "--help")

@@ -109,16 +109,32 @@ def classify(
     return classes
 
 
-def class_means(labels: Labels, planes_khw: npt.NDArray[np.float32], table: CellTable) -> Floats:
+def class_means(
+    labels: Labels,
+    planes_khw: npt.NDArray[np.float32],
+    table: CellTable,
+    *,
+    of: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    plane_at: tuple[int, int] = (0, 0),
+    labels_at: tuple[int, int] = (0, 0),
+) -> Floats:
     """Mean of each of ``planes_khw`` (K, h', w') over every cell of ``labels`` (h, w), float64 (n, K); see the module.
 
-    Sums are taken in pixel order, so they depend on the image alone.
+    Sums are taken in pixel order, so they depend on the image alone. ``of``: if labels and planes are parts of an
+    image, the sizes of its planes and its labels; ``plane_at``, ``labels_at``: where the parts lie (y, x).
     """
-    n_planes, *plane_hw = planes_khw.shape
-    rows, columns = (_under_centres(n, n_of) for n, n_of in zip(plane_hw, labels.shape, strict=True))
+    plane_hw, labels_hw = (planes_khw.shape[1:], labels.shape) if of is None else of
+    under = [_under_centres(n, n_of) - at for n, n_of, at in zip(plane_hw, labels_hw, labels_at, strict=True)]
+    # Planes may show more than the labels do, and the other way round.
+    y, x = (
+        np.flatnonzero((index[start : start + n] >= 0) & (index[start : start + n] < n_labels))
+        for index, start, n, n_labels in zip(under, plane_at, planes_khw.shape[1:], labels.shape, strict=True)
+    )
+    rows, columns = under[0][plane_at[0] + y], under[1][plane_at[1] + x]
+    across = slice(int(x[0]), int(x[-1]) + 1) if len(x) else slice(0)
     pixels = np.zeros(len(table), np.int64)
-    sums = np.zeros((n_planes, len(table)), np.float64)
-    for band in bands((plane_hw[0], plane_hw[1])):
+    sums = np.zeros((len(planes_khw), len(table)), np.float64)
+    for band in bands((len(y), len(x))):
         number = labels[rows[band]][:, columns].reshape(-1)
         inside = np.flatnonzero(number)
         if not len(inside):
@@ -130,14 +146,15 @@ def class_means(labels: Labels, planes_khw: npt.NDArray[np.float32], table: Cell
         here = slice(first, first + len(found))
         pixels[here] += found
         for total, plane in zip(sums, planes_khw, strict=True):
-            total[here] += np.bincount(at, weights=plane[band].reshape(-1)[inside])
+            total[here] += np.bincount(at, weights=plane[y[band], across].reshape(-1)[inside])
     missed = np.flatnonzero(pixels == 0)
     if len(missed):
-        y, x = (
+        at_y, at_x = (
             np.clip((table.columns[f"centroid_{axis}_px"][missed] + 0.5) * (n / n_of), 0, n - 1).astype(np.int64)
-            for axis, n, n_of in zip("yx", plane_hw, labels.shape, strict=True)
+            - start
+            for axis, n, n_of, start in zip("yx", plane_hw, labels_hw, plane_at, strict=True)
         )
-        sums[:, missed] = planes_khw[:, y, x]
+        sums[:, missed] = planes_khw[:, at_y, at_x]
         pixels[missed] = 1
     return np.asarray((sums / pixels).T)
 

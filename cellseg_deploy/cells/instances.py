@@ -46,7 +46,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.cells.label_runs import Labels, Runs, bands, largest_pieces, paint, raster_ranks, row_runs, stacked
+from cellseg_deploy.cells.enlarge import enlarge
+from cellseg_deploy.cells.label_runs import Labels, paint, raster_ranks, row_runs
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.models.spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams, misfit
 
@@ -85,25 +86,18 @@ def segment(
     """
     _check(probabilities_khw, channels, params, cell_diameter_px, out_hw)
     disc_px = math.pi / 4 * cell_diameter_px**2
-    foreground = np.ascontiguousarray(probabilities_khw[list(channels).index("foreground")], np.float32)
-    if isinstance(params, BoundaryParams):
-        boundary = probabilities_khw[list(channels).index("boundary")]
-        labels = label_boundary(foreground, boundary, params, disc_px=disc_px)
-    elif isinstance(params, DistanceParams):
-        distance = probabilities_khw[list(channels).index("distance")]
-        labels = label_distance(foreground, distance, params, disc_px=disc_px)
-    else:
-        labels = label_threshold(foreground, params)
-    typical_px = typical_area(labels, disc_px)
-    least_px, border_px = params.min_area_rel * typical_px, _min_border_rel(params, border_cells) * typical_px
-    small = None
-    if any(name in SMALL_CLASSES for name in classes):
-        planes = probabilities_khw[-len(classes) :]
-        small = small_cells(labels, planes, classes, VISIBLE_AREA_REL * typical_px, least_px)
-    labels = join_fragments(labels, least_px, at_border=border_cells == "visible", kept=small)
-    labels = drop_small(labels, least_px, border_px, kept=small)
-    labels = fill_holes(labels, params.max_hole_rel * disc_px)
+    labels = first_labels(probabilities_khw, channels, params, disc_px=disc_px)
+    labels = final_labels(
+        labels,
+        probabilities_khw,
+        params,
+        disc_px=disc_px,
+        typical_px=typical_area(whole_areas(labels), disc_px),
+        border_cells=border_cells,
+        classes=classes,
+    )
     if out_hw is not None and out_hw != labels.shape:
+        foreground = _plane(probabilities_khw, channels, "foreground")
         runs = enlarge(labels, foreground, params.foreground_threshold, out_hw)
     else:
         runs = row_runs(labels)
@@ -111,9 +105,50 @@ def segment(
     return paint(runs, raster_ranks(runs.label)[runs.label])
 
 
+def first_labels(
+    probabilities_khw: npt.NDArray[np.float32], channels: Sequence[str], params: InstanceParams, *, disc_px: float
+) -> Labels:
+    """Steps 1 to 4 of the module: int32 labels (h, w), gaps possible. Each label depends only on the probabilities in
+    its own component of the foreground, and of two labels the order depends only on their first pixels."""
+    foreground = _plane(probabilities_khw, channels, "foreground")
+    if isinstance(params, BoundaryParams):
+        boundary = probabilities_khw[list(channels).index("boundary")]
+        return label_boundary(foreground, boundary, params, disc_px=disc_px)
+    if isinstance(params, DistanceParams):
+        distance = probabilities_khw[list(channels).index("distance")]
+        return label_distance(foreground, distance, params, disc_px=disc_px)
+    return label_threshold(foreground, params)
+
+
+def final_labels(
+    labels: Labels,
+    probabilities_khw: npt.NDArray[np.float32],
+    params: InstanceParams,
+    *,
+    disc_px: float,
+    typical_px: float,
+    border_cells: BorderCells,
+    classes: Sequence[str],
+) -> Labels:
+    """Steps 5 and 6 of the module for ``labels`` (h, w) of ``first_labels``. ``typical_px``: of ``typical_area``; other
+    arguments: see ``segment``. A cell depends on its own component of the foreground and on what lies inside it."""
+    least_px, border_px = params.min_area_rel * typical_px, _min_border_rel(params, border_cells) * typical_px
+    small = None
+    if any(name in SMALL_CLASSES for name in classes):
+        planes = probabilities_khw[-len(classes) :]
+        small = small_cells(labels, planes, classes, VISIBLE_AREA_REL * typical_px, least_px)
+    labels = join_fragments(labels, least_px, at_border=border_cells == "visible", kept=small)
+    labels = drop_small(labels, least_px, border_px, kept=small)
+    return fill_holes(labels, params.max_hole_rel * disc_px)
+
+
+def _plane(probabilities_khw: npt.NDArray[np.float32], channels: Sequence[str], name: str) -> Plane:
+    return np.ascontiguousarray(probabilities_khw[list(channels).index(name)], np.float32)
+
+
 def label_threshold(foreground: Plane, params: ThresholdParams) -> Labels:
     """4-connected components of ``foreground`` (h, w) at the threshold, as int32 labels, possibly with gaps."""
-    return _components(foreground >= params.foreground_threshold)[0]
+    return components(foreground >= params.foreground_threshold)[0]
 
 
 def label_boundary(foreground: Plane, boundary: Plane, params: BoundaryParams, *, disc_px: float) -> Labels:
@@ -137,9 +172,9 @@ def _label_seeded(
     score: Plane, inside: Mask, convinced: Mask, params: BoundaryParams | DistanceParams, min_seed_px: float
 ) -> Labels:
     """Steps 1 to 4 of the module docstring; planes are (h, w). ``convinced``: pixels that count without a seed."""
-    component, boxes = _components(inside)
+    component, boxes = components(inside)
     n_components = len(boxes)
-    seeds = drop_small(_components(inside & (score >= params.seed_threshold))[0], min_seed_px)
+    seeds = drop_small(components(inside & (score >= params.seed_threshold))[0], min_seed_px)
 
     component_of_seed = np.zeros(int(seeds.max(initial=0)) + 1, np.int32)
     component_of_seed[seeds] = component  # every pixel of a seed lies in the same component
@@ -186,14 +221,13 @@ def whole_areas(labels: Labels) -> npt.NDArray[np.intp]:
     return area[area > 0]
 
 
-def typical_area(labels: Labels, disc_px: float) -> float:
+def typical_area(areas_px: npt.NDArray[np.integer[Any]], disc_px: float) -> float:
     """Area in px that the limits for small cells refer to: ``disc_px``, or the image's own median cell if smaller.
 
-    The median is over labels that do not touch the image border and have a twentieth of ``disc_px`` or more; with fewer
+    ``areas_px``: of all whole labels, (n,). The median is over those of a twentieth of ``disc_px`` or more; with fewer
     than ``_FEW_CELLS`` it is not used. Never below a quarter of ``disc_px``, i.e. half the model's cell diameter.
     """
-    area = whole_areas(labels)
-    cells = area[area >= 0.05 * disc_px]
+    cells = areas_px[areas_px >= 0.05 * disc_px]
     if len(cells) < _FEW_CELLS:
         return disc_px
     return float(np.clip(np.median(cells), 0.25 * disc_px, disc_px))
@@ -315,65 +349,7 @@ def fill_holes(labels: Labels, max_px: float) -> Labels:
     return filled
 
 
-def enlarge(labels: Labels, foreground: Plane, threshold: float, out_hw: tuple[int, int]) -> Runs:
-    """Resize ``labels`` (h, w) to runs at ``out_hw``, outlined where bilinear ``foreground`` crosses ``threshold``.
-
-    Labels are repeated (nearest) and cut by the enlarged foreground, so outlines are smooth while the lines between
-    touching cells stay where they were found. Each cell keeps only its largest 4-connected piece. A cell smaller than
-    a pixel of the result can vanish. Numbers may have gaps afterwards.
-    """
-    import cv2
-
-    outside = foreground < threshold
-    grown = np.where((labels == 0) & outside, _neighbour(labels), labels)
-    # Filled holes count as certain foreground; anything lower could reopen them where they meet the cell.
-    solid = np.where((labels > 0) & outside, np.float32(1), foreground)
-    nearest = _nearest_rows(len(labels), out_hw[0])
-    above, weight = _linear_rows(len(labels), out_hw[0])
-    parts = []
-    for rows in bands(out_hw):  # rows first, then columns by OpenCV: the enlarged planes are never in memory at once
-        low = solid[above[rows]]
-        low += (solid[np.minimum(above[rows] + 1, len(solid) - 1)] - low) * weight[rows, np.newaxis]
-        out_wh = (out_hw[1], rows.stop - rows.start)
-        inside = cv2.resize(low, out_wh, interpolation=cv2.INTER_LINEAR) >= threshold
-        band = cv2.resize(grown[nearest[rows]], out_wh, interpolation=cv2.INTER_NEAREST_EXACT)
-        parts.append(row_runs(np.multiply(band, inside, dtype=np.int32)))
-    return largest_pieces(stacked(parts))
-
-
-def _nearest_rows(n: int, n_out: int) -> npt.NDArray[np.int32]:
-    """Index of the row among ``n`` nearest to each of ``n_out``, (n_out,), by OpenCV's rule for columns."""
-    import cv2
-
-    column = np.arange(n, dtype=np.int32)[:, np.newaxis]
-    return np.asarray(cv2.resize(column, (1, n_out), interpolation=cv2.INTER_NEAREST_EXACT), np.int32).reshape(-1)
-
-
-def _linear_rows(n: int, n_out: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Rows among ``n`` that each of ``n_out`` lies between, pixel centres aligned: index of the upper row and weight of
-    the lower one, both (n_out,). Beyond the first and the last row, that row is repeated."""
-    at = np.clip((np.arange(n_out) + 0.5) * (n / n_out) - 0.5, 0, n - 1)
-    above = at.astype(np.int32)
-    return above, (at - above).astype(np.float32)
-
-
-def _neighbour(labels: Labels) -> Labels:
-    """Largest label directly next to each pixel, else the largest diagonal one, else 0.
-
-    Growing by one pixel suffices: bilinear interpolation never looks further.
-    """
-    height, width = labels.shape
-    padded = np.pad(labels, 1)
-
-    def shifted(down: int, right: int) -> Labels:
-        return padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
-
-    beside = np.maximum(np.maximum(shifted(-1, 0), shifted(1, 0)), np.maximum(shifted(0, -1), shifted(0, 1)))
-    diagonal = np.maximum(np.maximum(shifted(-1, -1), shifted(-1, 1)), np.maximum(shifted(1, -1), shifted(1, 1)))
-    return np.where(beside > 0, beside, diagonal)
-
-
-def _components(mask: Mask, connectivity: int = 4) -> tuple[Labels, npt.NDArray[np.int32]]:
+def components(mask: Mask, connectivity: int = 4) -> tuple[Labels, npt.NDArray[np.int32]]:
     """Component number of each pixel, and left, top, width, height of each component (row 0: the rest)."""
     numbers, boxes, _ = _components_with_area(mask, connectivity)
     return numbers, boxes

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,13 +73,21 @@ class CellTable:
         return np.stack([self.columns[f"bbox_{side}_px"] for side in ("left", "top", "width", "height")], axis=1)
 
 
-def measure(labels: npt.NDArray[np.integer[Any]]) -> CellTable:
+def measure(
+    labels: npt.NDArray[np.integer[Any]],
+    *,
+    top_left: tuple[int, int] = (0, 0),
+    image_hw: tuple[int, int] | None = None,
+) -> CellTable:
     """Measure every label > 0 of ``labels`` (h, w), any integer type; numbers may have gaps.
+
+    ``top_left``, ``image_hw``: if ``labels`` are a part of an image, its place (y, x) and the size of the image. A cell
+    that lies in the part then has the same row as in the table of the whole image.
 
     Raises ``UsageError`` for anything that is not a label image.
     """
-    runs = row_runs(labels)
-    runs = _sorted_by_label(runs)
+    runs = _sorted_by_label(row_runs(labels))
+    runs = replace(runs, row=runs.row + top_left[0], start=runs.start + top_left[1], stop=runs.stop + top_left[1])
     first_run = np.flatnonzero(np.diff(runs.label, prepend=0))
     label = runs.label[first_run]
     if not len(label):
@@ -91,7 +99,7 @@ def measure(labels: npt.NDArray[np.integer[Any]]) -> CellTable:
     top, bottom = np.minimum.reduceat(runs.row, first_run), np.maximum.reduceat(runs.row, first_run) + 1
     centroid_x, centroid_y, major, minor = _moments(runs, first_run, area, left, top)
     perimeter = crofton_perimeters(labels, label)
-    height, width = labels.shape
+    height, width = labels.shape if image_hw is None else image_hw
     columns: dict[str, npt.NDArray[Any]] = {
         "label": label,
         "area_px": area,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -234,7 +234,11 @@ def scale_from_cells(labels: Labels, model_diameter_px: float, first_scale: floa
 
     Keeps ``first_scale`` if the cells are nearly as large, and, with a note, if there are too few cells to tell.
     """
-    whole = whole_areas(labels)
+    return scale_from_areas(whole_areas(labels), model_diameter_px, first_scale)
+
+
+def scale_from_areas(whole: npt.NDArray[np.integer[Any]], model_diameter_px: float, first_scale: float) -> ScaleChoice:
+    """``scale_from_cells`` of the areas in px of whole cells, (n,)."""
     if len(whole) < MIN_CELLS:
         note = (
             f"only {plural(len(whole), 'whole cell')} to estimate their size from, {MIN_CELLS} are needed; the model's "
@@ -255,7 +259,11 @@ def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: fl
     be restricted to the pixels of the field of view.
     """
     seen = float(np.count_nonzero(foreground >= threshold) / foreground.size)
-    kept = float(np.count_nonzero(labels) / labels.size)
+    return lost_share_note(seen, float(np.count_nonzero(labels) / labels.size))
+
+
+def lost_share_note(seen: float, kept: float) -> str:
+    """``lost_note`` of the shares of the image that are foreground and that are labelled."""
     if seen < MIN_SEEN or kept > seen / 2:
         return ""
     return Note(
@@ -268,7 +276,12 @@ def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: fl
 
 def size_note(labels: Labels, model_diameter_px: float, scale: float) -> str:
     """Return a note on the cell size in ``labels`` (h, w), found at the model's own ``scale``, or ""."""
-    fitting = scale_from_cells(labels, model_diameter_px, scale).scale
+    return size_of_areas_note(whole_areas(labels), model_diameter_px, scale)
+
+
+def size_of_areas_note(whole: npt.NDArray[np.integer[Any]], model_diameter_px: float, scale: float) -> str:
+    """``size_note`` of the areas in px of whole cells, (n,)."""
+    fitting = scale_from_areas(whole, model_diameter_px, scale).scale
     if max(fitting / scale, scale / fitting) < REMARKABLE:
         return ""
     found, expected = model_diameter_px / fitting, model_diameter_px / scale

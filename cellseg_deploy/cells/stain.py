@@ -78,9 +78,18 @@ def colours(
 def negative_note(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bool_]) -> str:
     """Return a note if an image, uint8 RGB (h, w, 3), looks like the negative of a smear in bright field (dark field,
     fluorescence, an inverted image), else "". ``inside_hw``: its cells."""
-    step = max(1, math.isqrt(inside_hw.size // _FEW_PIXELS))
-    cell = inside_hw[::step, ::step]
-    lightness = _lightness(image_hwc[::step, ::step])
+    step = negative_step(inside_hw.size)
+    return negative_note_of_sample(image_hwc[::step, ::step], inside_hw[::step, ::step])
+
+
+def negative_step(n_px: int) -> int:
+    """Every how many rows and columns ``negative_note`` looks at, for an image of ``n_px`` pixels."""
+    return max(1, math.isqrt(n_px // _FEW_PIXELS))
+
+
+def negative_note_of_sample(image_hwc: npt.NDArray[np.uint8], cell: npt.NDArray[np.bool_]) -> str:
+    """``negative_note`` of the rows and columns that it looks at."""
+    lightness = _lightness(image_hwc)
     background = float(np.median(lightness if cell.all() else lightness[~cell]))
     cells = float(np.median(lightness[cell])) if cell.any() else background
     whole = float(np.median(lightness))

@@ -1,0 +1,310 @@
+"""Labels of an image that is too large for memory, block by block, equal to those of the whole image.
+
+The probabilities (K, h, w) are read in windows. A *block* is a band of rows; its window is larger by ``overlap`` rows
+below and a few above. Labels are made per *object*, a 4-connected piece of the foreground::
+
+    window  |   .##.        ##       |    <- rows of the block above, for context
+            |===####=========#=======|    first row of the block
+            |   ####   ##            |    ## is owned: its first pixel lies in the block
+            |==========##============|    first row of the next block
+            |          ##     ##     |    overlap
+            +-----------------##-----+    an object that reaches the end of its window is not complete
+
+Everything that ``instances.segment`` does to a cell depends on its own object, on what lies inside that object, on the
+cells within ``REACH_PX`` of it, and on one number of the whole image, the typical area. So an object that is complete
+in a window, with complete neighbours, gets there the labels that it gets in the whole image. The block that owns it,
+the one of its first pixel in raster order, returns them. All other objects wait for a second pass, where each has a
+window of its own that grows until the object and its neighbours are complete. No object is cut, whatever its size, and
+each is returned once.
+
+The typical area is the median over all objects, so the objects are visited twice: ``whole_area_list``, then ``cells``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.cells.enlarge import enlarge_part
+from cellseg_deploy.cells.instances import (
+    BorderCells,
+    components,
+    final_labels,
+    first_labels,
+    typical_area,
+    whole_areas,
+)
+from cellseg_deploy.cells.label_runs import Ints, Labels, Runs, largest_pieces, raster_ranks, row_runs
+from cellseg_deploy.errors import DataError, UsageError
+from cellseg_deploy.models.spec import InstanceParams
+
+Probabilities = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+ReadPlanes = Callable[[slice, slice], Probabilities]
+"""Rows and columns to the probabilities there, float32 (K, rows, columns)."""
+
+REACH_PX = 3
+"""An outline at the image's size depends on labels at most two pixels away; one more for safety."""
+_MARGIN_PX = 8
+BYTES_PER_PIXEL = 40
+"""Memory for a pixel of a window at model scale, beside its probabilities: labels, components and temporaries."""
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What labels depend on, as for ``instances.segment``, and the size of the blocks, on which they do not.
+
+    ``hw``: size of the probabilities; ``out_hw``: of the labels. ``block_rows``: rows of a block; ``overlap_rows``:
+    rows of its window below. ``most_px``: pixels of the largest window that fits into memory, None for no limit.
+    """
+
+    channels: tuple[str, ...]
+    params: InstanceParams
+    cell_diameter_px: float
+    hw: tuple[int, int]
+    out_hw: tuple[int, int]
+    border_cells: BorderCells = "visible"
+    classes: tuple[str, ...] = ()
+    block_rows: int = 512
+    overlap_rows: int = 128
+    most_px: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.block_rows < 1 or self.overlap_rows < 0:
+            raise UsageError(
+                f"blocks need at least 1 row and an overlap of 0 or more, got {self.block_rows} and {self.overlap_rows}"
+            )
+
+    @property
+    def disc_px(self) -> float:
+        """Area of the disc of the model's cell diameter, in px."""
+        return math.pi / 4 * self.cell_diameter_px**2
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the image. ``top``, ``left``: where it lies. ``planes_khw``: its probabilities (K, h, w).
+
+    ``component``: number of the object at each pixel, int32 (h, w), 0 outside; ``wanted``: bool by number, the objects
+    whose cells are to be taken from this window.
+    """
+
+    top: int
+    left: int
+    planes_khw: Probabilities
+    component: Labels
+    wanted: Mask
+
+    def of_wanted(self, labels: Labels) -> Mask:
+        """Whether each number of ``labels`` (h, w) lies in a wanted object, bool (largest number + 1,)."""
+        found = np.zeros(int(labels.max(initial=0)) + 1, np.bool_)
+        found[labels] = self.wanted[self.component]  # every pixel of a label lies in the same object
+        found[0] = False
+        return found
+
+
+@dataclass(frozen=True)
+class BlockCells:
+    """Cells of one window, in the coordinates of the label image.
+
+    ``runs``: their runs in raster order, numbered 1..n by first pixel. ``first``: raster index of each cell's first
+    pixel, int64 (n,). ``window``: where they come from.
+    """
+
+    runs: Runs
+    first: Ints
+    window: Window
+
+
+def whole_area_list(read: ReadPlanes, settings: BlockSettings, done: Callable[[], None] = lambda: None) -> Ints:
+    """Areas in px of all labels of ``first_labels`` that do not touch the image border, int64 (n,), in any order.
+
+    ``done`` is called after each block.
+    """
+    areas = [np.zeros(0, np.int64)]
+    for window in windows(read, settings, done):
+        labels = first_labels(window.planes_khw, settings.channels, settings.params, disc_px=settings.disc_px)
+        kept = window.of_wanted(labels)
+        labels = np.where(kept, np.arange(len(kept), dtype=np.int32), np.int32(0))[labels]
+        areas.append(whole_areas(labels).astype(np.int64))
+    return np.concatenate(areas)
+
+
+def cells(
+    read: ReadPlanes, settings: BlockSettings, areas_px: Ints, done: Callable[[], None] = lambda: None
+) -> Iterator[BlockCells]:
+    """Yield the cells of the image window by window, each once; ``areas_px``: of ``whole_area_list``.
+
+    Raises ``DataError`` if an object does not fit into memory.
+    """
+    typical_px = typical_area(areas_px, settings.disc_px)
+    for window in windows(read, settings, done):
+        found = _cells_of(window, settings, typical_px)
+        if len(found):
+            rank = raster_ranks(found.label)
+            first = np.full(int(rank.max()) + 1, np.iinfo(np.int64).max)
+            number = rank[found.label].astype(np.int64)
+            np.minimum.at(first, number, found.row * settings.out_hw[1] + found.start)
+            yield BlockCells(replace(found, label=number), first[1:], window)
+
+
+def _cells_of(window: Window, settings: BlockSettings, typical_px: float) -> Runs:
+    """Runs of the wanted cells of ``window``, with any numbers."""
+    labels = first_labels(window.planes_khw, settings.channels, settings.params, disc_px=settings.disc_px)
+    kept = window.of_wanted(labels)  # before holes are filled, which may hold dropped objects; numbers stay
+    labels = final_labels(
+        labels,
+        window.planes_khw,
+        settings.params,
+        disc_px=settings.disc_px,
+        typical_px=typical_px,
+        border_cells=settings.border_cells,
+        classes=settings.classes,
+    )
+    if settings.out_hw != settings.hw:
+        foreground = np.ascontiguousarray(window.planes_khw[settings.channels.index("foreground")])
+        runs = enlarge_part(
+            labels,
+            foreground,
+            settings.params.foreground_threshold,
+            settings.hw,
+            settings.out_hw,
+            (window.top, window.left),
+        )
+    else:
+        runs = row_runs(labels)
+        across = window.left
+        runs = Runs(runs.label, runs.row + window.top, runs.start + across, runs.stop + across, settings.out_hw)
+    is_kept = kept[runs.label]
+    runs = Runs(runs.label[is_kept], runs.row[is_kept], runs.start[is_kept], runs.stop[is_kept], settings.out_hw)
+    return largest_pieces(runs) if settings.out_hw != settings.hw else runs
+
+
+# ------------------------------------------------------------------------------------------------------------- windows
+
+
+def windows(read: ReadPlanes, settings: BlockSettings, done: Callable[[], None] = lambda: None) -> Iterator[Window]:
+    """Yield windows in which each object of the image is wanted exactly once, complete and with complete neighbours.
+
+    ``done`` is called after each block. Raises ``DataError`` if an object does not fit into memory.
+    """
+    height, width = settings.hw
+    waiting = list[tuple[int, int]]()
+    for top in range(0, height, settings.block_rows):
+        bottom = min(top + settings.block_rows, height)
+        rows = slice(max(0, top - _MARGIN_PX), min(height, bottom + settings.overlap_rows + _MARGIN_PX))
+        window, boxes = _window(read, settings, rows, slice(0, width))
+        first_row = boxes[:, 1] + rows.start
+        owned = (first_row >= top) & (first_row < bottom)
+        owned[0] = False
+        cut = _cut(boxes, window, settings.hw)
+        ready = owned & ~cut & ~_near(window.component, cut)
+        for number in np.flatnonzero(owned & ~ready):
+            row = int(boxes[number, 1])
+            waiting.append((row + rows.start, int(np.argmax(window.component[row] == number))))
+        yield replace(window, wanted=ready)
+        done()
+    yield from _large(read, settings, sorted(waiting))
+
+
+def _large(read: ReadPlanes, settings: BlockSettings, waiting: Sequence[tuple[int, int]]) -> Iterator[Window]:
+    """Yield a window for each object whose first pixel (y, x) is in ``waiting``, in raster order. Other pixels there
+    belong to the same objects: parts that looked like objects of their own in their block."""
+    at = np.array(waiting, np.int64).reshape(-1, 2)
+    seen = np.zeros(len(at), np.bool_)
+    for index, (y, x) in enumerate(waiting):
+        if seen[index]:
+            continue
+        window, boxes, number = _complete(read, settings, y, x)
+        inside = at - (window.top, window.left)
+        (close,) = np.nonzero(((inside >= 0) & (inside < window.component.shape)).all(axis=1))
+        seen[close] |= window.component[inside[close, 0], inside[close, 1]] == number
+        row = int(boxes[number, 1])
+        first = (row + window.top, int(np.argmax(window.component[row] == number)) + window.left)
+        if first == (y, x):  # else the block of its first pixel has returned it
+            wanted = np.zeros(len(boxes), np.bool_)
+            wanted[number] = True
+            yield replace(window, wanted=wanted)
+
+
+def _complete(read: ReadPlanes, settings: BlockSettings, y: int, x: int) -> tuple[Window, npt.NDArray[np.int32], int]:
+    """Return a window in which the object at (y, x) and all its neighbours are complete, its boxes, and the object's
+    number."""
+    import cv2
+
+    side = _MARGIN_PX + settings.overlap_rows
+    sides = [y - side, x - side, y + side, x + side]  # top, left, bottom, right
+    while True:
+        top, left = max(0, sides[0]), max(0, sides[1])
+        bottom, right = min(settings.hw[0], sides[2]), min(settings.hw[1], sides[3])
+        n_px = (bottom - top) * (right - left)
+        if settings.most_px is not None and n_px > settings.most_px:
+            raise DataError(
+                f"cells that touch each other form one area of {bottom - top} x {right - left} px or more at the "
+                f"model's scale, and cells are never cut; windows may have {settings.most_px} px now. "
+                f"Run again with {math.ceil(n_px / settings.most_px)} times the memory or more; the network's results "
+                "are kept"
+            )
+        window, boxes = _window(read, settings, slice(top, bottom), slice(left, right))
+        number = int(window.component[y - top, x - left])
+        mask = (window.component == number).astype(np.uint8)
+        near = np.asarray(cv2.dilate(mask, np.ones((2 * REACH_PX + 1,) * 2, np.uint8))) > 0
+        asked = np.zeros(len(boxes), np.bool_)
+        asked[window.component[near]] = True
+        asked[0] = False
+        box = boxes[asked].astype(np.int64)
+        more = max(64, (bottom - top) // 2, (right - left) // 2)
+        grown = False
+        for side_number, (at_end, is_whole) in enumerate(
+            (
+                ((box[:, 1] == 0).any(), top == 0),
+                ((box[:, 0] == 0).any(), left == 0),
+                ((box[:, 1] + box[:, 3] == bottom - top).any(), bottom == settings.hw[0]),
+                ((box[:, 0] + box[:, 2] == right - left).any(), right == settings.hw[1]),
+            )
+        ):
+            if at_end and not is_whole:
+                sides[side_number] += -more if side_number < 2 else more
+                grown = True
+        if not grown:
+            return window, boxes, number
+
+
+def _window(
+    read: ReadPlanes, settings: BlockSettings, rows: slice, columns: slice
+) -> tuple[Window, npt.NDArray[np.int32]]:
+    """Read a window without wanted objects; also left, top, width, height of each object in it, (n + 1, 4)."""
+    planes_khw = read(rows, columns)
+    inside = planes_khw[settings.channels.index("foreground")] >= settings.params.foreground_threshold
+    component, boxes = components(inside)
+    return Window(rows.start, columns.start, planes_khw, component, np.zeros(len(boxes), np.bool_)), boxes
+
+
+def _cut(boxes: npt.NDArray[np.int32], window: Window, hw: tuple[int, int]) -> Mask:
+    """Whether each object touches a side of a full-width ``window`` that is not a side of the image, so that it may
+    continue beyond it."""
+    height = window.component.shape[0]
+    cut = np.zeros(len(boxes), np.bool_)
+    if window.top > 0:
+        cut |= boxes[:, 1] == 0
+    if window.top + height < hw[0]:
+        cut |= boxes[:, 1] + boxes[:, 3] == height
+    cut[0] = False
+    return cut
+
+
+def _near(component: Labels, cut: Mask) -> Mask:
+    """Whether each object of ``component`` (h, w) lies within ``REACH_PX`` of an object in ``cut``."""
+    import cv2
+
+    near = np.zeros(len(cut), np.bool_)
+    if cut.any():
+        mask = cut[component].astype(np.uint8)
+        reached = np.asarray(cv2.dilate(mask, np.ones((2 * REACH_PX + 1,) * 2, np.uint8))) > 0
+        near[component[reached]] = True
+    near[0] = False
+    return near

@@ -1,0 +1,133 @@
+"""The network over a region, band of tiles by band, and its answers in a file.
+
+The file is the only record of what is done: float32, row by row, (h, K, w). A run that was killed continues after the
+last complete band in it. The answers are those of ``Segmenter`` for the whole image: the same resized pixels, the same
+tiles.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.batching import Network
+from cellseg_deploy.cells import tiling
+from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities
+from cellseg_deploy.cells.row_resize import RowResizer
+from cellseg_deploy.errors import OutputError, plural
+from cellseg_deploy.files.atomic import writing
+from cellseg_deploy.slides.region import Pixels, Region
+
+Probabilities = npt.NDArray[np.float32]
+_ROWS_READ = 64
+_SOURCE_PX = 8_000_000
+"""Pixels of the image that are resized at once."""
+
+
+class ProbabilityFile:
+    """Probabilities (K, h, w) of ``n_channels`` and ``hw`` in the file ``path``, whose first rows may be there already.
+
+    Raises ``OutputError`` if the disk has no room for them.
+    """
+
+    def __init__(self, path: Path, n_channels: int, hw: tuple[int, int]) -> None:
+        self.path, self.hw, self.n_channels = path, hw, n_channels
+        self._row_bytes = 4 * n_channels * hw[1]
+        with writing(path):
+            path.touch()
+            needed = self._row_bytes * hw[0] - path.stat().st_size
+            free = shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise OutputError(
+                f"{path.parent}: the network's results need {needed / 1e9:.1f} GB there until the labels are made, and "
+                f"{free / 1e9:.1f} GB are free; choose an output folder on a larger disk"
+            )
+
+    @property
+    def rows_done(self) -> int:
+        """Complete rows in the file."""
+        return self.path.stat().st_size // self._row_bytes
+
+    def cut_to(self, rows: int) -> None:
+        """Remove what a killed process left behind the first ``rows`` rows."""
+        with writing(self.path), self.path.open("r+b") as file:
+            file.truncate(rows * self._row_bytes)
+
+    def append(self, planes_khw: Probabilities) -> None:
+        """Add rows, (K, rows, w)."""
+        with writing(self.path), self.path.open("ab") as file:
+            file.write(np.ascontiguousarray(planes_khw.transpose(1, 0, 2)).data)
+
+    def read(self, rows: slice, columns: slice) -> Probabilities:
+        """Read a part, float32 (K, rows, columns)."""
+        out = np.empty((self.n_channels, rows.stop - rows.start, columns.stop - columns.start), np.float32)
+        shape = (self.hw[0], self.n_channels, self.hw[1])
+        for start in range(rows.start, rows.stop, _ROWS_READ):
+            stop = min(start + _ROWS_READ, rows.stop)
+            stored = np.memmap(self.path, np.float32, "r", shape=shape)  # mapped pages count as memory: not for long
+            out[:, start - rows.start : stop - rows.start] = stored[start:stop, :, columns].transpose(1, 0, 2)
+            del stored
+        return out
+
+
+def bands_of(hw: tuple[int, int], tile_size: int, halo: int) -> tuple[tiling.Tile, ...]:
+    """One tile per band of tiles of an image of ``hw`` px; only their rows have a meaning."""
+    return tiling.plan((hw[0], 1), tile_size, halo).tiles
+
+
+def tiles_in(hw: tuple[int, int], tile_size: int, halo: int) -> int:
+    """Number of tiles in an image of ``hw`` px at model scale."""
+    return len(bands_of(hw, tile_size, halo)) * len(bands_of((hw[1], 1), tile_size, halo))
+
+
+def run_network(
+    region: Region,
+    scale: float,
+    network: Network,
+    file: ProbabilityFile,
+    *,
+    tile_size: int,
+    halo: int,
+    clock: StageClock,
+    on_tiles: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Append the probabilities of ``region`` at ``scale`` to ``file``, from the first row that it does not hold.
+
+    ``on_tiles`` is called with the number of tiles after each band, also of bands that were there.
+    """
+    resizer = RowResizer(region.rows, region.hw, scale)
+    per_band = len(bands_of((file.hw[1], 1), tile_size, halo))
+    bands = bands_of(file.hw, tile_size, halo)
+    done = max((band.write[0].stop for band in bands if band.write[0].stop <= file.rows_done), default=0)
+    file.cut_to(done)
+    at, strip = 0, np.empty((0, file.hw[1], 3), np.uint8)
+    for band in bands:
+        if band.write[0].stop > done:
+            start, stop = band.read[0].start, min(band.read[0].stop, file.hw[0])
+            if not at <= start <= at + len(strip):
+                at, strip = start, strip[:0]
+            with clock("resize"):
+                more = _rows(resizer, at + len(strip), stop)
+                strip = np.concatenate([strip[start - at :], more])
+            at = start
+            tiles = ImageTiles(strip, tile_size=tile_size, halo=halo, n_channels=file.n_channels, clock=clock)
+            network(tiles)
+            rows = slice(band.write[0].start - start, band.write[0].stop - start)
+            file.append(checked_probabilities(tiles.out_khw)[:, rows])
+        on_tiles(per_band)
+
+
+def _rows(resizer: RowResizer, start: int, stop: int) -> Pixels:
+    """Rows of the resized image, without all of their originals in memory at once."""
+    step = max(1, round(_SOURCE_PX * resizer.scale / resizer.image_hw[1]))
+    return np.concatenate([resizer.rows(top, min(top + step, stop)) for top in range(start, stop, step)])
+
+
+def describe_progress(file: ProbabilityFile) -> str:
+    """Say how much a resumed run found, or "" for none."""
+    done = file.rows_done
+    return f"resumed: {plural(done, 'row')} of {file.hw[0]} were computed before" if done else ""
