@@ -30,17 +30,19 @@ def npe2() -> Any:
 
 
 @pytest.fixture
-def manager(npe2: Any) -> Any:
+def manager(npe2: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """npe2's manager with this plugin alone."""
     found = npe2.PluginManager()
     found.register(npe2.PluginManifest.from_file(MANIFEST))
+    monkeypatch.setattr(npe2.PluginManager, "instance", lambda: found)
     return found
 
 
 def opened(manager: Any, path: Path) -> list[Any]:
-    from npe2 import io_utils
+    import npe2
 
-    found: list[Any] = io_utils._read([str(path)], stack=False, _pm=manager)
+    assert npe2.PluginManager.instance() is manager
+    found: list[Any] = npe2.read([str(path)], stack=False)
     return found
 
 
