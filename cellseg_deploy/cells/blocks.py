@@ -201,8 +201,9 @@ def windows(read: ReadPlanes, settings: BlockSettings, done: Callable[[], None] 
         first_row = boxes[:, 1] + rows.start
         owned = (first_row >= top) & (first_row < bottom)
         owned[0] = False
-        cut = _cut(boxes, window, settings.hw)
-        ready = owned & ~cut & ~_near(window.component, cut)
+        # A neighbour of an object close to the side may lie outside.
+        unclear, cut = (_cut(boxes, window, settings.hw, within) for within in (REACH_PX, 0))
+        ready = owned & ~unclear & ~_near(window.component, cut)
         for number in np.flatnonzero(owned & ~ready):
             row = int(boxes[number, 1])
             waiting.append((row + rows.start, int(np.argmax(window.component[row] == number))))
@@ -256,15 +257,17 @@ def _complete(read: ReadPlanes, settings: BlockSettings, y: int, x: int) -> tupl
         asked = np.zeros(len(boxes), np.bool_)
         asked[window.component[near]] = True
         asked[0] = False
-        box = boxes[asked].astype(np.int64)
+        box = boxes.astype(np.int64)
+        box[number] += (-REACH_PX, -REACH_PX, 2 * REACH_PX, 2 * REACH_PX)  # its neighbours may lie outside
+        box = box[asked]
         more = max(64, (bottom - top) // 2, (right - left) // 2)
         grown = False
         for side_number, (at_end, is_whole) in enumerate(
             (
-                ((box[:, 1] == 0).any(), top == 0),
-                ((box[:, 0] == 0).any(), left == 0),
-                ((box[:, 1] + box[:, 3] == bottom - top).any(), bottom == settings.hw[0]),
-                ((box[:, 0] + box[:, 2] == right - left).any(), right == settings.hw[1]),
+                ((box[:, 1] <= 0).any(), top == 0),
+                ((box[:, 0] <= 0).any(), left == 0),
+                ((box[:, 1] + box[:, 3] >= bottom - top).any(), bottom == settings.hw[0]),
+                ((box[:, 0] + box[:, 2] >= right - left).any(), right == settings.hw[1]),
             )
         ):
             if at_end and not is_whole:
@@ -284,15 +287,17 @@ def _window(
     return Window(rows.start, columns.start, planes_khw, component, np.zeros(len(boxes), np.bool_)), boxes
 
 
-def _cut(boxes: npt.NDArray[np.int32], window: Window, hw: tuple[int, int]) -> Mask:
-    """Whether each object touches a side of a full-width ``window`` that is not a side of the image, so that it may
-    continue beyond it."""
+def _cut(boxes: npt.NDArray[np.int32], window: Window, hw: tuple[int, int], within: int) -> Mask:
+    """Whether each object is at most ``within`` px from a side of ``window`` that is not a side of the image.
+
+    With 0 px it may continue beyond that side. ``window`` has the full width.
+    """
     height = window.component.shape[0]
     cut = np.zeros(len(boxes), np.bool_)
     if window.top > 0:
-        cut |= boxes[:, 1] == 0
+        cut |= boxes[:, 1] <= within
     if window.top + height < hw[0]:
-        cut |= boxes[:, 1] + boxes[:, 3] == height
+        cut |= boxes[:, 1] + boxes[:, 3] >= height - within
     cut[0] = False
     return cut
 

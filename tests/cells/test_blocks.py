@@ -180,3 +180,16 @@ def test_an_object_too_large_for_memory_is_refused_not_cut() -> None:
 def test_blocks_of_no_rows_are_refused() -> None:
     with pytest.raises(UsageError, match="at least 1 row"):
         BlockSettings(CHANNELS, ThresholdParams(), 16.0, (9, 9), (9, 9), block_rows=0)
+
+
+@pytest.mark.parametrize("block_rows", range(10, 30))
+def test_a_neighbour_just_outside_the_window_is_seen(block_rows: int) -> None:
+    """At the image's size the lower cell takes pixels of the upper one, two rows away: its number is larger."""
+    planes = np.zeros((len(CHANNELS), 80, 60), np.float32)
+    planes[0, 8:27, 20:40], planes[0, 27, 20:40], planes[0, 28:60, 20:40] = 0.95, 0.49, 0.95
+    asked = BlockSettings(
+        CHANNELS, ThresholdParams(), 16.0, (80, 60), (247, 185), block_rows=block_rows, overlap_rows=0
+    )
+    expected = whole(planes, asked)
+    assert expected.max() == 2
+    assert np.array_equal(streamed(planes, asked)[0], expected)
