@@ -182,7 +182,8 @@ def test_a_client_that_leaves_frees_its_place() -> None:
             "http_version": "1.1",
             "scheme": "http",
         }
-        messages = iter([{"type": "http.request", "body": small(40)}, {"type": "http.disconnect"}])
+        large = png([], (600, 600))  # 225 tiles
+        messages = iter([{"type": "http.request", "body": large}, {"type": "http.disconnect"}])
 
         async def receive() -> Any:
             return next(messages)
@@ -196,6 +197,7 @@ def test_a_client_that_leaves_frees_its_place() -> None:
         anyio.run(leave)
         backend.gate.set()
         anyio.run(until, lambda: len(opened.accepted) == 0)
+        assert sum(backend.batches) < 100  # the rest of the image is not run
         assert figure(opened, "cellseg_requests_total", path="/v1/segment", status="499") == 1
 
 
