@@ -34,11 +34,11 @@ from cellseg_benchmarks.harness.report import REPORT_VERSION, machine_lines, num
 from cellseg_benchmarks.harness.timer import stopwatch
 from cellseg_deploy.backends.base import Backend
 from cellseg_deploy.errors import CellsegError, DataError, plural
-from cellseg_deploy.images.find import find_images
+from cellseg_deploy.images.find import FoundImage, find_images
 from cellseg_deploy.models import default_model_path
 from cellseg_deploy.models.onnx_file import read_model_file
 from cellseg_deploy.models.spec import ModelSpec
-from cellseg_deploy.run.folder import RunOptions, run_folder
+from cellseg_deploy.run.folder import RunOptions, RunSummary, run_folder
 from cellseg_deploy.segmenter import BATCH_SIZE, Segmenter
 from cellseg_deploy.threads import ThreadPlan, cores
 
@@ -140,7 +140,7 @@ class Share:
 
 
 def work(share: Share, engine: Connection, control: Connection) -> None:
-    """Body of a process: say that it is ready, wait for the start, run, and send the CPU seconds of the run."""
+    """Body of a process: run one image, say that it is ready, wait for the start, run, and send the CPU seconds."""
     with ExitStack() as stack:
         backend: Backend
         if share.place is None:
@@ -151,16 +151,20 @@ def work(share: Share, engine: Connection, control: Connection) -> None:
             backend = EngineElsewhere(share.place, memory, engine)
         segmenter = Segmenter(backend, cell_diameter_px=image_set.DIAMETER_PX)
         images = find_images([Path(path) for path in share.images], follow_links=True)
+        count(segmenter, images[:1], Path(f"{share.out}-warm"), share.helpers)  # libraries load on first use
         control.send("ready")
         control.recv()
         before = cpu_seconds()
-        summary = run_folder(
-            segmenter, images, Path(share.out), options=RunOptions(report=False), threads=ThreadPlan(1, share.helpers)
-        )
+        summary = count(segmenter, images, Path(share.out), share.helpers)
         if summary.failed:
             raise DataError(f"{summary.failed} of {summary.found} images failed")
         control.send(cpu_seconds() - before)
         del backend, segmenter  # they hold views of the shared memory
+
+
+def count(segmenter: Segmenter, images: list[FoundImage], out: Path, helpers: int) -> RunSummary:
+    """The folder run as shipped, without the report."""
+    return run_folder(segmenter, images, out, options=RunOptions(report=False), threads=ThreadPlan(1, helpers))
 
 
 def cpu_seconds() -> float:

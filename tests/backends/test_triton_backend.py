@@ -143,6 +143,7 @@ def test_tensors_that_contradict_the_description_are_refused(serve: Serve) -> No
         open_backend(address)
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("in_answers", [False, True])
 def test_another_model_under_the_same_name_ends_the_run(serve: Serve, in_answers: bool) -> None:
     fake = FakeServer()
@@ -191,6 +192,7 @@ def test_no_server_no_model_no_output(serve: Serve) -> None:
         open_backend(address)
 
 
+@pytest.mark.reliability
 def test_a_server_that_hangs_ends_the_call(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(v2_client, "TIMEOUT_SECONDS", 1.0)
     fake = FakeServer()
@@ -282,6 +284,7 @@ def test_the_command_counts_the_same_and_can_be_repeated(
     capsys.readouterr()
 
 
+@pytest.mark.reliability
 def test_a_server_that_fails_in_the_middle_ends_the_run_and_a_resumed_run_ends_the_same(
     serve: Serve, folder: Path, tmp_path: Path, capsys: Any
 ) -> None:
