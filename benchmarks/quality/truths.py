@@ -64,16 +64,16 @@ def to_markdown(scores: Mapping[str, Scores], networks: Sequence[str]) -> str:
 
 
 def _f1(metrics: Mapping[str, Any]) -> float | None:
-    return metrics["f1"]
+    return None if metrics["f1"] is None else float(metrics["f1"])
 
 
 def _overlapping(metrics: Mapping[str, Any]) -> float | None:
-    return metrics["recall_overlapping"] if metrics["n_overlapping"] else None
+    return float(metrics["recall_overlapping"]) if metrics["n_overlapping"] else None
 
 
 def _white(metrics: Mapping[str, Any]) -> float | None:
     found = [kind for name, kind in metrics.get("by_class", {}).items() if name in ("WBC", "leukocyte")]
-    return found[0]["recall"] if found and found[0]["n"] >= _FEWEST_WHITE else None
+    return float(found[0]["recall"]) if found and found[0]["n"] >= _FEWEST_WHITE else None
 
 
 @click.command("truths", context_settings=shared.SETTINGS)
