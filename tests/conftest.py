@@ -45,7 +45,8 @@ _GIVE_UP_ROOTS_RIGHTS = (
 
 SLOW = (
     "backends/test_backend_contract.py",
-    "backends/test_triton",
+    "backends/test_triton_backend.py",
+    "backends/test_triton_servers.py",
     "benchmarks",
     "cells/test_scale.py",
     "cli/test_describe.py",

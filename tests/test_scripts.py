@@ -146,6 +146,7 @@ def test_ci_installs_a_browser_where_it_may_and_runs_the_tests_in_any_case(
         "cp",
         "dirname",
         "env",
+        "ln",
         "mkdir",
         "paste",
         "rm",

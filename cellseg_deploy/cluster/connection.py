@@ -104,13 +104,13 @@ def _why(address: str, error: BaseException) -> str:
         if isinstance(each, ssl.SSLCertVerificationError):
             return (
                 f"{address}: its certificate was refused ({each.verify_message}); expected one that is valid now and "
-                "signed by the authority of --tls-ca-file"
+                "signed by the authority in `tls_ca_file`"
             )
         causes.append(str(each))
         each = each.__cause__ or each.__context__
     said = " ".join(causes)
     if "expired" in said:
-        return f"{address}: the scheduler refused this machine's certificate as expired; renew the file of --tls-cert"
+        return f"{address}: the scheduler refused this machine's certificate as expired; renew the file `tls_cert`"
     if "Timed out" in said or "refused" in said or "not known" in said:
         return f"{address}: no scheduler answers there; check host and port, and that dask-scheduler runs"
     if address.startswith("tls"):
@@ -129,7 +129,7 @@ def _security(tls: TlsFiles) -> Any:
             raise UsageError(f"{path}: no such file; expected a certificate or key in PEM format")
     security = Security(require_encryption=True, **given)
     if missing := [name for name in names if getattr(security, name) is None]:
-        options = {"tls_ca_file": "--tls-ca-file", "tls_client_cert": "--tls-cert", "tls_client_key": "--tls-key"}
+        options = {"tls_ca_file": "`tls_ca_file`", "tls_client_cert": "`tls_cert`", "tls_client_key": "`tls_key`"}
         raise UsageError(
             f"tls:// needs {', '.join(options[name] for name in missing)}, or these in Dask's configuration"
         )

@@ -203,7 +203,7 @@ class _JobCalls:
     @property
     def _opened(self) -> Jobs:
         if self._jobs is None:
-            raise RefusedError(404, "this service takes no jobs; start cellseg-serve with --jobs DIR")
+            raise RefusedError(404, "this service takes no jobs; start it with `cellseg-serve --jobs DIR`")
         return self._jobs
 
     async def submit(self, request: Request) -> Reply:
