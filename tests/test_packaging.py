@@ -41,6 +41,7 @@ ENGINES = {
 # Package of an extra -> the only modules of the runtime that may import it, in a function; commands ask for it by name
 # before they begin.
 OF_EXTRAS = {
+    "dask": ("cellseg_deploy/cluster/connection.py",),
     "distributed": (
         "cellseg_deploy/cluster/connection.py",
         "cellseg_deploy/cluster/engine.py",

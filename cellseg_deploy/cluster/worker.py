@@ -75,6 +75,7 @@ class _Engine:
         try:
             with clock("write"):
                 for place, content in finished.files.items():
+                    assert isinstance(content, bytes)  # ``ImageWork`` writes nothing
                     written[place] = self._write(out, content)
                 record_file = self._write(out, line_of_image(finished.record))
         except BaseException:
