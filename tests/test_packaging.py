@@ -43,6 +43,7 @@ ENGINES = {
 # before they begin.
 OF_EXTRAS = {
     "httpx": ("cellseg_deploy/serve/client.py",),
+    "dask": ("cellseg_deploy/cluster/connection.py",),
     "distributed": (
         "cellseg_deploy/cluster/connection.py",
         "cellseg_deploy/cluster/engine.py",

@@ -62,11 +62,14 @@ def connected(address: str, *, workers: int, threads_per_worker: int, tls: TlsFi
     """
     require_packages("cluster", "distributed")
     check_address(address)
+    import dask
     from distributed import Client, LocalCluster
 
     with ExitStack() as stack:
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is raised or said by the run
         if address == LOCAL:
+            # Dask gives up a worker that is not back 15 s after its death: a busy machine takes longer to start one.
+            stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "600s"}))
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=threads_per_worker,

@@ -141,7 +141,8 @@ def read_shards(folders: Sequence[Path]) -> list[FinishedShard]:
             if (here := of_first[group]) != (there := of_other[group]):
                 raise UsageError(
                     f"the scale of {group} is {here:g} in {first.out} and {there:g} in {other.out}, as the images "
-                    "changed in between; run the later shards again with `cellseg-infer --like` and the run.json of the first"
+                    "changed in between; run the later shards again with `cellseg-infer --like` and the run.json of "
+                    "the first"
                 )
     _check_complete(shards)
     return shards
