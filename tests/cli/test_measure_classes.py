@@ -83,8 +83,8 @@ def test_label_images_of_the_shipped_model_have_its_classes(tmp_path: Path) -> N
     smear = make_smear(SmearParams(size_hw=(300, 360), cell_diameter_px=60, n_cells=14), 0)
     (tmp_path / "in").mkdir()
     Image.fromarray(smear.image_hwc).save(tmp_path / "in" / "a.png")
-    assert infer(tmp_path / "in", "-o", tmp_path / "out", "-q", "--save", "labels") == 0
-    assert measured(tmp_path / "out" / "labels", "-o", tmp_path / "again", "-q") == 0
+    assert infer(tmp_path / "in", "-o", tmp_path / "out", "-q", "--count-rule", "all") == 0
+    assert measured(tmp_path / "out" / "labels", "-o", tmp_path / "again", "-q", "--count-rule", "all") == 0
     (before,), (after,) = (rows(tmp_path / name / "images.csv") for name in ("out", "again"))
     classes = [name for name in before if name.startswith("count_")]
     assert "count_platelet" in classes
