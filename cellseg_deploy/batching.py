@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -273,6 +274,16 @@ class BatchedNetwork:
 # ------------------------------------------------------------------------------------------------- the workers' threads
 
 
+@contextmanager
+def core_given_up(cores: threading.Semaphore) -> Iterator[None]:
+    """Let another thread use this one's core of ``cores`` during the block."""
+    cores.release()
+    try:
+        yield
+    finally:
+        cores.acquire()
+
+
 @dataclass(frozen=True)
 class Job(Generic[T]):
     """One image to process. ``work``: the function that does so with the network passed to it. ``nbytes``: estimate of
@@ -465,15 +476,7 @@ class Overlapped(Generic[T]):
 
     def _answer(self, tiles: ImageTiles) -> None:
         """Network for a worker: another worker uses its core while it waits."""
-        self._network(tiles, self._core_given_up)
-
-    @contextmanager
-    def _core_given_up(self) -> Iterator[None]:
-        self._cores.release()
-        try:
-            yield
-        finally:
-            self._cores.acquire()
+        self._network(tiles, partial(core_given_up, self._cores))
 
 
 def _outcome(job: Job[T], network: Network) -> Outcome[T]:

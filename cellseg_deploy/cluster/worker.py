@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cellseg_deploy.batching import BatchedNetwork, Network, alone
+from cellseg_deploy.batching import BatchedNetwork, Network, alone, core_given_up
 from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock
 from cellseg_deploy.cluster.work_order import WorkOrder, of_results, read_order
 from cellseg_deploy.errors import BackendUnavailableError, CellsegError, UsageError, concerns_one_image
@@ -102,15 +102,7 @@ class _Engine:
         return path.name
 
     def _shared(self, tiles: ImageTiles) -> None:
-        self._batched(tiles, self._core_given_up)
-
-    @contextmanager
-    def _core_given_up(self) -> Iterator[None]:
-        self._cores.release()
-        try:
-            yield
-        finally:
-            self._cores.acquire()
+        self._batched(tiles, partial(core_given_up, self._cores))
 
 
 def do_image(out: str, order_file: str, task: tuple[Any, ...]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.batching import BatchedNetwork, Network
+from cellseg_deploy.batching import BatchedNetwork, Network, core_given_up
 from cellseg_deploy.cells.image_tiles import ImageTiles, Probabilities, StageClock, Tiles
 from cellseg_deploy.cells.notes import first_warnings
 from cellseg_deploy.errors import BackendUnavailableError, concerns_one_image
@@ -173,7 +174,7 @@ class Engine:
             start = time.perf_counter()
             task.is_running = True
             try:
-                with self._core():
+                with self._cores:
                     return self._answer(task, segmenter, clock)
             finally:
                 task.seconds = time.perf_counter() - start
@@ -195,7 +196,7 @@ class Engine:
     def _network_for(self, task: Task) -> Network:
         def network(tiles: ImageTiles) -> None:
             try:
-                self._network(_Watched(tiles, task), self._core_given_up)
+                self._network(_Watched(tiles, task), partial(core_given_up, self._cores))
             except BaseException as error:
                 if error is self.failure:
                     raise BackendUnavailableError(
@@ -216,22 +217,6 @@ class Engine:
             raise
         finally:
             self.metrics.batch(len(tiles_nhwc), self._network.batch, time.perf_counter() - start)
-
-    @contextmanager
-    def _core(self) -> Iterator[None]:
-        self._cores.acquire()
-        try:
-            yield
-        finally:
-            self._cores.release()
-
-    @contextmanager
-    def _core_given_up(self) -> Iterator[None]:
-        self._cores.release()
-        try:
-            yield
-        finally:
-            self._cores.acquire()
 
 
 def _warnings(found: Segmentation) -> tuple[str, ...]:
