@@ -209,7 +209,7 @@ class _JobCalls:
     async def submit(self, request: Request) -> Reply:
         """Accept an image whose answer is fetched later."""
         jobs = self._opened
-        jobs.check_room()  # before the body
+        await asyncio.to_thread(jobs.check_room)  # before the body; a job being written holds the lock
         with Slots(self._calls.service) as slots:  # while the body arrives
             slots.take(1)
             task = await self._calls.task(request, self._calls.deadline())
@@ -218,7 +218,7 @@ class _JobCalls:
 
     async def all(self, _: Request) -> Reply:
         """List the jobs."""
-        return as_json({"jobs": self._opened.all()})
+        return as_json({"jobs": await asyncio.to_thread(self._opened.all)})
 
     async def one(self, request: Request) -> Reply:
         """Say how far a job is."""

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 JOURNAL = "jobs.jsonl"
 LOST = "the service ended before this job was done; send the image again"
+MISSING = "the file with the result of this job is missing; send the image again"
 RETRY_SECONDS = 10
 
 State = Literal["queued", "running", "done", "failed", "lost"]
@@ -188,7 +189,8 @@ class Jobs:
                 job.code, job.error = why(error, task.name)
                 job.state = "failed"
                 try:
-                    self._journal.append(_line(job))
+                    if job.id in self._jobs:  # a line after that of its deletion would bring it back
+                        self._journal.append(_line(job))
                 except Exception:  # the next start reports it as lost
                     _log.exception("job %s failed, which could not be recorded", job.id)
         finally:
@@ -229,8 +231,9 @@ def _read(folder: Path) -> dict[str, Job]:
         job.state, job.code, job.error = content["state"], content.get("code", 0), content.get("error", "")
         job.head = (content.get("found", 0), content.get("counted", 0), tuple(content.get("warnings", ())))
     for job in jobs.values():
-        if not job.has_ended or (job.state == "done" and not (folder / f"{job.id}.result").is_file()):
-            job.state, job.code, job.error = "lost", 410, LOST
+        is_missing = job.state == "done" and not (folder / f"{job.id}.result").is_file()
+        if not job.has_ended or is_missing:
+            job.state, job.code, job.error = "lost", 410, MISSING if is_missing else LOST
     return jobs
 
 

@@ -65,10 +65,10 @@ def _parts(boundary: str, body: bytes) -> tuple[list[Upload], list[tuple[str, st
         if len(files) + len(fields) >= _MAX_PARTS:
             raise UsageError(f"the form has more than {_MAX_PARTS} parts")
         gap = body.find(b"\r\n\r\n", start, start + _MAX_HEAD)
-        end = body.find(mark, max(gap, start))
+        end = body.find(mark, start)
         if gap < 0 or (0 <= end < gap):
             raise UsageError("a part of the form has no head, or one that is too long")
-        content = body[gap + 4 : end] if end >= gap + 4 else b""
+        content = body[gap + 4 : end] if end >= gap + 4 else b""  # an empty part ends with its head
         _take(_head(body[start : gap + 4]), content, files, fields)
 
 

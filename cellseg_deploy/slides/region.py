@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +26,7 @@ class RegionReader(Protocol):
     """Of level 0, as of ``LoadedImage``."""
     notes: tuple[str, ...]
     stamp: tuple[int, ...]
-    """Size in bytes and time stamp of the file, to recognise another one of the same name."""
+    """Recognises other pixels under the same name: size in bytes and time stamp of the file, or a checksum."""
 
     def read(self, y: int, x: int, h: int, w: int, level: int) -> Pixels:
         """Read a region that lies in the image, uint8 RGB (h, w, 3); ``y``, ``x`` in px of ``level``.
@@ -92,9 +93,12 @@ def region_of(reader: RegionReader, level: int = 0, xywh: tuple[int, int, int, i
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """Size and time stamp of ``path``."""
+    """Size and time stamp of the file ``path``; of a folder: number of its files, their sizes and the newest stamp."""
     about = path.stat()
-    return about.st_size, about.st_mtime_ns
+    if not path.is_dir():
+        return about.st_size, about.st_mtime_ns
+    files = [each.stat() for each in path.rglob("*") if each.is_file()]
+    return len(files), sum(one.st_size for one in files), max((one.st_mtime_ns for one in files), default=0)
 
 
 @dataclass
@@ -109,6 +113,7 @@ class ArrayReader:
 
     def __post_init__(self) -> None:
         self.levels: tuple[tuple[int, int], ...] = ((self.image_hwc.shape[0], self.image_hwc.shape[1]),)
+        self.stamp = self.stamp or (zlib.crc32(np.ascontiguousarray(self.image_hwc)),)
 
     def read(self, y: int, x: int, h: int, w: int, level: int) -> Pixels:
         """As ``RegionReader.read``."""

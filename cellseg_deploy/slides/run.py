@@ -61,6 +61,7 @@ class Progress:
 
 
 _SILENT = Progress()
+_NO_RESULT = ("threads", "model_path")  # of what a backend tells of itself: changes no result
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def run_slide(
         if (out / RECORD).exists() and not overwrite:
             raise OutputError(f"{out}: holds a finished result ({RECORD}); choose another folder, or give `overwrite`")
         _begin(work, _identity(segmenter, region), overwrite)
+        with writing(out / RECORD):
+            (out / RECORD).unlink(missing_ok=True)  # from here on the folder holds no finished result
         result = _run(segmenter, region, out, work, memory, count_rule, progress)
         with writing(work):
             shutil.rmtree(work)
@@ -127,7 +130,10 @@ def _identity(segmenter: Segmenter, region: Region) -> dict[str, Any]:
         "stamp": list(region.reader.stamp),
         "region": [region.level, region.y, region.x, region.height, region.width],
         "model": hashlib.sha256(to_json(spec).encode()).hexdigest(),
-        "engine": [type(segmenter.backend).__name__, segmenter.backend.device, segmenter.backend.precision],
+        "engine": {
+            "kind": [type(segmenter.backend).__name__, segmenter.backend.device, segmenter.backend.precision],
+            **{name: str(value) for name, value in segmenter.backend.describe().items() if name not in _NO_RESULT},
+        },
         "settings": [repr(segmenter.params), segmenter.halo, segmenter.border_cells, segmenter.auto_scale],
         "scale": segmenter.scale,
     }

@@ -39,7 +39,7 @@ class TiffReader:
         self.name = path.name
         self._path, self._options = path, options
         try:
-            self.stamp = stamp_of(path)
+            self.stamp = (*stamp_of(path), options.bit_depth or 0)  # a given depth changes every pixel
             self._tiff = tifffile.TiffFile(path)
         except (OSError, tifffile.TiffFileError) as error:
             raise DataError(f"{path}: cannot be read as a TIFF: {error}") from error

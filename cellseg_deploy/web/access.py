@@ -47,7 +47,8 @@ class Access:
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, host):
             return 403, f"Other pages may not use {self.program}."
-        given = headers.get("authorization", "").removeprefix("Bearer ")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = given.strip() if scheme.lower() == "bearer" else ""
         if not given and self.cookie and cookies is not None:
             given = cookies.get(self.cookie, "")
         return self.without_token if needs_token and not self.is_token(given) else None

@@ -114,7 +114,7 @@ def test_calibrate_writes_a_better_model_of_the_same_identity(
     arguments = ["--model", model, "--images", smears / "images", "--masks", smears / "masks", "--min-area", 50]
     assert evaluate("--calibrate", *arguments, "-o", smears / "new" / "better.onnx") == 0
     said = capsys.readouterr().out
-    assert "did not choose the settings" in said
+    assert "used to choose the settings" in said
     assert "f1_apart          1.0000  [1.0000, 1.0000]   before 0.4000" in said
     before, after = read_model_file(model), read_model_file(smears / "new" / "better.onnx")
     assert after.identity == before.identity
@@ -203,7 +203,7 @@ def test_calibrate_replaces_no_other_file(smears: Path, model: Path, capsys: pyt
     for name, code, words in (
         ("folder", 2, "ending in .onnx"),
         ("notes.onnx", 6, "not a cellseg model file"),
-        ("other.onnx", 6, "another network"),
+        ("other.onnx", 6, "a different network"),
     ):
         assert run(smears, model, "--calibrate", out=name) == code
         assert words in capsys.readouterr().err

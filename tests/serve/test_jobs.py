@@ -110,6 +110,21 @@ def test_a_deleted_job_is_not_run_to_its_end(tmp_path: Path) -> None:
         assert talk("GET", "/v1/jobs").json() == {"jobs": []}
 
 
+def test_a_job_that_fails_after_it_was_deleted_does_not_come_back(tmp_path: Path) -> None:
+    backend = GatedBackend()
+    with jobs_service(tmp_path, backend) as talk:
+        talk("POST", "/v1/jobs", content=png([], (600, 600)))
+        job = talk("POST", "/v1/jobs", content=b"not an image").json()
+        opened = talk.jobs.get(job["id"])
+        task = opened.task
+        assert talk("DELETE", f"/v1/jobs/{job['id']}").status_code == 200
+        task.is_cancelled.clear()  # as if it had been deleted just after the last look
+        backend.gate.set()
+        anyio.run(until, lambda: opened.task is None)
+    with jobs_service(tmp_path) as talk:
+        assert [each["id"] for each in talk("GET", "/v1/jobs").json()["jobs"] if each["id"] == job["id"]] == []
+
+
 def test_too_many_jobs_are_refused_and_old_results_are_dropped(tmp_path: Path) -> None:
     backend = GatedBackend()
     with jobs_service(tmp_path, backend, Limits(jobs=2, kept_jobs=1)) as talk:

@@ -120,9 +120,18 @@ def test_an_unfinished_run_of_other_settings_is_refused(tmp_path: Path) -> None:
         run_slide(segmenter(scale=1.0), region, tmp_path, progress=slides.Progress(advanced=fail))
     with pytest.raises(OutputError, match=r"unfinished run with another scale.*`overwrite`"):
         run_slide(segmenter(scale=0.5), region, tmp_path)
+    retrained = segmenter(scale=1.0)
+    retrained.backend.describe = lambda: {"model_file_sha256": "of other weights"}  # type: ignore[method-assign]
+    with pytest.raises(OutputError, match="unfinished run with another engine"):
+        run_slide(retrained, region, tmp_path)
+    with pytest.raises(OutputError, match="unfinished run with another stamp"):
+        run_slide(segmenter(scale=1.0), region_of(ArrayReader(255 - mosaic(1, 1))), tmp_path)
     run_slide(segmenter(scale=0.5), region, tmp_path, overwrite=True)
     with pytest.raises(OutputError, match="finished result"):
         run_slide(segmenter(scale=0.5), region, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_slide(segmenter(scale=0.5), region, tmp_path, overwrite=True, progress=slides.Progress(advanced=fail))
+    run_slide(segmenter(scale=0.5), region, tmp_path)  # resumed: what it replaces no longer counts as finished
 
 
 def test_a_region_is_the_image_cut_out(tmp_path: Path) -> None:
