@@ -25,6 +25,7 @@ Labels = npt.NDArray[np.int32]
 _FARTHEST_PX = 1e7
 _GRID = 0.02  # px within which a corner lies on the grid: YOLO files have six decimals of the side
 _FEWEST_OF_TRACE = 8  # corners; drawn ones may happen to have three edges in such directions
+_FEWEST_TRACED, _FEWEST_CORNERS = 2, 24  # shapes, and their corners together: an octagon drawn by hand is no trace
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Painted:
     """``labels``: int32 (h, w), 0 background, i the i-th of the shapes that have a pixel. ``classes``: their names, ""
     where unknown. ``overlapping``: shapes that lie by more than half under or over others. ``lost``: shapes
     without a pixel of their own: smaller than a pixel, drawn twice, or hidden by smaller ones. ``traced``: shapes whose
-    outline runs through pixel centres, see ``is_trace``."""
+    outline runs through pixel centres, see ``are_traced``."""
 
     labels: Labels
     classes: tuple[str, ...]
@@ -78,7 +79,8 @@ def paint_shapes(shapes: Sequence[Shape], image_hw: tuple[int, int], image: str)
     Raises ``DataError`` for a shape that lies outside the image, or has coordinates that are not finite.
     """
     height, width = image_hw
-    crops = [_crop(shape, image_hw, image) for shape in shapes]
+    traced = are_traced(shapes)
+    crops = [_crop(shape, image_hw, image, traced=traced) for shape in shapes]
     cover = np.zeros(image_hw, np.uint8)
     for top, left, mask in crops:
         part = cover[top : top + mask.shape[0], left : left + mask.shape[1]]
@@ -97,11 +99,22 @@ def paint_shapes(shapes: Sequence[Shape], image_hw: tuple[int, int], image: str)
     table = np.zeros(len(shapes) + 1, np.int32)
     table[there] = np.arange(1, len(there) + 1)
     classes = tuple(shapes[number - 1].class_name for number in there.tolist())
-    traced = sum(any(is_trace(polygon) for polygon in shape.polygons) for shape in shapes)
-    return Painted(table[owner], classes, overlapping, len(shapes) - len(there), traced)
+    n_traced = sum(bool(shape.polygons) for shape in shapes) if traced else 0
+    return Painted(table[owner], classes, overlapping, len(shapes) - len(there), n_traced)
 
 
-def _crop(shape: Shape, image_hw: tuple[int, int], image: str) -> tuple[int, int, Mask]:
+def are_traced(shapes: Sequence[Shape]) -> bool:
+    """Whether all outlines of an image run through pixel centres, see ``is_trace``.
+
+    One shape alone cannot tell: small cells and simplified outlines have such edges by chance, small traces too few
+    corners. So several must be traces, and all others lie on the same grid.
+    """
+    polygons = [polygon for shape in shapes for polygon in shape.polygons]
+    corners = [sum(map(len, rings)) for rings in polygons if is_trace(rings)]
+    return len(corners) >= _FEWEST_TRACED and sum(corners) >= _FEWEST_CORNERS and all(map(_on_grid, polygons))
+
+
+def _crop(shape: Shape, image_hw: tuple[int, int], image: str, *, traced: bool) -> tuple[int, int, Mask]:
     """Top, left and mask of the part of the image around ``shape``."""
     height, width = image_hw
     if shape.mask is not None:
@@ -120,11 +133,11 @@ def _crop(shape: Shape, image_hw: tuple[int, int], image: str) -> tuple[int, int
             f"which is {width} x {height} px; is it of this image, at its full size?"
         )
     left, top = (int(value) for value in np.clip(np.floor(low), 0, (width, height)))
-    right, bottom = (int(value) for value in np.clip(np.ceil(high + _GRID), 0, (width, height)))
+    right, bottom = (int(value) for value in np.clip(np.floor(high + _GRID) + 1, 0, (width, height)))
     mask = np.zeros((bottom - top, right - left), np.bool_)
     for polygon in shape.polygons:
         rings = [ring - (left, top) for ring in polygon]
-        mask |= fill_trace(rings, mask.shape) if is_trace(polygon) else fill(rings, mask.shape)
+        mask |= fill_trace(rings, mask.shape) if traced else fill(rings, mask.shape)
     return top, left, mask
 
 
@@ -134,11 +147,17 @@ def is_trace(rings: Sequence[Floats]) -> bool:
     Programs that make outlines from masks with it (Cellpose's ROIs, Ultralytics' YOLO files, many that write COCO) lose
     half a pixel all around, whatever the format says about polygons. Such outlines have corners on the grid of pixels,
     at whole numbers or halves, and edges in its eight directions, diagonals too; outlines along the edges of pixels
-    have no diagonals, and drawn ones other edges.
+    have no diagonals, and most drawn ones other edges.
     """
-    if sum(map(len, rings)) < _FEWEST_OF_TRACE:
+    if sum(map(len, rings)) < _FEWEST_OF_TRACE or not _on_grid(rings):
         return False
-    has_diagonal = False
+    steps = [np.abs(np.rint(ring) - np.roll(np.rint(ring), -1, axis=0)) for ring in rings]
+    return any(bool(((step[:, 0] > 0) & (step[:, 0] == step[:, 1])).any()) for step in steps)
+
+
+def _on_grid(rings: Sequence[Floats]) -> bool:
+    """Whether the corners of ``rings`` (n, 2) lie on a grid of whole or half pixels, and their edges run in its eight
+    directions."""
     for ring in rings:
         at = ring - rings[0][0]
         half = 2 * rings[0][0]
@@ -147,8 +166,7 @@ def is_trace(rings: Sequence[Floats]) -> bool:
         across, down = np.abs(np.rint(at) - np.roll(np.rint(at), -1, axis=0)).T
         if ((across != down) & (across > 0) & (down > 0)).any():
             return False
-        has_diagonal |= bool(((across > 0) & (across == down)).any())
-    return has_diagonal
+    return True
 
 
 def fill_trace(rings: Sequence[Floats], image_hw: tuple[int, ...]) -> Mask:

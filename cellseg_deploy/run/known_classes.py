@@ -73,7 +73,8 @@ class RecordedCells:
         iou = common / (width * height + w * h - common)
         best = np.flatnonzero(iou == iou.max())
         row = int(best[np.abs(self.areas[best] - area).argmin()])
-        return row if iou[row] >= MIN_IOU else None
+        is_like = 0.5 <= area / max(int(self.areas[row]), 1) <= 2  # a cell merged with a platelet is no platelet
+        return row if iou[row] >= MIN_IOU and is_like else None
 
 
 NONE_RECORDED = RecordedCells.of(())
@@ -119,6 +120,13 @@ def is_edited(file: Path, cells: RecordedCells) -> bool:
         return True
 
 
+def _same_image(known: ImageNames, image: str, place: Path) -> str | None:
+    """Return the name in ``known`` of ``image``; one of the same name in another folder is another image."""
+    name = known.find(image, str(place))
+    alike = name is not None and (f"/{name}".endswith(f"/{image}") or f"/{image}".endswith(f"/{name}"))
+    return name if alike else None
+
+
 def _of_journal(out: Path) -> KnownClasses | None:
     content = journals.read(out / JOURNAL)
     done = {name: entry for name, entry in content.entries.items() if BY_CLASS in entry.record.result}
@@ -129,7 +137,7 @@ def _of_journal(out: Path) -> KnownClasses | None:
     known = ImageNames(done)
 
     def cells_of(image: str) -> RecordedCells | None:
-        name = known.find(image, str(out / JOURNAL))
+        name = _same_image(known, image, out / JOURNAL)
         if name is None:
             return None
         (record,) = journals.whole_records(out / JOURNAL, [done[name]])
@@ -159,7 +167,7 @@ def _of_table(table: Path) -> KnownClasses | None:
     known = ImageNames(cells)
 
     def cells_of(image: str) -> RecordedCells | None:
-        name = known.find(image, str(table))
+        name = _same_image(known, image, table)
         return None if name is None else cells[name]
 
     names = tuple(dict.fromkeys(name for each in cells.values() for name in each.classes))

@@ -168,10 +168,10 @@ class _Classes:
 def _some_are_unknown(source: LabelSource, options: MeasureOptions, known: KnownClasses) -> bool:
     """Whether a cell matches none that is ``known``; the tables of all images need the column then."""
     for name, stem in _by_name(source).items():
-        cells = known.cells_of(name)
-        if cells is not None and "" not in cells.classes and not is_edited(source.file_of(stem), cells):
-            continue
         with contextlib.suppress(DataError):  # named when its turn comes
+            cells = known.cells_of(name)
+            if cells is not None and "" not in cells.classes and not is_edited(source.file_of(stem), cells):
+                continue
             table = measure(renumber(source.read_pixels(stem, foreground=options.mask_foreground).labels))
             if len(table) and (cells is None or any(not name for name, _ in cells.match(table))):
                 return True

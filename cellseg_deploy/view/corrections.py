@@ -131,6 +131,11 @@ class Corrections:
         self._stale: set[str] = {name for name in self.recorded if not self._is_newer(name)}
 
     @property
+    def behind(self) -> set[str]:
+        """Names of the images with edits that their corrected label images do not have yet."""
+        return {name for name in self._stale if self.recorded[name].lines}
+
+    @property
     def opened(self) -> set[str]:
         """Names of the images whose state is in memory."""
         return set(self._open)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cellseg_deploy.cells.measure import measure
+from cellseg_deploy.errors import DataError
 from cellseg_deploy.run.known_classes import KnownClasses, RecordedCells, folders_around, known_classes
 from cellseg_deploy.view.corrections import FOLDER, JOURNAL, Corrections, numbered
 from cellseg_deploy.view.source import open_source
@@ -28,6 +29,11 @@ def classes_around(labels: Path) -> KnownClasses | None:
 def _corrected(out: Path, of_run: KnownClasses | None) -> KnownClasses | None:
     source = open_source(out)
     corrections = Corrections(out, source.classes)
+    if behind := corrections.behind:
+        raise DataError(
+            f"{out / JOURNAL}: edits of {', '.join(sorted(behind)[:3])} are not in the label images yet; open the "
+            "folder with cellseg-view and end it, then measure"
+        )
     if not corrections.class_names:
         return of_run
     images = {image.name: image for image in source.images.values()}

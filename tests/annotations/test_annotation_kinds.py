@@ -18,7 +18,7 @@ from PIL import Image
 from segmented_images import classified, odd_labels, smear
 
 from cellseg_deploy.annotations.labels import as_label_images, find_labels
-from cellseg_deploy.annotations.shapes import Shape, fill, fill_trace, is_trace, paint_shapes
+from cellseg_deploy.annotations.shapes import Shape, are_traced, fill, fill_trace, is_trace, paint_shapes
 from cellseg_deploy.cells.polygons import cell_polygons
 from cellseg_deploy.errors import DataError, UsageError
 from cellseg_deploy.images.read import pair_by_stem, read_labels, read_numbered_labels
@@ -87,6 +87,35 @@ def test_only_outlines_through_pixel_centres_are_taken_as_such() -> None:
     triangle = np.array([[0, 0], [8, 0], [8, 8.0]])
     for ring in (along_edges, drawn, np.rint(drawn * 3), triangle, traced + 0.25):
         assert not is_trace([ring])
+
+
+@pytest.mark.parametrize("radius", [3.5, 5.5, 9.0, 10.5])
+def test_simplified_outlines_beside_others_are_no_traces(radius: float) -> None:
+    """Small cells simplified have such edges by chance: taken for traces they would grow by up to a quarter."""
+    import cv2
+
+    def simplified(of: float) -> tuple[Shape, int]:
+        disc = np.hypot(*np.mgrid[-30:31, -30:31]) <= of
+        (cell,) = cell_polygons(disc.astype(np.int32))
+        ring = cv2.approxPolyDP(cell.polygons[0][0].astype(np.int32)[:, None], 0.75, closed=True)[:, 0]
+        return Shape("a", ((ring.astype(float),),)), int(np.count_nonzero(disc))
+
+    small, large = simplified(radius), simplified(25)
+    for one in (small, large):
+        found = np.count_nonzero(paint_shapes([one[0]], (61, 61), "a").labels)
+        assert abs(found - one[1]) <= 0.11 * one[1]
+    assert not are_traced([small[0], large[0]])
+
+
+def test_small_and_straight_cells_of_a_traced_image_keep_their_border_pixels() -> None:
+    labels = np.zeros((80, 80), np.int32)
+    labels[np.hypot(*np.mgrid[-20:60, -20:60]) <= 12.5] = 1
+    labels[np.hypot(*np.mgrid[-60:20, -60:20]) <= 12.5] = 2
+    labels[5:14, 50:56], labels[20:22, 60:62], labels[40, 60:66], labels[50, 60] = 3, 4, 5, 6
+    shapes = [Shape("a", (tuple(kinds.contours((labels == n).astype(np.uint8), 1)),)) for n in range(1, 7)]
+    painted = paint_shapes(shapes, labels.shape, "a")
+    assert (painted.traced, painted.lost) == (6, 0)
+    assert np.array_equal(painted.labels, labels)
 
 
 def test_holes_pieces_and_corners_survive_rois_and_geojson(tmp_path: Path) -> None:
