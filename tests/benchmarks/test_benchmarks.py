@@ -218,6 +218,7 @@ def test_network_leaves_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert load_network(path).spec == load_network(default_weights_path()).spec
 
 
+@pytest.mark.night
 @pytest.mark.slow
 def test_the_network_made_here_finds_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small ViT instead of the large one; random weights, frozen, no image branch: what it finds went through it."""

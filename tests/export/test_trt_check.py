@@ -111,6 +111,7 @@ def test_the_model_that_ships_builds_everywhere() -> None:
     assert all(build.engine_bytes > 1_000_000 for build in result.builds)
 
 
+@pytest.mark.night
 @pytest.mark.slow
 @pytest.mark.usefixtures("rtx")
 def test_vit_large_builds(tmp_path: Path) -> None:

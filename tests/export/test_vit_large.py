@@ -40,6 +40,7 @@ def test_vit_large_exports_and_agrees(tmp_path: Path) -> None:
     path.unlink()  # pytest keeps folders of the last runs
 
 
+@pytest.mark.night
 def test_vit_large_learns() -> None:
     """Every layer, two tiles an update: the loss falls on the four tiles that it is shown again and again."""
     torch.manual_seed(0)
