@@ -306,7 +306,8 @@ def test_a_server_that_fails_in_the_middle_ends_the_run_and_a_resumed_run_ends_t
         capsys.readouterr()
         assert console.run(command, [*arguments, "-q", "-o", str(out)]) == 8
         assert f"error: {address}: " in capsys.readouterr().err
-        assert 0 < (out / "journal.jsonl").read_text().count('"kind":"image"') < 5
+        # How many are finished depends on how their tiles were mixed: they are committed in order.
+        assert (out / "journal.jsonl").read_text().count('"kind":"image"') < 5
         fake.problem, fake.answer = None, answer  # type: ignore[method-assign]
         assert console.run(command, [*arguments, "-q", "-o", str(out)]) == 3
         # A server with another model does not finish it.

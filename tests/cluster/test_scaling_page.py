@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
-pytest.importorskip("dask_jobqueue")
+
+@pytest.fixture
+def dask_jobqueue() -> Iterator[Any]:
+    """The package; importing it replaces the handler of SIGINT (0.9), which other tests rely on."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield pytest.importorskip("dask_jobqueue")
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_the_slurm_example_submits_one_encrypted_worker_per_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dask_jobqueue: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dask_jobqueue
     from distributed.security import Security
 
     made: dict[str, Any] = {}

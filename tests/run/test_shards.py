@@ -219,7 +219,7 @@ def test_an_unfinished_shard_and_a_missing_file_are_refused(tmp_path: Path, part
 def test_another_scale_is_refused(fields: Path, tmp_path: Path, parts: list[Path]) -> None:
     scales = dict.fromkeys(journals.read(parts[0] / "journal.jsonl").scales, 1.5)
     run(fields, tmp_path / "other", shard=Shard(1, COUNT), scales=scales)
-    with pytest.raises(UsageError, match="run the later shards again with --like"):
+    with pytest.raises(UsageError, match="run the later shards again with `cellseg-infer --like`"):
         merge([tmp_path / "other", *parts[1:]], tmp_path / "out")
 
 
