@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class TaskCancelledError(Exception):
-    """Nobody waits for this image any more."""
+    """Nobody waits for this image: its request was abandoned."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Engine:
         return self._thread.is_alive()
 
     def submit(self, task: Task) -> Future[Answer]:
-        """Segment ``task`` in a helper thread; cancelling the future stops it only before it has begun."""
+        """Segment ``task`` in a helper thread; cancelling the future has no effect once it runs."""
         return self._workers.submit(self.run, task)
 
     def run(self, task: Task) -> Answer:

@@ -113,7 +113,7 @@ class ArrayReader:
 
     def __post_init__(self) -> None:
         self.levels: tuple[tuple[int, int], ...] = ((self.image_hwc.shape[0], self.image_hwc.shape[1]),)
-        self.stamp = self.stamp or (zlib.crc32(np.ascontiguousarray(self.image_hwc).tobytes()),)
+        self.stamp = self.stamp or (zlib.crc32(np.ascontiguousarray(self.image_hwc).data),)
 
     def read(self, y: int, x: int, h: int, w: int, level: int) -> Pixels:
         """As ``RegionReader.read``."""

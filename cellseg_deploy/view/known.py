@@ -17,7 +17,7 @@ from cellseg_deploy.view.source import open_source
 def classes_around(labels: Path) -> KnownClasses | None:
     """Return ``known_classes`` of ``labels``, with the classes that a person corrected if they lie in OUT/corrections.
 
-    Raises as it, and ``DataError`` if corrections do not fit their labels any more.
+    Raises as it, and ``DataError`` if corrections no longer fit their labels.
     """
     of_run = known_classes(labels)
     for folder in folders_around(labels):

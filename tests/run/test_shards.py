@@ -18,6 +18,7 @@ from cellseg_deploy.cli.merge import command as merge_command
 from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.run import journal as journals
+from cellseg_deploy.run import record
 from cellseg_deploy.run.folder import RunOptions, RunSummary, run_folder
 from cellseg_deploy.run.merge import merge
 from cellseg_deploy.run.repeat import RecordedRun
@@ -183,7 +184,7 @@ def test_other_settings_models_and_versions_are_refused(fields: Path, tmp_path: 
     with pytest.raises(UsageError, match="model name: other there, stub now"):
         merge([tmp_path / "model", *parts[1:]], tmp_path / "out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cellseg_deploy.run.record.library_versions", lambda: {"numpy": "1.0"})
+        patch.setattr(record, "library_versions", lambda: {"numpy": "1.0"})
         run(fields, tmp_path / "version", shard=one)
     with pytest.raises(UsageError, match=r"versions numpy: 1\.0 there"):
         merge([tmp_path / "version", *parts[1:]], tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Corrections on a disk that is full: refused with the reason, nothing is lost, and they go on when there is room."""
+"""Corrections on a disk that is full: refused with the reason, nothing is lost, and they resume when there is room."""
 
 from __future__ import annotations
 
