@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Finished:
     shared among them."""
 
     record: ImageRecord
-    files: dict[str, bytes | Path]
+    files: Mapping[str, bytes | Path]
     seconds: dict[str, float]
 
 
@@ -74,4 +74,4 @@ class ImageWork:
         if with_thresholds:
             with clock("thresholds"):
                 record = replace(record, thresholds=encoded_steps(segmenter, found, loaded, options))
-        return Finished(record, {**encoded}, clock.seconds)
+        return Finished(record, encoded, clock.seconds)
