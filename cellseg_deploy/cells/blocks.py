@@ -120,6 +120,12 @@ class BlockCells:
     window: Window
 
 
+def _first_labels(window: Window, settings: BlockSettings) -> Labels:
+    return first_labels(
+        window.planes_khw, settings.channels, settings.params, disc_px=settings.disc_px, classes=settings.classes
+    )
+
+
 def whole_area_list(read: ReadPlanes, settings: BlockSettings, done: Callable[[], None] = lambda: None) -> Ints:
     """Areas in px of all labels of ``first_labels`` that do not touch the image border, int64 (n,), in any order.
 
@@ -127,7 +133,7 @@ def whole_area_list(read: ReadPlanes, settings: BlockSettings, done: Callable[[]
     """
     areas = [np.zeros(0, np.int64)]
     for window in windows(read, settings, done):
-        labels = first_labels(window.planes_khw, settings.channels, settings.params, disc_px=settings.disc_px)
+        labels = _first_labels(window, settings)
         kept = window.of_wanted(labels)
         labels = np.where(kept, np.arange(len(kept), dtype=np.int32), np.int32(0))[labels]
         areas.append(whole_areas(labels).astype(np.int64))
@@ -154,7 +160,7 @@ def cells(
 
 def _cells_of(window: Window, settings: BlockSettings, typical_px: float) -> Runs:
     """Runs of the wanted cells of ``window``, with any numbers."""
-    labels = first_labels(window.planes_khw, settings.channels, settings.params, disc_px=settings.disc_px)
+    labels = _first_labels(window, settings)
     kept = window.of_wanted(labels)  # before holes are filled, which may hold dropped objects; numbers stay
     labels = final_labels(
         labels,

@@ -164,3 +164,21 @@ def test_a_platelet_beside_a_cell_is_no_fragment_of_it() -> None:
         probabilities = classed_planes(("red", 30, 30, 12), (name, 45, 30, 3.5))
         probabilities[1, :, 42] = probabilities[0, :, 42]
         assert len(areas(probabilities, BoundaryParams())) == n_cells
+
+
+@pytest.mark.parametrize("params", [ThresholdParams(), BoundaryParams()])
+@pytest.mark.parametrize("x", [30, 44])
+def test_a_platelet_on_a_cell_or_next_to_it_is_a_cell_without_a_boundary(params: object, x: float) -> None:
+    alone = areas(classed_planes(("red", 30, 30, 12)), params)
+    both = classed_planes(("red", 30, 30, 12), ("platelet", x, 30, 3))
+    on_it = int(np.count_nonzero(both[0])) - 29
+    assert areas(both, params) == [29, on_it]
+    assert areas(both, params, ()) == [on_it + 29]  # without classes they are one cell
+    assert areas(classed_planes(("red", 30, 30, 12), ("platelet", 30, 30, 2)), params) == alone  # 13 px
+
+
+def test_a_platelet_without_a_seed_is_found() -> None:
+    """Foreground of 0.6: above the threshold, below that of a seed."""
+    planes = classed_planes(("red", 25, 30, 12), ("platelet", 70, 30, 4), ("red", 70, 10, 4))
+    planes[0, :, 50:] *= 0.6 / 0.95
+    assert areas(planes, BoundaryParams(foreground_threshold=0.5, seed_threshold=0.7)) == [49, 441]
