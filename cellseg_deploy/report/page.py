@@ -40,6 +40,11 @@ class About:
     saved: Sequence[str]
     group_by: str
 
+    @property
+    def command(self) -> str:
+        """Name of the command that made the run."""
+        return "cellseg-measure" if self.spec is None else "cellseg-infer"
+
 
 def write(path: Path, out: Path, results: Results, about: About, *, pictures: bool = True) -> None:
     """Write the page on ``results``, whose files lie in ``out``, to ``path``.
@@ -83,7 +88,7 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
     with_um = any("pixel_size_um" in image.values for image in results.images)
     done = [image for image in results.images if image.is_done]
     page = _template().render(
-        command="cellseg-infer" if about.spec is not None else "cellseg-measure",
+        command=about.command,
         style=_text("page.css"),
         scripts=[_text(f"vendor/{name}") for name in _VENDORED] + [_text("page.js")],
         data=_json(data),
@@ -103,6 +108,7 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
         suspects=sorted(sums.suspects.items(), key=lambda item: (-item[1], item[0])),
         suspect_rule=f"area at least {several.AREA_REL} times the median, solidity below {several.MAX_SOLIDITY}",
         why=why,
+        whole_run=any(one.image == flags.WHOLE_RUN for one in unlike),
         numbers={name: number for number, name in enumerate(image.name for image in shown)},
         columns=summary.columns(results.classes, with_um=with_um),
         rows=summary.rows(summaries, with_um=with_um),
@@ -187,6 +193,7 @@ def _template() -> Any:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["number"] = _number
+    environment.filters["noun"] = lambda n, one, more="": one if n == 1 else more or f"{one}s"
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     return environment.from_string(_text("page.html"))
 

@@ -227,6 +227,9 @@ def test_a_dark_run_says_so_and_the_journal_has_its_colours(smears: Path, tmp_pa
     assert "(whole run)" in page
     assert "lightness of the background, median" in page
     assert "Nothing stands out" not in page
+    assert "<b>The whole run</b> needs a look" in page
+    assert "<b>0</b>" not in page.partition('id="look"')[0]
+    assert re.search(r">1 value unlike the training images<", page)
 
 
 def test_multiqc_files_have_rows_of_images_and_groups(smears: Path, tmp_path: Path) -> None:
@@ -239,6 +242,7 @@ def test_multiqc_files_have_rows_of_images_and_groups(smears: Path, tmp_path: Pa
     assert not [name for name in images["data"] if "<" in name or "/" in name]  # it would cut or run them
     assert len(images["data"]) == 12
     assert set(groups["data"]["a"]) <= set(groups["headers"])
+    assert {images["parent_name"], groups["parent_name"]} == {"cellseg-infer"}
 
 
 @pytest.mark.parametrize("number", [-1, 25])
