@@ -30,6 +30,20 @@ _MAX_ROWS = 5000
 """Images in the page's table; images.csv has all."""
 
 
+_HEADS = {
+    "counted_per_image": "per image",
+    "counted_per_image_sd": "sd",
+    "counted_per_image_ci95_low": "95 % from",
+    "counted_per_image_ci95_high": "to",
+    "counted_per_megapixel": "per megapixel",
+    "confluence": "covered",
+    "median_cell_area_px": "median area, px",
+    "counted_per_mm2": "per mm²",
+    "median_cell_area_um2": "median area, µm²",
+}
+"""Columns of summary.csv whose names are too long for a table; the others are words, or the class after ``count_``."""
+
+
 @dataclass(frozen=True)
 class About:
     """What the run was made with. ``identity``: as in the journal's first line. ``spec``: of the model, None if the
@@ -194,7 +208,7 @@ def _template() -> Any:
     )
     environment.filters["number"] = _number
     environment.filters["noun"] = lambda n, one, more="": one if n == 1 else more or f"{one}s"
-    environment.filters["words"] = lambda name: str(name).replace("_", " ")
+    environment.filters["head"] = lambda name: _HEADS.get(name, name.removeprefix("count_"))
     return environment.from_string(_text("page.html"))
 
 
@@ -206,6 +220,8 @@ def _number(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_number, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -178,7 +178,8 @@ def test_report_and_groups_are_those_of_a_run(out: Path, tmp_path: Path) -> None
     assert [row["group"] for row in rows(tmp_path / "again" / "summary.csv")] == ["a", "b"]
     page = (tmp_path / "again" / "report.html").read_text()
     assert "<title>cellseg-measure:" in page
-    assert "count platelet" in page
+    assert "<button>platelet</button>" in page.partition('id="images"')[0]
+    assert "<td>red, white</td>" in page
     for name in ("images_mqc.json", "groups_mqc.json"):
         section = json.loads((tmp_path / "again" / name).read_bytes())
         assert section["parent_name"] == "cellseg-measure"
