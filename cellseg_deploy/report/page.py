@@ -7,6 +7,7 @@ that it finds there, with Observable Plot (vendored, see ``vendor/``), sorts the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,7 @@ REPORT_HTML = "report.html"
 _VENDORED = ("d3.min.js", "plot.umd.min.js")
 _MAX_ROWS = 5000
 """Images in the page's table; images.csv has all."""
+_NUMBER = re.compile(r"\d[\d.,]*")
 
 
 _HEADS = {
@@ -95,10 +97,6 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
         "classes": figures.classes_by_group(results, summaries),
         "thresholds": [{"name": name, **json.loads(text)} for name, text in thresholds.items()],
     }
-    kinds = dict[str, list[tuple[str, str]]]()
-    for image in results.images:
-        for kind, text in image.warnings.items():
-            kinds.setdefault(kind, []).append((image.name, text))
     with_um = any("pixel_size_um" in image.values for image in results.images)
     done = [image for image in results.images if image.is_done]
     page = _template().render(
@@ -116,7 +114,7 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
             "counted": sum(image.values["counted"] for image in done),
         },
         failed=[image for image in results.images if not image.is_done],
-        kinds=sorted(kinds.items()),
+        kinds=_warnings_by_kind(results.images),
         outliers=in_run,
         unlike=unlike,
         suspects=sorted(sums.suspects.items(), key=lambda item: (-item[1], item[0])),
@@ -136,6 +134,24 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
         versions={"program": about.identity["program"], **about.identity["versions"]},
     )
     return (utf8(page) + "\n").encode()
+
+
+def _warnings_by_kind(images: Sequence[ImageRow]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Return each kind of warning, the text for all its images, and name and text of each image, "" if that says it.
+
+    Texts that differ in numbers alone are one text, with the numbers of the first image.
+    """
+    kinds = dict[str, list[tuple[str, str]]]()
+    for image in images:
+        for kind, text in image.warnings.items():
+            kinds.setdefault(kind, []).append((image.name, text))
+    found = []
+    for kind, texts in sorted(kinds.items()):
+        first_name, first = texts[0]
+        alike = [text for _, text in texts if _NUMBER.sub("", text) == _NUMBER.sub("", first)]
+        hint = first if set(alike) == {first} else f"{first} (numbers of {first_name})"
+        found.append((kind, hint, [(name, "" if text in alike else text) for name, text in texts]))
+    return found
 
 
 def _shown(images: Sequence[ImageRow], why: Mapping[str, Any]) -> list[ImageRow]:
