@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from cellseg_deploy.images.find import by_partner, images_by_stem, stem_of
 from cellseg_deploy.images.read import read_labels
 
 WHEN = ("before", "after")
-_COLUMNS = {
+_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "F1": lambda scores: f"{scores['f1']:.3f}",
     "precision": lambda scores: f"{scores['precision']:.3f}",
     "recall": lambda scores: f"{scores['recall']:.3f}",
