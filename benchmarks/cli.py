@@ -12,6 +12,7 @@ from cellseg_benchmarks import options as shared
 from cellseg_deploy.cli import console
 
 _MODULES = {
+    "correct": "quality.correct",
     "latency": "engine.latency",
     "layers": "engine.layers",
     "limits": "engine.limits",

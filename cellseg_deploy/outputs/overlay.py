@@ -1,7 +1,7 @@
 """The overlay picture: the image, each cell's exact outline, its number if requested, and the count in a corner.
 
 If cells have classes, an outline has the colour of its class, uncounted cells have a dashed outline, and the lower left
-corner shows a legend of class colours with the number of cells per class.
+corner, or a strip below a small picture, shows the class colours with the number of cells per class.
 """
 
 from __future__ import annotations
