@@ -127,7 +127,6 @@ class _Calls:
         service = self.service
         deadline = self.deadline()
         with Slots(service, service.waiting) as slots:
-            slots.take(1)
             task = await self.task(request, slots, deadline)
             (result,) = await self._results(request, [task], [slots.submit(task)], deadline)
         return reply_of(result) if isinstance(result, Answer) else problem_of(result, task.name)
@@ -141,7 +140,6 @@ class _Calls:
             raise RefusedError(406, f"several images are answered as {JSON} only")
         service.settings_of(query)
         with Slots(service, service.waiting) as slots:
-            slots.take(1)
             files, fields = await self.received(request, slots, deadline)
             service.check_files(files, service.limits.files)
             asked = service.settings_of([*query, *fields])
@@ -220,7 +218,6 @@ class _JobCalls:
         jobs = self._opened
         await asyncio.to_thread(jobs.check_room)  # before the body; a job being written holds the lock
         with Slots(self._calls.service, jobs.waiting) as slots:  # while the body arrives
-            slots.take(1)
             task = await self._calls.task(request, slots, self._calls.deadline())
             slots.hand_bytes_to(task)
             try:

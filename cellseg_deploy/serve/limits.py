@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cellseg_deploy.errors import UsageError, plural
 
 MAX_RETRY_SECONDS = 60
+_REMEMBERED = 64
+"""More images than share a batch: these end together."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,40 @@ class QueueFullError(Exception):
 
 
 class Accepted:
-    """Number of images accepted and not yet answered, at most ``most``. Thread-safe."""
+    """Images accepted and not yet answered: at most ``most``, and no further request while their work takes longer than
+    half of ``seconds``, which a request may take. Otherwise a slow machine would take up more than it can answer in
+    time, and answer nothing. Thread-safe. ``clock``: seconds."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, seconds: float = math.inf, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most, self._seconds, self._clock = most, seconds, clock
         self._lock = threading.Lock()
-        self._n = self._n_finished = 0
-        self._seconds_per_image = 0.0
+        self._n = 0
+        self._last_end = -math.inf
+        self._gaps: deque[float] = deque(maxlen=_REMEMBERED)  # between ends of images, without idle time
 
     def __len__(self) -> int:
         return self._n
 
+    def refusal(self) -> str | None:
+        """Say why no further request is taken now, None if it is."""
+        if self._n >= self.most:
+            return f"the queue of {plural(self.most, 'image')} is full"
+        if (ahead := self._n * self._gap()) > self._seconds / 2:
+            return (
+                f"{plural(self._n, 'image')} that wait take about {ahead:.0f} s, more than half of the "
+                f"{self._seconds:g} s that a request may take"
+            )
+        return None
+
+    def admit(self) -> None:
+        """Accept a request with one image. Raises ``QueueFullError``."""
+        with self._lock:
+            if (refusal := self.refusal()) is not None:
+                raise QueueFullError(refusal, self.retry_seconds())
+            self._n += 1
+
     def take(self, n: int = 1) -> None:
-        """Accept ``n`` more images. Raises ``QueueFullError``, then none is accepted."""
+        """Accept ``n`` more images of an admitted request. Raises ``QueueFullError``, then none is accepted."""
         with self._lock:
             if self._n + n > self.most:
                 raise QueueFullError(f"the queue of {plural(self.most, 'image')} is full", self.retry_seconds())
@@ -84,13 +110,18 @@ class Accepted:
         with self._lock:
             self._n -= 1
             if seconds is not None:
-                self._n_finished += 1
-                weight = max(0.1, 1 / self._n_finished)
-                self._seconds_per_image += weight * (seconds - self._seconds_per_image)
+                now = self._clock()
+                self._gaps.append(min(seconds, now - self._last_end))
+                self._last_end = now
 
     def retry_seconds(self) -> int:
-        """Return the time in which about half of the queue is done: the engine works on one batch at a time."""
-        return min(MAX_RETRY_SECONDS, max(1, math.ceil(self._n * self._seconds_per_image / 2)))
+        """Return the time in which about half of the queue is done."""
+        return min(MAX_RETRY_SECONDS, max(1, math.ceil(self._n * self._gap() / 2)))
+
+    def _gap(self) -> float:
+        """Seconds in which an image is done, while there are others; 0 if none was done yet."""
+        gaps = tuple(self._gaps)
+        return sum(gaps) / len(gaps) if gaps else 0.0
 
 
 class Waiting:

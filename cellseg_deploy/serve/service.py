@@ -46,7 +46,7 @@ class Service:
 
     def __post_init__(self) -> None:
         _ = self.defaults.segmenter(self.engine.backend), self.defaults.reading  # raises now, not in every request
-        self.accepted = Accepted(self.limits.queue)
+        self.accepted = Accepted(self.limits.queue, self.limits.seconds)
         self.waiting = Waiting(self.limits.held_bytes)
         self.metrics: Metrics = self.engine.metrics
         self.metrics.watch_queue(lambda: len(self.accepted), lambda: self.waiting.used)
@@ -112,20 +112,22 @@ class Service:
         """Whether a request would be taken now."""
         if not self.engine.is_well:
             return self.health()
-        if len(self.accepted) >= self.limits.queue:
-            return problem(503, f"the queue of {plural(self.limits.queue, 'image')} is full")
+        if (refusal := self.accepted.refusal()) is not None:
+            return problem(503, refusal)
         return as_json({"status": "ok"})
 
 
 class Slots:
-    """Places in the queue, and bytes among those that ``waiting`` counts, that a request holds. Those not handed to a
-    task are given back at the end of the block."""
+    """Places in the queue, and bytes among those that ``waiting`` counts, that a request holds: one place from
+    the start of the block, which raises ``QueueFullError``. Those not handed to a task are given back at its end."""
 
     def __init__(self, service: Service, waiting: Waiting) -> None:
         self._service, self._waiting, self._n = service, waiting, 0
         self._held = Held(waiting)
 
     def __enter__(self) -> Self:
+        self._service.accepted.admit()
+        self._n = 1
         return self
 
     def __exit__(self, *_: object) -> None:
