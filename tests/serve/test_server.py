@@ -199,3 +199,8 @@ def test_on_another_address_the_token_is_asked_for_and_any_host_will_do(tmp_path
         assert httpx.get(f"{address}/v1/models", headers=with_token).status_code == 200
         evil = with_token | {"Origin": "http://evil.example"}
         assert httpx.get(f"{address}/v1/models", headers=evil).status_code == 403
+
+
+def test_room_for_waiting_files_below_one_request_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.run(command, ["--port", "0", "--max-body", "5", "--max-waiting", "1"]) == 2
+    assert "raise --max-waiting, or lower --max-body" in capsys.readouterr().err
