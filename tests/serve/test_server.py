@@ -24,6 +24,7 @@ from cellseg_deploy.cli.serve import TOKEN_VARIABLE, command
 httpx = pytest.importorskip("httpx", reason="pip install -e '.[serve]'")
 pytest.importorskip("starlette", reason="pip install -e '.[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install -e '.[serve]'")
+pytestmark = pytest.mark.reliability
 posix = pytest.mark.skipif(os.name != "posix", reason="FIFOs and signals are those of POSIX")
 
 

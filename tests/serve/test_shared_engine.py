@@ -22,6 +22,7 @@ from cellseg_deploy.serve.service import Service
 pytest.importorskip("httpx", reason="pip install -e '.[serve]'")
 pytest.importorskip("starlette", reason="pip install -e '.[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install -e '.[serve]'")
+pytestmark = pytest.mark.reliability
 
 ONE_TILE = (30, 40)
 

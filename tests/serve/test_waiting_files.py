@@ -19,6 +19,7 @@ from cellseg_deploy.serve.service import Service
 httpx = pytest.importorskip("httpx", reason="pip install -e '.[serve]'")
 pytest.importorskip("starlette", reason="pip install -e '.[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install -e '.[serve]'")
+pytestmark = pytest.mark.reliability
 
 IMAGE = png(hw=(30, 40), centres=[(20, 15)])
 PADDED = IMAGE + bytes(4000 - len(IMAGE))  # what follows a PNG is ignored, with a warning
