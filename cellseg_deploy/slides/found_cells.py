@@ -46,7 +46,7 @@ class FoundCells:
             means = class_means(
                 local,
                 window.planes_khw[-len(settings.classes) :],
-                table,
+                len(table),
                 of=(settings.hw, settings.out_hw),
                 plane_at=(window.top, window.left),
                 labels_at=(top, left),
