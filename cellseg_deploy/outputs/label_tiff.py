@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-
 _STRIP_ROWS, _LEVEL = 256, 6
 
 
