@@ -50,7 +50,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells.enlarge import enlarge
-from cellseg_deploy.cells.label_runs import Labels, paint, raster_ranks, row_runs
+from cellseg_deploy.cells.label_runs import Labels, Runs, areas_of, paint, raster_ranks, row_runs
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.models.spec import BoundaryParams, DistanceParams, InstanceParams, ThresholdParams, misfit
 
@@ -90,6 +90,30 @@ def segment(
 
     Raises ``UsageError`` for invalid shapes, channels or parameters.
     """
+    return painted(
+        segment_runs(
+            probabilities_khw,
+            channels,
+            params,
+            cell_diameter_px=cell_diameter_px,
+            out_hw=out_hw,
+            border_cells=border_cells,
+            classes=classes,
+        )
+    )
+
+
+def segment_runs(
+    probabilities_khw: npt.NDArray[np.float32],
+    channels: Sequence[str],
+    params: InstanceParams,
+    *,
+    cell_diameter_px: float,
+    out_hw: tuple[int, int] | None,
+    border_cells: BorderCells,
+    classes: Sequence[str],
+) -> Runs:
+    """``segment`` without the last step, ``painted``: the caller may first free the probabilities."""
     _check(probabilities_khw, channels, params, cell_diameter_px, out_hw)
     disc_px = math.pi / 4 * cell_diameter_px**2
     labels = first_labels(probabilities_khw, channels, params, disc_px=disc_px, classes=classes)
@@ -104,10 +128,12 @@ def segment(
     )
     if out_hw is not None and out_hw != labels.shape:
         foreground = _plane(probabilities_khw, channels, "foreground")
-        runs = enlarge(labels, foreground, params.foreground_threshold, out_hw)
-    else:
-        runs = row_runs(labels)
-    del labels  # as large as the probabilities; free it before the result is allocated
+        return enlarge(labels, foreground, params.foreground_threshold, out_hw)
+    return row_runs(labels)
+
+
+def painted(runs: Runs) -> Labels:
+    """Label image int32 (h, w) of ``runs``, their numbers 1..n in raster order."""
     return paint(runs, raster_ranks(runs.label)[runs.label])
 
 
@@ -251,7 +277,7 @@ def flood(score: Plane, seeds: Labels, inside: Mask) -> Labels:
 
 def whole_areas(labels: Labels) -> npt.NDArray[np.intp]:
     """Area in px of each label of ``labels`` (h, w) that does not touch the image border, in any order."""
-    area = np.bincount(labels.reshape(-1))
+    area = areas_of(labels)
     area[0] = 0
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         area[edge] = 0
@@ -281,7 +307,7 @@ def small_cells(
 ) -> Mask:
     """Whether each number of ``labels`` (h, w) is a whole cell of a class with small cells and has at least ``min_px``
     but fewer than ``max_px`` pixels, bool (largest number + 1,). ``planes_khw``: probabilities per class, (K, h, w)."""
-    area = np.bincount(labels.reshape(-1))
+    area = areas_of(labels)
     asked = (area >= min_px) & (area < max_px)
     asked[0] = False
     at = np.flatnonzero(asked[labels])
@@ -298,7 +324,7 @@ def drop_small(
 
     For labels with a pixel in the outermost row or column, ``min_border_px`` is the limit if passed.
     """
-    area = np.bincount(labels.reshape(-1))
+    area = areas_of(labels)
     large = area >= min_px
     if kept is not None:
         large |= kept[: len(area)]
@@ -318,7 +344,7 @@ def join_fragments(labels: Labels, min_px: float, *, at_border: bool = False, ke
     with the neighbour is longer than its line of pixels at the image border. Labels in ``kept``, bool by number, are
     never merged.
     """
-    area = np.bincount(labels.reshape(-1))
+    area = areas_of(labels)
     is_cell = area >= min_px
     is_fragment = (area > 0) & ~is_cell
     if kept is not None:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells.label_runs import Labels
-from cellseg_deploy.files.atomic import atomic_file, move, temporary_in, writing
-from cellseg_deploy.outputs import tables
+from cellseg_deploy.files.atomic import atomic_file, move, temporary_in, write_bytes, writing
+from cellseg_deploy.outputs import picture_file, tables
 from cellseg_deploy.outputs.palette import COUNTED_RGB
 
 TILE_PX = 512
@@ -81,8 +81,6 @@ def write_row(path: Path, row: Mapping[str, Any]) -> None:
 
 def write_overview(path: Path, image_hwc: npt.NDArray[np.uint8], labels: Labels) -> None:
     """Write a small picture (h, w, 3) with the outlines of its ``labels`` (h, w) as PNG. Raises ``OutputError``."""
-    from PIL import Image
-
     framed = np.pad(labels, 1, mode="edge")
     inner = framed[1:-1, 1:-1]
     edge = np.zeros(labels.shape, np.bool_)
@@ -90,5 +88,4 @@ def write_overview(path: Path, image_hwc: npt.NDArray[np.uint8], labels: Labels)
         edge |= inner != other
     picture = image_hwc.copy()
     picture[edge & (labels > 0)] = COUNTED_RGB
-    with atomic_file(path) as file, writing(path):
-        Image.fromarray(picture).save(file, "PNG")
+    write_bytes(path, picture_file.encode(picture, picture_file.PNG))

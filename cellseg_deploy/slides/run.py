@@ -22,12 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.batching import alone
-from cellseg_deploy.cells import blocks, stain
+from cellseg_deploy.cells import blocks
 from cellseg_deploy.cells import scale as scales
 from cellseg_deploy.cells.blocks import BlockSettings
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule, counted
-from cellseg_deploy.cells.field_marks import find_pointer
-from cellseg_deploy.cells.field_of_view import find_field
 from cellseg_deploy.cells.image_tiles import StageClock
 from cellseg_deploy.cells.measure import CellTable, in_micrometres
 from cellseg_deploy.cells.notes import Note, kind_of
@@ -42,12 +40,13 @@ from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import files
 from cellseg_deploy.slides.found_cells import STRIP_ROWS, FoundCells
+from cellseg_deploy.slides.label_file import LabelFile, bytes_of_labels
 from cellseg_deploy.slides.network import ProbabilityFile, bands_of, run_network
 from cellseg_deploy.slides.region import Region
+from cellseg_deploy.slides.samples import Samples
 
 LABELS, CELLS, IMAGES, OVERVIEW, RECORD = "labels.tif", "cells.csv", "images.csv", "overview.png", "slide.json"
 UNFINISHED = "unfinished"
-_OVERVIEW_PX = 2048
 _OVERLAP_DIAMETERS = 6
 _LEAST_ROWS, _MOST_ROWS = 64, 2048
 
@@ -169,11 +168,14 @@ def _run(
         scale = choice.scale
         notes += [choice.note] if choice.note else []
     settings = block_settings(segmenter, region.hw, scale, memory)
-    stored = ProbabilityFile(work / "probabilities.f32", len(spec.channels), settings.hw)
+    stored = ProbabilityFile(
+        work / "probabilities.f32", len(spec.channels), settings.hw, spare_bytes=bytes_of_labels(settings)
+    )
+    samples = Samples(region)
     bands, across = (len(bands_of((n, 1), spec.tile_size, segmenter.halo)) for n in settings.hw)
     progress.started("tiles", bands * across)
     run_network(
-        *(region, scale, network, stored),
+        *(region.hw, samples.rows, scale, network, stored),
         tile_size=spec.tile_size,
         halo=segmenter.halo,
         clock=clock,
@@ -182,21 +184,22 @@ def _run(
     n_blocks = -(-settings.hw[0] // settings.block_rows)
     progress.started("blocks", 2 * n_blocks)
     with clock("label"):
-        areas = blocks.whole_area_list(stored.read, settings, lambda: progress.advanced(1))
-        found = FoundCells(work, settings)
-        for part in blocks.cells(stored.read, settings, areas, lambda: progress.advanced(1)):
-            found.add(part)
+        with LabelFile(work / "first-labels.i32") as kept:
+            first = blocks.first_pass(stored.read, settings, kept.keep, lambda: progress.advanced(1))
+            found = FoundCells(work, settings)
+            for part in blocks.cells(stored.read, settings, first, lambda: progress.advanced(1)):
+                found.add(part)
         table, classes = found.finish(segmenter.counting_classes)
     whole = table.columns["area_px"][~table.columns["touches_border"]]
     if not segmenter.auto_scale and scale == spec.image_scale:
         notes.append(scales.size_of_areas_note(whole, spec.cell_diameter_px, scale))
     share = found.pixels / (region.height * region.width)
-    notes.append(scales.lost_share_note(_foreground_share(stored, settings), share))
+    seen = stored.share_from(spec.channels.index("foreground"), segmenter.params.foreground_threshold)
+    notes.append(scales.lost_share_note(seen, share))
     size = checked_by_cells(region.pixel_size, table.columns["equivalent_diameter_px"])
     if size.note:
         notes.append(Note(size.note, "pixel size"))
     progress.started("strips", -(-region.height // STRIP_ROWS))
-    samples = _Samples(region)
 
     def strip(number: int) -> npt.NDArray[np.int32]:
         labels = found.strip(number)
@@ -255,53 +258,6 @@ def block_settings(segmenter: Segmenter, image_hw: tuple[int, int], scale: float
         overlap_rows=overlap,
         most_px=most_px,
     )
-
-
-def _foreground_share(stored: ProbabilityFile, settings: BlockSettings) -> float:
-    index, seen = settings.channels.index("foreground"), 0
-    for top in range(0, settings.hw[0], _LEAST_ROWS):
-        rows = slice(top, min(top + _LEAST_ROWS, settings.hw[0]))
-        planes = stored.read(rows, slice(0, settings.hw[1]))
-        seen += int(np.count_nonzero(planes[index] >= settings.params.foreground_threshold))
-    return seen / (settings.hw[0] * settings.hw[1])
-
-
-class _Samples:
-    """Every so many rows and columns of the image and its labels: for the overview, and for a note on its colours."""
-
-    def __init__(self, region: Region) -> None:
-        self._region = region
-        self._steps = (max(1, -(-max(region.hw) // _OVERVIEW_PX)), stain.negative_step(region.height * region.width))
-        self._images: tuple[list[Any], list[Any]] = ([], [])
-        self._labels: tuple[list[Any], list[Any]] = ([], [])
-
-    def add(self, top: int, labels: npt.NDArray[np.int32]) -> None:
-        """Add the strip of rows that begins at ``top``; its ``labels`` (rows, w)."""
-        step_rows = max(1, 4_000_000 // labels.shape[1])
-        for start in range(0, len(labels), step_rows):
-            part = labels[start : start + step_rows]
-            image = self._region.rows(top + start, top + start + len(part))
-            for step, images, parts in zip(self._steps, self._images, self._labels, strict=True):
-                first = -(top + start) % step
-                images.append(image[first::step, ::step].copy())
-                parts.append(part[first::step, ::step].copy())
-
-    def overview(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """Small image (h, w, 3) and its labels (h, w)."""
-        return np.concatenate(self._images[0]), np.concatenate(self._labels[0])
-
-    def notes(self) -> list[str]:
-        """Notes on what the pixels look like."""
-        small = self.overview()[0]
-        field = find_field(small)
-        seen = field is not None or find_pointer(small, field) is not None
-        note = Note(
-            "the picture seems to have a surround, a frame or an eyepiece pointer; large images are counted as a "
-            "whole, surround included: check the overview; choose the part with `region`",
-            "field of view",
-        )
-        negative = stain.negative_note_of_sample(np.concatenate(self._images[1]), np.concatenate(self._labels[1]) > 0)
-        return [note, negative] if seen else [negative]
 
 
 def _row(
