@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from running import infer, results, rows
 pytest.importorskip("distributed")
 pytest.importorskip("onnxruntime")
 
+from certificates import authority
 from distributed import Client, LocalCluster, Scheduler
 from distributed.security import Security
 from distributed.utils import LoopRunner, sync
@@ -289,25 +289,7 @@ def test_other_versions_of_dask() -> None:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict[str, Path]]:
-    """Makes a certificate of one authority, valid for a number of days from now, also a negative one."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: object) -> None:
-        try:
-            subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
-        except FileNotFoundError:
-            pytest.skip("no openssl program to make certificates with")
-
-    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(*new, "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", 2)
-
-    def make(name: str, days: int) -> dict[str, Path]:
-        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        sign = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", days)
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *sign)
-        return {"ca": folder / "ca.pem", "cert": folder / f"{name}.pem", "key": folder / f"{name}.key"}
-
-    return make
+    return authority(tmp_path_factory.mktemp("tls"))
 
 
 def connect_with_tls(server: dict[str, Path], own: dict[str, Path]) -> Any:
