@@ -50,6 +50,7 @@ OF_EXTRAS = {
         "cellseg_deploy/cluster/engine.py",
         "cellseg_deploy/cluster/worker.py",
     ),
+    "obstore": ("cellseg_deploy/files/urls.py",),
     "openslide": ("cellseg_deploy/slides/openslide_reader.py",),
     "matplotlib": ("cellseg_deploy/evaluate/plots.py",),
     "pandas": ("cellseg_deploy/outputs/image_table.py",),
