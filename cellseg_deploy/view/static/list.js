@@ -38,7 +38,7 @@ export class List {
     document.getElementById("totals").textContent = [
       `${n} image${n === 1 ? "" : "s"}`, `${sum} cell${sum === 1 ? "" : "s"} counted`,
       `${look} need${look === 1 ? "s" : ""} a look`, `${done} confirmed`,
-    ].map((fact) => fact.replaceAll(" ", "\u00a0")).join(" · ");  // lines break between facts only
+    ].map((fact) => fact.replaceAll(" ", "\u00a0")).join("\u00a0· "); // lines break between facts only
     this.box.replaceChildren(...this.shown.map((image) => this.item(image)));
     this.mark();
   }
