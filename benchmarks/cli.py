@@ -25,6 +25,7 @@ _MODULES = {
     "savings": "quality.savings",
     "scaling": "folder.scaling",
     "soak": "folder.soak",
+    "streaming": "folder.streaming",
     "study": "quality.study",
     "truths": "quality.truths",
 }

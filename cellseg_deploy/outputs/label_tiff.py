@@ -29,7 +29,8 @@ def encode(labels: npt.NDArray[np.int32], *, pixel_size_um: float | None = None)
     def strips() -> Iterator[bytes]:
         """Strips as tifffile would compress them, one at a time: a whole image of ``dtype`` is half as large again."""
         for top in range(0, labels.shape[0], _STRIP_ROWS):
-            yield imagecodecs.deflate_encode(labels[top : top + _STRIP_ROWS].astype(dtype), level=_LEVEL)
+            rows = labels[top : top + _STRIP_ROWS].astype(dtype).tobytes()
+            yield bytes(imagecodecs.deflate_encode(rows, level=_LEVEL))
 
     buffer = io.BytesIO()
     tifffile.imwrite(

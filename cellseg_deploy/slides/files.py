@@ -17,6 +17,7 @@ from cellseg_deploy.outputs.palette import COUNTED_RGB
 
 TILE_PX = 512
 _ROWS = 10_000
+_PNG_LEVEL = 1  # of 2048 px: 0.2 s instead of 1.1, an eighth larger
 
 
 def write_labels(
@@ -88,4 +89,4 @@ def write_overview(path: Path, image_hwc: npt.NDArray[np.uint8], labels: Labels)
         edge |= inner != other
     picture = image_hwc.copy()
     picture[edge & (labels > 0)] = COUNTED_RGB
-    write_bytes(path, picture_file.encode(picture, picture_file.PNG))
+    write_bytes(path, picture_file.encode(picture, picture_file.PNG, png_level=_PNG_LEVEL))

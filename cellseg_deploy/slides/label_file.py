@@ -38,7 +38,7 @@ class LabelFile:
             found = np.empty(shape, np.int32)
             with writing(self._path):
                 self._file.seek(at)
-                if self._file.readinto(memoryview(found).cast("B")) != found.nbytes:
+                if self._file.readinto(found.data.cast("B")) != found.nbytes:
                     raise OSError("the file was cut short while it was in use")
             return found
 
