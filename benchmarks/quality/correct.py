@@ -133,11 +133,11 @@ def correct_command() -> None:
 
 @correct_command.command("play", context_settings=shared.SETTINGS)
 @click.argument("out", metavar="OUT", type=shared.FOLDER)
-@click.option("--masks", required=True, metavar="DIR", type=shared.FOLDER, help="True label images, by stem.")
-def play_command(out: Path, masks: Path) -> None:
+@click.option("--labels", required=True, metavar="DIR", type=shared.FOLDER, help="True label images, by stem.")
+def play_command(out: Path, labels: Path) -> None:
     """Correct every image of the run in OUT with its true labels. Prints CSV image,cells."""
     click.echo("image,cells")
-    for name, cells in play(out, masks).items():
+    for name, cells in play(out, labels).items():
         click.echo(f"{name},{cells}")
 
 

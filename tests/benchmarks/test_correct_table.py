@@ -78,7 +78,7 @@ def test_the_truth_plays_the_corrector(tmp_path: Path) -> None:
     for stem, labels in true.items():
         (tmp_path / "masks" / stem).parent.mkdir(parents=True, exist_ok=True)
         tifffile.imwrite(tmp_path / "masks" / f"{stem}.tif", labels)
-    done = CliRunner().invoke(correct_command, ["play", str(out), "--masks", str(tmp_path / "masks")])
+    done = CliRunner().invoke(correct_command, ["play", str(out), "--labels", str(tmp_path / "masks")])
     assert done.output.splitlines() == ["image,cells", "a.png,2", "sub/b<i>.png,0"]  # not the one that failed
     corrected = read_labels(out / "corrections" / "a.png.tif")
     assert np.array_equal(corrected > 0, (true["a"] > 0) & (true["a"] < 65535))
