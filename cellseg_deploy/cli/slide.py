@@ -90,9 +90,10 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
     """Count the cells of one image that may be larger than memory: a scanned slide, a stitched mosaic."""
     console.set_up_logging(asked["verbose"])
     from cellseg_deploy.segmenter import Segmenter
+    from cellseg_deploy.slides.memory import half_of_free_memory
     from cellseg_deploy.slides.open import open_image
     from cellseg_deploy.slides.region import region_of
-    from cellseg_deploy.slides.run import half_of_free_memory, run_slide
+    from cellseg_deploy.slides.run import run_slide
 
     threads = console.plan_threads(
         asked["threads"], device=asked["device"], model=asked["model"], backend=asked["backend"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import files
 from cellseg_deploy.slides.found_cells import STRIP_ROWS, FoundCells
+from cellseg_deploy.slides.memory import half_of_free_memory
 from cellseg_deploy.slides.network import ProbabilityFile, bands_of, run_network
 from cellseg_deploy.slides.region import Region
 
@@ -73,17 +73,6 @@ class SlideResult:
     row: dict[str, Any]
     notes: tuple[str, ...]
     out: Path
-
-
-def half_of_free_memory() -> int:
-    """Half of the bytes of memory that are available now."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // 2
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
 def run_slide(
