@@ -58,7 +58,7 @@ OF_EXTRAS = {
     "roifile": ("cellseg_deploy/outputs/imagej_roi.py", "cellseg_deploy/annotations/imagej.py"),
     "starlette": ("cellseg_deploy/view/app.py", "cellseg_deploy/serve/app.py"),
     "uvicorn": ("cellseg_deploy/web/server.py",),
-    "zarr": ("cellseg_deploy/slides/zarr_reader.py",),
+    "zarr": ("cellseg_deploy/slides/zarr_labels.py", "cellseg_deploy/slides/zarr_reader.py"),
     "xlsxwriter": ("cellseg_deploy/outputs/workbook.py",),
 }
 HEAVY = sorted(

@@ -27,6 +27,7 @@ that OpenSlide reads (.svs .ndpi .mrxs .scn .bif .vms). PNG and JPEG are read wh
 
 \b
 Results: OUT/labels.tif (tiled BigTIFF)  OUT/cells.csv  OUT/images.csv  OUT/overview.png  OUT/slide.json
+--save: labels; zarr: OUT/labels.ome.zarr (NGFF 0.4, pyramid); geojson: OUT/cells.geojson; parquet: OUT/cells.parquet
 The labels are those of cellseg-infer --field full, whatever the memory. A stopped run is resumed by the same command.
 
 \b
@@ -83,6 +84,13 @@ def _without_field(function: console.F) -> console.F:
 @click.option("--pixel-size", type=float, metavar="UM", help="Side of a pixel of level 0 in µm.  [default: the file's]")
 @_without_field
 @click.option("--classes", metavar="A,B", help="Classes that count as cells.  [default: all but platelet]")
+@click.option(
+    "--save",
+    default="labels",
+    show_default=True,
+    help="Files to write, with commas between: labels, zarr, geojson, parquet; or all, or none. Tables and overview "
+    "are always written.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result in OUT, or an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the row of images.csv for machines instead of the table.")
 @console.log_options
@@ -90,11 +98,13 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
     """Count the cells of one image that may be larger than memory: a scanned slide, a stitched mosaic."""
     console.set_up_logging(asked["verbose"])
     from cellseg_deploy.segmenter import Segmenter
+    from cellseg_deploy.slides.files import parse_kinds
     from cellseg_deploy.slides.memory import half_of_free_memory
     from cellseg_deploy.slides.open import open_image
     from cellseg_deploy.slides.region import region_of
     from cellseg_deploy.slides.run import run_slide
 
+    save = parse_kinds(asked["save"])
     threads = console.plan_threads(
         asked["threads"], device=asked["device"], model=asked["model"], backend=asked["backend"]
     )
@@ -120,6 +130,7 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
                 segmenter,
                 part,
                 output,
+                save=save,
                 memory=memory,
                 count_rule=asked["count_rule"],
                 overwrite=asked["overwrite"],

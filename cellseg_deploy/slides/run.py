@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,33 +22,35 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.batching import alone
-from cellseg_deploy.cells import blocks, stain
+from cellseg_deploy.cells import blocks
 from cellseg_deploy.cells import scale as scales
 from cellseg_deploy.cells.blocks import BlockSettings
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule, check_rule, counted
-from cellseg_deploy.cells.field_marks import find_pointer
-from cellseg_deploy.cells.field_of_view import find_field
 from cellseg_deploy.cells.image_tiles import StageClock
+from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.measure import CellTable, in_micrometres
 from cellseg_deploy.cells.notes import Note, kind_of
 from cellseg_deploy.cells.row_resize import scaled_size
 from cellseg_deploy.errors import OutputError, UsageError
-from cellseg_deploy.files.atomic import make_folder, remove_stale, write_bytes, writing
+from cellseg_deploy.files.atomic import make_folder, move, remove_stale, write_bytes, writing
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.images.resolution import PixelSize, checked_by_cells
 from cellseg_deploy.models.spec import to_json
-from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY
+from cellseg_deploy.outputs import geojson, parquet
+from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY, classifications
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import files
 from cellseg_deploy.slides.found_cells import STRIP_ROWS, FoundCells
 from cellseg_deploy.slides.memory import half_of_free_memory
 from cellseg_deploy.slides.network import ProbabilityFile, bands_of, run_network
 from cellseg_deploy.slides.region import Region
+from cellseg_deploy.slides.samples import Samples
+from cellseg_deploy.slides.zarr_labels import ZarrLabels
 
-LABELS, CELLS, IMAGES, OVERVIEW, RECORD = "labels.tif", "cells.csv", "images.csv", "overview.png", "slide.json"
+CELLS, IMAGES, OVERVIEW, RECORD = "cells.csv", "images.csv", "overview.png", "slide.json"
+DEFAULT_KINDS = ("labels",)
 UNFINISHED = "unfinished"
-_OVERVIEW_PX = 2048
 _OVERLAP_DIAMETERS = 6
 _LEAST_ROWS, _MOST_ROWS = 64, 2048
 
@@ -80,6 +83,7 @@ def run_slide(
     region: Region,
     out: Path,
     *,
+    save: Sequence[str] = DEFAULT_KINDS,
     memory: int | None = None,
     count_rule: CountRule = DEFAULT_RULE,
     overwrite: bool = False,
@@ -87,12 +91,14 @@ def run_slide(
 ) -> SlideResult:
     """Count the cells of ``region`` into the folder ``out``; a run that was stopped is resumed.
 
+    ``save``: kinds of files, some of ``slides.files.KINDS``; tables, overview and record are always written.
     ``memory``: bytes that windows may take, None for half of what is free. It changes no result. ``overwrite``: replace
     an earlier result, or an unfinished run of other settings.
 
     Raises ``OutputError`` for the folder, ``DataError`` for the image, or if touching cells do not fit into memory.
     """
     check_rule(count_rule)
+    save = files.checked_kinds(save)
     memory = half_of_free_memory() if memory is None else memory
     make_folder(out)
     with exclusive(out):
@@ -100,10 +106,14 @@ def run_slide(
         work = out / UNFINISHED
         if (out / RECORD).exists() and not overwrite:
             raise OutputError(f"{out}: holds a finished result ({RECORD}); choose another folder, or give `overwrite`")
+        is_ours = (out / RECORD).exists() or work.exists()
         _begin(work, _identity(segmenter, region), overwrite)
-        with writing(out / RECORD):
-            (out / RECORD).unlink(missing_ok=True)  # from here on the folder holds no finished result
-        result = _run(segmenter, region, out, work, memory, count_rule, progress)
+        files.remove(out / RECORD)  # from here on the folder holds no finished result
+        if is_ours:  # an earlier result may have had kinds that this one lacks
+            for name, (file, _, _) in files.KINDS.items():
+                if name not in save:
+                    files.remove(out / file)
+        result = _run(segmenter, region, out, work, save, memory, count_rule, progress)
         with writing(work):
             shutil.rmtree(work)
         return result
@@ -147,7 +157,14 @@ def _begin(work: Path, identity: dict[str, Any], overwrite: bool) -> None:
 
 
 def _run(
-    segmenter: Segmenter, region: Region, out: Path, work: Path, memory: int, count_rule: CountRule, progress: Progress
+    segmenter: Segmenter,
+    region: Region,
+    out: Path,
+    work: Path,
+    save: Sequence[str],
+    memory: int,
+    count_rule: CountRule,
+    progress: Progress,
 ) -> SlideResult:
     spec, clock, notes = segmenter.backend.spec, StageClock(), list(region.reader.notes)
     network = alone(segmenter.backend.predict, segmenter.batch_size)
@@ -172,7 +189,7 @@ def _run(
     progress.started("blocks", 2 * n_blocks)
     with clock("label"):
         areas = blocks.whole_area_list(stored.read, settings, lambda: progress.advanced(1))
-        found = FoundCells(work, settings)
+        found = FoundCells(work, settings, with_outlines="geojson" in save)
         for part in blocks.cells(stored.read, settings, areas, lambda: progress.advanced(1)):
             found.add(part)
         table, classes = found.finish(segmenter.counting_classes)
@@ -185,17 +202,7 @@ def _run(
     if size.note:
         notes.append(Note(size.note, "pixel size"))
     progress.started("strips", -(-region.height // STRIP_ROWS))
-    samples = _Samples(region)
-
-    def strip(number: int) -> npt.NDArray[np.int32]:
-        labels = found.strip(number)
-        samples.add(number * STRIP_ROWS, labels)
-        progress.advanced(1)
-        return labels
-
-    files.write_labels(out / LABELS, region.hw, strip, pixel_size_um=size.um)
-    files.write_overview(out / OVERVIEW, *samples.overview())
-    notes += samples.notes()
+    notes += _write_images(out, work, save, found, region, size.um, progress)
     notes = [note for note in notes if note]
     boxes, area = table.boxes, table.columns["area_px"]
     rule = counted(
@@ -211,14 +218,62 @@ def _run(
     if size.um is not None:
         columns |= in_micrometres(table, size.um)
     files.write_cells(out / CELLS, region.reader.name, columns)
+    if "parquet" in save:
+        parquet.write(out / CELLS, out / files.PARQUET)
+    if "geojson" in save:
+        source = geojson.source_of(region.reader.name, region.hw, size.um, spec.name, segmenter.task)
+        groups = classifications(counts, classes, None if classes is None else rule)
+        features = geojson.features(region.reader.name, columns, groups, found.geometries())
+        files.write_geojson(out / files.GEOJSON, geojson.pieces(source, features))
     by_class = {} if classes is None else classes.numbers(rule)
     of_class = area if classes is None else area[classes.counts]
     row = _row(region, table, counts, share, of_class, scale, by_class, size, notes)
     files.write_row(out / IMAGES, row)
     result = SlideResult(len(table), int(counts.sum()), row, tuple(notes), out)
-    about = {**_identity(segmenter, region), "scale": scale, "result": row, "seconds": clock.seconds}
+    about = {
+        **_identity(segmenter, region),
+        "scale": scale,
+        "save": list(save),
+        "result": row,
+        "seconds": clock.seconds,
+    }
     write_bytes(out / RECORD, json.dumps(about, indent=1).encode())
     return result
+
+
+def _write_images(
+    out: Path,
+    work: Path,
+    save: Sequence[str],
+    found: FoundCells,
+    region: Region,
+    pixel_size_um: float | None,
+    progress: Progress,
+) -> list[str]:
+    """Write label images and overview in one pass over image and labels; return notes on what the pixels look like."""
+    samples, unfinished, zarr = Samples(region), work / files.ZARR, None
+    if "zarr" in save:
+        files.remove(unfinished)  # of a run that was killed
+        zarr = ZarrLabels(unfinished, region.hw, pixel_size_um=pixel_size_um, image=region.reader.name)
+
+    def strips() -> Iterator[Labels]:
+        for number, labels in enumerate(found.strips()):
+            samples.add(number * STRIP_ROWS, labels)
+            if zarr is not None:
+                zarr.add(labels)
+            progress.advanced(1)
+            yield labels
+
+    if "labels" in save:
+        files.write_labels(out / files.LABELS, region.hw, strips(), pixel_size_um=pixel_size_um)
+    else:
+        deque(strips(), maxlen=0)
+    if zarr is not None:
+        zarr.finish()
+        files.remove(out / files.ZARR)
+        move(unfinished, out / files.ZARR)
+    files.write_overview(out / OVERVIEW, *samples.overview())
+    return samples.notes()
 
 
 def block_settings(segmenter: Segmenter, image_hw: tuple[int, int], scale: float, memory: int) -> BlockSettings:
@@ -253,44 +308,6 @@ def _foreground_share(stored: ProbabilityFile, settings: BlockSettings) -> float
         planes = stored.read(rows, slice(0, settings.hw[1]))
         seen += int(np.count_nonzero(planes[index] >= settings.params.foreground_threshold))
     return seen / (settings.hw[0] * settings.hw[1])
-
-
-class _Samples:
-    """Every so many rows and columns of the image and its labels: for the overview, and for a note on its colours."""
-
-    def __init__(self, region: Region) -> None:
-        self._region = region
-        self._steps = (max(1, -(-max(region.hw) // _OVERVIEW_PX)), stain.negative_step(region.height * region.width))
-        self._images: tuple[list[Any], list[Any]] = ([], [])
-        self._labels: tuple[list[Any], list[Any]] = ([], [])
-
-    def add(self, top: int, labels: npt.NDArray[np.int32]) -> None:
-        """Add the strip of rows that begins at ``top``; its ``labels`` (rows, w)."""
-        step_rows = max(1, 4_000_000 // labels.shape[1])
-        for start in range(0, len(labels), step_rows):
-            part = labels[start : start + step_rows]
-            image = self._region.rows(top + start, top + start + len(part))
-            for step, images, parts in zip(self._steps, self._images, self._labels, strict=True):
-                first = -(top + start) % step
-                images.append(image[first::step, ::step].copy())
-                parts.append(part[first::step, ::step].copy())
-
-    def overview(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """Small image (h, w, 3) and its labels (h, w)."""
-        return np.concatenate(self._images[0]), np.concatenate(self._labels[0])
-
-    def notes(self) -> list[str]:
-        """Notes on what the pixels look like."""
-        small = self.overview()[0]
-        field = find_field(small)
-        seen = field is not None or find_pointer(small, field) is not None
-        note = Note(
-            "the picture seems to have a surround, a frame or an eyepiece pointer; large images are counted as a "
-            "whole, surround included: check the overview; choose the part with `region`",
-            "field of view",
-        )
-        negative = stain.negative_note_of_sample(np.concatenate(self._images[1]), np.concatenate(self._labels[1]) > 0)
-        return [note, negative] if seen else [negative]
 
 
 def _row(
