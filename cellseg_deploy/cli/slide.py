@@ -91,6 +91,12 @@ def _without_field(function: console.F) -> console.F:
     help="Files to write, with commas between: labels, zarr, geojson, parquet; or all, or none. Tables and overview "
     "are always written.",
 )
+@click.option(
+    "--skip-blank",
+    is_flag=True,
+    help="Do not run the network on tiles without contrast, such as bare glass. Faster on sparse slides; pale cells "
+    "may be lost there.  [default: skip tiles of one colour only, which changes nothing]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result in OUT, or an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the row of images.csv for machines instead of the table.")
 @console.log_options
@@ -131,6 +137,7 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
                 part,
                 output,
                 save=save,
+                skip_blank=asked["skip_blank"],
                 memory=memory,
                 count_rule=asked["count_rule"],
                 overwrite=asked["overwrite"],
@@ -179,6 +186,7 @@ def _print(result: SlideResult) -> None:
     for name, value in [
         ("cells", f"{result.cells}, {result.counted} counted"),
         ("covered", f"{row['confluence']:.1%}"),
+        ("skipped", f"{row['blank_share']:.1%} of the tiles are blank"),
         *density,
         ("scale", f"{row['scale']:.4g}"),
         ("results", console.printable(result.out)),

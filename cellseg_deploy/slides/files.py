@@ -29,6 +29,8 @@ KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "parquet": (PARQUET, "outputs", ("pyarrow",)),
 }
 """Kinds of files by their name in ``save``: the file in the output folder, and the extra and packages it needs."""
+BLANK_RGB = (60, 120, 255)
+"""Mixed with tiles that the network was not asked about."""
 TILE_PX = 512
 _ROWS = 10_000
 
@@ -133,8 +135,11 @@ def write_row(path: Path, row: Mapping[str, Any]) -> None:
         file.write(tables.csv_rows([tuple(row), tuple(row.values())]))
 
 
-def write_overview(path: Path, image_hwc: npt.NDArray[np.uint8], labels: Labels) -> None:
-    """Write a small picture (h, w, 3) with the outlines of its ``labels`` (h, w) as PNG. Raises ``OutputError``."""
+def write_overview(path: Path, image_hwc: npt.NDArray[np.uint8], labels: Labels, blank: npt.NDArray[np.bool_]) -> None:
+    """Write a small picture (h, w, 3) with the outlines of its ``labels`` (h, w) as PNG, and ``blank`` (h, w) in blue.
+
+    Raises ``OutputError``.
+    """
     from PIL import Image
 
     framed = np.pad(labels, 1, mode="edge")
@@ -143,6 +148,7 @@ def write_overview(path: Path, image_hwc: npt.NDArray[np.uint8], labels: Labels)
     for other in (framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]):
         edge |= inner != other
     picture = image_hwc.copy()
+    picture[blank] = (picture[blank].astype(np.uint16) + BLANK_RGB) // 2
     picture[edge & (labels > 0)] = COUNTED_RGB
     with atomic_file(path) as file, writing(path):
         Image.fromarray(picture).save(file, "PNG")

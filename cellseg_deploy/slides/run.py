@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ from cellseg_deploy.models.spec import to_json
 from cellseg_deploy.outputs import geojson, parquet
 from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY, classifications
 from cellseg_deploy.segmenter import Segmenter
-from cellseg_deploy.slides import files
+from cellseg_deploy.slides import blank, files
+from cellseg_deploy.slides.blank import BlankTiles
 from cellseg_deploy.slides.found_cells import STRIP_ROWS, FoundCells
 from cellseg_deploy.slides.memory import half_of_free_memory
 from cellseg_deploy.slides.network import ProbabilityFile, bands_of, run_network
@@ -86,13 +87,16 @@ def run_slide(
     save: Sequence[str] = DEFAULT_KINDS,
     memory: int | None = None,
     count_rule: CountRule = DEFAULT_RULE,
+    skip_blank: bool = False,
     overwrite: bool = False,
     progress: Progress = _SILENT,
 ) -> SlideResult:
     """Count the cells of ``region`` into the folder ``out``; a run that was stopped is resumed.
 
     ``save``: kinds of files, some of ``slides.files.KINDS``; tables, overview and record are always written.
-    ``memory``: bytes that windows may take, None for half of what is free. It changes no result. ``overwrite``: replace
+    ``memory``: bytes that windows may take, None for half of what is free. It changes no result.
+    ``skip_blank``: do not ask the network about tiles without contrast (``slides.blank``); it may change results.
+    ``overwrite``: replace
     an earlier result, or an unfinished run of other settings.
 
     Raises ``OutputError`` for the folder, ``DataError`` for the image, or if touching cells do not fit into memory.
@@ -107,13 +111,15 @@ def run_slide(
         if (out / RECORD).exists() and not overwrite:
             raise OutputError(f"{out}: holds a finished result ({RECORD}); choose another folder, or give `overwrite`")
         is_ours = (out / RECORD).exists() or work.exists()
-        _begin(work, _identity(segmenter, region), overwrite)
+        contrast = blank.SKIP if skip_blank else blank.EXACT
+        identity = {**_identity(segmenter, region), "blank_contrast": contrast}
+        _begin(work, identity, overwrite)
         files.remove(out / RECORD)  # from here on the folder holds no finished result
         if is_ours:  # an earlier result may have had kinds that this one lacks
             for name, (file, _, _) in files.KINDS.items():
                 if name not in save:
                     files.remove(out / file)
-        result = _run(segmenter, region, out, work, save, memory, count_rule, progress)
+        result = _run(segmenter, region, out, work, identity, save, memory, count_rule, progress)
         with writing(work):
             shutil.rmtree(work)
         return result
@@ -161,6 +167,7 @@ def _run(
     region: Region,
     out: Path,
     work: Path,
+    identity: Mapping[str, Any],
     save: Sequence[str],
     memory: int,
     count_rule: CountRule,
@@ -176,10 +183,15 @@ def _run(
         notes += [choice.note] if choice.note else []
     settings = block_settings(segmenter, region.hw, scale, memory)
     stored = ProbabilityFile(work / "probabilities.f32", len(spec.channels), settings.hw)
-    bands, across = (len(bands_of((n, 1), spec.tile_size, segmenter.halo)) for n in settings.hw)
-    progress.started("tiles", bands * across)
+    bands, across = (bands_of((n, 1), spec.tile_size, segmenter.halo) for n in settings.hw)
+    tiles = BlankTiles(
+        *(segmenter.backend.predict, segmenter.batch_size, identity["blank_contrast"], work / "blank.bin"),
+        per_band=len(across),
+        bands_done=sum(band.write[0].stop <= stored.rows_done for band in bands),
+    )
+    progress.started("tiles", len(bands) * len(across))
     run_network(
-        *(region, scale, network, stored),
+        *(region, scale, tiles, stored),
         tile_size=spec.tile_size,
         halo=segmenter.halo,
         clock=clock,
@@ -202,7 +214,18 @@ def _run(
     if size.note:
         notes.append(Note(size.note, "pixel size"))
     progress.started("strips", -(-region.height // STRIP_ROWS))
-    notes += _write_images(out, work, save, found, region, size.um, progress)
+    samples = Samples(region)
+    _write_labels(out, work, save, found, samples, size.um, progress)
+    small = samples.overview()
+    steps = (samples.step * settings.hw[0] / region.height, samples.step * settings.hw[1] / region.width)
+    edges = [np.array([one.write[0].stop for one in axis]) for axis in (bands, across)]
+    is_blank = tiles.on_overview(small[1].shape, steps, (edges[0], edges[1]))
+    files.write_overview(out / OVERVIEW, *small, is_blank)
+    notes += samples.notes()
+    blank_share = float(tiles.blank.mean())
+    if identity["blank_contrast"] > blank.EXACT and blank_share:
+        said = f"{blank_share:.1%} of the tiles were taken for blank (blue in {OVERVIEW}); pale cells there are lost"
+        notes.append(Note(said, "field of view"))
     notes = [note for note in notes if note]
     boxes, area = table.boxes, table.columns["area_px"]
     rule = counted(
@@ -227,11 +250,11 @@ def _run(
         files.write_geojson(out / files.GEOJSON, geojson.pieces(source, features))
     by_class = {} if classes is None else classes.numbers(rule)
     of_class = area if classes is None else area[classes.counts]
-    row = _row(region, table, counts, share, of_class, scale, by_class, size, notes)
+    row = _row(region, table, counts, share, blank_share, of_class, scale, by_class, size, notes)
     files.write_row(out / IMAGES, row)
     result = SlideResult(len(table), int(counts.sum()), row, tuple(notes), out)
     about = {
-        **_identity(segmenter, region),
+        **identity,
         "scale": scale,
         "save": list(save),
         "result": row,
@@ -241,17 +264,17 @@ def _run(
     return result
 
 
-def _write_images(
+def _write_labels(
     out: Path,
     work: Path,
     save: Sequence[str],
     found: FoundCells,
-    region: Region,
+    samples: Samples,
     pixel_size_um: float | None,
     progress: Progress,
-) -> list[str]:
-    """Write label images and overview in one pass over image and labels; return notes on what the pixels look like."""
-    samples, unfinished, zarr = Samples(region), work / files.ZARR, None
+) -> None:
+    """Write the label images and fill ``samples`` in one pass over labels and image."""
+    region, unfinished, zarr = samples.region, work / files.ZARR, None
     if "zarr" in save:
         files.remove(unfinished)  # of a run that was killed
         zarr = ZarrLabels(unfinished, region.hw, pixel_size_um=pixel_size_um, image=region.reader.name)
@@ -272,8 +295,6 @@ def _write_images(
         zarr.finish()
         files.remove(out / files.ZARR)
         move(unfinished, out / files.ZARR)
-    files.write_overview(out / OVERVIEW, *samples.overview())
-    return samples.notes()
 
 
 def block_settings(segmenter: Segmenter, image_hw: tuple[int, int], scale: float, memory: int) -> BlockSettings:
@@ -315,6 +336,7 @@ def _row(
     table: CellTable,
     counts: npt.NDArray[np.bool_],
     share: float,
+    blank_share: float,
     areas_px: npt.NDArray[Any],
     scale: float,
     by_class: dict[str, int],
@@ -331,6 +353,7 @@ def _row(
         "counted": n_counted,
         "confluence": share,
         "field_of_view_share": 1.0,
+        "blank_share": blank_share,
         "median_cell_area_px": median,
         "scale": float(scale),
         **{f"count_{name}": number for name, number in by_class.items()},

@@ -20,17 +20,22 @@ class Samples:
     """Every so many rows and columns of the image and its labels: for the overview, and for a note on its colours."""
 
     def __init__(self, region: Region) -> None:
-        self._region = region
+        self.region = region
         self._steps = (max(1, -(-max(region.hw) // _OVERVIEW_PX)), stain.negative_step(region.height * region.width))
         self._images: tuple[list[Any], list[Any]] = ([], [])
         self._labels: tuple[list[Any], list[Any]] = ([], [])
+
+    @property
+    def step(self) -> int:
+        """Pixels of the image from one pixel of the overview to the next."""
+        return self._steps[0]
 
     def add(self, top: int, labels: npt.NDArray[np.int32]) -> None:
         """Add the strip of rows that begins at ``top``; its ``labels`` (rows, w)."""
         step_rows = max(1, 4_000_000 // labels.shape[1])
         for start in range(0, len(labels), step_rows):
             part = labels[start : start + step_rows]
-            image = self._region.rows(top + start, top + start + len(part))
+            image = self.region.rows(top + start, top + start + len(part))
             for step, images, parts in zip(self._steps, self._images, self._labels, strict=True):
                 first = -(top + start) % step
                 images.append(image[first::step, ::step].copy())

@@ -39,6 +39,7 @@ def test_counts_a_slide(slide: Path, model: Path, tmp_path: Path, capsys: pytest
     assert console.run(command, arguments(slide, out, model, "--memory", "1GB")) == 0
     said = capsys.readouterr()
     assert "cells    280, 280 counted" in said.out
+    assert "skipped  0.0% of the tiles are blank" in said.out
     assert "600 x 840 px of level 0, in blocks that take up to 1.0 GB" in said.err
     assert "/" in said.err
     assert "tiles" in said.err
