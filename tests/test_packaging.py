@@ -223,8 +223,8 @@ FLOORS = (
     ("cli",),
     ("samples",),
 )
-DOORS = {("segmenter", "run")}
-"""Arrows up: ``Segmenter.run`` is a method because people look for it there."""
+DOORS = {("segmenter", "run"), ("segmenter", "slides")}
+"""Arrows up: ``Segmenter.run`` and ``run_slide`` are methods because people look for them there."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 

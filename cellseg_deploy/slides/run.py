@@ -64,7 +64,7 @@ class Progress:
     advanced: Callable[[int], None] = lambda _: None
 
 
-_SILENT = Progress()
+SILENT = Progress()
 _NO_RESULT = ("threads", "model_path")  # of what a backend tells of itself: changes no result
 
 
@@ -89,7 +89,7 @@ def run_slide(
     count_rule: CountRule = DEFAULT_RULE,
     skip_blank: bool = False,
     overwrite: bool = False,
-    progress: Progress = _SILENT,
+    progress: Progress = SILENT,
 ) -> SlideResult:
     """Count the cells of ``region`` into the folder ``out``; a run that was stopped is resumed.
 
