@@ -216,10 +216,10 @@ FLOORS = (
     ("images", "outputs"),
     ("batching", "report"),
     ("segmenter",),
-    ("annotations",),
+    ("annotations", "slides"),
     ("parity", "run", "evaluate"),
     ("cluster",),
-    ("slides", "view", "serve"),
+    ("view", "serve"),
     ("cli",),
     ("samples",),
 )

@@ -13,7 +13,8 @@ import click
 from cellseg_deploy.cli import console
 
 if TYPE_CHECKING:
-    from cellseg_deploy.slides.run import Progress, SlideResult
+    from cellseg_deploy.slides.counting import Progress
+    from cellseg_deploy.slides.run import SlideResult
 
 _EPILOG = """\b
 Examples:
@@ -35,17 +36,6 @@ Exit codes: 0 done, 2 usage or too little memory, 3 image unusable, 5 model unus
 another run, 7 output folder in use, 8 engine or package missing, 130 interrupted, 143/129 terminated or terminal
 closed.
 """
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def _bytes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
-    """Parse an amount of memory such as 4GB."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", value.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) == 0:
-        raise click.BadParameter(f"{value!r} is not an amount of memory; expected a number with MB or GB, such as 4GB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def _region(_ctx: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int, int, int] | None:
@@ -69,12 +59,7 @@ def _without_field(function: console.F) -> console.F:
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("image", metavar="IMAGE", type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--output", metavar="OUT", required=True, type=click.Path(path_type=Path), help="Output folder.")
-@click.option(
-    "--memory",
-    callback=_bytes,
-    metavar="AMOUNT",
-    help="Memory for blocks of the image, such as 4GB; results do not depend on it.  [default: half of what is free]",
-)
+@console.memory_option
 @click.option(
     "--region", callback=_region, metavar="X,Y,W,H", help="Count only this part, in px of the level.  [default: all]"
 )
@@ -154,22 +139,25 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
 
 def _progress(*, quiet: bool) -> Progress:
     """A bar or lines per stage, in tiles, blocks and strips."""
-    from cellseg_deploy.slides.run import Progress
+    from cellseg_deploy.slides.counting import Progress
 
     if quiet:
         return Progress()
     from cellseg_deploy.cli import progress as bars
 
     shown: list[bars.Progress] = []
+    clock = bars.TimeLeft()
 
     def started(stage: str, steps: int) -> None:
         while shown:
             shown.pop().__exit__(None, None, None)
         shown.append(bars.Progress(steps, stage).__enter__())
+        clock.start(steps)
 
     def advanced(steps: int) -> None:
+        said = clock.advance(steps)
         for _ in range(steps):
-            shown[0].advance()
+            shown[0].advance(said)
         if shown[0].seen == shown[0].total:
             shown.pop().__exit__(None, None, None)
 

@@ -10,9 +10,10 @@ from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule
 from cellseg_deploy.errors import check_types
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.segmenter import Segmenter
+from cellseg_deploy.slides.counting import SILENT, Progress
 from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import region_of
-from cellseg_deploy.slides.run import DEFAULT_KINDS, SILENT, Progress, SlideResult, run_slide
+from cellseg_deploy.slides.run import DEFAULT_KINDS, SlideResult, run_slide
 
 _READ_DEFAULTS = ReadOptions()
 

@@ -7,13 +7,13 @@ the tile itself, so no result changes. With a larger one it is an assumption: th
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from cellseg_deploy.batching import Predict, alone
+from cellseg_deploy.batching import Network
 from cellseg_deploy.cells.image_tiles import ImageTiles, Probabilities, Tiles
 from cellseg_deploy.cells.label_runs import Ints
 from cellseg_deploy.files.atomic import writing
@@ -26,30 +26,44 @@ Flags = npt.NDArray[np.bool_]
 
 
 class BlankTiles:
-    """A network for the bands of one image, each of ``per_band`` tiles; ``predict`` is asked what has to be asked.
+    """A network for the bands of one image, each of ``per_band`` tiles; ``network`` is asked what has to be asked.
 
     Which tiles were blank is kept in the file ``path``, a byte per tile, written before the answers of their band are.
     ``bands_done``: bands whose answers an earlier run left; flags of others are dropped.
     """
 
-    def __init__(
-        self, predict: Predict, batch_size: int, contrast: int, path: Path, *, per_band: int, bands_done: int
-    ) -> None:
-        self._predict, self._contrast = predict, contrast
-        self._network = alone(self._answers, batch_size)
+    def __init__(self, network: Network, contrast: int, path: Path, *, per_band: int, bands_done: int) -> None:
+        self._network, self._contrast = network, contrast
         self._path, self._per_band = path, per_band
-        self._flags = bytearray()
-        self._of_colour = OrderedDict[bytes, Probabilities]()
+        self._of_colour = dict[bytes, Probabilities]()
         with writing(path):
             kept = path.read_bytes()[: per_band * bands_done] if path.exists() else b""
             path.write_bytes(kept.ljust(per_band * bands_done, b"\0"))
 
     def __call__(self, tiles: ImageTiles) -> None:
         """Answer the tiles of the next band."""
-        self._flags.clear()
-        self._network(tiles)
+        asked, blanks, unknown, flags = list[int](), dict[int, bytes](), list[bytes](), bytearray()
+        for index in range(len(tiles)):
+            (tile,) = tiles.cut(index, 1)
+            low, high = tile.min(axis=(0, 1)), tile.max(axis=(0, 1))
+            is_blank = bool((high - low <= self._contrast).all())
+            flags.append(is_blank)
+            if is_blank:
+                blanks[index] = (low + (high - low) // 2).tobytes()
+                if blanks[index] not in self._of_colour and blanks[index] not in unknown:
+                    unknown.append(blanks[index])
+            else:
+                asked.append(index)
+        some = _Asked(tiles, asked, unknown)
+        if len(some):
+            self._network(some)
+        self._of_colour |= some.of_colour
+        for index, colour in blanks.items():
+            tiles.stitch(index, self._of_colour[colour][np.newaxis])
+        for colour in [*self._of_colour][:-_KEPT_ANSWERS]:
+            del self._of_colour[colour]
         with writing(self._path), self._path.open("ab") as file:
-            file.write(self._flags)
+            file.write(flags)
 
     @property
     def blank(self) -> Flags:
@@ -68,28 +82,33 @@ class BlankTiles:
         )
         return self.blank[rows][:, columns]
 
-    def _answers(self, tiles_nhwc: Tiles) -> Probabilities:
-        low, high = tiles_nhwc.min(axis=(1, 2)), tiles_nhwc.max(axis=(1, 2))
-        blank = (high - low <= self._contrast).all(axis=1)
-        self._flags += blank.tobytes()
-        if not blank.any():
-            return self._predict(tiles_nhwc)
-        colours = [colour.tobytes() for colour in (low + (high - low) // 2)[blank]]
-        unknown = [colour for colour in dict.fromkeys(colours) if colour not in self._of_colour]
-        one_colour = np.frombuffer(b"".join(unknown), np.uint8).reshape(-1, 1, 1, 3)
-        size = tiles_nhwc.shape[1:]
-        asked = np.concatenate([tiles_nhwc[~blank], np.broadcast_to(one_colour, (len(unknown), *size))])
-        answers = self._predict(asked) if len(asked) else None
-        for index, colour in enumerate(unknown, start=len(asked) - len(unknown)):
-            assert answers is not None
-            self._of_colour[colour] = answers[index].copy()
-        some = next(iter(self._of_colour.values()))
-        out = np.empty((len(tiles_nhwc), *some.shape), np.float32)
-        if answers is not None:
-            out[~blank] = answers[: len(asked) - len(unknown)]
-        for index, colour in zip(np.flatnonzero(blank).tolist(), colours, strict=True):
-            out[index] = self._of_colour[colour]
-            self._of_colour.move_to_end(colour)
-        while len(self._of_colour) > _KEPT_ANSWERS:
-            self._of_colour.popitem(last=False)
-        return out
+
+class _Asked(ImageTiles):
+    """Some of ``tiles`` by their ``indices``, and after them a tile of each of ``colours``."""
+
+    def __init__(self, tiles: ImageTiles, indices: Sequence[int], colours: Sequence[bytes]) -> None:
+        self.clock, self._tiles, self._indices, self._colours = tiles.clock, tiles, indices, colours
+        self.of_colour = dict[bytes, Probabilities]()
+
+    def __len__(self) -> int:
+        return len(self._indices) + len(self._colours)
+
+    def cut(self, start: int, most: int) -> Tiles:
+        """As ``ImageTiles.cut``."""
+        chosen = range(start, min(start + most, len(self)))
+        return np.concatenate([self._one(number) for number in chosen])
+
+    def _one(self, number: int) -> Tiles:
+        if number < len(self._indices):
+            return self._tiles.cut(self._indices[number], 1)
+        some = self._tiles.cut(0, 1)
+        some[:] = np.frombuffer(self._colours[number - len(self._indices)], np.uint8)
+        return some
+
+    def stitch(self, start: int, probabilities_nkhw: Probabilities) -> None:
+        """As ``ImageTiles.stitch``; the answers for colours are kept in ``of_colour``."""
+        for number, answer in enumerate(probabilities_nkhw, start=start):
+            if number < len(self._indices):
+                self._tiles.stitch(self._indices[number], answer[np.newaxis])
+            else:
+                self.of_colour[self._colours[number - len(self._indices)]] = answer.copy()

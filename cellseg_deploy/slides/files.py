@@ -122,7 +122,7 @@ def write_cells(path: Path, image: str, columns: Mapping[str, npt.NDArray[Any]])
             file.write(tables.csv_rows((image, *row) for row in rows))
 
 
-def write_geojson(path: Path, pieces: Iterable[bytes]) -> None:
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file in ``pieces``. Raises ``OutputError``."""
     with atomic_file(path) as file, writing(path):
         for piece in pieces:

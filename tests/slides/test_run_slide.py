@@ -15,7 +15,7 @@ from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.samples.params import random_params
 from cellseg_deploy.samples.smear import make_smear
 from cellseg_deploy.segmenter import Segmenter
-from cellseg_deploy.slides import files
+from cellseg_deploy.slides import counting, files
 from cellseg_deploy.slides import run as slides
 from cellseg_deploy.slides.region import ArrayReader, Region, region_of
 from cellseg_deploy.slides.run import run_slide
@@ -46,12 +46,12 @@ def segmenter(**settings: Any) -> Segmenter:
 def small_blocks(monkeypatch: pytest.MonkeyPatch, rows: int, overlap: int) -> None:
     from dataclasses import replace
 
-    settings_of = slides.block_settings
+    settings_of = counting.block_settings
 
     def small(*arguments: Any) -> Any:
         return replace(settings_of(*arguments), block_rows=rows, overlap_rows=overlap)
 
-    monkeypatch.setattr(slides, "block_settings", small)
+    monkeypatch.setattr(counting, "block_settings", small)
 
 
 @pytest.mark.parametrize(("rows", "overlap", "scale"), [(16, 4, 0.5), (50, 30, 0.73), (2000, 10, 1.0), (40, 20, 1.21)])
