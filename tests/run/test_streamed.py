@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import tifffile
 from conftest import THREE, DarknessBackend, draw_discs
 from PIL import Image
 
-from cellseg_deploy.cli import console
+from cellseg_deploy.cli import console, progress
 from cellseg_deploy.cli.infer import command
+from cellseg_deploy.errors import OutputError
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.outputs import geojson
@@ -157,13 +159,40 @@ def test_what_cannot_be_done_by_region_fails_alone(folder: Path, tmp_path: Path)
     assert "more than the limit of 50000 pixels" in said["large.png"]
 
 
+def test_too_little_memory_fails_one_image(folder: Path, tmp_path: Path) -> None:
+    summary = run(folder, tmp_path / "out", memory=1_000_000)
+    assert (summary.done, summary.failed) == (1, 1)
+    assert "memory of 0.00 GB does not hold one block" in summary.images["large.tif"].error
+    assert run(folder, tmp_path / "out").cells == 93
+
+
+def test_kinds_cannot_be_added_later(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "out", save=("labels",))
+    with pytest.raises(OutputError, match=r"large\.tif is read by region, and kinds of files cannot be added"):
+        run(folder, tmp_path / "out", save=("labels", "geojson"))
+
+
+def test_a_slide_that_is_passed_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("openslide")
+    about = "Aperio Image Library v11.2.1\n380x420 [0,0 380x420] (64x64) RAW|AppMag = 40|MPP = 0.2500"
+    path = tmp_path / "slide.svs"
+    tifffile.imwrite(path, LARGE, tile=(64, 64), compression="lzw", description=about, photometric="rgb", metadata=None)
+    summary = run_folder(Segmenter(DarknessBackend(), scale=1.0), find_images([path]), tmp_path / "out")
+    assert summary.cells == 90
+    whole = Segmenter(DarknessBackend(), scale=1.0)(LARGE, field="full")
+    assert np.array_equal(tifffile.imread(tmp_path / "out/labels/slide.svs.tif"), whole.labels)
+
+
 def test_the_command_streams_and_says_so(
-    folder: Path, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1)
     arguments = [str(folder), "-o", str(tmp_path / "out"), "--model", str(model), "--scale", "1"]
     more = ["--backend", "onnxruntime", "--max-pixels", str(LIMIT), "--memory", "1GB"]
     assert console.run(command, arguments + more) == 0
     said = capsys.readouterr()
     assert "large.tif: 380 x 420 px, read by region in blocks of up to 1.0 GB" in said.err
+    assert re.search(r"^large.tif: 10/110 tiles, \d+ s left$", said.err, re.MULTILINE)
+    assert re.search(r"^large.tif: 110/110 tiles$", said.err, re.MULTILINE)
     assert "93" in said.out
     assert console.run(command, [*arguments, "--memory", "little"]) == 2
