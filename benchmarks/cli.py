@@ -12,6 +12,7 @@ from cellseg_benchmarks import options as shared
 from cellseg_deploy.cli import console
 
 _MODULES = {
+    "correct": "quality.correct",
     "latency": "engine.latency",
     "layers": "engine.layers",
     "limits": "engine.limits",
@@ -24,6 +25,7 @@ _MODULES = {
     "savings": "quality.savings",
     "scaling": "folder.scaling",
     "soak": "folder.soak",
+    "streaming": "folder.streaming",
     "study": "quality.study",
     "truths": "quality.truths",
 }

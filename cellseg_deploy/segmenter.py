@@ -27,19 +27,20 @@ from cellseg_deploy.cells.field_marks import drawn_note, find_pointer, pointer_n
 from cellseg_deploy.cells.field_of_view import (
     MAX_AREA,
     Field,
-    Mask,
     check_field,
     edges,
     find_field,
     inside_field,
+    least_edge_area_rel,
     without_surround,
 )
 from cellseg_deploy.cells.field_of_view import note as field_note
-from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities, resize, resize_mask
-from cellseg_deploy.cells.instances import VISIBLE_AREA_REL, BorderCells, check_border_cells, check_params, segment
+from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities, foreground_share, resize
+from cellseg_deploy.cells.instances import BorderCells, check_border_cells, check_params, painted, segment_runs
+from cellseg_deploy.cells.label_runs import Runs
 from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.cells.notes import Note
-from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, check_scale, fixed_scale, lost_note, size_note
+from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, check_scale, fixed_scale, lost_share_note, size_note
 from cellseg_deploy.cells.stain import negative_note
 from cellseg_deploy.cells.tiling import checked_halo
 from cellseg_deploy.errors import UsageError, check_types
@@ -48,7 +49,7 @@ from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import LoadedImage
 from cellseg_deploy.images.resolution import checked_by_cells
 from cellseg_deploy.outputs import formats
-from cellseg_deploy.outputs.segmentation import Segmentation
+from cellseg_deploy.outputs.segmentation import NO_PROBABILITIES, Segmentation
 from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
 
 if TYPE_CHECKING:
@@ -294,12 +295,14 @@ class Segmenter:
         *,
         field: Field = "auto",
         scale: float | None = None,
+        keep_probabilities: bool = True,
     ) -> Segmentation:
         """Segment an array like a call of the segmenter, with the ``network`` passed.
 
         ``clock``: collects the seconds of each stage. ``field``: ``full`` takes the whole image as the field of view,
         surround included. ``scale``: model px per image px as returned by ``find_scale``; None: the segmenter's, which
-        with ``cell_diameter_px="auto"`` is measured in this image alone.
+        with ``cell_diameter_px="auto"`` is measured in this image alone. ``keep_probabilities``: False frees them once
+        the labels are found, as a large image needs; the result then has no channels.
         """
         any_image.check_array(image_hwc)
         check_field(field)
@@ -319,29 +322,37 @@ class Segmenter:
         if scale is None and self.auto_scale:
             choice = self.find_scale([image_hwc], network, clock, field="full")  # the surround is already removed
             scale = choice.scale
-            notes += [choice.note] if choice.note else []
+            notes.append(choice.note)
         scale = self.scale if scale is None else scale
-        probabilities, labels = self._labels(image_hwc, scale, network, clock, inside)
+        probabilities = self._probabilities(image_hwc, scale, network, clock)
+        with clock("label"):
+            runs = self._runs(probabilities, (image_hwc.shape[0], image_hwc.shape[1]))
+            seen = foreground_share(self._foreground(probabilities), self.params.foreground_threshold, inside)
+            if not keep_probabilities:  # before the label image is made, which is larger
+                probabilities = probabilities[len(probabilities) - len(self.backend.spec.classes) :].copy()
+            labels = painted(runs)
+            del runs
+            if inside is not None:
+                rel = least_edge_area_rel(self.params, self.border_cells)
+                largest_px = MAX_AREA * self.model_cell_px(scale)
+                labels = inside_field(labels, inside, min_edge_area_rel=rel, max_area_px=largest_px)
         if field == "auto":
             with clock("label"):
                 labels, n_drawn = without_drawn(image_hwc, labels)
             notes += [drawn_note(n_drawn)] if n_drawn else []
         if not is_found and scale == self.backend.spec.image_scale:  # by value, so that a rerun gives the same note
-            note = size_note(labels, self.backend.spec.cell_diameter_px, scale)
-            notes += [note] if note else []
-        foreground = probabilities[list(self.backend.spec.channels).index("foreground")]
-        if inside is None:
-            note = lost_note(foreground, labels, self.params.foreground_threshold)
-        else:  # pixels around the field are its mirror image
-            seen = foreground[resize_mask(inside, (foreground.shape[0], foreground.shape[1]))]
-            note = lost_note(seen, labels[inside], self.params.foreground_threshold)
-        notes += [note] if note else []
-        note = negative_note(image_hwc, labels > 0)
-        notes += [note] if note else []
+            notes.append(size_note(labels, self.backend.spec.cell_diameter_px, scale))
+        kept = np.count_nonzero(labels) / (labels.size if inside is None else np.count_nonzero(inside))
+        notes += [lost_share_note(seen, float(kept)), negative_note(image_hwc, labels)]
+        classes = classify(labels, probabilities, self.backend.spec.classes, self.counting_classes)
+        if not keep_probabilities:
+            probabilities = NO_PROBABILITIES
         with clock("measure"):
             table = measure(labels)
             if inside is not None:
                 table.columns["touches_border"] |= edges(labels, inside, len(table)).any(axis=1)
+            if classes is not None:
+                table.columns.update(classes.columns)
         return Segmentation(
             labels=labels,
             probabilities_khw=probabilities,
@@ -349,13 +360,13 @@ class Segmenter:
             scale=scale,
             seconds=clock.seconds,
             pixels_hwc=pixels_hwc,
-            channels=self.backend.spec.channels,
-            notes=tuple(notes),
+            channels=self.backend.spec.channels if keep_probabilities else (),
+            notes=tuple(note for note in notes if note),
             field=inside,
             model_cell_px=self.model_cell_px(scale),
             model=self.backend.spec.name,
             task=self.task,
-            classes=classify(labels, probabilities, table, self.backend.spec.classes, self.counting_classes),
+            classes=classes,
         )
 
     def model_cell_px(self, scale: float) -> float:
@@ -387,8 +398,9 @@ class Segmenter:
                 parts.append(whole[scales.crop_of((whole.shape[0], whole.shape[1]), most, 0)].copy())
 
         def look(crop_hwc: npt.NDArray[np.uint8], at: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-            probabilities, labels = self._labels(crop_hwc, at, network, clock, None, at_model_scale=True)
-            return probabilities[list(spec.channels).index("foreground")], labels
+            probabilities = self._probabilities(crop_hwc, at, network, clock)
+            with clock("label"):
+                return self._foreground(probabilities), painted(self._runs(probabilities, None))
 
         return scales.search(
             parts,
@@ -425,35 +437,21 @@ class Segmenter:
         model_pixels = round(pixels * (self.scale if scale is None else scale) ** 2)
         return pixels * (3 + 4) + model_pixels * (3 + 4 * len(self.backend.spec.channels))
 
-    def _labels(
-        self,
-        image_hwc: npt.NDArray[np.uint8],
-        scale: float,
-        network: Network,
-        clock: StageClock,
-        inside: Mask | None,
-        *,
-        at_model_scale: bool = False,
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """Probabilities at ``scale`` and labels at the image's own size, or ``at_model_scale``."""
-        probabilities = self._probabilities(image_hwc, scale, network, clock)
-        with clock("label"):
-            labels = segment(
-                probabilities,
-                self.backend.spec.channels,
-                self.params,
-                cell_diameter_px=self.backend.spec.cell_diameter_px,
-                out_hw=None if at_model_scale else (image_hwc.shape[0], image_hwc.shape[1]),
-                border_cells=self.border_cells,
-                classes=() if at_model_scale else self.backend.spec.classes,  # platelets do not indicate the scale
-            )
-            if inside is not None:
-                rel = self.params.min_border_area_rel
-                if self.border_cells == "visible":
-                    rel = min(rel, VISIBLE_AREA_REL)
-                largest_px = MAX_AREA * self.model_cell_px(scale)
-                labels = inside_field(labels, inside, min_edge_area_rel=rel, max_area_px=largest_px)
-        return probabilities, labels
+    def _foreground(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return probabilities[self.backend.spec.channels.index("foreground")]
+
+    def _runs(self, probabilities: npt.NDArray[np.float32], out_hw: tuple[int, int] | None) -> Runs:
+        """Runs of the cells at the image's size ``out_hw``; None for the model's scale."""
+        spec = self.backend.spec
+        return segment_runs(
+            probabilities,
+            spec.channels,
+            self.params,
+            cell_diameter_px=spec.cell_diameter_px,
+            out_hw=out_hw,
+            border_cells=self.border_cells,
+            classes=() if out_hw is None else spec.classes,  # platelets do not indicate the scale
+        )
 
     def _probabilities(
         self, image_hwc: npt.NDArray[np.uint8], scale: float, network: Network, clock: StageClock

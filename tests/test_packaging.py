@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ OF_EXTRAS = {
         "cellseg_deploy/cluster/engine.py",
         "cellseg_deploy/cluster/worker.py",
     ),
+    "obstore": ("cellseg_deploy/files/urls.py",),
     "openslide": ("cellseg_deploy/slides/openslide_reader.py",),
     "matplotlib": ("cellseg_deploy/evaluate/plots.py",),
     "pandas": ("cellseg_deploy/outputs/image_table.py",),
@@ -423,6 +425,16 @@ def test_the_wheel_says_what_it_is_and_how_to_use_it(wheel: zipfile.ZipFile, whe
     assert not re.findall(r"!\[|\]\((?!https?://)", description)
     assert "counting photographs (`docs/counting.md`)" in description
     assert "outline of every cell" not in description
+
+
+def test_a_wheel_from_the_sdist_holds_the_same_files(source: Path, tmp_path: Path, wheel_names: set[str]) -> None:
+    code = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=source, capture_output=True, timeout=120, check=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    with build(tmp_path / sdist.name.removesuffix(".tar.gz"), "build_wheel(out)") as archive_of_wheel:
+        assert set(archive_of_wheel.namelist()) == wheel_names
 
 
 def test_a_strict_editable_installation_shows_type_checkers_all_packages(source: Path) -> None:

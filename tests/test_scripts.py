@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SLOW
 
-PROGRAMS = ("scripts/check", "scripts/demo", "scripts/night", "scripts/test", "scripts/types", ".ci/run")
+PROGRAMS = (
+    "scripts/check",
+    "scripts/demo",
+    "scripts/night",
+    "scripts/release",
+    "scripts/test",
+    "scripts/types",
+    ".ci/run",
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the scripts are for bash")
 
@@ -240,6 +248,13 @@ def test_demo_leaves_a_folder_alone_that_it_did_not_make(checkout: Path) -> None
     assert "was not made by this script" in result.stderr
     assert (checkout / "demo-out" / "results.txt").read_text() == "mine"
     assert not (checkout / ".venv-demo").exists()
+
+
+def test_release_leaves_earlier_files_alone(checkout: Path) -> None:
+    (checkout / "dist").mkdir()
+    result = run(checkout, "scripts/release")
+    assert (result.returncode, calls(checkout), list((checkout / "dist").iterdir())) == (6, [], [])
+    assert "dist exists; move it away" in result.stderr
 
 
 def test_gpu_check_goes_on_without_tensorrt(checkout: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,12 +29,13 @@ def subject(
     work: str,
     timed: str | None = None,
     save: Sequence[str] | None = None,
+    report: bool = True,
 ) -> Subject:
     """A ``Segmenter`` of ``settings``: fields of ``EngineOptions``, arguments of ``Segmenter.load``, and ``path``, the
     model.
 
     ``threads``: total, None for one per core. ``work``: folder for the output of runs, deleted afterwards. ``timed``:
-    folder of images whose run is the call ``folder``, None for no call. ``save``: as in ``RunOptions``.
+    folder of images whose run is the call ``folder``, None for no call. ``save``, ``report``: as in ``RunOptions``.
 
     The question ``run`` runs the images in ``paths`` once and returns the summary of the run, with the memory it
     took. An image that fails fails the measurement: its time would be that of another, smaller job.
@@ -52,7 +54,7 @@ def subject(
 
     def options(max_pixels: int) -> RunOptions:
         saved = RunOptions().save if save is None else tuple(save)
-        return RunOptions(save=saved, reading=ReadOptions(max_pixels_for(max_pixels)))
+        return RunOptions(save=saved, reading=ReadOptions(max_pixels_for(max_pixels)), report=report)
 
     def run_once(paths: Sequence[str], max_pixels: int = 0) -> RunSummary:
         images = find_images([Path(path) for path in paths], follow_links=True)
@@ -67,10 +69,11 @@ def subject(
         shutil.rmtree(out, ignore_errors=True)
         before = memory.rss_bytes()
         was_reset = memory.reset_peak()
-        seconds = stopwatch()
+        seconds, cpu_before = stopwatch(), time.process_time()
         summary = run_once(paths, max_pixels)
         return {
             "seconds": seconds(),
+            "cpu_seconds": time.process_time() - cpu_before,
             "wall_seconds": summary.wall_seconds,
             "engine_seconds": summary.engine_seconds,
             "stage_seconds": summary.stage_seconds,

@@ -137,6 +137,32 @@ def write_mirrored(path: Path, image_hwc: Image, hw: tuple[int, int]) -> None:
     )
 
 
+def write_mosaic(path: Path, photographs: Sequence[Image], hw: tuple[int, int]) -> None:
+    """Write a TIFF of ``hw`` pixels to ``path``: ``photographs`` next to each other in turn, all cut to the size of the
+    smallest, so that cells are cut and touch at every seam."""
+    import tifffile
+
+    height, width = (min(image.shape[axis] for image in photographs) for axis in (0, 1))
+    across = -(-hw[1] // width)
+
+    def strips() -> Iterator[Image]:
+        for start in range(0, hw[0], _STRIP_ROWS):
+            rows = [
+                np.concatenate(
+                    [
+                        photographs[(y // height * across + k) % len(photographs)][y % height, :width]
+                        for k in range(across)
+                    ]
+                )[: hw[1]]
+                for y in range(start, min(start + _STRIP_ROWS, hw[0]))
+            ]
+            yield np.stack(rows)
+
+    tifffile.imwrite(
+        path, strips(), shape=(*hw, 3), dtype=np.uint8, photometric="rgb", metadata=None, rowsperstrip=_STRIP_ROWS
+    )
+
+
 def reflected(n: int, length: int) -> npt.NDArray[np.int64]:
     """Indices (n,) that run back and forth over ``length`` places: 0 1 2 2 1 0 0 1 ..."""
     place = np.arange(n) % (2 * length)

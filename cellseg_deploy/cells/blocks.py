@@ -17,7 +17,9 @@ the one of its first pixel in raster order, returns them. All other objects wait
 window of its own that grows until the object and its neighbours are complete. No object is cut, whatever its size, and
 each is returned once.
 
-The typical area is the median over all objects, so the objects are visited twice: ``whole_area_list``, then ``cells``.
+The typical area is the median over all objects, so the objects are visited twice: by ``first_pass``, then by ``cells``.
+The first labels of the blocks, which are most of the work, are made once and kept, by the caller's ``Keep``. Objects
+with a window of their own get theirs twice: such windows may overlap without limit.
 """
 
 from __future__ import annotations
@@ -47,9 +49,13 @@ Mask = npt.NDArray[np.bool_]
 ReadPlanes = Callable[[slice, slice], Probabilities]
 """Rows and columns to the probabilities there, float32 (K, rows, columns)."""
 
+Keep = Callable[[Labels], Callable[[], Labels]]
+"""Keeps labels (h, w) for later; calling the result returns them, once."""
+
 REACH_PX = 3
 """An outline at the image's size depends on labels at most two pixels away; one more for safety."""
-_MARGIN_PX = 8
+MARGIN_PX = 8
+"""Rows of a window above its block, and below its overlap."""
 BYTES_PER_PIXEL = 40
 """Memory for a pixel of a window at model scale, beside its probabilities: labels, components and temporaries."""
 
@@ -108,6 +114,39 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What the second pass needs of a window. ``top``, ``left``: where it lies. ``planes_khw``: its probabilities.
+
+    ``labels``: of ``first_labels``, int32 (h, w); ``kept``: whether each number is of a wanted object, (largest + 1,).
+    """
+
+    top: int
+    left: int
+    planes_khw: Probabilities
+    labels: Labels
+    kept: Mask
+
+
+@dataclass(frozen=True)
+class Block:
+    """The window of a block, kept for the second pass: its ``rows``, and ``labels`` and ``kept`` as in ``Part``."""
+
+    rows: slice
+    labels: Callable[[], Labels]
+    kept: Mask
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """``areas_px``: areas in px of all labels of ``first_labels`` that do not touch the image border, int64 (n,), in
+    any order. ``blocks``: all blocks. ``waiting``: first pixel (y, x) of each object that no block has complete."""
+
+    areas_px: Ints
+    blocks: tuple[Block, ...]
+    waiting: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class BlockCells:
     """Cells of one window, in the coordinates of the label image.
 
@@ -117,47 +156,71 @@ class BlockCells:
 
     runs: Runs
     first: Ints
-    window: Window
+    window: Part
 
 
-def whole_area_list(read: ReadPlanes, settings: BlockSettings, done: Callable[[], None] = lambda: None) -> Ints:
-    """Areas in px of all labels of ``first_labels`` that do not touch the image border, int64 (n,), in any order.
-
-    ``done`` is called after each block.
-    """
-    areas = [np.zeros(0, np.int64)]
-    for window in windows(read, settings, done):
-        labels = first_labels(window.planes_khw, settings.channels, settings.params, disc_px=settings.disc_px)
-        kept = window.of_wanted(labels)
-        labels = np.where(kept, np.arange(len(kept), dtype=np.int32), np.int32(0))[labels]
-        areas.append(whole_areas(labels).astype(np.int64))
-    return np.concatenate(areas)
-
-
-def cells(
-    read: ReadPlanes, settings: BlockSettings, areas_px: Ints, done: Callable[[], None] = lambda: None
-) -> Iterator[BlockCells]:
-    """Yield the cells of the image window by window, each once; ``areas_px``: of ``whole_area_list``.
+def first_pass(
+    read: ReadPlanes, settings: BlockSettings, keep: Keep, done: Callable[[], None] = lambda: None
+) -> FirstPass:
+    """Find the objects of the image and label them; ``done`` is called after each block.
 
     Raises ``DataError`` if an object does not fit into memory.
     """
-    typical_px = typical_area(areas_px, settings.disc_px)
-    for window in windows(read, settings, done):
-        found = _cells_of(window, settings, typical_px)
-        if len(found):
-            rank = raster_ranks(found.label)
-            first = np.full(int(rank.max()) + 1, np.iinfo(np.int64).max)
-            number = rank[found.label].astype(np.int64)
-            np.minimum.at(first, number, found.row * settings.out_hw[1] + found.start)
-            yield BlockCells(replace(found, label=number), first[1:], window)
+    areas, found, waiting = [np.zeros(0, np.int64)], list[Block](), list[tuple[int, int]]()
+    for window in _blocks(read, settings, waiting):
+        part = _labelled(window, settings)
+        areas.append(_areas(part))
+        rows = slice(part.top, part.top + len(part.labels))
+        found.append(Block(rows, keep(part.labels), part.kept))
+        done()
+    waiting.sort()
+    areas += [_areas(_labelled(window, settings)) for window in _large(read, settings, waiting)]
+    return FirstPass(np.concatenate(areas), tuple(found), tuple(waiting))
 
 
-def _cells_of(window: Window, settings: BlockSettings, typical_px: float) -> Runs:
+def cells(
+    read: ReadPlanes, settings: BlockSettings, first: FirstPass, done: Callable[[], None] = lambda: None
+) -> Iterator[BlockCells]:
+    """Yield the cells of the image window by window, each once; ``done`` is called after each block."""
+    typical_px = typical_area(first.areas_px, settings.disc_px)
+    for block in first.blocks:
+        planes_khw = read(block.rows, slice(0, settings.hw[1]))
+        yield from _numbered(Part(block.rows.start, 0, planes_khw, block.labels(), block.kept), settings, typical_px)
+        del planes_khw
+        done()
+    for window in _large(read, settings, first.waiting):
+        yield from _numbered(_labelled(window, settings), settings, typical_px)
+
+
+def _labelled(window: Window, settings: BlockSettings) -> Part:
+    labels = first_labels(
+        window.planes_khw, settings.channels, settings.params, disc_px=settings.disc_px, classes=settings.classes
+    )
+    return Part(window.top, window.left, window.planes_khw, labels, window.of_wanted(labels))
+
+
+def _areas(part: Part) -> Ints:
+    """Areas of the wanted labels that do not touch a side of the window, int64 (n,). A wanted label that does so lies
+    at the side of the image."""
+    numbers = np.where(part.kept, np.arange(len(part.kept), dtype=np.int32), np.int32(0))
+    return whole_areas(numbers[part.labels]).astype(np.int64)
+
+
+def _numbered(part: Part, settings: BlockSettings, typical_px: float) -> Iterator[BlockCells]:
+    """Yield the wanted cells of ``part``, if there are any."""
+    found = _cells_of(part, settings, typical_px)
+    if len(found):
+        rank = raster_ranks(found.label)
+        first = np.full(int(rank.max()) + 1, np.iinfo(np.int64).max)
+        number = rank[found.label].astype(np.int64)
+        np.minimum.at(first, number, found.row * settings.out_hw[1] + found.start)
+        yield BlockCells(replace(found, label=number), first[1:], part)
+
+
+def _cells_of(window: Part, settings: BlockSettings, typical_px: float) -> Runs:
     """Runs of the wanted cells of ``window``, with any numbers."""
-    labels = first_labels(window.planes_khw, settings.channels, settings.params, disc_px=settings.disc_px)
-    kept = window.of_wanted(labels)  # before holes are filled, which may hold dropped objects; numbers stay
     labels = final_labels(
-        labels,
+        window.labels,
         window.planes_khw,
         settings.params,
         disc_px=settings.disc_px,
@@ -179,7 +242,7 @@ def _cells_of(window: Window, settings: BlockSettings, typical_px: float) -> Run
         runs = row_runs(labels)
         across = window.left
         runs = Runs(runs.label, runs.row + window.top, runs.start + across, runs.stop + across, settings.out_hw)
-    is_kept = kept[runs.label]
+    is_kept = window.kept[runs.label]  # from before holes were filled, which may hold dropped objects; numbers stay
     runs = Runs(runs.label[is_kept], runs.row[is_kept], runs.start[is_kept], runs.stop[is_kept], settings.out_hw)
     return largest_pieces(runs) if settings.out_hw != settings.hw else runs
 
@@ -187,16 +250,13 @@ def _cells_of(window: Window, settings: BlockSettings, typical_px: float) -> Run
 # ------------------------------------------------------------------------------------------------------------- windows
 
 
-def windows(read: ReadPlanes, settings: BlockSettings, done: Callable[[], None] = lambda: None) -> Iterator[Window]:
-    """Yield windows in which each object of the image is wanted exactly once, complete and with complete neighbours.
-
-    ``done`` is called after each block. Raises ``DataError`` if an object does not fit into memory.
-    """
+def _blocks(read: ReadPlanes, settings: BlockSettings, waiting: list[tuple[int, int]]) -> Iterator[Window]:
+    """Yield the window of each block. The objects that it owns, and has complete and with complete neighbours, are
+    wanted; the first pixel (y, x) there of every other object that it owns is added to ``waiting``."""
     height, width = settings.hw
-    waiting = list[tuple[int, int]]()
     for top in range(0, height, settings.block_rows):
         bottom = min(top + settings.block_rows, height)
-        rows = slice(max(0, top - _MARGIN_PX), min(height, bottom + settings.overlap_rows + _MARGIN_PX))
+        rows = slice(max(0, top - MARGIN_PX), min(height, bottom + settings.overlap_rows + MARGIN_PX))
         window, boxes = _window(read, settings, rows, slice(0, width))
         first_row = boxes[:, 1] + rows.start
         owned = (first_row >= top) & (first_row < bottom)
@@ -208,13 +268,13 @@ def windows(read: ReadPlanes, settings: BlockSettings, done: Callable[[], None] 
             row = int(boxes[number, 1])
             waiting.append((row + rows.start, int(np.argmax(window.component[row] == number))))
         yield replace(window, wanted=ready)
-        done()
-    yield from _large(read, settings, sorted(waiting))
 
 
 def _large(read: ReadPlanes, settings: BlockSettings, waiting: Sequence[tuple[int, int]]) -> Iterator[Window]:
     """Yield a window for each object whose first pixel (y, x) is in ``waiting``, in raster order. Other pixels there
-    belong to the same objects: parts that looked like objects of their own in their block."""
+    belong to the same objects: parts that looked like objects of their own in their block.
+
+    Raises ``DataError`` if an object does not fit into memory."""
     at = np.array(waiting, np.int64).reshape(-1, 2)
     seen = np.zeros(len(at), np.bool_)
     for index, (y, x) in enumerate(waiting):
@@ -237,7 +297,7 @@ def _complete(read: ReadPlanes, settings: BlockSettings, y: int, x: int) -> tupl
     number."""
     import cv2
 
-    side = _MARGIN_PX + settings.overlap_rows
+    side = MARGIN_PX + settings.overlap_rows
     sides = [y - side, x - side, y + side, x + side]  # top, left, bottom, right
     while True:
         top, left = max(0, sides[0]), max(0, sides[1])

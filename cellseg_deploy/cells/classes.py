@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellseg_deploy.cells.label_runs import Ints, Labels, bands
-from cellseg_deploy.cells.measure import CellTable
+from cellseg_deploy.cells.measure import centroids
 from cellseg_deploy.errors import UsageError, check_types
 
 CLASS, CLASS_PROBABILITY = "class", "class_probability"
@@ -90,35 +90,30 @@ def counting_classes(known: Sequence[str], asked: Sequence[str] | None) -> tuple
 
 
 def classify(
-    labels: Labels,
-    probabilities_khw: npt.NDArray[np.float32],
-    table: CellTable,
-    names: Sequence[str],
-    counting: Sequence[str],
+    labels: Labels, probabilities_khw: npt.NDArray[np.float32], names: Sequence[str], counting: Sequence[str]
 ) -> CellClasses | None:
-    """Classify the cells 1..n of ``labels`` (h, w) and add the classes to ``table``; None if ``names`` is empty.
+    """Classify the cells 1..n of ``labels`` (h, w); None if ``names`` is empty.
 
     ``probabilities_khw``: (K, h', w') at the model's scale; the last channels are those of ``names``.
     """
     if not names:
         return None
-    means = class_means(labels, probabilities_khw[-len(names) :], table)
+    means = class_means(labels, probabilities_khw[-len(names) :], int(labels.max(initial=0)))
     index = means.argmax(axis=1).astype(np.int64)
-    classes = CellClasses(tuple(names), tuple(counting), index, means[np.arange(len(index)), index])
-    table.columns.update(classes.columns)
-    return classes
+    return CellClasses(tuple(names), tuple(counting), index, means[np.arange(len(index)), index])
 
 
 def class_means(
     labels: Labels,
     planes_khw: npt.NDArray[np.float32],
-    table: CellTable,
+    count: int,
     *,
     of: tuple[tuple[int, int], tuple[int, int]] | None = None,
     plane_at: tuple[int, int] = (0, 0),
     labels_at: tuple[int, int] = (0, 0),
 ) -> Floats:
-    """Mean of each of ``planes_khw`` (K, h', w') over every cell of ``labels`` (h, w), float64 (n, K); see the module.
+    """Mean of each of ``planes_khw`` (K, h', w') over every cell 1..``count`` of ``labels`` (h, w), float64 (count, K);
+    see the module.
 
     Sums are taken in pixel order, so they depend on the image alone. ``of``: if labels and planes are parts of an
     image, the sizes of its planes and its labels; ``plane_at``, ``labels_at``: where the parts lie (y, x).
@@ -132,8 +127,8 @@ def class_means(
     )
     rows, columns = under[0][plane_at[0] + y], under[1][plane_at[1] + x]
     across = slice(int(x[0]), int(x[-1]) + 1) if len(x) else slice(0)
-    pixels = np.zeros(len(table), np.int64)
-    sums = np.zeros((len(planes_khw), len(table)), np.float64)
+    pixels = np.zeros(count, np.int64)
+    sums = np.zeros((len(planes_khw), count), np.float64)
     for band in bands((len(y), len(x))):
         number = labels[rows[band]][:, columns].reshape(-1)
         inside = np.flatnonzero(number)
@@ -150,9 +145,10 @@ def class_means(
     missed = np.flatnonzero(pixels == 0)
     if len(missed):
         at_y, at_x = (
-            np.clip((table.columns[f"centroid_{axis}_px"][missed] + 0.5) * (n / n_of), 0, n - 1).astype(np.int64)
-            - start
-            for axis, n, n_of, start in zip("yx", plane_hw, labels_hw, plane_at, strict=True)
+            np.clip((middle + 0.5) * (n / n_of), 0, n - 1).astype(np.int64) - start
+            for middle, n, n_of, start in zip(
+                centroids(labels, missed + 1, top_left=labels_at), plane_hw, labels_hw, plane_at, strict=True
+            )
         )
         sums[:, missed] = planes_khw[:, at_y, at_x]
         pixels[missed] = 1

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cellseg_deploy.cells.instances import VISIBLE_AREA_REL, BorderCells
 from cellseg_deploy.cells.label_runs import bands
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import UsageError
+from cellseg_deploy.models.spec import InstanceParams
 
 Field = Literal["auto", "full"]
 FIELDS: tuple[Field, ...] = ("auto", "full")
@@ -143,6 +145,12 @@ def inside_field(
         kept &= ~at_edge | (after >= min_edge_area_rel * float(np.median(whole)))
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     return np.asarray(numbers[kept_px], np.int32)
+
+
+def least_edge_area_rel(params: InstanceParams, border_cells: BorderCells) -> float:
+    """Share of the median cell below which a cell at the edge of the field of view is dropped."""
+    rel = params.min_border_area_rel
+    return rel if border_cells == "model" else min(rel, VISIBLE_AREA_REL)
 
 
 def edges(labels: npt.NDArray[np.integer[Any]], field: Mask, count: int) -> Mask:

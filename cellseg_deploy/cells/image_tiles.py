@@ -111,3 +111,12 @@ def resize_mask(mask: npt.NDArray[np.bool_], hw: tuple[int, int]) -> npt.NDArray
     import cv2
 
     return np.asarray(cv2.resize(mask.astype(np.uint8), hw[::-1], interpolation=cv2.INTER_NEAREST)) > 0
+
+
+def foreground_share(
+    foreground: npt.NDArray[np.float32], threshold: float, field: npt.NDArray[np.bool_] | None = None
+) -> float:
+    """Share of ``foreground`` (h', w') that is ``threshold`` or more; with ``field`` (h, w), of the pixels in it."""
+    if field is not None:  # around it is its mirror image
+        foreground = foreground[resize_mask(field, (foreground.shape[0], foreground.shape[1]))]
+    return float(np.count_nonzero(foreground >= threshold) / foreground.size)

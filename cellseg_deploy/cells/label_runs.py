@@ -70,6 +70,18 @@ def bands(image_hw: tuple[int, int], *, at_least: int = 1) -> list[slice]:
     return [slice(start, min(start + rows, height)) for start in range(0, max(height, 1), rows)]
 
 
+def areas_of(labels: Labels) -> npt.NDArray[np.intp]:
+    """Pixels of each number of ``labels`` (h, w), int32, from 0 to the largest, (largest number + 1,).
+
+    ``np.bincount`` of all of them would copy the image to 64 bits.
+    """
+    area = np.zeros(int(labels.max(initial=0)) + 1, np.intp)
+    for rows in bands((labels.shape[0], labels.shape[1])):
+        found = np.bincount(labels[rows].reshape(-1))
+        area[: len(found)] += found
+    return area
+
+
 def stacked(parts: Sequence[Runs]) -> Runs:
     """Runs of the image made of ``parts`` stacked vertically; at least one part, all of one width."""
     tops = np.cumsum([0, *(part.image_hw[0] for part in parts)])
@@ -175,14 +187,21 @@ def renumber(labels: npt.NDArray[np.integer[Any]]) -> Labels:
 
 
 def paint(runs: Runs, label: npt.NDArray[np.integer[Any]]) -> Labels:
-    """Paint an image (h, w), int32, with each run filled with its number in ``label`` (n,); the rest is 0."""
+    """Paint an image (h, w), int32, with each run filled with its number in ``label`` (n,); the rest is 0.
+
+    ``runs``: in raster order.
+    """
     height, width = runs.image_hw
-    start = runs.row * width + runs.start
-    # Background gaps and runs alternate: fill the image from left to right by repeating each value.
-    edges = np.empty(2 * len(runs) + 1, np.int64)
-    edges[0:-1:2] = start
-    edges[1:-1:2] = start + runs.length
-    edges[-1] = height * width
-    values = np.zeros(2 * len(runs) + 1, np.int32)
-    values[1:-1:2] = label
-    return np.repeat(values, np.diff(edges, prepend=0)).reshape(height, width)
+    image = np.empty((height, width), np.int32)
+    for rows in bands((height, width)):
+        low, high = np.searchsorted(runs.row, (rows.start, rows.stop))
+        start = (runs.row[low:high] - rows.start) * width + runs.start[low:high]
+        # Background gaps and runs alternate: fill the band from left to right by repeating each value.
+        edges = np.empty(2 * (high - low) + 1, np.int64)
+        edges[0:-1:2] = start
+        edges[1:-1:2] = start + (runs.stop[low:high] - runs.start[low:high])
+        edges[-1] = (rows.stop - rows.start) * width
+        values = np.zeros(len(edges), np.int32)
+        values[1:-1:2] = label[low:high]
+        image[rows] = np.repeat(values, np.diff(edges, prepend=0)).reshape(rows.stop - rows.start, width)
+    return image

@@ -78,15 +78,17 @@ def measure(
     *,
     top_left: tuple[int, int] = (0, 0),
     image_hw: tuple[int, int] | None = None,
+    runs: Runs | None = None,
 ) -> CellTable:
     """Measure every label > 0 of ``labels`` (h, w), any integer type; numbers may have gaps.
 
     ``top_left``, ``image_hw``: if ``labels`` are a part of an image, its place (y, x) and the size of the image. A cell
-    that lies in the part then has the same row as in the table of the whole image.
+    that lies in the part then has the same row as in the table of the whole image. ``runs``: ``row_runs(labels)``, if
+    they are known.
 
     Raises ``UsageError`` for anything that is not a label image.
     """
-    runs = _sorted_by_label(row_runs(labels))
+    runs = _sorted_by_label(row_runs(labels) if runs is None else runs)
     runs = replace(runs, row=runs.row + top_left[0], start=runs.start + top_left[1], stop=runs.stop + top_left[1])
     first_run = np.flatnonzero(np.diff(runs.label, prepend=0))
     label = runs.label[first_run]
@@ -128,13 +130,24 @@ def solidities(labels: npt.NDArray[np.integer[Any]], numbers: npt.NDArray[np.int
     """
     if not len(numbers):
         return np.zeros(0)
-    runs = row_runs(labels)
-    wanted = np.isin(runs.label, numbers)
-    runs = Runs(runs.label[wanted], runs.row[wanted], runs.start[wanted], runs.stop[wanted], runs.image_hw)
-    runs = _sorted_by_label(runs)
+    runs = _runs_of(labels, numbers)
     first_run = np.flatnonzero(np.diff(runs.label, prepend=0))
     area = np.add.reduceat(runs.length, first_run)
     return np.asarray(area / _convex_areas(runs, first_run), np.float64)
+
+
+def centroids(
+    labels: npt.NDArray[np.integer[Any]], numbers: Ints, *, top_left: tuple[int, int] = (0, 0)
+) -> tuple[Floats, Floats]:
+    """Centroid y and x, each (n,), of only the labels ``numbers`` (ascending, all present in ``labels``), as in the
+    table. ``top_left``: as for ``measure``."""
+    runs = _runs_of(labels, numbers)
+    runs = replace(runs, row=runs.row + top_left[0], start=runs.start + top_left[1], stop=runs.stop + top_left[1])
+    first_run = np.flatnonzero(np.diff(runs.label, prepend=0))
+    area = np.add.reduceat(runs.length, first_run)
+    left, top = np.minimum.reduceat(runs.start, first_run), np.minimum.reduceat(runs.row, first_run)
+    x, y, _, _ = _moments(runs, first_run, area, left, top)
+    return y, x
 
 
 def in_micrometres(table: CellTable, pixel_size_um: float) -> dict[str, Floats]:
@@ -158,6 +171,15 @@ def _dtype(column: str) -> type:
     if column == "touches_border":
         return np.bool_
     return np.int64 if column in ("label", "area_px") or column.startswith("bbox") else np.float64
+
+
+def _runs_of(labels: npt.NDArray[np.integer[Any]], numbers: npt.NDArray[np.integer[Any]]) -> Runs:
+    """Runs of only the labels ``numbers``, sorted by label."""
+    runs = row_runs(labels)
+    wanted = np.isin(runs.label, numbers)
+    return _sorted_by_label(
+        Runs(runs.label[wanted], runs.row[wanted], runs.start[wanted], runs.stop[wanted], runs.image_hw)
+    )
 
 
 def _sorted_by_label(runs: Runs) -> Runs:

@@ -252,18 +252,11 @@ def scale_from_areas(whole: npt.NDArray[np.integer[Any]], model_diameter_px: flo
     return ScaleChoice(scale)
 
 
-def lost_note(foreground: npt.NDArray[np.float32], labels: Labels, threshold: float) -> str:
+def lost_share_note(seen: float, kept: float) -> str:
     """Return a note if most of the foreground did not become cells, else "": 0 cells look like an empty field.
 
-    ``foreground`` (h', w'): foreground probability; foreground is from ``threshold`` on. ``labels`` (h, w). Either may
-    be restricted to the pixels of the field of view.
+    ``seen``, ``kept``: shares of the image, or of its field of view, that are foreground and that are labelled.
     """
-    seen = float(np.count_nonzero(foreground >= threshold) / foreground.size)
-    return lost_share_note(seen, float(np.count_nonzero(labels) / labels.size))
-
-
-def lost_share_note(seen: float, kept: float) -> str:
-    """``lost_note`` of the shares of the image that are foreground and that are labelled."""
     if seen < MIN_SEEN or kept > seen / 2:
         return ""
     return Note(

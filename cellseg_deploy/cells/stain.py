@@ -10,6 +10,7 @@ background is the strength and colour of the stain, whatever the light was.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,11 +76,11 @@ def colours(
     return {name: float(value) for name, value in found}
 
 
-def negative_note(image_hwc: npt.NDArray[np.uint8], inside_hw: npt.NDArray[np.bool_]) -> str:
+def negative_note(image_hwc: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> str:
     """Return a note if an image, uint8 RGB (h, w, 3), looks like the negative of a smear in bright field (dark field,
-    fluorescence, an inverted image), else "". ``inside_hw``: its cells."""
-    step = negative_step(inside_hw.size)
-    return negative_note_of_sample(image_hwc[::step, ::step], inside_hw[::step, ::step])
+    fluorescence, an inverted image), else "". ``labels`` (h, w): its cells, integers or bool, 0 for none."""
+    step = negative_step(labels.size)
+    return negative_note_of_sample(image_hwc[::step, ::step], labels[::step, ::step] > 0)
 
 
 def negative_step(n_px: int) -> int:

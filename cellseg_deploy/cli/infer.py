@@ -16,6 +16,7 @@ from cellseg_deploy.cli import cluster_options as clusters
 from cellseg_deploy.cli import console
 from cellseg_deploy.cli.cluster_options import cluster_options
 from cellseg_deploy.errors import plural
+from cellseg_deploy.files.urls import is_url, text_of
 
 if TYPE_CHECKING:
     from cellseg_deploy.images.find import FoundImage
@@ -125,6 +126,12 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
     "them.",
 )
 @cluster_options
+@click.option(
+    "--upload",
+    type=click.Path(path_type=Path),
+    metavar="URL",
+    help="Copy OUT to s3://BUCKET/FOLDER when the run has finished.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done with each image, and exit.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in OUT.  [default: resume it]")
 @click.option("--follow-links", is_flag=True, help="Follow links that lead outside the input folders.")
@@ -147,8 +154,13 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
 
     from cellseg_deploy.images.find import paths_in_list, require_images
     from cellseg_deploy.run.output_folder import check_apart
+    from cellseg_deploy.run.upload import check_url
 
+    if is_url(output):
+        raise click.UsageError(f"OUT must be a folder on disk, got {text_of(output)}; to copy it there add --upload")
     given = [*paths, *(paths_in_list(asked["list_file"]) if asked["list_file"] else ())]
+    if asked["upload"] is not None:
+        check_url(asked["upload"], given)
     check_apart(given, output)
     _check_watch(context, given)
     clusters.check(context)
@@ -176,6 +188,7 @@ def _run(
     from cellseg_deploy.run.folder import RunOptions, plan_folder, run_folder
     from cellseg_deploy.run.record import Inputs, identity_of
     from cellseg_deploy.run.shard import Shard
+    from cellseg_deploy.run.upload import check_writable, upload
     from cellseg_deploy.run.watch import CompleteFiles, watch_folder
     from cellseg_deploy.segmenter import Segmenter
 
@@ -220,6 +233,8 @@ def _run(
             plan = plan_folder(segmenter, images, output, options=options, inputs=inputs)
             click.echo(json.dumps(plan.to_json())) if asked["as_json"] else _print_plan(plan)
             return None
+        if asked["upload"] is not None:
+            check_writable(asked["upload"], identity_of(segmenter, options, inputs))
         common: dict[str, Any] = {
             "options": options,
             "threads": threads,
@@ -232,7 +247,12 @@ def _run(
             only_here = {"follow_links": asked["follow_links"], "idle_seconds": asked["watch_idle"]}
             return watch_folder(segmenter, paths[0], output, complete=complete, **only_here, **common)
         with clusters.opened(asked) as elsewhere:
-            return run_folder(segmenter, images, output, inputs=inputs, elsewhere=elsewhere, **common)
+            summary = run_folder(segmenter, images, output, inputs=inputs, elsewhere=elsewhere, **common)
+    if asked["upload"] is not None:
+        n_copied = upload(output, asked["upload"])
+        if not asked["quiet"]:
+            console.say(f"copied {plural(n_copied, 'file')} to {console.printable(text_of(asked['upload']))}")
+    return summary
 
 
 def _form(output: Path, asked: dict[str, Any], recorded: RecordedRun | None) -> tuple[dict[str, Any], int]:
@@ -281,6 +301,8 @@ def _check_watch(context: click.Context, paths: list[Path]) -> None:
         raise click.UsageError("--shard and --watch exclude each other: parts are made of images that are there")
     elif asked["dry_run"]:
         raise click.UsageError("--dry-run and --watch exclude each other: future files are unknown")
+    elif asked["upload"]:
+        raise click.UsageError("--upload and --watch exclude each other: OUT is copied when a run has finished")
     elif len(paths) != 1 or not os.path.isdir(paths[0]):  # noqa: PTH112
         raise click.UsageError(f"--watch follows one folder; got {', '.join(map(console.printable, paths))}")
 

@@ -54,6 +54,13 @@ folder not usable, 7 jobs folder in use, 8 engine, device or packages not availa
 @click.option("--pixel-size", type=float, metavar="UM", help="Pixel size in micrometres.  [default: as in the TIFF]")
 @click.option("--max-body", type=click.IntRange(1), default=200, show_default=True, metavar="MB", help="Per request.")
 @click.option(
+    "--max-waiting",
+    type=click.IntRange(1),
+    metavar="MB",
+    help="Files received and not yet decoded; more are answered 429. Jobs have as much of their own.  "
+    "[default: 1024, or --max-body if that is more]",
+)
+@click.option(
     "--max-queue",
     type=click.IntRange(1),
     default=64,
@@ -108,6 +115,7 @@ def command(
     token = _token(token_file, is_needed=not is_loopback)
     limits = Limits(
         body_bytes=max_body << 20,
+        held_bytes=(asked["max_waiting"] or max(1024, max_body)) << 20,
         queue=max_queue,
         seconds=timeout,
         files=asked["max_files"],

@@ -14,6 +14,7 @@ import logging
 import queue
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,8 @@ WAIT_SECONDS = 600.0
 """How long a run waits while the cluster has no worker at all."""
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 2.0
+CANCELLED_TRIES = 5
+"""How often an image is handed out again because its task was cancelled, or its result lost."""
 _AHEAD = 2  # images handed out per thread of the workers: one in progress, one waiting at the worker
 _SUSPECT = Outcome[Finished](error=RuntimeError("ended its workers"))
 
@@ -91,6 +94,7 @@ class ClusterOutcomes:
         self._nbytes: dict[int, int] = {}  # of tasks that were handed out and are not yet yielded
         self._next_nbytes: int | None = None
         self._n_begun = 0
+        self._n_cancelled = Counter[int]()  # by index of their task
         self._early: dict[int, Outcome[Finished]] = {}
         self._done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._network_seconds = 0.0
@@ -146,14 +150,18 @@ class ClusterOutcomes:
     def _submit(self, index: int, attempt: str = "") -> None:
         task = self._tasks[index]
         image = (str(task.image.path), task.image.name, task.image.problem)
-        future = self._client.submit(
-            do_image,
-            str(self._out.absolute()),
-            self._order_file,
-            (*image, task.output_name, task.scale, task.with_thresholds),
-            key=f"{self._prefix}-{index}{attempt}",
-            pure=False,
-        )
+        try:
+            future = self._client.submit(
+                do_image,
+                str(self._out.absolute()),
+                self._order_file,
+                (*image, task.output_name, task.scale, task.with_thresholds),
+                key=f"{self._prefix}-{index}{attempt}",
+                pure=False,
+            )
+        except Exception as error:
+            self._raise_if_closed(error)
+            raise
         self._futures[index] = future
         future.add_done_callback(lambda future: self._done.put((index, future)))
 
@@ -166,17 +174,33 @@ class ClusterOutcomes:
             return
         if self._futures.get(index) is not future:  # stopped
             return
-        self._early[index] = self._outcome(future)
+        outcome = self._outcome(index, future)
         del self._futures[index]
+        if outcome is None:
+            self._submit(index, f"-{self._n_cancelled[index]}")
+        else:
+            self._early[index] = outcome
         self._look()
 
-    def _outcome(self, future: Any) -> Outcome[Finished]:
-        from distributed import KilledWorker
+    def _outcome(self, index: int, future: Any) -> Outcome[Finished] | None:
+        """Return what became of a task whose ``future`` has ended; None if it must be handed out again."""
+        from distributed import CancelledError, KilledWorker
 
         try:
             answer = self._result(future)
         except KilledWorker:
             return _SUSPECT
+        except CancelledError as error:  # somebody cancelled it, or the scheduler was away and forgot it
+            self._raise_if_closed(error)
+            self._n_cancelled[index] += 1
+            if self._n_cancelled[index] <= CANCELLED_TRIES:
+                return None
+            return Outcome(
+                error=DataError(
+                    f"its task was cancelled on the cluster {self._n_cancelled[index]} times "
+                    f"({getattr(error, 'reason', error)}); given up: run again, which tries it again"
+                )
+            )
         except BackendUnavailableError:
             raise
         except Exception as error:
@@ -233,8 +257,7 @@ class ClusterOutcomes:
     def _look(self) -> None:
         """Learn how many workers there are. Raises ``BackendUnavailableError`` if scheduler or workers are gone."""
         now = time.monotonic()
-        if self._client.status in ("closed", "closing"):
-            raise self._lost()
+        self._raise_if_closed()
         if self._n_workers and now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
@@ -243,7 +266,10 @@ class ClusterOutcomes:
         try:
             threads = self._client.nthreads()
         except Exception as error:
-            raise self._lost() from error
+            self._raise_if_closed(error)
+            if now - self._seen_worker > WAIT_SECONDS:
+                raise self._lost() from error
+            return  # Dask is connecting again; it closes the client when it gives up
         if self._n_workers and not threads:
             _log.warning("%s: no worker is left; waiting for one", self._address)
         self._n_workers, self._n_threads = len(threads), sum(threads.values())
@@ -254,6 +280,11 @@ class ClusterOutcomes:
                 f"{self._address}: no worker for {WAIT_SECONDS:.0f} s; start workers (dask worker {self._address}) and "
                 "run again, which resumes the run"
             )
+
+    def _raise_if_closed(self, error: Exception | None = None) -> None:
+        """Raise ``BackendUnavailableError`` if Dask has given up connecting to the scheduler."""
+        if self._client.status in ("closed", "closing"):
+            raise self._lost() from error
 
     def _lost(self) -> BackendUnavailableError:
         return BackendUnavailableError(

@@ -17,6 +17,7 @@ from cellseg_deploy.batching import BatchedNetwork, Network, alone, core_given_u
 from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock
 from cellseg_deploy.cluster.work_order import WorkOrder, of_results, read_order
 from cellseg_deploy.errors import BackendUnavailableError, CellsegError, UsageError, concerns_one_image
+from cellseg_deploy.files import urls
 from cellseg_deploy.files.atomic import temporary_in, write_bytes
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import chosen_formats
@@ -39,8 +40,7 @@ class _Engine:
     def __init__(self, order: WorkOrder, *, n_threads: int, number: int | None) -> None:
         self.users = 0
         for root in order.roots:
-            if not Path(root).is_dir():
-                raise UsageError(f"{root}: no such folder of images on this machine; make it available at this path")
+            _check_root(Path(root))
         self._segmenter = order.open(threads=n_threads, number=number)
         try:
             expected = RunIdentity.from_json(order.identity)
@@ -142,6 +142,21 @@ def _hold(out: Path, order_file: str, worker: Any) -> _Engine:
             )
         engine.users += 1
         return engine
+
+
+def _check_root(root: Path) -> None:
+    """Raise ``UsageError`` if this machine does not see ``root``, a folder of images."""
+    if not urls.is_url(root):
+        if not root.is_dir():
+            raise UsageError(f"{root}: no such folder of images on this machine; make it available at this path")
+        return
+    try:
+        urls.check_readable(root)
+    except OSError as error:
+        raise UsageError(
+            f"{urls.text_of(root)}: cannot be listed from this machine ({error.strerror}); workers take credentials "
+            "from their own environment"
+        ) from error
 
 
 def _portable(error: Exception) -> Exception:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from cellseg_deploy.files import urls
 from cellseg_deploy.files.regular import opened
 
 
@@ -22,7 +23,8 @@ class Fingerprint:
 
     def is_of(self, path: Path) -> bool:
         """Whether ``path`` holds the same bytes now. Raises ``OSError`` if it cannot be read."""
-        return path.stat().st_size == self.size and sha256_of(path) == self.sha256
+        size = urls.size_of(path) if urls.is_url(path) else path.stat().st_size
+        return size == self.size and sha256_of(path) == self.sha256
 
 
 def of_bytes(data: bytes, mtime_ns: int) -> Fingerprint:
@@ -32,5 +34,7 @@ def of_bytes(data: bytes, mtime_ns: int) -> Fingerprint:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read in chunks; never waits for a pipe. Raises ``OSError``."""
+    if urls.is_url(path):
+        return hashlib.sha256(urls.read(path)).hexdigest()
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

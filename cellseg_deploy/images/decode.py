@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import DataError
+from cellseg_deploy.files import urls
 from cellseg_deploy.files.fingerprint import Fingerprint, of_bytes
 from cellseg_deploy.files.regular import NotARegularFileError, opened
 from cellseg_deploy.images import bit_depth, resolution, tiff_checks, tiff_pages
@@ -156,8 +157,11 @@ def _declared(path: Path, file: BinaryIO) -> tuple[tuple[int, int], float | None
 
 
 def _read_regular_file(path: Path) -> tuple[bytes, int]:
-    """Read all bytes of ``path`` and its modification time in ns. Detects a file that changes while it is read."""
+    """Read all bytes of ``path`` and its modification time in ns, 0 for an object in a bucket. Detects a file that
+    changes while it is read; an object cannot."""
     try:
+        if urls.is_url(path):
+            return urls.read(path), 0
         with opened(path) as file:
             before = os.fstat(file.fileno())
             data = file.read()

@@ -16,9 +16,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
+from cellseg_deploy.files import urls
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".tif", ".tiff")
 MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_seg", "_labels", "_label")
@@ -55,7 +56,8 @@ def find_images(paths: Iterable[Path], *, follow_links: bool = False, is_silent:
 
     In folders the suffix decides (``SUFFIXES``, any case) and hidden files are skipped; all others are left out with
     one warning that counts them by ending. A file passed itself is accepted whatever its ending. Names are relative to
-    the folder passed; if there are several, each name starts with its folder's name (see ``input_roots``).
+    the folder passed; if there are several, each name starts with its folder's name (see ``input_roots``). A folder in
+    a bucket, ``s3://BUCKET/FOLDER``, is passed alone.
 
     Links out of a passed folder are followed only with ``follow_links`` (a linked folder once, and not if it leads into
     a passed folder); without it a linked file has a ``problem`` and a linked folder is left out with a warning.
@@ -63,6 +65,8 @@ def find_images(paths: Iterable[Path], *, follow_links: bool = False, is_silent:
     folder that cannot be listed, and two folders of one name.
     """
     paths = list(paths)
+    if any(map(urls.is_url, paths)):
+        return _in_bucket(paths, is_silent=is_silent)
     for path in paths:
         if not os.path.lexists(path):
             hint = "; a pattern in quotes is not expanded: leave out the quotes" if "*" in str(path) else ""
@@ -89,7 +93,7 @@ def require_images(paths: Iterable[Path], *, follow_links: bool = False) -> list
     """Return ``find_images`` of the same arguments. Raises ``NothingToDoError`` if there is no image."""
     paths = list(paths)
     if not (images := find_images(paths, follow_links=follow_links)):
-        where = ", ".join(map(str, paths))
+        where = ", ".join(map(urls.text_of, paths))
         raise NothingToDoError(f"{where}: no image found; expected files ending in {', '.join(SUFFIXES)}")
     return images
 
@@ -187,12 +191,34 @@ def check_same_size(pair: Pair, image_hw: tuple[int, int], mask_hw: tuple[int, i
 
 
 def absolute(path: Path) -> Path:
-    """Make ``path`` absolute without resolving links, so that the names passed by the user are kept."""
-    return Path(os.path.abspath(path))  # noqa: PTH100
+    """Make ``path`` absolute without resolving links, so that the names passed by the user are kept; a URL is."""
+    return path if urls.is_url(path) else Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _in_bucket(paths: Sequence[Path], *, is_silent: bool) -> list[FoundImage]:
+    """Return ``find_images`` of a folder in a bucket."""
+    root = paths[0]
+    if len(paths) > 1:
+        raise UsageError(
+            f"{', '.join(map(urls.text_of, paths))}: a URL must be passed alone; expected one s3:// folder"
+        )
+    if urls.scheme_of(root) != urls.SCHEME:
+        raise UsageError(f"{urls.text_of(root)}: {urls.scheme_of(root)}:// cannot be read; expected s3://BUCKET/FOLDER")
+    try:
+        names = urls.sizes(root)
+    except OSError as error:
+        raise UsageError(f"{urls.text_of(root)}: the folder cannot be listed ({error.strerror})") from error
+    seen = [name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
+    images = [name for name in seen if name.lower().endswith(SUFFIXES)]
+    if not is_silent:
+        _warn_of_others({Path(name) for name in set(seen) - set(images)})
+    return [FoundImage(root / name, name, "", root) for name in sorted(images)]
 
 
 def _roots(paths: Sequence[Path]) -> dict[Path, bool]:
     """Folders that names are relative to, and whether each was passed itself; see ``input_roots``."""
+    if any(map(urls.is_url, paths)):
+        return dict.fromkeys(paths, True)
     roots: dict[Path, bool] = {}
     reals = set[Path]()
     folders = {absolute(path): Path(os.path.realpath(path)) for path in paths if os.path.isdir(path)}

@@ -30,6 +30,7 @@ def overlay(image: SegmentedImage, suffix: str = JPG) -> bytes:
         by_class=image.by_class,
         suffix=suffix,
         several=image.several,
+        over_image=image.pixels_are_spare,
     )
 
 

@@ -1,7 +1,7 @@
 """The overlay picture: the image, each cell's exact outline, its number if requested, and the count in a corner.
 
 If cells have classes, an outline has the colour of its class, uncounted cells have a dashed outline, and the lower left
-corner shows a legend of class colours with the number of cells per class.
+corner, or a strip below a small picture, shows the class colours with the number of cells per class.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def encode(
     by_class: Mapping[str, int] | None = None,
     suffix: str = picture_file.JPG,
     several: npt.NDArray[np.bool_] | None = None,
+    over_image: bool = False,
 ) -> bytes:
     """Encode the result of ``draw`` as a picture file."""
-    picture = draw(image_hwc, labels, numbers_xy, field, counted, classes, several)
+    picture = draw(image_hwc, labels, numbers_xy, field, counted, classes, several, over_image=over_image)
     return picture_file.encode(picture if classes is None else with_legend(picture, classes, by_class or {}), suffix)
 
 
@@ -53,6 +54,8 @@ def draw(
     counted: npt.NDArray[np.bool_] | None = None,
     classes: CellClasses | None = None,
     several: npt.NDArray[np.bool_] | None = None,
+    *,
+    over_image: bool = False,
 ) -> npt.NDArray[np.uint8]:
     """Draw the outlines of ``labels`` (h, w) and their number on ``image_hwc`` (h, w, 3), returned as RGB.
 
@@ -61,7 +64,8 @@ def draw(
     integer factor and huge ones reduced. Everything outside ``field`` (h, w) is darkened. ``counted``: bool (n,), None
     if all are; uncounted labels have an orange outline, or with ``classes`` a dashed one in their colour.
     ``several``: bool (n,), cells with a magenta outline, as they look like several cells; the caption says how many.
-    A picture too small for the count gets a margin.
+    A picture too small for the count gets a margin. ``over_image``: draw into ``image_hwc`` where no other picture has
+    to be made.
     """
     if image_hwc.shape[:2] != labels.shape:
         raise ValueError(f"image {image_hwc.shape[:2]} and labels {labels.shape} must be of one size")
@@ -70,7 +74,9 @@ def draw(
     if field is not None:
         image_hwc = dimmed(image_hwc, field)
     image_hwc, labels = to_viewing_size(image_hwc, labels)
-    picture = image_hwc.copy()
+    picture = image_hwc
+    if not (over_image and picture.flags.c_contiguous and picture.flags.writeable):
+        picture = image_hwc.copy()
     colours = np.full((count + 1, 3), OUTLINE_RGB, np.uint8)
     if classes is not None:
         colours[1:] = np.array(CLASS_RGB, np.uint8)[classes.index % len(CLASS_RGB)]

@@ -12,12 +12,12 @@ import numpy.typing as npt
 JPG, PNG = ".jpg", ".png"
 
 
-def encode(picture_hwc: npt.NDArray[np.uint8], suffix: str = JPG) -> bytes:
+def encode(picture_hwc: npt.NDArray[np.uint8], suffix: str = JPG, *, png_level: int | None = None) -> bytes:
     """Encode an RGB picture (h, w, 3) as a file of ``suffix``, ``JPG`` or ``PNG``; no side of a JPEG may exceed 65,535
-    px."""
+    px. ``png_level``: compression of a PNG, from 1, fast, to 9; None for the library's own."""
     import imagecodecs  # takes RGB directly; OpenCV would need a copy with swapped channels
 
     if suffix == PNG:
-        return bytes(imagecodecs.png_encode(picture_hwc))
+        return bytes(imagecodecs.png_encode(picture_hwc, level=png_level))
     data = imagecodecs.jpeg8_encode(picture_hwc, level=90, colorspace="RGB", outcolorspace="YCBCR", subsampling="444")
     return bytes(data)

@@ -21,6 +21,7 @@ from cellseg_deploy.outputs.image_table import ImageTable
 from cellseg_deploy.outputs.segmented import SegmentedImage
 
 TABLE_SUFFIX = ".csv"
+NO_PROBABILITIES: npt.NDArray[np.float32] = np.zeros((0, 1, 1), np.float32)
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,7 +169,7 @@ def of_labels(
         measured.columns.update(classes.columns)
     return Segmentation(
         labels=labels,
-        probabilities_khw=np.zeros((0, 1, 1), np.float32),
+        probabilities_khw=NO_PROBABILITIES,
         measured=measured,
         scale=scale,
         seconds={},

@@ -33,7 +33,8 @@ class SegmentedImage:
     ``pixel_size_um``: side of an image pixel in micrometres, None if unknown; ``pixel_size_source``: its source.
     ``model``, ``task``: their names. ``field``: bool (h, w), the field of view, None if it is the whole image.
     ``classes``: of the cells, None if the model distinguishes none; with classes ``table`` has their columns, and
-    ``by_rule``, bool (n,), says whether the count rule admits the cell, whatever its class.
+    ``by_rule``, bool (n,), says whether the count rule admits the cell, whatever its class. ``pixels_are_spare``: the
+    overlay may be drawn over ``pixels_hwc``.
     """
 
     name: str
@@ -51,6 +52,7 @@ class SegmentedImage:
     field: npt.NDArray[np.bool_] | None = None
     classes: CellClasses | None = None
     by_rule: npt.NDArray[np.bool_] | None = None
+    pixels_are_spare: bool = False
 
     def __post_init__(self) -> None:
         height, width = self.labels.shape

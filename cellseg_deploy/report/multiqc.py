@@ -15,11 +15,6 @@ from cellseg_deploy.report.results import Results
 from cellseg_deploy.report.summary import GroupSummary
 
 IMAGES_MQC, GROUPS_MQC = "images_mqc.json", "groups_mqc.json"
-_PARENT = {
-    "parent_id": "cellseg",
-    "parent_name": "cellseg-infer",
-    "parent_description": "Cells counted in photographs.",
-}
 _IMAGES: dict[str, dict[str, Any]] = {
     "counted": {"title": "Counted", "description": "Cells that the count rule counts", "format": "{:,.0f}", "min": 0},
     "cells": {"title": "Found", "description": "All cells found", "format": "{:,.0f}", "min": 0, "hidden": True},
@@ -46,8 +41,8 @@ _GROUPS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_images(path: Path, results: Results) -> None:
-    """Write a table with a row per image. Raises ``OutputError``."""
+def write_images(path: Path, results: Results, command: str) -> None:
+    """Write a table with a row per image. ``command``: what made the run, named in titles. Raises ``OutputError``."""
     data = dict[str, dict[str, Any]]()
     stems = Counter(_sample(image.name.rpartition(".")[0] or image.name) for image in results.images)
     for image in results.images:
@@ -58,17 +53,17 @@ def write_images(path: Path, results: Results) -> None:
         known = {name: image.values.get(name) for name in _IMAGES}
         known |= {"warnings": len(image.warnings), "failed": int(not image.is_done)}
         data[sample] = {name: value for name, value in known.items() if value is not None}
-    _write(path, "cellseg_images", "Images", "One row per image: images.csv has more.", _IMAGES, data)
+    _write(path, "images", "Images", "One row per image: images.csv has more.", _IMAGES, data, command)
 
 
-def write_groups(path: Path, summaries: Sequence[GroupSummary]) -> None:
-    """Write a table with a row per group. Raises ``OutputError``."""
+def write_groups(path: Path, summaries: Sequence[GroupSummary], command: str) -> None:
+    """Write a table with a row per group, as ``write_images``. Raises ``OutputError``."""
     data = {
         _sample(one.group): {name: value for name in _GROUPS if (value := getattr(one, name)) is not None}
         for one in summaries
     }
     text = "One row per folder, or per named group: summary.csv has more."
-    _write(path, "cellseg_groups", "Groups", text, _GROUPS, data)
+    _write(path, "groups", "Groups", text, _GROUPS, data, command)
 
 
 def _sample(name: str) -> str:
@@ -78,15 +73,23 @@ def _sample(name: str) -> str:
 
 
 def _write(
-    path: Path, name: str, title: str, text: str, headers: dict[str, dict[str, Any]], data: dict[str, dict[str, Any]]
+    path: Path,
+    name: str,
+    title: str,
+    text: str,
+    headers: dict[str, dict[str, Any]],
+    data: dict[str, dict[str, Any]],
+    command: str,
 ) -> None:
     content = {
-        "id": name,
-        **_PARENT,
+        "id": f"{command.replace('-', '_')}_{name}",
+        "parent_id": command.replace("-", "_"),
+        "parent_name": command,
+        "parent_description": "Cells counted in photographs.",
         "section_name": title,
         "description": text,
         "plot_type": "table",
-        "pconfig": {"id": f"{name}_table", "title": f"cellseg-infer: {title}"},
+        "pconfig": {"id": f"{command.replace('-', '_')}_{name}_table", "title": f"{command}: {title}"},
         "headers": headers,
         "data": data,
     }

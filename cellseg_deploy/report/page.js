@@ -72,7 +72,7 @@
       row.hidden = (only && !row.classList.contains("flagged")) || !row.cells[0].textContent.toLowerCase().includes(part);
       n += !row.hidden;
     }
-    $("matches").textContent = part || only ? `${n} images` : "";
+    $("matches").textContent = part || only ? `${n} ${n === 1 ? "image" : "images"}` : "";
   };
   $("filter").oninput = $("only").onchange = filter;
 

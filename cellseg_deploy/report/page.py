@@ -7,6 +7,7 @@ that it finds there, with Observable Plot (vendored, see ``vendor/``), sorts the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,21 @@ REPORT_HTML = "report.html"
 _VENDORED = ("d3.min.js", "plot.umd.min.js")
 _MAX_ROWS = 5000
 """Images in the page's table; images.csv has all."""
+_NUMBER = re.compile(r"\d[\d.,]*")
+
+
+_HEADS = {
+    "counted_per_image": "per image",
+    "counted_per_image_sd": "sd",
+    "counted_per_image_ci95_low": "95 % from",
+    "counted_per_image_ci95_high": "to",
+    "counted_per_megapixel": "per megapixel",
+    "confluence": "covered",
+    "median_cell_area_px": "median area, px",
+    "counted_per_mm2": "per mm²",
+    "median_cell_area_um2": "median area, µm²",
+}
+"""Columns of summary.csv whose names are too long for a table; the others are words, or the class after ``count_``."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,11 @@ class About:
     spec: ModelSpec | None
     saved: Sequence[str]
     group_by: str
+
+    @property
+    def command(self) -> str:
+        """Name of the command that made the run."""
+        return "cellseg-measure" if self.spec is None else "cellseg-infer"
 
 
 def write(path: Path, out: Path, results: Results, about: About, *, pictures: bool = True) -> None:
@@ -76,14 +97,10 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
         "classes": figures.classes_by_group(results, summaries),
         "thresholds": [{"name": name, **json.loads(text)} for name, text in thresholds.items()],
     }
-    kinds = dict[str, list[tuple[str, str]]]()
-    for image in results.images:
-        for kind, text in image.warnings.items():
-            kinds.setdefault(kind, []).append((image.name, text))
     with_um = any("pixel_size_um" in image.values for image in results.images)
     done = [image for image in results.images if image.is_done]
     page = _template().render(
-        command="cellseg-infer" if about.spec is not None else "cellseg-measure",
+        command=about.command,
         style=_text("page.css"),
         scripts=[_text(f"vendor/{name}") for name in _VENDORED] + [_text("page.js")],
         data=_json(data),
@@ -97,12 +114,13 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
             "counted": sum(image.values["counted"] for image in done),
         },
         failed=[image for image in results.images if not image.is_done],
-        kinds=sorted(kinds.items()),
+        kinds=_warnings_by_kind(results.images),
         outliers=in_run,
         unlike=unlike,
         suspects=sorted(sums.suspects.items(), key=lambda item: (-item[1], item[0])),
         suspect_rule=f"area at least {several.AREA_REL} times the median, solidity below {several.MAX_SOLIDITY}",
         why=why,
+        whole_run=any(one.image == flags.WHOLE_RUN for one in unlike),
         numbers={name: number for number, name in enumerate(image.name for image in shown)},
         columns=summary.columns(results.classes, with_um=with_um),
         rows=summary.rows(summaries, with_um=with_um),
@@ -116,6 +134,24 @@ def render(out: Path, results: Results, about: About, *, pictures: bool = True) 
         versions={"program": about.identity["program"], **about.identity["versions"]},
     )
     return (utf8(page) + "\n").encode()
+
+
+def _warnings_by_kind(images: Sequence[ImageRow]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Return each kind of warning, the text for all its images, and name and text of each image, "" if that says it.
+
+    Texts that differ in numbers alone are one text, with the numbers of the first image.
+    """
+    kinds = dict[str, list[tuple[str, str]]]()
+    for image in images:
+        for kind, text in image.warnings.items():
+            kinds.setdefault(kind, []).append((image.name, text))
+    found = []
+    for kind, texts in sorted(kinds.items()):
+        first_name, first = texts[0]
+        alike = [text for _, text in texts if _NUMBER.sub("", text) == _NUMBER.sub("", first)]
+        hint = first if set(alike) == {first} else f"{first} (numbers of {first_name})"
+        found.append((kind, hint, [(name, "" if text in alike else text) for name, text in texts]))
+    return found
 
 
 def _shown(images: Sequence[ImageRow], why: Mapping[str, Any]) -> list[ImageRow]:
@@ -187,7 +223,8 @@ def _template() -> Any:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["number"] = _number
-    environment.filters["words"] = lambda name: str(name).replace("_", " ")
+    environment.filters["noun"] = lambda n, one, more="": one if n == 1 else more or f"{one}s"
+    environment.filters["head"] = lambda name: _HEADS.get(name, name.removeprefix("count_"))
     return environment.from_string(_text("page.html"))
 
 
@@ -199,6 +236,8 @@ def _number(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_number, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import NothingToDoError
+from cellseg_deploy.files.urls import text_of
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.run.added_kinds import add_kinds, kinds_to_save
@@ -116,5 +117,5 @@ def plan_folder(
 
 def inputs_of(images: Sequence[FoundImage]) -> Inputs:
     """Return the folders of ``images`` as inputs, for when the paths that were passed are unknown."""
-    roots = tuple(sorted({str(image.root) for image in images}))
+    roots = tuple(sorted({text_of(image.root) for image in images}))
     return Inputs(roots, roots)

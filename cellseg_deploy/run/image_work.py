@@ -51,6 +51,7 @@ class ImageWork:
         self._segmenter = segmenter
         self._options = options
         self._formats = [format for format in formats if format.folder]
+        self._last = next((format for format in self._formats if format.name == "overlays"), None)
 
     def bytes_in_flight(self, image: FoundImage, scale: float | None = None) -> int:
         """Estimate the memory that ``image`` takes, from the size its header declares."""
@@ -82,19 +83,25 @@ class ImageWork:
             return Finished(streamed, places, clock.seconds)
         with clock("read"):
             loaded = read_image(image.path, options.reading, with_fingerprint=True)
-        found = segmenter.segment(loaded.pixels_hwc, network, clock, field=options.field_of_view, scale=scale)
+        found = segmenter.segment(
+            *(loaded.pixels_hwc, network, clock),
+            field=options.field_of_view,
+            scale=scale,
+            keep_probabilities=with_thresholds or "probabilities" in options.save,
+        )
         found = as_read(found, loaded, name=image.name, count_rule=options.count_rule)
         with clock("write"):
             segmented = found.segmented
-            encoded = {format.place(output_name): format.encode(segmented) for format in self._formats}
             record = tables.done(
-                segmented,
-                source=loaded.source,
-                output_name=output_name,
-                outputs=[OutputFile.of(path, content) for path, content in encoded.items()],
-                notes=found.notes,
+                segmented, source=loaded.source, output_name=output_name, outputs=(), notes=found.notes
             )
         if with_thresholds:
             with clock("thresholds"):
                 record = replace(record, thresholds=encoded_steps(segmenter, found, loaded, options))
-        return Finished(record, encoded, clock.seconds)
+        with clock("write"):
+            encoded = {format: format.encode(segmented) for format in self._formats if format is not self._last}
+            if self._last is not None:  # no copy of a large image for its outlines: nothing reads the pixels any more
+                encoded[self._last] = self._last.encode(replace(segmented, pixels_are_spare=True))
+            files = {format.place(output_name): encoded[format] for format in self._formats}
+            outputs = tuple(OutputFile.of(path, content) for path, content in files.items())
+        return Finished(replace(record, outputs=outputs), files, clock.seconds)

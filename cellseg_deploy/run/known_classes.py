@@ -1,17 +1,19 @@
 """Classes of the cells in a run's label images, which hold numbers only: from the journal or the tables beside them.
 
 A cell belongs to the recorded cell whose box overlaps its own best, by half at least (intersection over union); equal
-overlaps are decided by area. Numbers are not used: programs that edit label images number the cells differently.
+overlaps are decided by area. No two cells belong to one recorded cell. Numbers are not used: programs that edit label
+images number the cells differently.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from cellseg_deploy.annotations.read import ImageNames
 from cellseg_deploy.cells.classes import CLASS, CLASS_PROBABILITY, Floats
@@ -52,29 +54,40 @@ class RecordedCells:
 
     def match(self, table: CellTable) -> list[tuple[str, float]]:
         """Return class and probability of each cell of ``table``, "" and 1 for cells that match none of these."""
-        known = {
-            (*box, area): row
-            for row, (box, area) in enumerate(zip(self.boxes.tolist(), self.areas.tolist(), strict=True))
-        }
-        cells = zip(table.boxes.tolist(), table.columns["area_px"].tolist(), strict=True)
-        found = []
-        for box, area in cells:
-            row = known.get((*box, area))
-            row = self._best(box, area) if row is None else row
-            found.append(("", 1.0) if row is None else (self.classes[row], float(self.probability[row])))
-        return found
+        unchanged = dict[tuple[int, ...], list[int]]()
+        for row, (box, area) in enumerate(zip(self.boxes.tolist(), self.areas.tolist(), strict=True)):
+            unchanged.setdefault((*box, area), []).append(row)
+        cells = list(zip(table.boxes.tolist(), table.columns["area_px"].tolist(), strict=True))
+        row_of = dict[int, int]()
+        for cell, (box, area) in enumerate(cells):
+            if rows := unchanged.get((*box, area)):
+                row_of[cell] = rows.pop(0)
+        free = np.ones(len(self.areas), np.bool_)
+        free[list(row_of.values())] = False
+        pairs = [
+            (*rank, cell, row)
+            for cell, (box, area) in enumerate(cells)
+            if cell not in row_of
+            for rank, row in self._alike(box, area, free)
+        ]
+        for *_, cell, row in sorted(pairs):
+            if free[row] and cell not in row_of:
+                row_of[cell], free[row] = row, False
+        found = [row_of.get(cell) for cell in range(len(cells))]
+        return [("", 1.0) if row is None else (self.classes[row], float(self.probability[row])) for row in found]
 
-    def _best(self, box: Sequence[int], area: int) -> int | None:
-        if not len(self.boxes):
-            return None
+    def _alike(
+        self, box: Sequence[int], area: int, free: npt.NDArray[np.bool_]
+    ) -> Iterator[tuple[tuple[float, int], int]]:
+        """Yield each row of ``free`` that may be the cell, after its rank: the smallest fits best."""
         (left, top, width, height), (x, y, w, h) = self.boxes.T, box
         common = np.maximum(np.minimum(left + width, x + w) - np.maximum(left, x), 0)
         common *= np.maximum(np.minimum(top + height, y + h) - np.maximum(top, y), 0)
         iou = common / (width * height + w * h - common)
-        best = np.flatnonzero(iou == iou.max())
-        row = int(best[np.abs(self.areas[best] - area).argmin()])
-        is_like = 0.5 <= area / max(int(self.areas[row]), 1) <= 2  # a cell merged with a platelet is no platelet
-        return row if iou[row] >= MIN_IOU and is_like else None
+        for row in np.flatnonzero(free & (iou >= MIN_IOU)).tolist():
+            known = int(self.areas[row])
+            if 0.5 <= area / max(known, 1) <= 2:  # a cell merged with a platelet is no platelet
+                yield (-float(iou[row]), abs(known - area)), row
 
 
 NONE_RECORDED = RecordedCells.of(())
@@ -95,21 +108,27 @@ class KnownClasses:
 def known_classes(labels: Path) -> KnownClasses | None:
     """Return the classes that a run recorded for the label images ``labels``, a file or a folder in its output folder.
 
-    None if no run or table of cells lies there or above, or its model tells no classes apart. Raises ``OutputError`` or
-    ``DataError`` if it is there and cannot be read.
+    A cells.csv without a run must lie beside the label images or beside the folder ``labels`` that they are in: another
+    one above may be of anything. None if neither is there, or the model tells no classes apart. Raises ``OutputError``
+    or ``DataError`` if it is there and cannot be read.
     """
     for folder in folders_around(labels):
         if (folder / JOURNAL).is_file():
             return _of_journal(folder)
-        if (folder / CELLS_CSV).is_file():
+        inside = _folder_of(labels).relative_to(folder).parts
+        if inside[:1] in ((), ("labels",)) and (folder / CELLS_CSV).is_file():
             return _of_table(folder / CELLS_CSV)
     return None
 
 
 def folders_around(labels: Path) -> tuple[Path, ...]:
     """The folder of ``labels``, absolute, and those above that may be a run's: label images lie in OUT/labels/SUB."""
-    here = labels.absolute()
-    return ((here, *here.parents) if here.is_dir() else tuple(here.parents))[:4]
+    here = _folder_of(labels)
+    return (here, *here.parents)[:4]
+
+
+def _folder_of(labels: Path) -> Path:
+    return labels.absolute() if labels.is_dir() else labels.absolute().parent
 
 
 def is_edited(file: Path, cells: RecordedCells) -> bool:

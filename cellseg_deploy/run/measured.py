@@ -98,15 +98,16 @@ def segmentation(
     inside: Mask | None,
     classes: Sequence[str],
     recorded: RecordedCells | None = None,
+    notes: Sequence[Note] = (),
 ) -> Segmentation:
     """Return the cells ``painted`` as the result for the image ``loaded``, named ``name``, all to be counted.
 
     ``inside``: field of view. ``classes``: all classes of the set of images, empty if there are none. ``recorded``:
-    cells whose classes these have, instead of those in ``painted``.
+    cells whose classes these have, instead of those in ``painted``. ``notes``: to add to those made here.
     """
     labels = renumber(painted.labels)
     table = measure(labels)
-    notes = [] if inside is None else [field_note(inside)]
+    notes = [*notes, *(() if inside is None else (field_note(inside),))]
     for number, what in (
         (painted.overlapping, "overlap others by more than half: pixels in common belong to the smaller one"),
         (painted.lost, "have no pixel of their own and are left out"),
@@ -163,6 +164,16 @@ class _Classes:
         if asked is None and known.counting is not None:
             counting = tuple(name for name in names if name in (*known.counting, UNKNOWN))
         return cls(names, counting, known.origin, known)
+
+    def recorded(self, image: str) -> tuple[RecordedCells | None, tuple[Note, ...]]:
+        """Return the cells whose classes those of ``image`` have, None if the files say them, and what to note."""
+        if self.known is None:
+            return None, ()
+        cells = self.known.cells_of(image)
+        if cells is not None:
+            return cells, ()
+        text = f"no image of this name in {self.origin}: its cells are of the class {UNKNOWN}, platelets too"
+        return NONE_RECORDED, (Note(text, "annotations"),)
 
 
 def _some_are_unknown(source: LabelSource, options: MeasureOptions, known: KnownClasses) -> bool:
@@ -243,13 +254,15 @@ def _one_image(
         image_hw = (loaded.pixels_hwc.shape[0], loaded.pixels_hwc.shape[1])
         painted = source.read(stem, image_hw, options.mask_foreground)
         inside = find_field(loaded.pixels_hwc) if options.field_of_view == "auto" else None
+        recorded, notes = classes.recorded(item.image.name)
         cells = segmentation(
             *(painted, loaded),
             name=item.image.name,
             model=_model(source),
             inside=inside,
             classes=classes.names,
-            recorded=None if classes.known is None else classes.known.cells_of(item.image.name) or NONE_RECORDED,
+            recorded=recorded,
+            notes=notes if painted.classes else (),
         )
         if cells.classes is not None:
             cells = replace(cells, classes=replace(cells.classes, counting=classes.counting))

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cellseg_deploy.errors import OutputError, UsageError
+from cellseg_deploy.files import urls
 from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.files.lock import exclusive
@@ -45,6 +46,8 @@ def check_apart(inputs: Sequence[Path], out: Path) -> None:
     """
     folder = Path(os.path.realpath(out))
     for path in inputs:
+        if urls.is_url(path):
+            continue
         # Not Path's methods: they raise for a path that cannot be inspected, which is one image's problem.
         is_folder = os.path.isdir(path)  # noqa: PTH112
         place = Path(os.path.realpath(path if is_folder else path.parent))

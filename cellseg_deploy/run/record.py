@@ -22,6 +22,7 @@ from cellseg_deploy.cells.scale import check_scale
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.json_record import content_of
+from cellseg_deploy.files.urls import text_of
 from cellseg_deploy.images.find import absolute, input_roots
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.models.spec import to_json
@@ -112,7 +113,7 @@ class Inputs:
         """Return the inputs for the ``paths`` passed to ``find_images``. Raises ``UsageError`` as it does."""
         paths = list(paths)
         roots = input_roots(paths)
-        return cls(tuple(str(absolute(path)) for path in paths), tuple(str(root) for root in roots), follow_links)
+        return cls(tuple(text_of(absolute(path)) for path in paths), tuple(map(text_of, roots)), follow_links)
 
 
 @dataclass(frozen=True, slots=True)

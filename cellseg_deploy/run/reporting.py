@@ -45,8 +45,8 @@ class Reporting:
         return {
             SUMMARY_CSV: self._summary,
             page.REPORT_HTML: partial(self._page, self.about),
-            multiqc.IMAGES_MQC: self._images_mqc,
-            multiqc.GROUPS_MQC: self._groups_mqc,
+            multiqc.IMAGES_MQC: partial(self._images_mqc, self.about.command),
+            multiqc.GROUPS_MQC: partial(self._groups_mqc, self.about.command),
         }
 
     def _summary(self, path: Path, journal: Path, entries: Sequence[Entry], /, *, is_stopped: bool) -> None:  # noqa: ARG002
@@ -59,11 +59,29 @@ class Reporting:
         pictures = self.is_watched or not is_stopped or len(entries) <= PICTURES_AT_A_STOP
         page.write(path, journal.parent, results, about, pictures=pictures)
 
-    def _images_mqc(self, path: Path, journal: Path, entries: Sequence[Entry], /, *, is_stopped: bool) -> None:  # noqa: ARG002
-        multiqc.write_images(path, self._results(journal, entries))
+    def _images_mqc(
+        self,
+        command: str,
+        path: Path,
+        journal: Path,
+        entries: Sequence[Entry],
+        /,
+        *,
+        is_stopped: bool,  # noqa: ARG002
+    ) -> None:
+        multiqc.write_images(path, self._results(journal, entries), command)
 
-    def _groups_mqc(self, path: Path, journal: Path, entries: Sequence[Entry], /, *, is_stopped: bool) -> None:  # noqa: ARG002
-        multiqc.write_groups(path, summary.summarise(self._results(journal, entries)))
+    def _groups_mqc(
+        self,
+        command: str,
+        path: Path,
+        journal: Path,
+        entries: Sequence[Entry],
+        /,
+        *,
+        is_stopped: bool,  # noqa: ARG002
+    ) -> None:
+        multiqc.write_groups(path, summary.summarise(self._results(journal, entries)), command)
 
     def _results(self, journal: Path, entries: Sequence[Entry]) -> Results:
         group_of = grouping(self.options.group_by)

@@ -43,7 +43,6 @@ from cellseg_deploy.slides.memory import half_of_free_memory
 from cellseg_deploy.slides.open import OPENSLIDE, open_image
 from cellseg_deploy.slides.region import Pixels, Region, region_of
 from cellseg_deploy.slides.run import geojson_of
-from cellseg_deploy.slides.samples import Samples
 
 UNFINISHED = "unfinished"
 KINDS = ("labels", "overlays", "geojson")
@@ -146,9 +145,9 @@ class StreamWork:
             progress=progress,
         )
         with clock("write"):
-            samples, written = Samples(region), dict[str, Path]()
+            samples, written = counted.samples, dict[str, Path]()
             try:
-                self._write(image.name, counted, samples, written, progress)
+                self._write(image.name, counted, written, progress)
                 small, labels = samples.overview()
                 record = tables.record_of(
                     image.name,
@@ -172,11 +171,9 @@ class StreamWork:
                 raise
         return replace(record, input=source, output_name=output_name, outputs=tuple(outputs)), found
 
-    def _write(
-        self, name: str, counted: CountedImage, samples: Samples, written: dict[str, Path], progress: Progress
-    ) -> None:
+    def _write(self, name: str, counted: CountedImage, written: dict[str, Path], progress: Progress) -> None:
         kinds = {each.name for each in self._formats}
-        strips = counted.strips(samples, progress)
+        strips = counted.strips(progress)
         if "labels" in kinds:
             written["labels"] = temporary_in(self._out)
             files.write_labels(written["labels"], counted.region.hw, strips, pixel_size_um=counted.size.um)
@@ -187,7 +184,7 @@ class StreamWork:
             files.write_pieces(written["geojson"], geojson_of(counted, self._segmenter, name))
         if "overlays" in kinds:
             written["overlays"] = temporary_in(self._out)
-            write_bytes(written["overlays"], self._overlay(counted, *samples.overview()))
+            write_bytes(written["overlays"], self._overlay(counted, *counted.samples.overview()))
 
     @staticmethod
     def _overlay(counted: CountedImage, small_hwc: Pixels, labels: Labels) -> bytes:

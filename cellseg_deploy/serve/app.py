@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cellseg_deploy.serve import openapi
 from cellseg_deploy.serve.engine import Answer, Task
 from cellseg_deploy.serve.jobs import Jobs
+from cellseg_deploy.serve.limits import megabytes
 from cellseg_deploy.serve.metrics import KIND
 from cellseg_deploy.serve.outputs import BY_NAME, JSON
 from cellseg_deploy.serve.service import (
@@ -25,7 +26,7 @@ from cellseg_deploy.serve.service import (
 )
 from cellseg_deploy.serve.uploads import Upload, uploads_in
 from cellseg_deploy.web.access import SECURITY_HEADERS, Access
-from cellseg_deploy.web.replies import Reply, body_of
+from cellseg_deploy.web.replies import Reply, body_of, most_of_body
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -111,13 +112,13 @@ class _Calls:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    async def task(self, request: Request, deadline: float) -> Task:
-        """Return the image that is sent, with what is asked for it."""
+    async def task(self, request: Request, slots: Slots, deadline: float) -> Task:
+        """Return the image that is sent, with what is asked for it. ``slots``: of the request."""
         service = self.service
         query = request.query_params.multi_items()
         output = service.output_of(query, request.headers.get("accept", ""))
         service.settings_of(query)  # before the body: it may be long
-        files, fields = await self.received(request, deadline)
+        files, fields = await self.received(request, slots, deadline)
         service.check_files(files, 1)
         return Task(files[0].name, files[0].data, service.settings_of([*query, *fields]), output)
 
@@ -125,9 +126,8 @@ class _Calls:
         """One image."""
         service = self.service
         deadline = self.deadline()
-        with Slots(service) as slots:
-            slots.take(1)
-            task = await self.task(request, deadline)
+        with Slots(service, service.waiting) as slots:
+            task = await self.task(request, slots, deadline)
             (result,) = await self._results(request, [task], [slots.submit(task)], deadline)
         return reply_of(result) if isinstance(result, Answer) else problem_of(result, task.name)
 
@@ -139,9 +139,8 @@ class _Calls:
         if service.output_of(query, request.headers.get("accept", "")).kind != JSON:
             raise RefusedError(406, f"several images are answered as {JSON} only")
         service.settings_of(query)
-        with Slots(service) as slots:
-            slots.take(1)
-            files, fields = await self.received(request, deadline)
+        with Slots(service, service.waiting) as slots:
+            files, fields = await self.received(request, slots, deadline)
             service.check_files(files, service.limits.files)
             asked = service.settings_of([*query, *fields])
             tasks = [Task(upload.name, upload.data, asked, BY_NAME["json"]) for upload in files]
@@ -154,17 +153,25 @@ class _Calls:
         """Return when a request that begins now must be answered."""
         return _now() + self.service.limits.seconds
 
-    async def received(self, request: Request, deadline: float) -> tuple[list[Upload], list[tuple[str, str]]]:
-        """Return files and fields of the body. Raises ``RefusedError`` if it is too large or too slow."""
+    async def received(
+        self, request: Request, slots: Slots, deadline: float
+    ) -> tuple[list[Upload], list[tuple[str, str]]]:
+        """Return files and fields of the body. Raises ``RefusedError`` if it is too large or too slow, and
+        ``QueueFullError`` if there is no room for it; then it is not read."""
         limits = self.service.limits
-        receiving = body_of(request.headers, request.stream(), limits.body_bytes)
+        most = most_of_body(request.headers, limits.body_bytes)
+        slots.hold(most or 0)
+        receiving = body_of(request.headers, request.stream(), limits.body_bytes if most is None else most)
         try:
             body = await asyncio.wait_for(receiving, deadline - _now())
         except TimeoutError:
             raise RefusedError(408, f"the request did not arrive within {limits.seconds:g} s") from None
         if body is None:
-            raise RefusedError(413, f"the request is larger than the limit of {limits.body_bytes / 2**20:g} MB")
-        return uploads_in(request.headers.get("content-type", ""), body, request.query_params.get("name", ""))
+            raise RefusedError(413, f"the request is larger than the limit of {megabytes(limits.body_bytes)}")
+        kind, name = request.headers.get("content-type", ""), request.query_params.get("name", "")
+        files, fields = uploads_in(kind, body, name)
+        slots.keep(sum(len(file.data) for file in files))
+        return files, fields
 
     async def _results(
         self, request: Request, tasks: Sequence[Task], futures: Sequence[Future[Answer]], deadline: float
@@ -185,7 +192,7 @@ class _Calls:
             leaving.cancel()
             if not answers.done():
                 for task, future in zip(tasks, futures, strict=True):
-                    task.is_cancelled.set()
+                    task.cancel()
                     future.cancel()
         if answers.done():
             return answers.result()
@@ -210,10 +217,14 @@ class _JobCalls:
         """Accept an image whose answer is fetched later."""
         jobs = self._opened
         await asyncio.to_thread(jobs.check_room)  # before the body; a job being written holds the lock
-        with Slots(self._calls.service) as slots:  # while the body arrives
-            slots.take(1)
-            task = await self._calls.task(request, self._calls.deadline())
-            job = await asyncio.to_thread(jobs.submit, task)  # writes to the disk
+        with Slots(self._calls.service, jobs.waiting) as slots:  # while the body arrives
+            task = await self._calls.task(request, slots, self._calls.deadline())
+            slots.hand_bytes_to(task)
+            try:
+                job = await asyncio.to_thread(jobs.submit, task)  # writes to the disk
+            except Exception:
+                task.drop()
+                raise
         return as_json(job.to_json(), 202, {"Location": f"/v1/jobs/{job.id}"})
 
     async def all(self, _: Request) -> Reply:

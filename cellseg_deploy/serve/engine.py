@@ -25,6 +25,7 @@ from cellseg_deploy.images.decode import declared_pixels_in, decode_bytes
 from cellseg_deploy.images.read import as_rgb
 from cellseg_deploy.outputs.segmentation import Segmentation
 from cellseg_deploy.segmenter import Segmenter, as_read
+from cellseg_deploy.serve.limits import Held
 from cellseg_deploy.serve.metrics import Metrics
 from cellseg_deploy.serve.outputs import Output
 from cellseg_deploy.serve.settings import Settings
@@ -50,7 +51,8 @@ class Answer:
 
 @dataclass(eq=False)
 class Task:
-    """One image to segment. ``name``: of the image, in messages and results. ``data``: the file's bytes.
+    """One image to segment. ``name``: of the image, in messages and results. ``data``: the file's bytes, which count in
+    ``held`` until they are dropped.
 
     ``tiles``, ``tiles_done``: progress through the network, at the present scale; where the scale is measured, there
     are several passes. ``seconds``: that the work took, None until it has ended.
@@ -60,6 +62,7 @@ class Task:
     data: bytes
     settings: Settings
     output: Output
+    held: Held | None = None
     is_cancelled: threading.Event = field(default_factory=threading.Event)
     submitted: float = field(default_factory=time.perf_counter)
     tiles: int = 0
@@ -71,6 +74,23 @@ class Task:
         """Raise ``TaskCancelledError`` if nobody waits for it."""
         if self.is_cancelled.is_set():
             raise TaskCancelledError
+
+    def file(self) -> bytes:
+        """Return the file's bytes. Raises ``TaskCancelledError`` if nobody waits for it."""
+        data = self.data
+        self.check()  # afterwards: ``cancel`` drops them in another thread
+        return data
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more. It may still lie in a queue, without its bytes."""
+        self.is_cancelled.set()
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the file's bytes."""
+        self.data = b""
+        if self.held is not None:
+            self.held.give_back()
 
 
 class _Watched(ImageTiles):
@@ -163,11 +183,16 @@ class Engine:
     def run(self, task: Task) -> Answer:
         """Segment and encode ``task`` in the calling thread, and raise what that raises: ``DataError`` for its image,
         ``TaskCancelledError``, ``BackendUnavailableError`` once the network has failed."""
-        task.check()
+        try:
+            return self._run(task)
+        finally:
+            task.drop()
+
+    def _run(self, task: Task) -> Answer:
         clock = StageClock()
         clock.add("queue", time.perf_counter() - task.submitted)
         segmenter = task.settings.segmenter(self.backend)
-        nbytes = segmenter.bytes_in_flight(declared_pixels_in(Path(task.name), task.data))
+        nbytes = segmenter.bytes_in_flight(declared_pixels_in(Path(task.name), task.file()))
         self._network.wait_for_room()
         with self._memory(nbytes, self._turn):
             task.check()
@@ -184,8 +209,8 @@ class Engine:
     def _answer(self, task: Task, segmenter: Segmenter, clock: StageClock) -> Answer:
         settings, path = task.settings, Path(task.name)
         with clock("read"):
-            loaded = as_rgb(path, decode_bytes(path, task.data, settings.max_pixels), settings.reading)
-        task.data = b""  # decoded: the file is no longer needed
+            loaded = as_rgb(path, decode_bytes(path, task.file(), settings.max_pixels), settings.reading)
+        task.drop()
         found = segmenter.segment(loaded.pixels_hwc, self._network_for(task), clock, field=settings.field)
         found = as_read(found, loaded, name=task.name, count_rule=settings.count_rule)
         task.check()

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from cellseg_deploy.errors import plural
 from cellseg_deploy.files import checked_lines, lock
 from cellseg_deploy.files.atomic import make_folder, remove, remove_stale, write_bytes, writing
 from cellseg_deploy.files.checked_lines import AppendedFile
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.serve.engine import Answer, Engine, Task, TaskCancelledError
-from cellseg_deploy.serve.limits import Limits, QueueFullError
+from cellseg_deploy.serve.limits import Limits, QueueFullError, Waiting
 from cellseg_deploy.serve.outputs import named
 from cellseg_deploy.serve.service import RefusedError, why
 
@@ -76,6 +77,7 @@ class Jobs:
 
     def __init__(self, folder: Path, engine: Engine, limits: Limits, journal: AppendedFile) -> None:
         self._folder, self._engine, self._limits, self._journal = folder, engine, limits, journal
+        self.waiting = Waiting(limits.held_bytes)
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._runner = ThreadPoolExecutor(1, "cellseg-jobs")
@@ -108,8 +110,8 @@ class Jobs:
             wait(self._futures, self._limits.grace_seconds)
         finally:
             for job in list(self._jobs.values()):
-                if job.task is not None:
-                    job.task.is_cancelled.set()
+                if (task := job.task) is not None:
+                    task.cancel()
             self._runner.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, task: Task) -> Job:
@@ -130,7 +132,7 @@ class Jobs:
 
     def _check_room(self) -> None:
         if sum(not each.has_ended for each in self._jobs.values()) >= self._limits.jobs:
-            raise QueueFullError(self._limits.jobs, RETRY_SECONDS)
+            raise QueueFullError(f"the queue of {plural(self._limits.jobs, 'job')} is full", RETRY_SECONDS)
 
     def all(self) -> list[dict[str, Any]]:
         """Describe all jobs, oldest first."""
@@ -167,8 +169,8 @@ class Jobs:
     def _forget(self, job: Job) -> None:
         self._journal.append(checked_lines.line_of({"id": job.id, "state": "deleted"}))
         del self._jobs[job.id]
-        if job.task is not None:
-            job.task.is_cancelled.set()
+        if (task := job.task) is not None:
+            task.cancel()
         remove(self._place(job))
 
     def _place(self, job: Job) -> Path:

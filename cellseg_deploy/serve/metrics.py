@@ -12,7 +12,7 @@ class Metrics:
     """Counts requests, stages and batches, in a registry of its own. Thread-safe.
 
     ``cellseg_requests_total{path,status}``, ``cellseg_request_seconds{path}``, ``cellseg_stage_seconds{stage}``,
-    ``cellseg_queue_images``, ``cellseg_batch_tiles``, ``cellseg_batch_limit_tiles``,
+    ``cellseg_queue_images``, ``cellseg_waiting_bytes``, ``cellseg_batch_tiles``, ``cellseg_batch_limit_tiles``,
     ``cellseg_engine_busy_seconds_total``.
     """
 
@@ -38,6 +38,11 @@ class Metrics:
             registry=self._registry,
         )
         self._queue = Gauge("cellseg_queue_images", "Images accepted and not yet answered.", registry=self._registry)
+        self._waiting = Gauge(
+            "cellseg_waiting_bytes",
+            "Files received, not yet decoded; without those of jobs.",
+            registry=self._registry,
+        )
         self._tiles = Histogram("cellseg_batch_tiles", "Tiles per batch.", buckets=_TILES, registry=self._registry)
         self._limit = Gauge("cellseg_batch_limit_tiles", "Most tiles per batch.", registry=self._registry)
         self._busy = Counter("cellseg_engine_busy_seconds_total", "Time in the network.", registry=self._registry)
@@ -58,9 +63,10 @@ class Metrics:
         self._limit.set(most)
         self._busy.inc(seconds)
 
-    def watch_queue(self, length: Callable[[], int]) -> None:
-        """Read the length of the queue when asked for."""
+    def watch_queue(self, length: Callable[[], int], waiting_bytes: Callable[[], int]) -> None:
+        """Read the length of the queue, and the bytes of the files that wait, when asked for."""
         self._queue.set_function(length)
+        self._waiting.set_function(waiting_bytes)
 
     def text(self) -> bytes:
         """Return all figures in the text format of Prometheus (``KIND``)."""

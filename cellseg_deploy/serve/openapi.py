@@ -145,7 +145,7 @@ _WHY = {
     413: "The body is too large, or holds too many files.",
     415: "The body is neither an image nor a form.",
     422: "The image cannot be used; the sentence says why.",
-    429: "The queue is full; ask again after Retry-After seconds.",
+    429: "The queue is full, or its files are too large together; ask again after Retry-After seconds.",
     500: "Internal error.",
     503: "The network has failed, or there is not enough memory.",
     504: "Not done in time.",

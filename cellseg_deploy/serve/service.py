@@ -14,7 +14,7 @@ from cellseg_deploy.errors import CellsegError, UsageError, plural
 from cellseg_deploy.outputs.tables import utf8
 from cellseg_deploy.serve import outputs, settings
 from cellseg_deploy.serve.engine import Answer, Engine, Task, TaskCancelledError
-from cellseg_deploy.serve.limits import Accepted, Limits, QueueFullError
+from cellseg_deploy.serve.limits import Accepted, Held, Limits, QueueFullError, Waiting
 from cellseg_deploy.serve.metrics import Metrics
 from cellseg_deploy.serve.outputs import Output
 from cellseg_deploy.serve.settings import Settings
@@ -46,9 +46,10 @@ class Service:
 
     def __post_init__(self) -> None:
         _ = self.defaults.segmenter(self.engine.backend), self.defaults.reading  # raises now, not in every request
-        self.accepted = Accepted(self.limits.queue)
+        self.accepted = Accepted(self.limits.queue, self.limits.seconds)
+        self.waiting = Waiting(self.limits.held_bytes)
         self.metrics: Metrics = self.engine.metrics
-        self.metrics.watch_queue(lambda: len(self.accepted))
+        self.metrics.watch_queue(lambda: len(self.accepted), lambda: self.waiting.used)
 
     def settings_of(self, given: Iterable[tuple[str, str]]) -> Settings:
         """Return the settings that the parameters ``given`` set, checked against the model. Raises ``UsageError``."""
@@ -111,21 +112,26 @@ class Service:
         """Whether a request would be taken now."""
         if not self.engine.is_well:
             return self.health()
-        if len(self.accepted) >= self.limits.queue:
-            return problem(503, f"the queue of {plural(self.limits.queue, 'image')} is full")
+        if (refusal := self.accepted.refusal()) is not None:
+            return problem(503, refusal)
         return as_json({"status": "ok"})
 
 
 class Slots:
-    """Places in the queue that a request holds. Those not handed to a task are given back at the end of the block."""
+    """Places in the queue, and bytes among those that ``waiting`` counts, that a request holds: one place from
+    the start of the block, which raises ``QueueFullError``. Those not handed to a task are given back at its end."""
 
-    def __init__(self, service: Service) -> None:
-        self._service, self._n = service, 0
+    def __init__(self, service: Service, waiting: Waiting) -> None:
+        self._service, self._waiting, self._n = service, waiting, 0
+        self._held = Held(waiting)
 
     def __enter__(self) -> Self:
+        self._service.accepted.admit()
+        self._n = 1
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._held.give_back()
         for _each in range(self._n):
             self._service.accepted.give_back()
 
@@ -134,8 +140,22 @@ class Slots:
         self._service.accepted.take(n)
         self._n += n
 
+    def hold(self, nbytes: int) -> None:
+        """Hold ``nbytes`` for the body that is to arrive. Raises ``QueueFullError``."""
+        self._held = self._waiting.take(nbytes, retry_seconds=self._service.accepted.retry_seconds())
+
+    def keep(self, nbytes: int) -> None:
+        """Hold only ``nbytes`` of the body: the files in it."""
+        whole, self._held = self._held, self._held.split(nbytes)
+        whole.give_back()
+
+    def hand_bytes_to(self, task: Task) -> None:
+        """Let ``task`` hold its file's bytes."""
+        task.held = self._held.split(len(task.data))
+
     def submit(self, task: Task) -> Future[Answer]:
-        """Submit ``task``, which gives its place back when it ends."""
+        """Submit ``task``, which gives its bytes back when it is decoded, and its place when it ends."""
+        self.hand_bytes_to(task)
         future = self._service.engine.submit(task)
         self._n -= 1
         future.add_done_callback(lambda _: self._service.accepted.give_back(seconds=task.seconds))

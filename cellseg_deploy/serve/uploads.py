@@ -53,11 +53,10 @@ def _parts(boundary: str, body: bytes) -> tuple[list[Upload], list[tuple[str, st
     if not _BOUNDARY.fullmatch(boundary):
         raise UsageError("the form has no boundary, or an invalid one, in its Content-Type")
     mark = b"\r\n--" + boundary.encode("ascii")
-    body = b"\r\n" + body
     files, fields = list[Upload](), list[tuple[str, str]]()
-    end = body.find(mark)
+    end = -2 if body.startswith(mark[2:]) else body.find(mark)  # the first one may have no line before it
     while True:
-        if end < 0:
+        if end == -1:
             raise UsageError("the form is cut short: its last boundary is missing")
         start = end + len(mark)
         if body.startswith(b"--", start):

@@ -42,6 +42,7 @@ from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import blank
 from cellseg_deploy.slides.blank import BlankTiles
 from cellseg_deploy.slides.found_cells import STRIP_ROWS, FoundCells
+from cellseg_deploy.slides.label_file import LabelFile, bytes_of_labels
 from cellseg_deploy.slides.network import ProbabilityFile, bands_of, run_network
 from cellseg_deploy.slides.region import Region
 from cellseg_deploy.slides.samples import Samples
@@ -69,7 +70,7 @@ class CountedImage:
     ``table``: one row per cell; ``columns``: those of cells.csv but for the image's name. ``by_rule``: bool (n,),
     whether the count rule lets a cell in; ``counts``: and its class does. ``scale``: model px per image px. ``share``:
     of the image that cells cover; ``blank_share``: of the tiles that are blank. ``size``: of a pixel. ``notes``: for
-    the user, but for those on samples.
+    the user, but for those of ``samples``, which are complete after ``strips``.
     """
 
     region: Region
@@ -84,6 +85,7 @@ class CountedImage:
     blank_share: float
     size: PixelSize
     notes: tuple[str, ...]
+    samples: Samples
     tiles: BlankTiles
     tile_edges: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -92,21 +94,21 @@ class CountedImage:
         """Number of cells per class that the count rule lets in; empty without classes."""
         return {} if self.classes is None else self.classes.numbers(self.by_rule)
 
-    def strips(self, samples: Samples, progress: Progress) -> Iterator[Labels]:
-        """Yield the labels, 512 rows at a time, and fill ``samples``."""
+    def strips(self, progress: Progress) -> Iterator[Labels]:
+        """Yield the labels, 512 rows at a time, and add them to ``samples``."""
         progress.started("strips", -(-self.region.height // STRIP_ROWS))
         for number, labels in enumerate(self.found.strips()):
-            samples.add(number * STRIP_ROWS, labels)
+            self.samples.add(number * STRIP_ROWS, labels)
             progress.advanced(1)
             yield labels
 
-    def blank_on(self, samples: Samples) -> npt.NDArray[np.bool_]:
-        """Whether each pixel of the overview in ``samples`` lies in a blank tile, bool (h, w)."""
-        hw = samples.overview()[1].shape
+    def blank_on_overview(self) -> npt.NDArray[np.bool_]:
+        """Whether each pixel of the overview lies in a blank tile, bool (h, w); after ``strips``."""
+        hw = self.samples.overview()[1].shape
         edges = self.tile_edges
         steps = (
-            samples.step * int(edges[0][-1]) / self.region.height,
-            samples.step * int(edges[1][-1]) / self.region.width,
+            self.samples.step * int(edges[0][-1]) / self.region.height,
+            self.samples.step * int(edges[1][-1]) / self.region.width,
         )
         return self.tiles.on_overview((hw[0], hw[1]), steps, edges)
 
@@ -177,7 +179,10 @@ def count_cells(
         scale = choice.scale
         notes += [choice.note] if choice.note else []
     settings = block_settings(segmenter, region.hw, scale, memory)
-    stored = ProbabilityFile(work / "probabilities.f32", len(spec.channels), settings.hw)
+    stored = ProbabilityFile(
+        work / "probabilities.f32", len(spec.channels), settings.hw, spare_bytes=bytes_of_labels(settings)
+    )
+    samples = Samples(region)
     bands, across = (bands_of((n, 1), spec.tile_size, segmenter.halo) for n in settings.hw)
     tiles = BlankTiles(
         *(network, contrast, work / "blank.bin"),
@@ -186,7 +191,7 @@ def count_cells(
     )
     progress.started("tiles", len(bands) * len(across))
     run_network(
-        *(region, scale, tiles, stored),
+        *(region.hw, samples.rows, scale, tiles, stored),
         tile_size=spec.tile_size,
         halo=segmenter.halo,
         clock=clock,
@@ -195,16 +200,18 @@ def count_cells(
     n_blocks = -(-settings.hw[0] // settings.block_rows)
     progress.started("blocks", 2 * n_blocks)
     with clock("label"):
-        areas = blocks.whole_area_list(stored.read, settings, lambda: progress.advanced(1))
-        found = FoundCells(work, settings, with_outlines=with_outlines)
-        for part in blocks.cells(stored.read, settings, areas, lambda: progress.advanced(1)):
-            found.add(part)
+        with LabelFile(work / "first-labels.i32") as kept:
+            first = blocks.first_pass(stored.read, settings, kept.keep, lambda: progress.advanced(1))
+            found = FoundCells(work, settings, with_outlines=with_outlines)
+            for part in blocks.cells(stored.read, settings, first, lambda: progress.advanced(1)):
+                found.add(part)
         table, classes = found.finish(segmenter.counting_classes)
     whole = table.columns["area_px"][~table.columns["touches_border"]]
     if not segmenter.auto_scale and scale == spec.image_scale:
         notes.append(scales.size_of_areas_note(whole, spec.cell_diameter_px, scale))
     share = found.pixels / (region.height * region.width)
-    notes.append(scales.lost_share_note(_foreground_share(stored, settings), share))
+    seen = stored.share_from(spec.channels.index("foreground"), segmenter.params.foreground_threshold)
+    notes.append(scales.lost_share_note(seen, share))
     size = checked_by_cells(region.pixel_size, table.columns["equivalent_diameter_px"])
     if size.note:
         notes.append(Note(size.note, "pixel size"))
@@ -231,6 +238,7 @@ def count_cells(
         blank_share=blank_share,
         size=size,
         notes=tuple(note for note in notes if note),
+        samples=samples,
         tiles=tiles,
         tile_edges=(edges_of(bands), edges_of(across)),
     )
@@ -264,12 +272,3 @@ def block_settings(segmenter: Segmenter, image_hw: tuple[int, int], scale: float
         overlap_rows=overlap,
         most_px=most_px,
     )
-
-
-def _foreground_share(stored: ProbabilityFile, settings: BlockSettings) -> float:
-    index, seen = settings.channels.index("foreground"), 0
-    for top in range(0, settings.hw[0], _LEAST_ROWS):
-        rows = slice(top, min(top + _LEAST_ROWS, settings.hw[0]))
-        planes = stored.read(rows, slice(0, settings.hw[1]))
-        seen += int(np.count_nonzero(planes[index] >= settings.params.foreground_threshold))
-    return seen / (settings.hw[0] * settings.hw[1])

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.errors import UsageError, check_types
-from cellseg_deploy.files.atomic import atomic_file, move, temporary_in, writing
-from cellseg_deploy.outputs import tables
+from cellseg_deploy.files.atomic import atomic_file, move, temporary_in, write_bytes, writing
+from cellseg_deploy.outputs import picture_file, tables
 from cellseg_deploy.outputs.palette import COUNTED_RGB
 from cellseg_deploy.outputs.requirements import require_packages
 
@@ -33,6 +33,7 @@ BLANK_RGB = (60, 120, 255)
 """Mixed with tiles that the network was not asked about."""
 TILE_PX = 512
 _ROWS = 10_000
+_PNG_LEVEL = 1  # of 2048 px: 0.2 s instead of 1.1, an eighth larger
 
 
 def checked_kinds(save: Sequence[str]) -> tuple[str, ...]:
@@ -140,8 +141,6 @@ def write_overview(path: Path, image_hwc: npt.NDArray[np.uint8], labels: Labels,
 
     Raises ``OutputError``.
     """
-    from PIL import Image
-
     framed = np.pad(labels, 1, mode="edge")
     inner = framed[1:-1, 1:-1]
     edge = np.zeros(labels.shape, np.bool_)
@@ -150,5 +149,4 @@ def write_overview(path: Path, image_hwc: npt.NDArray[np.uint8], labels: Labels,
     picture = image_hwc.copy()
     picture[blank] = (picture[blank].astype(np.uint16) + BLANK_RGB) // 2
     picture[edge & (labels > 0)] = COUNTED_RGB
-    with atomic_file(path) as file, writing(path):
-        Image.fromarray(picture).save(file, "PNG")
+    write_bytes(path, picture_file.encode(picture, picture_file.PNG, png_level=_PNG_LEVEL))

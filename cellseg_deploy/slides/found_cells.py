@@ -45,8 +45,9 @@ class FoundCells:
         runs, settings = part.runs, self._settings
         left, top = int(runs.start.min()), int(runs.row[0])
         hw = (int(runs.row[-1]) + 1 - top, int(runs.stop.max()) - left)
-        local = paint(Runs(runs.label, runs.row - top, runs.start - left, runs.stop - left, hw), runs.label)
-        table = measure(local, top_left=(top, left), image_hw=settings.out_hw)
+        here = Runs(runs.label, runs.row - top, runs.start - left, runs.stop - left, hw)
+        local = paint(here, here.label)
+        table = measure(local, top_left=(top, left), image_hw=settings.out_hw, runs=here)
         self._tables.append(table.columns)
         if self._outlines is not None:
             self._outlines.add(local, (top, left))
@@ -55,7 +56,7 @@ class FoundCells:
             means = class_means(
                 local,
                 window.planes_khw[-len(settings.classes) :],
-                table,
+                len(table),
                 of=(settings.hw, settings.out_hw),
                 plane_at=(window.top, window.left),
                 labels_at=(top, left),

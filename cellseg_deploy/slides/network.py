@@ -17,10 +17,10 @@ import numpy.typing as npt
 from cellseg_deploy.batching import Network
 from cellseg_deploy.cells import tiling
 from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities
-from cellseg_deploy.cells.row_resize import RowResizer
+from cellseg_deploy.cells.row_resize import ReadRows, RowResizer
 from cellseg_deploy.errors import OutputError, plural
 from cellseg_deploy.files.atomic import writing
-from cellseg_deploy.slides.region import Pixels, Region
+from cellseg_deploy.slides.region import Pixels
 
 Probabilities = npt.NDArray[np.float32]
 _ROWS_READ = 64
@@ -31,15 +31,15 @@ _SOURCE_PX = 8_000_000
 class ProbabilityFile:
     """Probabilities (K, h, w) of ``n_channels`` and ``hw`` in the file ``path``, whose first rows may be there already.
 
-    Raises ``OutputError`` if the disk has no room for them.
+    Raises ``OutputError`` if the disk has no room for them and ``spare_bytes``.
     """
 
-    def __init__(self, path: Path, n_channels: int, hw: tuple[int, int]) -> None:
+    def __init__(self, path: Path, n_channels: int, hw: tuple[int, int], *, spare_bytes: int = 0) -> None:
         self.path, self.hw, self.n_channels = path, hw, n_channels
         self._row_bytes = 4 * n_channels * hw[1]
         with writing(path):
             path.touch()
-            needed = self._row_bytes * hw[0] - path.stat().st_size
+            needed = self._row_bytes * hw[0] - path.stat().st_size + spare_bytes
             free = shutil.disk_usage(path.parent).free
         if needed > free:
             raise OutputError(
@@ -73,6 +73,15 @@ class ProbabilityFile:
             del stored
         return out
 
+    def share_from(self, channel: int, threshold: float) -> float:
+        """Share of the pixels of ``channel`` that are ``threshold`` or more."""
+        n, shape = 0, (self.hw[0], self.n_channels, self.hw[1])
+        for start in range(0, self.hw[0], _ROWS_READ):
+            stored = np.memmap(self.path, np.float32, "r", shape=shape)
+            n += int(np.count_nonzero(stored[start : start + _ROWS_READ, channel] >= threshold))
+            del stored
+        return n / (self.hw[0] * self.hw[1])
+
 
 def bands_of(hw: tuple[int, int], tile_size: int, halo: int) -> tuple[tiling.Tile, ...]:
     """One tile per band of tiles of an image of ``hw`` px; only their rows have a meaning."""
@@ -85,7 +94,8 @@ def tiles_in(hw: tuple[int, int], tile_size: int, halo: int) -> int:
 
 
 def run_network(
-    region: Region,
+    image_hw: tuple[int, int],
+    read: ReadRows,
     scale: float,
     network: Network,
     file: ProbabilityFile,
@@ -95,11 +105,12 @@ def run_network(
     clock: StageClock,
     on_tiles: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Append the probabilities of ``region`` at ``scale`` to ``file``, from the first row that it does not hold.
+    """Append the probabilities of an image of ``image_hw`` px at ``scale`` to ``file``, from the first row that it does
+    not hold. ``read``: rows of the image.
 
     ``on_tiles`` is called with the number of tiles after each band, also of bands that were there.
     """
-    resizer = RowResizer(region.rows, region.hw, scale)
+    resizer = RowResizer(read, image_hw, scale)
     per_band = len(bands_of((file.hw[1], 1), tile_size, halo))
     bands = bands_of(file.hw, tile_size, halo)
     done = max((band.write[0].stop for band in bands if band.write[0].stop <= file.rows_done), default=0)

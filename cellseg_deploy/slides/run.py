@@ -30,7 +30,6 @@ from cellseg_deploy.slides import blank, files
 from cellseg_deploy.slides.counting import SILENT, CountedImage, Progress, count_cells, identity_of, prepare
 from cellseg_deploy.slides.memory import half_of_free_memory
 from cellseg_deploy.slides.region import Region
-from cellseg_deploy.slides.samples import Samples
 from cellseg_deploy.slides.zarr_labels import ZarrLabels
 
 CELLS, IMAGES, OVERVIEW, RECORD = "cells.csv", "images.csv", "overview.png", "slide.json"
@@ -119,14 +118,14 @@ def _write(
     counted: CountedImage, segmenter: Segmenter, out: Path, work: Path, save: Sequence[str], progress: Progress
 ) -> list[str]:
     """Write all files but the row of images.csv and the record; return the notes on the image."""
-    region, um, samples = counted.region, counted.size.um, Samples(counted.region)
+    region, um, samples = counted.region, counted.size.um, counted.samples
     unfinished, zarr = work / files.ZARR, None
     if "zarr" in save:
         files.remove(unfinished)  # of a run that was killed
         zarr = ZarrLabels(unfinished, region.hw, pixel_size_um=um, image=region.reader.name)
 
     def strips() -> Iterator[Labels]:
-        for labels in counted.strips(samples, progress):
+        for labels in counted.strips(progress):
             if zarr is not None:
                 zarr.add(labels)
             yield labels
@@ -139,7 +138,7 @@ def _write(
         zarr.finish()
         files.remove(out / files.ZARR)
         move(unfinished, out / files.ZARR)
-    files.write_overview(out / OVERVIEW, *samples.overview(), counted.blank_on(samples))
+    files.write_overview(out / OVERVIEW, *samples.overview(), counted.blank_on_overview())
     files.write_cells(out / CELLS, region.reader.name, counted.columns)
     if "parquet" in save:
         parquet.write(out / CELLS, out / files.PARQUET)

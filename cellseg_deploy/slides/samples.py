@@ -1,49 +1,62 @@
-"""Samples of a streamed image: for the overview, and for notes on what its pixels look like."""
+"""A small picture of a streamed image and of its labels, collected while both pass by."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from cellseg_deploy.cells import stain
 from cellseg_deploy.cells.field_marks import find_pointer
 from cellseg_deploy.cells.field_of_view import find_field
+from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.notes import Note
-from cellseg_deploy.slides.region import Region
+from cellseg_deploy.slides.region import Pixels, Region
 
 _OVERVIEW_PX = 2048
 
 
 class Samples:
-    """Every so many rows and columns of the image and its labels: for the overview, and for a note on its colours."""
+    """Every so many rows and columns of the image and its labels: for the overview, and for a note on its colours.
+
+    The image is read once, for the network, through ``rows``. What a resumed run did not read is read by ``add``.
+    """
 
     def __init__(self, region: Region) -> None:
-        self.region = region
+        self._region = region
         self._steps = (max(1, -(-max(region.hw) // _OVERVIEW_PX)), stain.negative_step(region.height * region.width))
-        self._images: tuple[list[Any], list[Any]] = ([], [])
-        self._labels: tuple[list[Any], list[Any]] = ([], [])
+        self._seen: tuple[dict[int, Pixels], dict[int, Pixels]] = ({}, {})
+        self._images: tuple[list[Pixels], list[Pixels]] = ([], [])
+        self._labels: tuple[list[Labels], list[Labels]] = ([], [])
 
     @property
     def step(self) -> int:
         """Pixels of the image from one pixel of the overview to the next."""
         return self._steps[0]
 
-    def add(self, top: int, labels: npt.NDArray[np.int32]) -> None:
+    def rows(self, start: int, stop: int) -> Pixels:
+        """Rows ``start`` to before ``stop`` of the region, as ``Region.rows``."""
+        image = self._region.rows(start, stop)
+        for step, seen in zip(self._steps, self._seen, strict=True):
+            for row in range(start + -start % step, stop, step):
+                seen[row] = image[row - start, ::step].copy()
+        return image
+
+    def add(self, top: int, labels: Labels) -> None:
         """Add the strip of rows that begins at ``top``; its ``labels`` (rows, w)."""
         step_rows = max(1, 4_000_000 // labels.shape[1])
-        for start in range(0, len(labels), step_rows):
-            part = labels[start : start + step_rows]
-            image = self.region.rows(top + start, top + start + len(part))
-            for step, images, parts in zip(self._steps, self._images, self._labels, strict=True):
-                first = -(top + start) % step
-                images.append(image[first::step, ::step].copy())
-                parts.append(part[first::step, ::step].copy())
+        for start in range(top, top + len(labels), step_rows):
+            rows = range(start, min(start + step_rows, top + len(labels)))
+            asked = [rows[-start % step :: step] for step in self._steps]
+            if any(row not in seen for seen, numbers in zip(self._seen, asked, strict=True) for row in numbers):
+                self.rows(rows.start, rows.stop)
+            for step, seen, numbers, images, parts in zip(
+                self._steps, self._seen, asked, self._images, self._labels, strict=True
+            ):
+                images += [seen.pop(row) for row in numbers]
+                parts += [labels[row - top, ::step].copy() for row in numbers]
 
-    def overview(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    def overview(self) -> tuple[Pixels, Labels]:
         """Small image (h, w, 3) and its labels (h, w)."""
-        return np.concatenate(self._images[0]), np.concatenate(self._labels[0])
+        return np.stack(self._images[0]), np.stack(self._labels[0])
 
     def notes(self) -> list[str]:
         """Notes on what the pixels look like."""
@@ -55,5 +68,5 @@ class Samples:
             "whole, surround included: check the overview; choose the part with `region`",
             "field of view",
         )
-        negative = stain.negative_note_of_sample(np.concatenate(self._images[1]), np.concatenate(self._labels[1]) > 0)
+        negative = stain.negative_note_of_sample(np.stack(self._images[1]), np.stack(self._labels[1]) > 0)
         return [note, negative] if seen else [negative]

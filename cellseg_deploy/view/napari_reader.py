@@ -90,15 +90,19 @@ def _layers(source: Source, image: ViewedImage, *, visible: bool) -> list[Layer]
 
 def _features(source: Source, image: ViewedImage) -> dict[str, list[Any]]:
     """Columns of cells.csv; ``index``: the label that a row belongs to, by which napari finds it."""
+    from cellseg_deploy.cells.classes import CLASS
+    from cellseg_deploy.outputs.segmented import LEFT_OUT_BY
+
     rows = source.cells_of(image)
-    columns = {name: [_value(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+    columns = {
+        name: [row[name] if name in (CLASS, LEFT_OUT_BY) else _value(row[name]) for row in rows]
+        for name in (rows[0] if rows else ())
+    }
     return {"index": columns.get("label", []), **columns}
 
 
 def _value(text: str) -> Any:
+    """Return the number or truth that ``text``, of a column that has no words, stands for."""
     if text in _TRUTHS:
         return _TRUTHS[text]
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        return text
+    return float(text) if "." in text else int(text)

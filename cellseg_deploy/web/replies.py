@@ -45,13 +45,19 @@ def status_of(error: CellsegError) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
+def most_of_body(headers: Mapping[str, str], most: int) -> int | None:
+    """Return how many bytes the body may turn out to have: its length, or ``most`` if it comes in chunks; None if its
+    length is above ``most``."""
+    said = headers.get("content-length", str(most))
+    return int(said) if said.isdecimal() and int(said) <= most else None
+
+
 async def body_of(headers: Mapping[str, str], stream: AsyncIterator[bytes], most: int) -> bytes | None:
     """Read a body of at most ``most`` bytes; None if it is larger, before reading if its length says so.
 
     Counted while it arrives: a body in chunks has no length.
     """
-    said = headers.get("content-length", "0")
-    if not said.isdecimal() or int(said) > most:
+    if most_of_body(headers, most) is None:
         return None
     parts, size = [], 0
     async for part in stream:

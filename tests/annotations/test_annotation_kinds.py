@@ -40,15 +40,6 @@ def labels_of(images: Path, given: Path, place: Path) -> dict[str, np.ndarray]:
     return {pair.stem: read_labels(pair.mask) for pair in pair_by_stem(images, made.folder)}
 
 
-def iou_per_cell(first: np.ndarray, second: np.ndarray) -> list[float]:
-    found = []
-    for label in range(1, int(first.max()) + 1):
-        cell = first == label
-        other = np.bincount(second[cell]).argmax()
-        found.append(np.count_nonzero(cell & (second == other)) / np.count_nonzero(cell | (second == other)))
-    return found
-
-
 @pytest.mark.parametrize("kind", kinds.EXACT)
 def test_every_kind_gives_the_very_labels(kind: str, truth: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
     images, true = truth
@@ -67,11 +58,11 @@ def test_polygons_of_other_programs_give_the_cells(
     kinds.OUTLINES[kind](true, tmp_path / "given")
     source = find_labels(images, tmp_path / "given")
     found = source.read("a", true["a.png"].shape).labels
-    overlap = iou_per_cell(true["a.png"], found)
+    overlap = kinds.iou_per_cell(true["a.png"], found)
     assert len(overlap) == found.max() > 15
-    assert min(overlap) >= (0.95 if kind == "simplified" else 1)
+    assert min(overlap) >= (0.95 if kind in kinds.ROUGH else 1)
     remark = f"outlines through the centres of border pixels, read with these pixels: {len(overlap)}"
-    assert (remark in " ".join(source.said)) == (kind != "simplified")
+    assert (remark in " ".join(source.said)) == (kind not in kinds.ROUGH)
 
 
 def test_only_outlines_through_pixel_centres_are_taken_as_such() -> None:

@@ -10,9 +10,11 @@ import annotation_files as kinds
 import numpy as np
 import pytest
 import tifffile
+from running import rows
 from segmented_images import segmented, smear
 
 from cellseg_deploy.annotations.labels import find_labels
+from cellseg_deploy.cli import console, measure
 from cellseg_deploy.outputs import label_tiff
 
 JAR = Path("/usr/share/java/ij.jar")
@@ -51,6 +53,11 @@ def test_imagej_reads_and_edits_our_files_and_we_read_its(tmp_path: Path) -> Non
         gone = [label for label in range(1, n + 1) if not found[labels == label].any()]
         assert len(gone) == 3
         assert np.array_equal(found > 0, (labels > 0) & ~np.isin(labels, gone))
+        out = tmp_path / f"measured {name}"
+        measured = [tmp_path / name, "--images", tmp_path / "images", "-o", out, "-q"]
+        assert console.run(measure.command, [str(word) for word in measured]) == 0
+        assert [row["cells"] for row in rows(out / "images.csv")] == [str(n - 3)]
+        assert len(rows(out / "cells.csv")) == n - 3
     drawn = tifffile.imread(tmp_path / "types.tif")
     found = find_labels(tmp_path / "blank", tmp_path / "types").read("a", (200, 300)).labels
     assert found.max() == drawn.max() == 7

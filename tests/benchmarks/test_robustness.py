@@ -65,6 +65,22 @@ def test_rows_tell_where_it_breaks() -> None:
     assert found["brightness", 1.2, robustness.FIXED]["f1"] < found["brightness", 1.0, robustness.FIXED]["f1"] == 1
 
 
+def test_cells_cut_by_the_border_count_neither_way_in_the_inner_columns() -> None:
+    image, labels = square()
+    image[:8, 40:50] = 100  # a cell at the border that the ground truth, as masks do, left out
+
+    def two(image_hwc: Any) -> Any:
+        found = (image_hwc[..., 1] < 150).astype(np.int32)
+        found[: found.shape[0] // 4] *= 2
+        return SimpleNamespace(labels=found)
+
+    segmenters: Any = {robustness.FIXED: two, robustness.AUTO: two}
+    rows = robustness.conditions(segmenters, lambda: [(image, labels)], min_area_px=20)
+    (usual,) = (row.figures for row in rows if (row.condition, row.value) == ("stain", 1.0))
+    assert (usual["f1_inner"], usual["count_mape_inner"]) == (1, 0)
+    assert (usual["f1"], usual["count_mape"]) == (2 / 3, 1)
+
+
 def test_specks_are_judged_by_the_truths_size() -> None:
     """A square of 100 px: a fixed limit of 200 px would take it for a speck."""
     stub: Any = Stub(SimpleNamespace(min_object_rel=None))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -44,10 +46,14 @@ def read_from(planes: Planes) -> blocks.ReadPlanes:
     return lambda rows, columns: planes[:, rows, columns].copy()
 
 
+def in_memory(labels: npt.NDArray[np.int32]) -> Callable[[], npt.NDArray[np.int32]]:
+    return labels.copy
+
+
 def streamed(planes: Planes, asked: BlockSettings) -> tuple[npt.NDArray[np.int32], list[blocks.BlockCells]]:
     """Labels painted from blocks, numbered by first pixel; and the cells."""
     read = read_from(planes)
-    found = list(blocks.cells(read, asked, blocks.whole_area_list(read, asked)))
+    found = list(blocks.cells(read, asked, blocks.first_pass(read, asked, in_memory)))
     first = np.concatenate([np.zeros(0, np.int64), *(part.first for part in found)])
     assert len(np.unique(first)) == len(first), "a cell was returned twice"
     rank = np.argsort(np.argsort(first)) + 1
@@ -158,8 +164,9 @@ def test_cells_of_a_part_have_the_rows_of_the_whole_image() -> None:
     asked = BlockSettings(CHANNELS, ThresholdParams(), 16.0, HW, (802, 678), block_rows=64, overlap_rows=20)
     labels = whole(planes, asked)
     table = measure(labels)
-    classes = classify(labels, planes, table, CLASSES, CLASSES)
+    classes = classify(labels, planes, CLASSES, CLASSES)
     assert classes is not None
+    table.columns.update(classes.columns)
     rows = slice(100, 802)
     part_of = np.where(labels[rows] > 0, labels[rows], 0)
     inside = table.columns["bbox_top_px"] > 105
@@ -174,7 +181,7 @@ def test_an_object_too_large_for_memory_is_refused_not_cut() -> None:
     asked = BlockSettings(*(CHANNELS, ThresholdParams(), 16.0, HW, HW), block_rows=32, overlap_rows=8, most_px=6000)
     read = read_from(scene())
     with pytest.raises(DataError, match=r"never cut.*times the memory"):
-        blocks.whole_area_list(read, asked)
+        blocks.first_pass(read, asked, in_memory)
 
 
 def test_blocks_of_no_rows_are_refused() -> None:

@@ -9,7 +9,6 @@ from cellseg_deploy.cells import label_runs
 from cellseg_deploy.cells.classes import CellClasses, class_means, classify, counting_classes
 from cellseg_deploy.cells.count_rules import counted
 from cellseg_deploy.cells.instances import segment
-from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.models.spec import BoundaryParams, ThresholdParams
 from cellseg_deploy.samples.params import SmearParams
@@ -31,7 +30,9 @@ def test_at_the_images_own_scale_it_is_the_mean_over_the_pixels() -> None:
     labels = smear_labels()
     values = planes(labels.shape)
     expected = [[plane[labels == label].mean(dtype=np.float64) for plane in values] for label in range(1, 21)]
-    assert class_means(labels, values, measure(labels)) == pytest.approx(np.array(expected)[: labels.max()], abs=1e-12)
+    assert class_means(labels, values, int(labels.max())) == pytest.approx(
+        np.array(expected)[: labels.max()], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("scale", [0.37, 0.5, 1.7, 2.0])
@@ -43,15 +44,17 @@ def test_at_another_scale_it_is_the_mean_over_the_pixels_whose_centre_lies_in_th
     x = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
     there = labels[np.ix_(y, x)]
     expected = [[plane[there == label].mean(dtype=np.float64) for plane in values] for label in range(1, 21)]
-    assert class_means(labels, values, measure(labels)) == pytest.approx(np.array(expected)[: labels.max()], abs=1e-12)
+    assert class_means(labels, values, int(labels.max())) == pytest.approx(
+        np.array(expected)[: labels.max()], abs=1e-12
+    )
 
 
 def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = smear_labels()
     values = planes((75, 100))
-    whole = class_means(labels, values, measure(labels))
+    whole = class_means(labels, values, int(labels.max()))
     monkeypatch.setattr(label_runs, "BAND_PIXELS", 700)
-    assert class_means(labels, values, measure(labels)) == pytest.approx(whole, abs=1e-12)
+    assert class_means(labels, values, int(labels.max())) == pytest.approx(whole, abs=1e-12)
 
 
 def test_a_cell_between_the_networks_pixels_takes_the_one_at_its_centroid() -> None:
@@ -59,7 +62,7 @@ def test_a_cell_between_the_networks_pixels_takes_the_one_at_its_centroid() -> N
     labels[0, 0], labels[39, 39], labels[13, 27] = 1, 3, 2
     values = planes((5, 5))
     expected = np.stack([values[:, 0, 0], values[:, 1, 3], values[:, 4, 4]])
-    assert np.array_equal(class_means(labels, values, measure(labels)), expected)
+    assert np.array_equal(class_means(labels, values, int(labels.max())), expected)
 
 
 def test_the_most_probable_class_is_taken_and_of_equal_ones_the_first() -> None:
@@ -68,26 +71,23 @@ def test_the_most_probable_class_is_taken_and_of_equal_ones_the_first() -> None:
     values[0] = 0.9  # the foreground
     values[1, :, :2], values[2, :, :2] = [0.25, 0.75], [0.75, 0.25]
     values[3, :, 3:5] = [0.5, 1.0]
-    table = measure(labels)
-    found = classify(labels, values, table, NAMES, ("red", "white"))
+    found = classify(labels, values, NAMES, ("red", "white"))
     assert found is not None
     assert found.index.tolist() == [0, 2, 0]
     assert found.probability.tolist() == [0.5, 0.75, 0.0]
     assert found.counts.tolist() == [True, False, True]
-    assert table.columns["class"].tolist() == ["red", "platelet", "red"]
-    assert table.columns["class_probability"].tolist() == [0.5, 0.75, 0.0]
+    assert found.columns["class"].tolist() == ["red", "platelet", "red"]
+    assert found.columns["class_probability"].tolist() == [0.5, 0.75, 0.0]
     assert found.numbers(np.array([True, True, False])) == {"red": 1, "white": 0, "platelet": 1}
 
 
 def test_no_cell_and_no_class() -> None:
     nothing = np.zeros((10, 12), np.int32)
-    found = classify(nothing, planes((5, 6), 4), measure(nothing), NAMES, NAMES)
+    found = classify(nothing, planes((5, 6), 4), NAMES, NAMES)
     assert isinstance(found, CellClasses)
     assert found.numbers(found.counts) == {"red": 0, "white": 0, "platelet": 0}
     assert found.columns["class"].tolist() == []
-    table = measure(nothing)
-    assert classify(nothing, planes((5, 6), 1), table, (), ()) is None
-    assert "class" not in table.columns
+    assert classify(nothing, planes((5, 6), 1), (), ()) is None
 
 
 def test_which_classes_count() -> None:
@@ -164,3 +164,21 @@ def test_a_platelet_beside_a_cell_is_no_fragment_of_it() -> None:
         probabilities = classed_planes(("red", 30, 30, 12), (name, 45, 30, 3.5))
         probabilities[1, :, 42] = probabilities[0, :, 42]
         assert len(areas(probabilities, BoundaryParams())) == n_cells
+
+
+@pytest.mark.parametrize("params", [ThresholdParams(), BoundaryParams()])
+@pytest.mark.parametrize("x", [30, 44])
+def test_a_platelet_on_a_cell_or_next_to_it_is_a_cell_without_a_boundary(params: object, x: float) -> None:
+    alone = areas(classed_planes(("red", 30, 30, 12)), params)
+    both = classed_planes(("red", 30, 30, 12), ("platelet", x, 30, 3))
+    on_it = int(np.count_nonzero(both[0])) - 29
+    assert areas(both, params) == [29, on_it]
+    assert areas(both, params, ()) == [on_it + 29]  # without classes they are one cell
+    assert areas(classed_planes(("red", 30, 30, 12), ("platelet", 30, 30, 2)), params) == alone  # 13 px
+
+
+def test_a_platelet_without_a_seed_is_found() -> None:
+    """Foreground of 0.6: above the threshold, below that of a seed."""
+    planes = classed_planes(("red", 25, 30, 12), ("platelet", 70, 30, 4), ("red", 70, 10, 4))
+    planes[0, :, 50:] *= 0.6 / 0.95
+    assert areas(planes, BoundaryParams(foreground_threshold=0.5, seed_threshold=0.7)) == [49, 441]

@@ -15,8 +15,10 @@ from cell_classes import class_onnx, save_field
 from PIL import Image
 from running import infer
 
+from cellseg_deploy.cells.measure import measure as measure_cells
 from cellseg_deploy.cli import measure
 from cellseg_deploy.cli.console import run as run_command
+from cellseg_deploy.run.known_classes import RecordedCells, known_classes
 from cellseg_deploy.samples import SmearParams, make_smear
 
 N_CELLS, N_PLATELETS = 7, 2  # of ``cell_classes.FIELD``
@@ -176,12 +178,70 @@ def test_report_and_groups_are_those_of_a_run(out: Path, tmp_path: Path) -> None
     assert [row["group"] for row in rows(tmp_path / "again" / "summary.csv")] == ["a", "b"]
     page = (tmp_path / "again" / "report.html").read_text()
     assert "<title>cellseg-measure:" in page
-    assert "count platelet" in page
-    assert (tmp_path / "again" / "images_mqc.json").is_file()
+    assert "<button>platelet</button>" in page.partition('id="images"')[0]
+    assert "<td>red, white</td>" in page
+    for name in ("images_mqc.json", "groups_mqc.json"):
+        section = json.loads((tmp_path / "again" / name).read_bytes())
+        assert section["parent_name"] == "cellseg-measure"
+        assert section["pconfig"]["title"].startswith("cellseg-measure: ")
+        assert section["id"] != json.loads((out / name).read_bytes())["id"]  # MultiQC merges sections of one id
     assert measured(*common, "--no-report") == 0
     assert not (tmp_path / "again" / "report.html").exists()
     assert [row["group"] for row in rows(tmp_path / "again" / "summary.csv")] == [".", "sub"]
     assert measured(*common, "--group-by", "(") == 2
+
+
+def test_images_that_the_run_does_not_have_are_said(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(_images(out), tmp_path / "images")
+    save_field(tmp_path / "images" / "new.png", (("white", 50, 50, 14),))
+    with Image.open(tmp_path / "images" / "new.png") as image:
+        labels = np.zeros((image.height, image.width), np.uint16)
+    labels[40:60, 40:60] = 1
+    tifffile.imwrite(out / "labels" / "new.png.tif", labels)
+    arguments = (out / "labels", "--images", tmp_path / "images", "-o", tmp_path / "again")
+    assert measured(*arguments) == 0
+    said = f"no image of this name in the run in {out}: its cells are of the class unknown, platelets too"
+    assert f"warning: annotations, 1 image: new.png: {said}" in capsys.readouterr().err
+    assert [row["warning"] for row in rows(tmp_path / "again" / "images.csv")] == ["", said, ""]
+    assert said in (tmp_path / "again" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("table", "labels", "is_taken"),
+    [
+        ("out/cells.csv", "out/labels/a", True),
+        ("out/cells.csv", "out/labels", True),
+        ("out/cells.csv", "out", True),
+        ("out/cells.csv", "out/masks", False),
+        ("cells.csv", "out/labels", False),
+    ],
+)
+def test_tables_of_cells_further_up_are_of_something_else(
+    table: str, labels: str, is_taken: bool, tmp_path: Path
+) -> None:
+    (tmp_path / labels).mkdir(parents=True)
+    columns = ("image", "area_px", *(f"bbox_{side}_px" for side in ("left", "top", "width", "height")), "class")
+    (tmp_path / table).write_text(",".join(columns) + "\na.png,9,1,1,3,3,white\n")
+    found = known_classes(tmp_path / labels)
+    assert (None if found is None else found.names) == (("white",) if is_taken else None)
+
+
+def test_two_cells_do_not_share_a_recorded_one() -> None:
+    """Two halves of a cell whose boxes are both like its own; and the better of two pairs comes first."""
+    boxes = np.array([[10, 10, 20, 20], [40, 10, 15, 15]])
+    recorded = RecordedCells(boxes, np.array([400, 200]), ("white", "red"), np.array([0.9, 0.8]))
+    labels = np.zeros((60, 60), np.int32)
+    labels[10:30:2, 10:30], labels[11:30:2, 10:30] = 1, 2
+    assert recorded.match(measure_cells(labels)) == [("white", 0.9), ("", 1.0)]
+    labels[:] = 0
+    labels[10:25:2, 36:55], labels[11:25:2, 40:55] = 1, 2
+    assert recorded.match(measure_cells(labels)) == [("", 1.0), ("red", 0.8)]
+    both = RecordedCells(np.array([[40, 40, 10, 10]] * 2), np.array([100] * 2), ("red", "white"), np.ones(2))
+    labels[:] = 0
+    labels[40:50, 40:50] = 1
+    assert both.match(measure_cells(labels)) == [("red", 1.0)]
 
 
 def _images(out: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from running import infer, results
+from running import infer, results, rows
 
 pytest.importorskip("distributed")
 pytest.importorskip("onnxruntime")
 
+from certificates import authority
 from distributed import Client, LocalCluster, Scheduler
 from distributed.security import Security
 from distributed.utils import LoopRunner, sync
@@ -44,12 +45,11 @@ def client() -> Iterator[Any]:
 def on_cluster(client: Any, model: Path, four: Path, tmp_path: Path) -> Iterator[Callable[..., RunSummary]]:
     """Runs ``four`` on the cluster."""
 
-    def run(before: Callable[[], Any] = lambda: None) -> RunSummary:
+    def run(before: Callable[[], Any] = lambda: None, through: Any = client, **callbacks: Any) -> RunSummary:
         with Segmenter.load(model, engine=EngineOptions(backend="onnxruntime", threads=1), scale=None) as segmenter:
             before()
-            return run_folder(
-                segmenter, find_images([four]), tmp_path / "out", elsewhere=ClusterEngine(client, "tcp://x", threads=2)
-            )
+            elsewhere = ClusterEngine(through, "tcp://x", threads=2)
+            return run_folder(segmenter, find_images([four]), tmp_path / "out", elsewhere=elsewhere, **callbacks)
 
     yield run
     for name in list(worker._engines):
@@ -141,6 +141,91 @@ def test_a_worker_without_this_package(on_cluster: Callable[..., RunSummary], mo
         on_cluster()
 
 
+# --- tasks that the cluster loses
+
+
+@pytest.fixture
+def cancelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Counter[int]]:
+    """Cancels each task when it is handed out, for a number of times per image; counts how often it was."""
+
+    def cancel(times: int) -> Counter[int]:
+        submit, n_submitted = engine.ClusterOutcomes._submit, Counter[int]()
+
+        def cancelled(self: Any, index: int, attempt: str = "") -> None:
+            submit(self, index, attempt)
+            n_submitted[index] += 1
+            if n_submitted[index] <= times:
+                self._futures[index].cancel(force=True)
+
+        monkeypatch.setattr(engine.ClusterOutcomes, "_submit", cancelled)
+        return n_submitted
+
+    return cancel
+
+
+def test_a_cancelled_task_is_handed_out_again(
+    on_cluster: Callable[..., RunSummary],
+    cancelling: Callable[[int], Counter[int]],
+    model: Path,
+    four: Path,
+    tmp_path: Path,
+) -> None:
+    n_submitted = cancelling(engine.CANCELLED_TRIES)
+    assert on_cluster().done == 4
+    assert n_submitted == dict.fromkeys(range(4), engine.CANCELLED_TRIES + 1)
+    assert infer(four, "-o", tmp_path / "one", "--model", model, "--scale", 1, "-q") == 0
+    assert results(tmp_path / "out") == results(tmp_path / "one")
+
+
+def test_an_image_whose_task_is_always_cancelled_is_reported(
+    on_cluster: Callable[..., RunSummary], cancelling: Callable[[int], Counter[int]], tmp_path: Path
+) -> None:
+    n_submitted = cancelling(engine.CANCELLED_TRIES + 1)
+    assert on_cluster().failed == 4
+    assert n_submitted == dict.fromkeys(range(4), engine.CANCELLED_TRIES + 1)
+    for row in rows(tmp_path / "out/images.csv"):
+        assert row["error"].startswith("its task was cancelled on the cluster 6 times"), row
+        assert "run again, which tries it again" in row["error"]
+
+
+@pytest.fixture
+def ten(four: Path) -> int:
+    """More images than are handed out at a time."""
+    for number in range(6):
+        (four / f"e{number}.png").write_bytes((four / "a.png").read_bytes())
+    return 10
+
+
+def test_a_connection_that_breaks_is_made_again(
+    on_cluster: Callable[..., RunSummary], client: Any, ten: int, four: Path, model: Path, tmp_path: Path
+) -> None:
+    broken: list[Any] = []
+
+    def cut(_: Any) -> None:
+        if not broken:
+            broken.append(client.scheduler_comm.comm)
+            client.loop.add_callback(broken[0].abort)
+
+    assert on_cluster(on_result=cut).done == ten
+    assert client.scheduler_comm.comm is not broken[0]
+    assert infer(four, "-o", tmp_path / "one", "--model", model, "--scale", 1, "-q") == 0
+    assert results(tmp_path / "out") == results(tmp_path / "one")
+
+
+def test_a_connection_that_is_lost_for_good(
+    on_cluster: Callable[..., RunSummary], client: Any, ten: int, tmp_path: Path
+) -> None:
+    with (
+        Client(client.cluster, set_as_default=False) as own,
+        pytest.raises(BackendUnavailableError, match=r"the connection to the scheduler was lost; .*run again"),
+    ):
+        on_cluster(through=own, on_result=lambda _: own.close())
+    n_done = len(rows(tmp_path / "out/images.csv"))
+    assert 1 <= n_done < ten
+    again = on_cluster()
+    assert (again.skipped, again.done) == (n_done, ten - n_done)
+
+
 # --- the way to the scheduler
 
 
@@ -204,25 +289,7 @@ def test_other_versions_of_dask() -> None:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict[str, Path]]:
-    """Makes a certificate of one authority, valid for a number of days from now, also a negative one."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: object) -> None:
-        try:
-            subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
-        except FileNotFoundError:
-            pytest.skip("no openssl program to make certificates with")
-
-    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(*new, "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", 2)
-
-    def make(name: str, days: int) -> dict[str, Path]:
-        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        sign = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", days)
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *sign)
-        return {"ca": folder / "ca.pem", "cert": folder / f"{name}.pem", "key": folder / f"{name}.key"}
-
-    return make
+    return authority(tmp_path_factory.mktemp("tls"))
 
 
 def connect_with_tls(server: dict[str, Path], own: dict[str, Path]) -> Any:

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from conftest import THREE, DarknessBackend, draw_discs
 from PIL import Image
 
 from cellseg_deploy.backends.base import Backend
-from cellseg_deploy.serve.engine import Engine
+from cellseg_deploy.serve.engine import Answer, Engine, Task
 from cellseg_deploy.serve.limits import Limits
 from cellseg_deploy.serve.metrics import Metrics
 from cellseg_deploy.serve.service import Service
@@ -110,12 +111,25 @@ class FifoBackend(DarknessBackend):
         return super()._predict(tiles_nhwc)
 
 
+class TellingEngine(Engine):
+    """Writes the name of each accepted image to stdout."""
+
+    def submit(self, task: Task) -> Future[Answer]:
+        print(task.name, flush=True)
+        return super().submit(task)
+
+
 def main() -> None:
-    """``cellseg-serve`` with that network."""
+    """``cellseg-serve`` with that network; without a FIFO, with the stub and ``TellingEngine``."""
     from cellseg_deploy import backends
     from cellseg_deploy.cli.serve import main as serve
+    from cellseg_deploy.serve import engine
 
-    backends.open_backend = lambda *_, **__: FifoBackend()  # type: ignore[assignment]
+    if "CELLSEG_TEST_FIFO" in os.environ:
+        backends.open_backend = lambda *_, **__: FifoBackend()  # type: ignore[assignment]
+    else:
+        backends.open_backend = lambda *_, **__: DarknessBackend()  # type: ignore[assignment]
+        engine.Engine = TellingEngine  # type: ignore[misc]
     serve()
 
 

@@ -53,18 +53,19 @@ def test_bands_do_not_break_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("hw", [(1, 1), (13, 5000), (400, 60), (1200, 1600)])
+@pytest.mark.parametrize("hw", [(1, 1), (13, 5000), (400, 60), (300, 400), (640, 480), (1200, 1600)])
 def test_a_legend_fits_any_picture(hw: tuple[int, int]) -> None:
     picture = np.full((*hw, 3), GROUND, np.uint8)
     classes = classified(np.ones(hw, np.int32)).classes
     assert classes is not None
     shown = with_legend(picture, classes, {"red": 1, "white": 0, "platelet": 0})
     assert {class_rgb(0), class_rgb(1), class_rgb(2), (255, 255, 255)} <= set(colours_in(shown))
-    assert shown.shape[0] >= hw[0]
-    assert shown.shape[1] >= hw[1]
     if min(hw) > 1000:
         assert shown.shape == picture.shape
         assert (shown[:1000] == GROUND).all()
+    else:  # nothing of a small field is hidden
+        assert shown.shape[0] <= hw[0] + (40 if hw[1] > 400 else 90)
+        assert (shown[: hw[0], : hw[1]] == GROUND).all()
 
 
 def test_a_legend_line() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from segmented_images import odd_labels, photographs, segmented, smear
 
 from cellseg_deploy.cells.measure import COLUMNS, UM_COLUMNS
 from cellseg_deploy.errors import BackendUnavailableError, OutputError, UsageError
-from cellseg_deploy.outputs import formats, tables
+from cellseg_deploy.outputs import formats, label_tiff, tables
 from cellseg_deploy.outputs import segmented as segmented_module
 from cellseg_deploy.outputs.names import LONGEST_SUFFIX_BYTES
 from cellseg_deploy.outputs.segmented import SegmentedImage
@@ -250,6 +251,40 @@ def test_label_tiff_knows_the_pixel_size(images: list[SegmentedImage]) -> None:
             if image.pixel_size_um is not None:
                 assert page.resolutionunit == 3  # centimetre
                 assert [10_000 / value for value in page.resolution] == pytest.approx([image.pixel_size_um] * 2)
+
+
+@pytest.mark.parametrize(("hw", "numbers"), [((37, 53), 300), ((1, 1), 2), ((13, 60), 70_000), ((26, 2), 9)])
+def test_label_strips_are_those_that_tifffile_compresses(hw: tuple[int, int], numbers: int) -> None:
+    labels = np.random.default_rng(0).integers(0, numbers, hw).astype(np.int32).repeat(20, axis=0).repeat(20, axis=1)
+    expected = io.BytesIO()
+    tifffile.imwrite(
+        expected,
+        labels.astype(np.uint16 if labels.max() < 65_536 else np.uint32),
+        photometric="minisblack",
+        compression="zlib",
+        compressionargs={"level": 6},
+        predictor=False,
+        rowsperstrip=256,
+        maxworkers=1,
+        metadata=None,
+        software="cellseg-deploy",
+        datetime=None,
+    )
+    assert label_tiff.encode(labels) == expected.getvalue()
+
+
+def test_an_overlay_drawn_over_its_image_is_the_same_picture() -> None:
+    labels = np.zeros((700, 800), np.int32)
+    labels[100:200, 100:250], labels[300:420, 500:640] = 1, 2
+    pixels = np.random.default_rng(0).integers(0, 255, (700, 800, 3)).astype(np.uint8)
+    image = segmented(labels, pixels.copy())
+    expected = made("overlays", image)
+    assert np.array_equal(image.pixels_hwc, pixels)
+    assert made("overlays", replace(image, pixels_are_spare=True)) == expected
+    assert not np.array_equal(image.pixels_hwc, pixels)
+    image.pixels_hwc[:] = pixels
+    image.pixels_hwc.flags.writeable = False
+    assert made("overlays", replace(image, pixels_are_spare=True)) == expected
 
 
 def test_confluence_figures_add_up_to_the_image(images: list[SegmentedImage]) -> None:

@@ -295,7 +295,8 @@ def test_pictures_are_whole_and_of_the_images_shape(results: Results, kind: str)
         with Image.open(results.file(kind, name, ".jpg")) as picture:
             picture.load()
             assert (picture.format, picture.mode) == ("JPEG", "RGB")
-            assert picture.width / picture.height == pytest.approx(width / height, rel=0.01)
+            below = picture.height - height * picture.width / width  # classes of small overlays
+            assert abs(below) <= 0.01 * picture.height or (kind != "confluence" and 30 < below < 90)
 
 
 def test_nothing_else_is_left(results: Results) -> None:

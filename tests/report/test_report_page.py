@@ -23,6 +23,7 @@ from cellseg_deploy.images.find import FoundImage, find_images
 from cellseg_deploy.images.read import read_image, read_labels
 from cellseg_deploy.models.spec import DataSummary, Spread, TrainingInfo
 from cellseg_deploy.report import flags, thumbnails
+from cellseg_deploy.report import page as page_of
 from cellseg_deploy.report.multiqc import GROUPS_MQC, IMAGES_MQC
 from cellseg_deploy.report.page import REPORT_HTML
 from cellseg_deploy.report.results import ImageRow
@@ -227,6 +228,18 @@ def test_a_dark_run_says_so_and_the_journal_has_its_colours(smears: Path, tmp_pa
     assert "(whole run)" in page
     assert "lightness of the background, median" in page
     assert "Nothing stands out" not in page
+    assert "<b>The whole run</b> needs a look" in page
+    assert "<b>0</b>" not in page.partition('id="look"')[0]
+    assert re.search(r">1 value unlike the training images<", page)
+
+
+def test_warnings_that_differ_in_numbers_are_said_once() -> None:
+    said = {"a.png": "dark (L* 29 of 100)", "b.png": "dark (L* 30.5 of 100)", "c.png": "no field at all"}
+    images = [row(name, 9, warnings={"negative": text}) for name, text in said.items()]
+    assert page_of._warnings_by_kind([*images, row("d.png", 9)]) == [
+        ("negative", "dark (L* 29 of 100) (numbers of a.png)", [("a.png", ""), ("b.png", ""), ("c.png", said["c.png"])])
+    ]
+    assert page_of._warnings_by_kind(images[:1]) == [("negative", said["a.png"], [("a.png", "")])]
 
 
 def test_multiqc_files_have_rows_of_images_and_groups(smears: Path, tmp_path: Path) -> None:
@@ -239,6 +252,7 @@ def test_multiqc_files_have_rows_of_images_and_groups(smears: Path, tmp_path: Pa
     assert not [name for name in images["data"] if "<" in name or "/" in name]  # it would cut or run them
     assert len(images["data"]) == 12
     assert set(groups["data"]["a"]) <= set(groups["headers"])
+    assert {images["parent_name"], groups["parent_name"]} == {"cellseg-infer"}
 
 
 @pytest.mark.parametrize("number", [-1, 25])

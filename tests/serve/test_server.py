@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from threading import Thread
+from threading import Semaphore, Thread
 from typing import Any
 
 import pytest
@@ -22,15 +24,17 @@ from cellseg_deploy.cli.serve import TOKEN_VARIABLE, command
 httpx = pytest.importorskip("httpx", reason="pip install -e '.[serve]'")
 pytest.importorskip("starlette", reason="pip install -e '.[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install -e '.[serve]'")
+pytestmark = pytest.mark.reliability
 posix = pytest.mark.skipif(os.name != "posix", reason="FIFOs and signals are those of POSIX")
 
 
 class Server:
-    """A service with the stub network, each batch of which waits for ``open_gate``."""
+    """A service with the stub network. ``gated``: each batch waits for ``open_gate``; otherwise each image that is
+    accepted is told on stdout."""
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
+    def __init__(self, folder: Path, *arguments: object, gated: bool = True) -> None:
         self.fifo = folder / "gate"
-        if not self.fifo.exists():
+        if gated and not self.fifo.exists():
             os.mkfifo(self.fifo)
         words = [ROOT / "tests" / "helpers" / "service_stub.py", "--port", 0, "--cell-diameter", 20, *arguments]
         self.process = subprocess.Popen(
@@ -40,7 +44,7 @@ class Server:
             text=True,
             env={
                 **os.environ,
-                "CELLSEG_TEST_FIFO": str(self.fifo),
+                **({"CELLSEG_TEST_FIFO": str(self.fifo)} if gated else {}),
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests' / 'helpers'}",
             },
@@ -66,8 +70,8 @@ class Server:
 
 
 @contextmanager
-def started(folder: Path, *arguments: object) -> Iterator[Server]:
-    server = Server(folder, *arguments)
+def started(folder: Path, *arguments: object, gated: bool = True) -> Iterator[Server]:
+    server = Server(folder, *arguments, gated=gated)
     try:
         yield server
     finally:
@@ -89,6 +93,36 @@ def test_a_stop_answers_what_was_accepted(tmp_path: Path) -> None:
         _, words = server.process.communicate(timeout=60)
         assert server.process.returncode == 0
         assert "Traceback" not in words
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.address)
+
+
+@posix
+def test_a_stop_under_load_loses_no_accepted_image(tmp_path: Path) -> None:
+    with started(tmp_path, gated=False) as server:
+        image, answered, answers = png(hw=(300, 400)), list[str](), Semaphore(0)
+
+        def ask(client_number: int) -> None:
+            with httpx.Client(base_url=server.address, timeout=60) as client:
+                for index in count():
+                    name = f"{client_number}-{index}.png"
+                    try:
+                        answer = client.post(f"/v1/segment?name={name}", content=image)
+                    except httpx.TransportError:
+                        return  # not taken any more
+                    assert answer.json()["count"] == 3
+                    answered.append(name)
+                    answers.release()
+
+        with ThreadPoolExecutor(8) as clients:
+            asking = [clients.submit(ask, number) for number in range(8)]
+            for _ in range(16):
+                assert answers.acquire(timeout=60)
+            server.process.send_signal(signal.SIGTERM)
+        assert [each.result() for each in asking] == [None] * 8
+        accepted, words = server.process.communicate(timeout=60)
+        assert (server.process.returncode, words.count("Traceback")) == (0, 0)
+        assert sorted(accepted.split()) == sorted(answered)
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.address)
 
@@ -166,3 +200,8 @@ def test_on_another_address_the_token_is_asked_for_and_any_host_will_do(tmp_path
         assert httpx.get(f"{address}/v1/models", headers=with_token).status_code == 200
         evil = with_token | {"Origin": "http://evil.example"}
         assert httpx.get(f"{address}/v1/models", headers=evil).status_code == 403
+
+
+def test_room_for_waiting_files_below_one_request_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.run(command, ["--port", "0", "--max-body", "5", "--max-waiting", "1"]) == 2
+    assert "raise --max-waiting, or lower --max-body" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from cellseg_deploy.serve.service import Service
 pytest.importorskip("httpx", reason="pip install -e '.[serve]'")
 pytest.importorskip("starlette", reason="pip install -e '.[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install -e '.[serve]'")
+pytestmark = pytest.mark.reliability
 
 ONE_TILE = (30, 40)
 
@@ -270,3 +271,44 @@ def test_when_to_come_again_follows_how_long_images_take() -> None:
     accepted.take()
     with pytest.raises(QueueFullError, match="in 10 seconds"):
         accepted.take()
+
+
+def test_no_more_is_taken_than_is_answered_in_half_of_the_time() -> None:
+    now = 0.0
+    accepted = Accepted(100, seconds=60, clock=lambda: now)
+    for end in (4.0, 4.0, 8.0, 8.0):  # two at a time, 4 s each: one every 2 s; the first began when nothing was known
+        accepted.admit()
+        now = end
+        accepted.give_back(seconds=4.0)
+    for _ in range(16):
+        accepted.admit()  # up to 15 wait before it: 30 s
+    with pytest.raises(QueueFullError, match="16 images that wait take about 32 s, more than half of the 60 s") as full:
+        accepted.admit()
+    assert full.value.retry_seconds == 16
+    accepted.take(40)  # files of a request that was admitted
+    for _ in range(56):
+        accepted.give_back()
+    now = 1e6  # idle time counts for nothing
+    accepted.admit()
+    accepted.give_back(seconds=2.0)
+    for _ in range(16):
+        accepted.admit()
+
+
+def test_a_queue_too_long_in_time_is_told_like_a_full_one() -> None:
+    backend = GatedBackend()
+    with service(backend, limits=Limits(seconds=60)) as opened:
+        opened.accepted.admit()
+        opened.accepted.give_back(seconds=40.0)
+
+        async def second(client: Any) -> Any:
+            async def meanwhile() -> None:
+                await until(lambda: len(opened.accepted) == 1)
+                refused = await client.post("/v1/segment", content=small(40))
+                assert (refused.status_code, refused.headers["retry-after"]) == (429, "20")
+                assert (await client.get("/readyz")).status_code == 503
+                backend.gate.set()
+
+            return await post_all(client, [small(40)], meanwhile)
+
+        assert [answer.status_code for answer in talk(opened, second)] == [200]

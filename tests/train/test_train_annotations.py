@@ -45,19 +45,24 @@ def taught(record: RunRecord) -> dict[str, tuple[Pair, Truth, CellClasses | None
     return {pair.stem: (pair, read_pair(pair, 1, "auto", classes)[1], classes) for pair in pairs}
 
 
-@pytest.mark.parametrize("kind", kinds.EXACT)
+@pytest.mark.parametrize("kind", kinds.ALL)
 def test_every_kind_teaches_the_same_labels(kind, truth, begun, tmp_path) -> None:
     images, labels = truth
     kinds.suffixed("")(labels, tmp_path / "plain")
-    kinds.EXACT[kind](labels, tmp_path / "given")
+    kinds.ALL[kind](labels, tmp_path / "given")
     for number, masks in enumerate(("plain", "given")):
         out = tmp_path / f"run {number}"
         assert train("--images", images, "--masks", tmp_path / masks, "-o", out, "--quiet") == 0
     expected, found = (taught(record) for record in begun)
     assert sorted(found) == sorted(expected) == ["a", "b"]
     for stem in found:
-        assert np.array_equal(found[stem][1].labels_hw, expected[stem][1].labels_hw)
-    is_made = not kinds.EXACT[kind].__qualname__.startswith(("suffixed", "like_ours", "colours"))
+        true, read = (each[stem][1].labels_hw for each in (expected, found))
+        assert read.max() == true.max() > 10
+        if kind in kinds.ROUGH:
+            assert min(kinds.iou_per_cell(true, read)) >= 0.95
+        else:
+            assert np.array_equal(read, true)
+    is_made = not kinds.ALL[kind].__qualname__.startswith(("suffixed", "like_ours", "colours"))
     assert (tmp_path / "run 1" / "truth" / "masks").is_dir() == is_made
 
 

@@ -165,6 +165,19 @@ def test_zooming_in_enlarges_and_fit_brings_it_back(page) -> None:
     page.page.wait_for_function("before => Math.abs(cellsegView.picture.view.scale / before - 1) < 0.01", arg=before)
 
 
+def test_small_outlines_are_thinned_by_less_than_a_pixel_of_the_screen(page) -> None:
+    angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
+    circle = np.stack([50 + 40 * np.cos(angle), 60 + 40 * np.sin(angle)], axis=1)
+    script = "async ([ring, apart]) => (await import('/static/picture.js')).thinned(ring, apart)"
+    found = np.reshape(page.ask(script, [circle.ravel().tolist(), 8]), (-1, 2))
+    assert 20 < len(found) < 35
+    lost = np.linalg.norm(circle[:, None] - found[None], axis=2).min(axis=1)
+    assert lost.max() < 8
+    square = [0, 0, 9, 0, 9, 9, 0, 9]
+    assert page.ask(script, [square, 8]) == square
+    assert page.ask(script, [square, 64]) == square  # nothing would be left
+
+
 def test_picture_and_table_select_the_same_cell(page) -> None:
     page.click(100, 70)
     wait_for_selection(page, 2)

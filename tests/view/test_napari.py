@@ -17,6 +17,7 @@ from view_stub import make_run
 
 from cellseg_deploy.errors import UsageError
 from cellseg_deploy.view import napari_reader
+from cellseg_deploy.view.source import Source
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, about npe2's own models
 MANIFEST = ROOT / "cellseg_deploy" / "view" / "napari.yaml"
@@ -75,6 +76,15 @@ def test_a_run_opens_as_photographs_labels_and_tables(manager: Any, out: Path) -
     assert features["solidity"] == [float(row["solidity"]) for row in rows]
     assert features["counted"] == [True, True]
     assert {len(column) for column in features.values()} == {2}
+
+
+def test_classes_stay_text_even_if_they_are_numbers(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"label": "1", "area_px": "40", "solidity": "0.5000", "class": "1", "counted": "true", "left_out_by": "class"}
+    monkeypatch.setattr(Source, "cells_of", lambda *_: [row, row | {"class": "true", "left_out_by": ""}])
+    features = napari_reader.read(str(out))[1][1]["features"]
+    assert features["class"] == ["1", "true"]
+    assert features["left_out_by"] == ["class", ""]
+    assert (features["area_px"], features["solidity"], features["counted"]) == ([40, 40], [0.5, 0.5], [True, True])
 
 
 def test_a_label_image_opens_its_image_alone_with_its_corrections(manager: Any, workspace: Any, ids: Any) -> None:

@@ -34,8 +34,11 @@ export class List {
   draw() {
     const look = this.images.filter(needsLook).length, done = this.images.filter((image) => image.confirmed).length;
     const sum = this.images.reduce((all, image) => all + (image.counted ?? 0), 0);
-    document.getElementById("totals").textContent =
-      `${this.images.length} images · ${sum} cells counted · ${look} need a look · ${done} confirmed`;
+    const n = this.images.length;
+    document.getElementById("totals").textContent = [
+      `${n} image${n === 1 ? "" : "s"}`, `${sum} cell${sum === 1 ? "" : "s"} counted`,
+      `${look} need${look === 1 ? "s" : ""} a look`, `${done} confirmed`,
+    ].map((fact) => fact.replaceAll(" ", "\u00a0")).join("\u00a0· "); // lines break between facts only
     this.box.replaceChildren(...this.shown.map((image) => this.item(image)));
     this.mark();
   }

@@ -108,20 +108,23 @@ export class Picture {
     const px = ratio / scale; // one CSS px, in px of the image
     const seen = [-view.x / view.scale, -view.y / view.scale, canvas.clientWidth / view.scale, canvas.clientHeight / view.scale];
     const rows = this.preview ?? [...this.state.rows.values()];
-    if (this.showOutlines) for (const row of rows) this.outline(context, row, px, seen);
+    const apart = scale > 0.5 ? 0 : 2 ** Math.floor(Math.log2(1 / scale)); // at most one px of the screen, in px of the image
+    if (this.showOutlines) for (const row of rows) this.outline(context, row, px, seen, apart);
     if (!this.preview) for (const n of this.state.selected) this.mark(context, this.state.rows.get(n), px);
     this.drawLine(context, px);
   }
 
-  outline(context, row, px, [x, y, width, height]) {
+  outline(context, row, px, [x, y, width, height], apart) {
     const [left, top, w, h] = row.box;
     if (left > x + width || top > y + height || left + w < x || top + h < y) return;
-    const path = pathOf(row), colour = this.state.colourOf(row);
+    const path = pathOf(row, apart), colour = this.state.colourOf(row);
     context.lineJoin = "round";
     context.setLineDash([]);
-    context.strokeStyle = "rgba(0,0,0,.55)";
-    context.lineWidth = 3.4 * px;
-    context.stroke(path);
+    if (Math.max(w, h) > 14 * px) { // a rim would hide a smaller cell
+      context.strokeStyle = "rgba(0,0,0,.55)";
+      context.lineWidth = 3.4 * px;
+      context.stroke(path);
+    }
     context.strokeStyle = row.counted || row.class ? colour : NOT_COUNTED;
     context.lineWidth = 1.8 * px;
     if (!row.counted) context.setLineDash([5 * px, 4 * px]);
@@ -162,16 +165,27 @@ export class Picture {
 
 const paths = new WeakMap();
 
-function pathOf(row) {
-  let path = paths.get(row);
+// Corners of a ring [x, y, x, y, ...] without those nearer than `apart` to the one kept before: thousands of cells on one
+// screen are drawn quickly, and no corner moves by more.
+export function thinned(ring, apart) {
+  const kept = [ring[0], ring[1]];
+  for (let i = 2; i < ring.length; i += 2)
+    if (Math.hypot(ring[i] - kept.at(-2), ring[i + 1] - kept.at(-1)) >= apart) kept.push(ring[i], ring[i + 1]);
+  return kept.length < 8 ? ring : kept;
+}
+
+function pathOf(row, apart = 0) {
+  const known = paths.get(row) ?? new Map();
+  let path = known.get(apart);
   if (!path) {
     path = new Path2D();
-    for (const ring of row.rings) {
+    for (const whole of row.rings) {
+      const ring = apart ? thinned(whole, apart) : whole;
       path.moveTo(ring[0], ring[1]);
       for (let i = 2; i < ring.length; i += 2) path.lineTo(ring[i], ring[i + 1]);
       path.closePath();
     }
-    paths.set(row, path);
+    paths.set(row, known.set(apart, path));
   }
   return path;
 }
