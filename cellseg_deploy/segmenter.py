@@ -2,9 +2,6 @@
 
 image_hwc --resize--> model scale --pad, cut--> tiles --backend--> probabilities
     --stitch--> probabilities_khw --segment--> labels (image scale) --measure--> table
-
-``Segmenter.segment`` implements it for any network passed to it: the network of a single image when a ``Segmenter`` is
-called, a network shared by many images in a folder run.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -45,12 +42,12 @@ from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.cells.scale import CellDiameter, ScaleChoice, check_scale, fixed_scale, lost_share_note, size_note
 from cellseg_deploy.cells.stain import negative_note
+from cellseg_deploy.cells.tiling import checked_halo
 from cellseg_deploy.errors import UsageError, check_types
 from cellseg_deploy.images import any_image
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import LoadedImage
 from cellseg_deploy.images.resolution import checked_by_cells
-from cellseg_deploy.models.spec import InstanceParams
 from cellseg_deploy.outputs import formats
 from cellseg_deploy.outputs.segmentation import NO_PROBABILITIES, Segmentation
 from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
@@ -58,6 +55,8 @@ from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
 if TYPE_CHECKING:
     from cellseg_deploy.images.any_image import ImageLike
     from cellseg_deploy.run.result import FolderResult
+    from cellseg_deploy.slides.api import SlideOptions
+    from cellseg_deploy.slides.run import SlideResult
 
 __all__ = ["BATCH_SIZE", "Segmenter", "as_read", "resize"]
 
@@ -104,8 +103,7 @@ class Segmenter:
         check_types("a whole number", batch_size=batch_size)
         check_types("a whole number or None", halo=halo, threads=threads)
         spec, self.backend = backend.spec, backend
-        self.task = task
-        self.params: InstanceParams = spec.operating_point(task)
+        self.task, self.params = task, spec.operating_point(task)
         check_params(self.params)
         check_border_cells(border_cells)
         self.border_cells: BorderCells = border_cells
@@ -118,12 +116,7 @@ class Segmenter:
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, got {batch_size}")
         self.batch_size, self.threads = batch_size, threads
-        self.halo = spec.halo if halo is None else halo
-        if not 0 <= 2 * self.halo < spec.tile_size:
-            raise UsageError(
-                f"halo {self.halo} does not fit the model's tile of {spec.tile_size} px; "
-                f"expected 0 to {(spec.tile_size - 1) // 2}"
-            )
+        self.halo = checked_halo(spec.halo if halo is None else halo, spec.tile_size)
 
     @classmethod
     def load(
@@ -256,15 +249,22 @@ class Segmenter:
         from cellseg_deploy.run.record import RunOptions
         from cellseg_deploy.run.result import run
 
-        check_types("a path or a list of paths", images=images)
-        check_types("a path", out=out)
         check_types("a sequence of names", save=save)
-        check_types(ReadOptions, read=read)
-        check_types("True or False", report=report, overwrite=overwrite, follow_links=follow_links)
         check_types("a path", group_by=group_by)
-        check_types("a function", on_image=on_image)
         options = RunOptions(tuple(save), overwrite, read, count_rule, field, str(group_by), report)
         return run(self, images, out, options, follow_links=follow_links, on_image=on_image)
+
+    def run_slide(self, image: str | Path, out: str | Path, **options: Unpack[SlideOptions]) -> SlideResult:
+        """Count the cells of ``image``, which may be larger than memory, into the folder ``out``, as ``cellseg-slide``.
+
+        ``options``: see ``slides.api.SlideOptions``. A stopped run is resumed. Raises as ``run``, and ``DataError``.
+
+        >>> model.run_slide("smear.png", "slide", region=(0, 0, 300, 200), memory=10**9).cells > 0
+        True
+        """
+        from cellseg_deploy.slides.api import run_file
+
+        return run_file(self, image, out, **options)
 
     def _one(
         self,
@@ -314,7 +314,7 @@ class Segmenter:
                 image_hwc = without_pointer(image_hwc, pointer)
             if inside is not None:
                 image_hwc = without_surround(image_hwc, inside)
-        notes = list[str]() if inside is None else [field_note(inside)]
+        notes: list[str] = [] if inside is None else [field_note(inside)]
         notes += [] if pointer is None else [pointer_note()]
         is_found = scale is not None or self.auto_scale
         if self.auto_scale and scale is None:
@@ -438,7 +438,7 @@ class Segmenter:
         return pixels * (3 + 4) + model_pixels * (3 + 4 * len(self.backend.spec.channels))
 
     def _foreground(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return probabilities[self.backend.spec.channels.index("foreground")]
+        return np.asarray(probabilities[self.backend.spec.channels.index("foreground")])
 
     def _runs(self, probabilities: npt.NDArray[np.float32], out_hw: tuple[int, int] | None) -> Runs:
         """Runs of the cells at the image's size ``out_hw``; None for the model's scale."""

@@ -99,7 +99,8 @@ def test_every_public_name_has_an_example() -> None:
     with_example = {test.name for test in doctests() if test.examples}
     missing = {name for name in cs.__all__ if name not in ("__version__", "parity")} - with_example
     assert not missing
-    methods = ("Segmenter.load", "Segmenter.__call__", "Segmenter.map", "Segmenter.run", "parity.compare")
+    of_segmenter = {f"Segmenter.{name}" for name in ("load", "__call__", "map", "run", "run_slide")}
+    methods = (*of_segmenter, "parity.compare")
     assert {"cellseg_deploy", "ImageTable", *methods} <= with_example
 
 

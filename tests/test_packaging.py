@@ -60,7 +60,7 @@ OF_EXTRAS = {
     "roifile": ("cellseg_deploy/outputs/imagej_roi.py", "cellseg_deploy/annotations/imagej.py"),
     "starlette": ("cellseg_deploy/view/app.py", "cellseg_deploy/serve/app.py"),
     "uvicorn": ("cellseg_deploy/web/server.py",),
-    "zarr": ("cellseg_deploy/slides/zarr_reader.py",),
+    "zarr": ("cellseg_deploy/slides/zarr_labels.py", "cellseg_deploy/slides/zarr_reader.py"),
     "xlsxwriter": ("cellseg_deploy/outputs/workbook.py",),
 }
 HEAVY = sorted(
@@ -218,15 +218,15 @@ FLOORS = (
     ("images", "outputs"),
     ("batching", "report"),
     ("segmenter",),
-    ("annotations",),
+    ("annotations", "slides"),
     ("parity", "run", "evaluate"),
     ("cluster",),
-    ("slides", "view", "serve"),
+    ("view", "serve"),
     ("cli",),
     ("samples",),
 )
-DOORS = {("segmenter", "run")}
-"""Arrows up: ``Segmenter.run`` is a method because people look for it there."""
+DOORS = {("segmenter", "run"), ("segmenter", "slides")}
+"""Arrows up: ``Segmenter.run`` and ``run_slide`` are methods because people look for them there."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 

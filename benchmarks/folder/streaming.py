@@ -29,6 +29,7 @@ from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.segmenter import Segmenter
+from cellseg_deploy.slides import files
 from cellseg_deploy.slides import run as slides
 from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import region_of
@@ -175,7 +176,7 @@ def _checked(whole: Path, streamed: Path, image: Path) -> int:
     """Number of cells. Raises ``DataError`` unless both folders hold the same."""
     import tifffile
 
-    labels = tifffile.imread(streamed / slides.LABELS, maxworkers=1)
+    labels = tifffile.imread(streamed / files.LABELS, maxworkers=1)
     if not np.array_equal(tifffile.imread(whole / "labels" / f"{image.name}.tif", maxworkers=1), labels):
         raise DataError("the labels of the streamed image are not those of the whole one")
     if (whole / "cells.csv").read_bytes() != (streamed / slides.CELLS).read_bytes():

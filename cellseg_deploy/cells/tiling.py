@@ -97,6 +97,15 @@ def plan(image_hw: tuple[int, int], tile_size: int, halo: int) -> TilePlan:
     )
 
 
+def checked_halo(halo: int, tile_size: int) -> int:
+    """Return ``halo``. Raises ``UsageError`` if it does not fit the model's ``tile_size``."""
+    if not 0 <= 2 * halo < tile_size:
+        raise UsageError(
+            f"halo {halo} does not fit the model's tile of {tile_size} px; expected 0 to {(tile_size - 1) // 2}"
+        )
+    return halo
+
+
 def _spans(length: int, tile_size: int, halo: int) -> list[_Span]:
     surplus = max(length - tile_size, 0)
     steps = -(-surplus // (tile_size - 2 * halo))  # rounded up

@@ -187,6 +187,19 @@ def _cell_diameter(_ctx: click.Context, _option: click.Parameter, value: str | N
         raise click.BadParameter(f"{value!r} is neither a number of pixels nor auto") from None
 
 
+_BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def _bytes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    """Parse an amount of memory such as 4GB."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", value.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise click.BadParameter(f"{value!r} is not an amount of memory; expected a number with MB or GB, such as 4GB")
+    return int(float(found[1]) * _BYTES[found[2].upper()])
+
+
 def cell_diameter_or_auto(scale: float | None, cell_diameter: CellDiameter) -> CellDiameter:
     """Return ``cell_diameter`` as passed, or ``auto`` if no magnification was set."""
     return "auto" if scale is None and cell_diameter is None else cell_diameter
@@ -316,6 +329,17 @@ def reading_options(function: F) -> F:
         ),
     ]
     return with_options(function, options)
+
+
+def memory_option(function: F) -> F:
+    """Add ``--memory``, for every command that may read an image by region."""
+    return click.option(
+        "--memory",
+        callback=_bytes,
+        metavar="AMOUNT",
+        help="Memory for blocks of an image that is read by region, such as 4GB; results do not depend on it.  "
+        "[default: half of what is free]",
+    )(function)
 
 
 def mask_options(function: F) -> F:

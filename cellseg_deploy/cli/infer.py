@@ -65,6 +65,7 @@ Exit codes: 0 all done, 2 usage, 3 some images failed (see images.csv), 4 no ima
 @click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="Output folder.")
 @console.model_options
 @console.reading_options
+@console.memory_option
 @console.count_options
 @click.option(
     "--classes",
@@ -201,6 +202,7 @@ def _run(
         report=asked["report"],
         report_thresholds=asked["report_thresholds"],
         scales={} if recorded is None else recorded.scales,
+        memory=asked["memory"],
         shard=None if asked["shard"] is None else Shard.parse(asked["shard"]),
     )
     complete = CompleteFiles(asked["watch_settle"])
@@ -238,6 +240,7 @@ def _run(
             "threads": threads,
             "on_result": progress.result,
             "on_plan": progress.planned,
+            "on_stream": progress.streamed,
             "on_scale": None if asked["quiet"] else console.say,
         }
         if asked["watch"]:

@@ -16,6 +16,7 @@ from cellseg_deploy.errors import plural
 if TYPE_CHECKING:
     from cellseg_deploy.run.folder import ImageResult
     from cellseg_deploy.run.plan import RunPlan
+    from cellseg_deploy.slides.counting import Progress as StreamProgress
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -67,6 +68,24 @@ class Progress:
             self._bar = None
 
 
+class TimeLeft:
+    """Time left of one stage, from its rate so far."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+        self._since = time.monotonic()
+
+    def start(self, total: int) -> None:
+        """Begin a stage of ``total`` steps."""
+        self.total, self.done, self._since = total, 0, time.monotonic()
+
+    def advance(self, steps: int) -> str:
+        """Count ``steps``, and return how long the rest will take, in words; "" at the end."""
+        self.done += steps
+        left = (self.total - self.done) * (time.monotonic() - self._since) / max(self.done, 1)
+        return f"{in_words(left)} left" if self.done < self.total else ""
+
+
 class RunProgress(Progress):
     """Progress of a folder run, whose images may come in several groups."""
 
@@ -86,6 +105,28 @@ class RunProgress(Progress):
         self.total += counts["work"] + counts["fail"]
         if self._bar is not None:
             self._on_bar(lambda: self._bar.update(self._task, total=self.total))
+
+    def streamed(self, name: str, words: str) -> StreamProgress:
+        """Say in ``words`` that the image ``name`` is read by region; return what takes its steps."""
+        from cellseg_deploy.slides.counting import Progress as StreamProgress
+
+        self.say(f"{printable(name)}: {words}")
+        clock, stages, last = TimeLeft(), [""], [time.monotonic()]
+
+        def started(stage: str, steps: int) -> None:
+            stages[0] = stage
+            clock.start(steps)
+
+        def advanced(steps: int) -> None:
+            left = clock.advance(steps)
+            line = f"{printable(name)}: {clock.done}/{clock.total} {stages[0]}{', ' if left else ''}{left}"
+            if self._bar is not None:
+                self._on_bar(lambda: self._bar.update(self._task, note=line))
+            elif time.monotonic() - last[0] >= _SECONDS_BETWEEN_LINES:
+                last[0] = time.monotonic()
+                say(line)
+
+        return StreamProgress(started, advanced)
 
     def result(self, result: ImageResult) -> None:
         """Count one more processed image."""
@@ -109,6 +150,12 @@ class QuietProgress:
 
     def planned(self, plan: RunPlan) -> None:
         """Ignore the plan."""
+
+    def streamed(self, *_: str) -> StreamProgress:
+        """Ignore how an image is read."""
+        from cellseg_deploy.slides.counting import SILENT
+
+        return SILENT
 
     def result(self, result: ImageResult) -> None:
         """Print a failed image, ignore others."""

@@ -13,7 +13,8 @@ import click
 from cellseg_deploy.cli import console
 
 if TYPE_CHECKING:
-    from cellseg_deploy.slides.run import Progress, SlideResult
+    from cellseg_deploy.slides.counting import Progress
+    from cellseg_deploy.slides.run import SlideResult
 
 _EPILOG = """\b
 Examples:
@@ -27,6 +28,7 @@ that OpenSlide reads (.svs .ndpi .mrxs .scn .bif .vms). PNG and JPEG are read wh
 
 \b
 Results: OUT/labels.tif (tiled BigTIFF)  OUT/cells.csv  OUT/images.csv  OUT/overview.png  OUT/slide.json
+--save: labels; zarr: OUT/labels.ome.zarr (NGFF 0.4, pyramid); geojson: OUT/cells.geojson; parquet: OUT/cells.parquet
 The labels are those of cellseg-infer --field full, whatever the memory. A stopped run is resumed by the same command.
 
 \b
@@ -34,17 +36,6 @@ Exit codes: 0 done, 2 usage or too little memory, 3 image unusable, 5 model unus
 another run, 7 output folder in use, 8 engine or package missing, 130 interrupted, 143/129 terminated or terminal
 closed.
 """
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def _bytes(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | None:
-    """Parse an amount of memory such as 4GB."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", value.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) == 0:
-        raise click.BadParameter(f"{value!r} is not an amount of memory; expected a number with MB or GB, such as 4GB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def _region(_ctx: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int, int, int] | None:
@@ -68,12 +59,7 @@ def _without_field(function: console.F) -> console.F:
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("image", metavar="IMAGE", type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--output", metavar="OUT", required=True, type=click.Path(path_type=Path), help="Output folder.")
-@click.option(
-    "--memory",
-    callback=_bytes,
-    metavar="AMOUNT",
-    help="Memory for blocks of the image, such as 4GB; results do not depend on it.  [default: half of what is free]",
-)
+@console.memory_option
 @click.option(
     "--region", callback=_region, metavar="X,Y,W,H", help="Count only this part, in px of the level.  [default: all]"
 )
@@ -83,6 +69,19 @@ def _without_field(function: console.F) -> console.F:
 @click.option("--pixel-size", type=float, metavar="UM", help="Side of a pixel of level 0 in µm.  [default: the file's]")
 @_without_field
 @click.option("--classes", metavar="A,B", help="Classes that count as cells.  [default: all but platelet]")
+@click.option(
+    "--save",
+    default="labels",
+    show_default=True,
+    help="Files to write, with commas between: labels, zarr, geojson, parquet; or all, or none. Tables and overview "
+    "are always written.",
+)
+@click.option(
+    "--skip-blank",
+    is_flag=True,
+    help="Do not run the network on tiles without contrast, such as bare glass. Faster on sparse slides; pale cells "
+    "may be lost there.  [default: skip tiles of one colour only, which changes nothing]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result in OUT, or an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the row of images.csv for machines instead of the table.")
 @console.log_options
@@ -90,10 +89,13 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
     """Count the cells of one image that may be larger than memory: a scanned slide, a stitched mosaic."""
     console.set_up_logging(asked["verbose"])
     from cellseg_deploy.segmenter import Segmenter
+    from cellseg_deploy.slides.files import parse_kinds
+    from cellseg_deploy.slides.memory import half_of_free_memory
     from cellseg_deploy.slides.open import open_image
     from cellseg_deploy.slides.region import region_of
-    from cellseg_deploy.slides.run import half_of_free_memory, run_slide
+    from cellseg_deploy.slides.run import run_slide
 
+    save = parse_kinds(asked["save"])
     threads = console.plan_threads(
         asked["threads"], device=asked["device"], model=asked["model"], backend=asked["backend"]
     )
@@ -119,6 +121,8 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
                 segmenter,
                 part,
                 output,
+                save=save,
+                skip_blank=asked["skip_blank"],
                 memory=memory,
                 count_rule=asked["count_rule"],
                 overwrite=asked["overwrite"],
@@ -135,22 +139,25 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
 
 def _progress(*, quiet: bool) -> Progress:
     """A bar or lines per stage, in tiles, blocks and strips."""
-    from cellseg_deploy.slides.run import Progress
+    from cellseg_deploy.slides.counting import Progress
 
     if quiet:
         return Progress()
     from cellseg_deploy.cli import progress as bars
 
     shown: list[bars.Progress] = []
+    clock = bars.TimeLeft()
 
     def started(stage: str, steps: int) -> None:
         while shown:
             shown.pop().__exit__(None, None, None)
         shown.append(bars.Progress(steps, stage).__enter__())
+        clock.start(steps)
 
     def advanced(steps: int) -> None:
+        said = clock.advance(steps)
         for _ in range(steps):
-            shown[0].advance()
+            shown[0].advance(said)
         if shown[0].seen == shown[0].total:
             shown.pop().__exit__(None, None, None)
 
@@ -167,6 +174,7 @@ def _print(result: SlideResult) -> None:
     for name, value in [
         ("cells", f"{result.cells}, {result.counted} counted"),
         ("covered", f"{row['confluence']:.1%}"),
+        ("skipped", f"{row['blank_share']:.1%} of the tiles are blank"),
         *density,
         ("scale", f"{row['scale']:.4g}"),
         ("results", console.printable(result.out)),

@@ -69,7 +69,8 @@ def draw(
     """
     if image_hwc.shape[:2] != labels.shape:
         raise ValueError(f"image {image_hwc.shape[:2]} and labels {labels.shape} must be of one size")
-    count, width = int(labels.max(initial=0)), labels.shape[1]
+    count = int(labels.max(initial=0)) if counted is None else len(counted)  # a small copy may lack some labels
+    width = labels.shape[1]
     if field is not None:
         image_hwc = dimmed(image_hwc, field)
     image_hwc, labels = to_viewing_size(image_hwc, labels)

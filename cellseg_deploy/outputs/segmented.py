@@ -105,14 +105,7 @@ class SegmentedImage:
     def classifications(self) -> list[tuple[str, tuple[int, int, int]]]:
         """Name and colour of each cell for programs that group by them, in order of label. With classes, cells that the
         count rule leaves out form groups of their own."""
-        if self.classes is None or self.by_rule is None:
-            return [_COUNTED if is_counted else _NOT_COUNTED for is_counted in self.counted.tolist()]
-        return [
-            (self.classes.names[index], class_rgb(index))
-            if is_in
-            else (f"{self.classes.names[index]} not counted", NOT_COUNTED_RGB)
-            for index, is_in in zip(self.classes.index.tolist(), self.by_rule.tolist(), strict=True)
-        ]
+        return classifications(self.counted, self.classes, self.by_rule)
 
     @cached_property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
@@ -121,3 +114,15 @@ class SegmentedImage:
         if self.classes is not None:
             columns[LEFT_OUT_BY] = np.select([~self.classes.counts, ~self.counted], ["class", "border"], "")
         return columns if self.pixel_size_um is None else columns | in_micrometres(self.table, self.pixel_size_um)
+
+
+def classifications(
+    counted: npt.NDArray[np.bool_], classes: CellClasses | None, by_rule: npt.NDArray[np.bool_] | None
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """``SegmentedImage.classifications`` of the same members."""
+    if classes is None or by_rule is None:
+        return [_COUNTED if is_counted else _NOT_COUNTED for is_counted in counted.tolist()]
+    return [
+        (classes.names[index], class_rgb(index)) if is_in else (f"{classes.names[index]} not counted", NOT_COUNTED_RGB)
+        for index, is_in in zip(classes.index.tolist(), by_rule.tolist(), strict=True)
+    ]

@@ -37,6 +37,7 @@ from cellseg_deploy.run.journal import JOURNAL, ImageRecord, JournalContent, Out
 from cellseg_deploy.run.output_folder import RUN_JSON, make_place
 from cellseg_deploy.run.record import RunOptions
 from cellseg_deploy.run.resume import check_files, look_at, some
+from cellseg_deploy.run.streamed import is_streamed
 from cellseg_deploy.run.tables import CELL_COLUMNS_WITH_CLASSES
 from cellseg_deploy.segmenter import Segmenter, as_read
 
@@ -118,6 +119,11 @@ def _with_files(
 def _segmentation(
     record: ImageRecord, image: Path, segmenter: Segmenter, out: Path, options: RunOptions
 ) -> Segmentation:
+    if is_streamed(image, options.reading):
+        raise OutputError(
+            f"{out}: {record.image} is read by region, and kinds of files cannot be added to such an image; choose "
+            "another folder, or start over with `overwrite`"
+        )
     loaded = read_image(image, options.reading, with_fingerprint=True)
     if record.input is None or loaded.source is None or loaded.source.sha256 != record.input.sha256:
         raise OutputError(f"{out}: {record.image} was changed since the run; choose another folder")

@@ -29,6 +29,7 @@ from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSetup,
 from cellseg_deploy.run.resume import FolderKind, check_usable, classify, look_at
 from cellseg_deploy.run.session import run
 from cellseg_deploy.run.state import RunState
+from cellseg_deploy.run.streamed import OnStream
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -45,6 +46,7 @@ def run_folder(
     on_result: Callable[[ImageResult], None] | None = None,
     on_plan: Callable[[RunPlan], None] | None = None,
     on_scale: Callable[[str], None] | None = None,
+    on_stream: OnStream | None = None,
     inputs: Inputs | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> RunSummary:
@@ -52,7 +54,8 @@ def run_folder(
 
     If the folder holds a run with the same model, engine and settings, it is resumed: finished images are skipped,
     failed images are retried. Kinds of files that it lacks are made from its label images (``added_kinds``).
-    ``on_plan`` is called with the plan before the work begins, ``on_scale`` with one line per measured scale.
+    ``on_plan`` is called with the plan before the work begins, ``on_scale`` with one line per measured scale,
+    ``on_stream`` for each image that is read by region (``streamed.OnStream``).
     ``inputs``: the paths that were passed, for run.json; by default the folders of ``images``.
 
     An image that cannot be read, or fails for any reason of its own, is recorded and the run continues. If the run is
@@ -83,6 +86,7 @@ def run_folder(
         on_result=on_result,
         on_plan=on_plan,
         on_scale=on_scale,
+        on_stream=on_stream,
         elsewhere=elsewhere,
     )
     return run(setup, [images])

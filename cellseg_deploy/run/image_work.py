@@ -15,8 +15,10 @@ from cellseg_deploy.outputs.formats import Format
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.journal import ImageRecord, OutputFile
 from cellseg_deploy.run.record import RunOptions
+from cellseg_deploy.run.streamed import OnStream, StreamWork, is_streamed, memory_of
 from cellseg_deploy.run.threshold_steps import encoded_steps
 from cellseg_deploy.segmenter import Segmenter, as_read
+from cellseg_deploy.slides.counting import SILENT
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,19 @@ class Finished:
 class ImageWork:
     """Called by helper threads in parallel for different images; a result depends on the image alone."""
 
-    def __init__(self, segmenter: Segmenter, options: RunOptions, formats: Sequence[Format]) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        options: RunOptions,
+        formats: Sequence[Format],
+        out: Path | None = None,
+        on_stream: OnStream = lambda *_: SILENT,
+    ) -> None:
+        """``out``: the output folder, for images that are read by region; None if there can be none."""
+        self._stream = None
+        if out is not None:
+            single = [format for format in formats if format.folder]
+            self._stream = StreamWork(segmenter, options, single, out, on_stream)
         self._segmenter = segmenter
         self._options = options
         self._formats = [format for format in formats if format.folder]
@@ -41,6 +55,8 @@ class ImageWork:
 
     def bytes_in_flight(self, image: FoundImage, scale: float | None = None) -> int:
         """Estimate the memory that ``image`` takes, from the size its header declares."""
+        if not image.problem and is_streamed(image.path, self._options.reading):
+            return memory_of(self._options)
         return 0 if image.problem else self._segmenter.bytes_in_flight(declared_pixels(image.path), scale)
 
     def __call__(
@@ -58,6 +74,13 @@ class ImageWork:
             raise DataError(image.problem)
         segmenter, options = self._segmenter, self._options
         clock = StageClock()
+        if is_streamed(image.path, options.reading):
+            if self._stream is None:
+                raise DataError(
+                    f"{image.path}: is read by region, which the workers of a cluster cannot do; leave out `scheduler`"
+                )
+            streamed, places = self._stream(image, output_name, network, clock)
+            return Finished(streamed, places, clock.seconds)
         with clock("read"):
             loaded = read_image(image.path, options.reading, with_fingerprint=True)
         found = segmenter.segment(

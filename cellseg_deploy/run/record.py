@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -38,6 +38,9 @@ from cellseg_deploy.run.plan import RunPlan
 from cellseg_deploy.run.shard import Shard
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
+
+if TYPE_CHECKING:
+    from cellseg_deploy.run.streamed import OnStream
 
 EDITED = "edited"
 """In run.json: result files that somebody edited."""
@@ -72,7 +75,8 @@ class RunOptions:
     ``group_by``: how images are grouped in summary.csv and the report, see ``report.groups``. ``report``:
     whether to write report.html and the files for MultiQC; ``report_thresholds``: number of images with a slider
     there. None of these three changes a result. ``shard``: do only its images, as a run of all would do them; see
-    ``merge``.
+    ``merge``. ``memory``: bytes that the windows of an image that is read by region may take, None for half of what is
+    free; it changes no result.
     """
 
     save: tuple[str, ...] = DEFAULT
@@ -85,6 +89,7 @@ class RunOptions:
     report_thresholds: int = 0
     scales: Mapping[str, float] = field(default_factory=dict)
     shard: Shard | None = None
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         chosen_formats(self.save)
@@ -247,9 +252,9 @@ class RunSetup:
     """Settings of a run, except its images.
 
     ``on_result``: called with each processed image, in the order of the run; ``on_plan``: called with the plan of each
-    round before its work begins; ``on_scale``: called with one line per measured scale. ``tables_seconds``: interval
-    at which tables are written while there are new results; None: only at the end. ``elsewhere``: does the images, None
-    for this process.
+    round before its work begins; ``on_scale``: called with one line per measured scale; ``on_stream``: see
+    ``streamed.OnStream``. ``tables_seconds``: interval at which tables are written while there are new results; None:
+    only at the end. ``elsewhere``: does the images, None for this process.
     """
 
     segmenter: Segmenter
@@ -260,6 +265,7 @@ class RunSetup:
     on_result: Callable[[ImageResult], None] | None = None
     on_plan: Callable[[RunPlan], None] | None = None
     on_scale: Callable[[str], None] | None = None
+    on_stream: OnStream | None = None
     tables_seconds: float | None = None
     elsewhere: Elsewhere | None = None
 

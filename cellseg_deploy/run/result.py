@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
+from cellseg_deploy.errors import check_types
 from cellseg_deploy.images.find import find_images
+from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.run.folder import run_folder
 from cellseg_deploy.run.record import ImageResult, RunOptions
 from cellseg_deploy.segmenter import Segmenter
@@ -72,6 +74,11 @@ def run(
     on_image: Callable[[str], None],
 ) -> FolderResult:
     """See ``Segmenter.run``."""
+    check_types("a path or a list of paths", images=images)
+    check_types("a path", out=out)
+    check_types(ReadOptions, read=options.reading)
+    check_types("True or False", report=options.report, overwrite=options.overwrite, follow_links=follow_links)
+    check_types("a function", on_image=on_image)
     segmenter.backend.check_open()  # before a journal says that a run of this engine began
     paths = [images] if isinstance(images, (str, os.PathLike)) else images
     out = Path(out)

@@ -43,6 +43,8 @@ from cellseg_deploy.run.reporting import Reporting, RunFile
 from cellseg_deploy.run.resume import FolderKind, begin, some
 from cellseg_deploy.run.shard import record_of as shard_record
 from cellseg_deploy.run.state import RunState
+from cellseg_deploy.run.streamed import forget, is_streamed
+from cellseg_deploy.slides.counting import SILENT
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +92,9 @@ class _Session:
         spec, counting = setup.segmenter.backend.spec, setup.segmenter.counting_classes
         self.summary = RunSummary(setup.out, classes=spec.classes, counting=counting)
         self._committer, self._state, self._folder = committer, committer.state, folder
-        self._image_work = ImageWork(setup.segmenter, setup.options, setup.formats)
+        self._image_work = ImageWork(
+            *(setup.segmenter, setup.options, setup.formats, setup.out), setup.on_stream or (lambda *_: SILENT)
+        )
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.perf_counter()
         self._with_thresholds = set[str]()
@@ -184,6 +188,11 @@ class _Session:
         segmenter, options = self.setup.segmenter, self.setup.options
         if not segmenter.auto_scale:
             return {}
+        # Images that are read by region are each measured in their middle, as by ``slides``.
+        items, among = (
+            [each for each in items if not is_streamed(each.image.path, options.reading)],
+            [each for each in among if not is_streamed(each.path, options.reading)],
+        )
         spec = segmenter.backend.spec
         found, unclear = dict[str, float](), list[str]()
         own = groups.groups_of(item.image for item in items)
@@ -230,6 +239,7 @@ class _Session:
             with deferred_signals():  # so that journal and totals cover the same images
                 result = self._committer.commit(item, finished)
                 self.summary.add(result)
+            forget(self.setup.out, [item.image.name])
             return result
         except BaseException as error:
             if not concerns_one_image(error):

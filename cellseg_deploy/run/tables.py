@@ -7,12 +7,13 @@ columns exist if at least one image is done and the model distinguishes classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cellseg_deploy.cells.classes import CLASS_COLUMNS
+from cellseg_deploy.cells.classes import CLASS_COLUMNS, CellClasses
 from cellseg_deploy.cells.measure import COLUMNS, UM_COLUMNS
 from cellseg_deploy.cells.notes import count_warnings, first_warnings
 from cellseg_deploy.cells.stain import QUICK_PIXELS, colours
@@ -47,49 +48,76 @@ def done(
     outputs: Sequence[OutputFile],
     notes: Iterable[str] = (),
 ) -> ImageRecord:
-    """Return the record of a segmented image whose files ``outputs`` are named ``output_name``.
+    """Return the record of a segmented image whose files ``outputs`` are named ``output_name``; see ``record_of``."""
+    record = record_of(
+        image.name,
+        image.columns,
+        image.classes,
+        image.by_class,
+        covered_px=int(np.count_nonzero(image.labels)),
+        field_px=image.field_px,
+        image_px=image.labels.size,
+        scale=image.scale,
+        pixel_size_um=image.pixel_size_um,
+        pixel_size_source=image.pixel_size_source,
+        colours=_colours(image),
+        notes=tuple(notes),
+    )
+    return replace(record, input=source, output_name=output_name, outputs=tuple(outputs))
+
+
+def record_of(
+    name: str,
+    columns: Mapping[str, np.ndarray[Any, Any]],
+    classes: CellClasses | None,
+    by_class: Mapping[str, int],
+    *,
+    covered_px: int,
+    field_px: int,
+    image_px: int,
+    scale: float,
+    pixel_size_um: float | None,
+    pixel_size_source: str,
+    colours: Mapping[str, float],
+    notes: Sequence[str],
+) -> ImageRecord:
+    """Return the record of the image ``name``, without its files. ``columns``: those of cells.csv, by name.
 
     ``warnings`` in its result: the first note of each kind except conversions; see ``notes``.
     """
-    notes = tuple(notes)
-    areas = image.table.columns["area_px"]
-    if image.classes is not None:
-        areas = areas[image.classes.counts]
+    areas = columns["area_px"]
+    if classes is not None:
+        areas = areas[classes.counts]
     median = float(np.median(areas)) if len(areas) else None
-    n_counted = int(image.counted.sum())
+    n_counted = int(columns[COUNTED].sum())
     result: dict[str, Any] = {
-        "cells": len(image.table),
+        "cells": len(columns["area_px"]),
         COUNTED: n_counted,
-        "confluence": float(np.count_nonzero(image.labels) / image.field_px),
-        "field_of_view_share": float(image.field_px / image.labels.size),
+        "confluence": float(covered_px / field_px),
+        "field_of_view_share": float(field_px / image_px),
         "median_cell_area_px": median,
-        "scale": float(image.scale),
-        FIELD_PX: image.field_px,
+        "scale": float(scale),
+        FIELD_PX: field_px,
         "warning": "; ".join(_one_line(note) for note in notes),
         WARNINGS: first_warnings(notes),
-        COLOURS: {name: round(value, 5) for name, value in _colours(image).items()},
+        COLOURS: {name: round(value, 5) for name, value in colours.items()},
     }
-    if image.classes is not None:
-        result[BY_CLASS] = image.by_class
-    size_um = image.pixel_size_um
-    if size_um is not None:
+    if classes is not None:
+        result[BY_CLASS] = dict(by_class)
+    if pixel_size_um is not None:
         result |= {
-            "pixel_size_um": size_um,
-            "pixel_size_source": image.pixel_size_source,
-            "median_cell_area_um2": None if median is None else median * size_um**2,
-            "counted_per_mm2": n_counted / (image.field_px * size_um**2) * 1e6,
+            "pixel_size_um": pixel_size_um,
+            "pixel_size_source": pixel_size_source,
+            "median_cell_area_um2": None if median is None else median * pixel_size_um**2,
+            "counted_per_mm2": n_counted / (field_px * pixel_size_um**2) * 1e6,
         }
-    columns = CELL_COLUMNS if image.classes is None else CELL_COLUMNS_WITH_CLASSES
-    measured = {name: image.columns[name] for name in columns}
+    names = CELL_COLUMNS if classes is None else CELL_COLUMNS_WITH_CLASSES
     return ImageRecord(
-        image=image.name,
+        image=name,
         status="done",
         result=result,
-        input=source,
-        output_name=output_name,
-        outputs=tuple(outputs),
-        cells=_lines(measured),
-        cells_um=None if size_um is None else _lines({name: image.columns[name] for name in UM_COLUMNS}),
+        cells=_lines({name: columns[name] for name in names}),
+        cells_um=None if pixel_size_um is None else _lines({name: columns[name] for name in UM_COLUMNS}),
     )
 
 

@@ -23,6 +23,7 @@ from cellseg_deploy.run.output_folder import check_apart
 from cellseg_deploy.run.plan import RunPlan
 from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSetup, RunSummary
 from cellseg_deploy.run.session import run
+from cellseg_deploy.run.streamed import OnStream
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.threads import ThreadPlan
 
@@ -45,6 +46,7 @@ def watch_folder(
     on_result: Callable[[ImageResult], None] | None = None,
     on_plan: Callable[[RunPlan], None] | None = None,
     on_scale: Callable[[str], None] | None = None,
+    on_stream: OnStream | None = None,
     complete: CompleteFiles | None = None,
     follow_links: bool = False,
     idle_seconds: float | None = None,
@@ -72,6 +74,7 @@ def watch_folder(
         on_result=on_result,
         on_plan=on_plan,
         on_scale=on_scale,
+        on_stream=on_stream,
         tables_seconds=TABLES_SECONDS,
     )
     images = find_images([folder], follow_links=follow_links)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -15,20 +16,26 @@ from cellseg_deploy.cells.classes import CellClasses, class_means
 from cellseg_deploy.cells.label_runs import Ints, Labels, Runs, paint
 from cellseg_deploy.cells.measure import CellTable, measure
 from cellseg_deploy.files.atomic import writing
+from cellseg_deploy.slides.outlines import Outlines
 
 STRIP_ROWS = 512
 
 
 class FoundCells:
-    """All cells of a label image of ``settings.out_hw``; their runs lie in ``folder``, one file per strip of rows."""
+    """All cells of a label image of ``settings.out_hw``; their runs lie in ``folder``, one file per strip of rows.
 
-    def __init__(self, folder: Path, settings: BlockSettings) -> None:
+    ``with_outlines``: keep their outlines there too, for ``geometries``.
+    """
+
+    def __init__(self, folder: Path, settings: BlockSettings, *, with_outlines: bool = False) -> None:
         self._folder, self._settings = folder, settings
         self._first = [np.zeros(0, np.int64)]
         self._tables = list[dict[str, npt.NDArray[Any]]]()
         self._classes = list[tuple[Ints, npt.NDArray[np.float64]]]()
         self._count = 0
         self._numbers: npt.NDArray[np.int32] | None = None
+        self._outlines = Outlines(folder / "outlines.bin") if with_outlines else None
+        self._order = np.zeros(0, np.int64)
         self.pixels = 0
         for path in folder.glob("runs-*.bin"):  # of a run that was killed
             path.unlink()
@@ -42,6 +49,8 @@ class FoundCells:
         local = paint(here, here.label)
         table = measure(local, top_left=(top, left), image_hw=settings.out_hw, runs=here)
         self._tables.append(table.columns)
+        if self._outlines is not None:
+            self._outlines.add(local, (top, left))
         if settings.classes:
             window = part.window
             means = class_means(
@@ -66,7 +75,7 @@ class FoundCells:
 
     def finish(self, counting: Sequence[str]) -> tuple[CellTable, CellClasses | None]:
         """Number the cells 1..n in raster order of their first pixels and return their table and classes."""
-        order = np.argsort(np.concatenate(self._first))
+        order = self._order = np.argsort(np.concatenate(self._first))
         self._first = []
         self._numbers = np.empty(len(order), np.int32)
         self._numbers[order] = np.arange(1, len(order) + 1, dtype=np.int32)
@@ -83,6 +92,15 @@ class FoundCells:
             classes = CellClasses(self._settings.classes, tuple(counting), index, share)
             columns.update(classes.columns)
         return CellTable(columns), classes
+
+    def geometries(self) -> Iterator[msgspec.Raw]:
+        """Yield the outline of each cell in order of label, as GeoJSON; after ``finish``, if they were kept."""
+        assert self._outlines is not None
+        return self._outlines.geometries(self._order)
+
+    def strips(self) -> Iterator[Labels]:
+        """Yield the labels strip by strip, as ``strip``; after ``finish``."""
+        return map(self.strip, range(-(-self._settings.out_hw[0] // STRIP_ROWS)))
 
     def strip(self, number: int) -> Labels:
         """Labels of the strip of rows ``number``, int32 (rows, w); after ``finish``."""

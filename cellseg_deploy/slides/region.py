@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +85,8 @@ def region_of(reader: RegionReader, level: int = 0, xywh: tuple[int, int, int, i
         sizes = ", ".join(f"{n}: {w} x {h} px" for n, (h, w) in enumerate(reader.levels))
         raise UsageError(f"{reader.name}: level {level} does not exist; there are {sizes}")
     height, width = reader.levels[level]
+    if xywh is not None and not (isinstance(xywh, Sequence) and [isinstance(n, Integral) for n in xywh] == [True] * 4):
+        raise UsageError(f"`region` must be four whole numbers: left, top, width, height in px; got {xywh!r}")
     x, y, w, h = (0, 0, width, height) if xywh is None else xywh
     if x < 0 or y < 0 or w < 1 or h < 1 or x + w > width or y + h > height:
         raise UsageError(

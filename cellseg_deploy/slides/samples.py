@@ -27,6 +27,11 @@ class Samples:
         self._images: tuple[list[Pixels], list[Pixels]] = ([], [])
         self._labels: tuple[list[Labels], list[Labels]] = ([], [])
 
+    @property
+    def step(self) -> int:
+        """Pixels of the image from one pixel of the overview to the next."""
+        return self._steps[0]
+
     def rows(self, start: int, stop: int) -> Pixels:
         """Rows ``start`` to before ``stop`` of the region, as ``Region.rows``."""
         image = self._region.rows(start, stop)

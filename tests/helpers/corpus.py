@@ -391,9 +391,12 @@ SEEN = [  # files that are read without a remark, and what is said of what they 
     ("dark field", field_pictures.dark_field, "dark field, fluorescence or a negative"),
 ]
 
+BY_REGION = {"tiff 400k": "strips or tiles of the TIFF are missing"}
+"""Of the hostile ones, what a run says that reads a TIFF of more than ``max_pixels`` by region."""
+
 CASES = [
     *(Case(name, "damaged", "failed", make, words) for name, make, words in DAMAGED),
-    *(Case(name, "hostile", "failed", make, words) for name, make, words in HOSTILE),
+    *(Case(name, "hostile", "failed", make, words, BY_REGION.get(name, "")) for name, make, words in HOSTILE),
     *(Case(name, "hostile", "done", make, words) for name, make, words in HARMLESS),
     *(Case(name, "ambiguous", "failed", make, words) for name, make, words in AMBIGUOUS),
     *(Case(name, "valid", "done", make, words) for name, make, words in VALID),

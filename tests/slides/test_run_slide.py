@@ -15,6 +15,7 @@ from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.samples.params import random_params
 from cellseg_deploy.samples.smear import make_smear
 from cellseg_deploy.segmenter import Segmenter
+from cellseg_deploy.slides import counting, files
 from cellseg_deploy.slides import run as slides
 from cellseg_deploy.slides.region import ArrayReader, Region, region_of
 from cellseg_deploy.slides.run import run_slide
@@ -45,12 +46,12 @@ def segmenter(**settings: Any) -> Segmenter:
 def small_blocks(monkeypatch: pytest.MonkeyPatch, rows: int, overlap: int) -> None:
     from dataclasses import replace
 
-    settings_of = slides.block_settings
+    settings_of = counting.block_settings
 
     def small(*arguments: Any) -> Any:
         return replace(settings_of(*arguments), block_rows=rows, overlap_rows=overlap)
 
-    monkeypatch.setattr(slides, "block_settings", small)
+    monkeypatch.setattr(counting, "block_settings", small)
 
 
 @pytest.mark.parametrize(("rows", "overlap", "scale"), [(16, 4, 0.5), (50, 30, 0.73), (2000, 10, 1.0), (40, 20, 1.21)])
@@ -62,7 +63,7 @@ def test_streamed_is_whole(
     assert whole.count > 40
     small_blocks(monkeypatch, rows, overlap)
     result = run_slide(model, region_of(ArrayReader(image)), tmp_path / "out")
-    assert np.array_equal(tifffile.imread(tmp_path / "out" / slides.LABELS), whole.labels)
+    assert np.array_equal(tifffile.imread(tmp_path / "out" / files.LABELS), whole.labels)
     assert (tmp_path / "out" / slides.CELLS).read_bytes() == whole.table.csv()
     assert result.cells == whole.count
     assert result.counted == int(whole.counted().sum())
@@ -77,7 +78,7 @@ def test_the_measured_scale_is_that_of_the_whole_image(tmp_path: Path) -> None:
     whole = model(image, field="full")
     result = run_slide(model, region_of(ArrayReader(image)), tmp_path)
     assert result.row["scale"] == whole.scale != 1
-    assert np.array_equal(tifffile.imread(tmp_path / slides.LABELS), whole.labels)
+    assert np.array_equal(tifffile.imread(tmp_path / files.LABELS), whole.labels)
 
 
 def test_a_run_that_died_is_resumed_without_computing_twice(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_run_that_died_is_resumed_without_computing_twice(tmp_path: Path) -> N
     again = segmenter(scale=1.0, batch_size=4)
     run_slide(again, region, tmp_path / "out")
     assert 0 < sum(again.backend.batches) <= all_tiles - done + 12  # type: ignore[attr-defined]
-    for name in (slides.LABELS, slides.CELLS, slides.IMAGES, slides.OVERVIEW):
+    for name in (files.LABELS, slides.CELLS, slides.IMAGES, slides.OVERVIEW):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -138,14 +139,14 @@ def test_a_region_is_the_image_cut_out(tmp_path: Path) -> None:
     image, model = mosaic(), segmenter(scale=0.5)
     run_slide(model, region_of(ArrayReader(image), 0, (30, 40, 200, 150)), tmp_path)
     whole = model(np.ascontiguousarray(image[40:190, 30:230]), field="full")
-    assert np.array_equal(tifffile.imread(tmp_path / slides.LABELS), whole.labels)
+    assert np.array_equal(tifffile.imread(tmp_path / files.LABELS), whole.labels)
 
 
 def test_labels_are_a_tiled_bigtiff_and_an_empty_image_has_no_cells(tmp_path: Path) -> None:
     image = np.full((700, 300, 3), 230, np.uint8)
     result = run_slide(segmenter(scale=1.0), region_of(ArrayReader(image)), tmp_path)
     assert result.cells == 0
-    with tifffile.TiffFile(tmp_path / slides.LABELS) as tiff:
+    with tifffile.TiffFile(tmp_path / files.LABELS) as tiff:
         page = tiff.pages[0]
         assert tiff.is_bigtiff
         assert page.is_tiled

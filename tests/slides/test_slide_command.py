@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import tifffile
 from conftest import draw_discs
 
 from cellseg_deploy import Segmenter
-from cellseg_deploy.cli import console
+from cellseg_deploy.cli import console, progress
 from cellseg_deploy.cli.slide import command
+from cellseg_deploy.slides import files
 from cellseg_deploy.slides import run as slides
 
 CENTRES: list[tuple[float, float]] = [(30.0 + 40 * x, 30.0 + 40 * y) for x in range(14) for y in range(20)]
@@ -33,15 +35,18 @@ def arguments(slide: Path, out: Path, model: Path, *more: str) -> list[str]:
     return [str(slide), "-o", str(out), "--model", str(model), "--scale", "1", "--backend", "onnxruntime", *more]
 
 
-def test_counts_a_slide(slide: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_a_slide(
+    slide: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1)
     out = tmp_path / "out"
     assert console.run(command, arguments(slide, out, model, "--memory", "1GB")) == 0
     said = capsys.readouterr()
     assert "cells    280, 280 counted" in said.out
+    assert "skipped  0.0% of the tiles are blank" in said.out
     assert "600 x 840 px of level 0, in blocks that take up to 1.0 GB" in said.err
-    assert "/" in said.err
-    assert "tiles" in said.err
-    assert int(tifffile.imread(out / slides.LABELS).max()) == 280
+    assert re.search(r"^15/315 tiles, \d+ s left$", said.err, re.MULTILINE)
+    assert int(tifffile.imread(out / files.LABELS).max()) == 280
     assert len((out / slides.CELLS).read_text().splitlines()) == 281
     assert json.loads((out / slides.RECORD).read_text())["result"]["cells"] == 280
 
@@ -100,10 +105,12 @@ main()
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_run_ends_with_the_same_files(slide: Path, model: Path, tmp_path: Path) -> None:
-    assert console.run(command, arguments(slide, tmp_path / "whole", model, "-q")) == 0
+    pytest.importorskip("zarr")
+    more = ("-q", "--save", "labels,zarr,geojson")
+    assert console.run(command, arguments(slide, tmp_path / "whole", model, *more)) == 0
     out = tmp_path / "out"
     for where in ("network", "labels", "files"):  # each time the run comes a little further
-        process = subprocess.run([sys.executable, "-c", DIES, where, *arguments(slide, out, model, "-q")], check=False)
+        process = subprocess.run([sys.executable, "-c", DIES, where, *arguments(slide, out, model, *more)], check=False)
         assert process.returncode == -signal.SIGKILL, where
         assert not (out / slides.RECORD).exists()
         with (out / slides.UNFINISHED / "probabilities.f32").open("ab") as file:
@@ -113,7 +120,9 @@ def test_a_killed_run_ends_with_the_same_files(slide: Path, model: Path, tmp_pat
             else:
                 assert file.tell() == 4 * 840 * 600
     (out / ".cellseg-0123456789abcdef.tmp").write_bytes(b"half a file")
-    assert console.run(command, arguments(slide, out, model, "-q")) == 0
-    for name in (slides.LABELS, slides.CELLS, slides.IMAGES, slides.OVERVIEW):
+    assert console.run(command, arguments(slide, out, model, *more)) == 0
+    chunks = [path.relative_to(out).as_posix() for path in (out / files.ZARR).rglob("*") if path.is_file()]
+    assert len(chunks) > 4
+    for name in (*chunks, files.LABELS, files.GEOJSON, slides.CELLS, slides.IMAGES, slides.OVERVIEW):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}

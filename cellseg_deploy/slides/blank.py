@@ -1,0 +1,114 @@
+"""Blank tiles: bare glass, or nothing scanned. The network is asked once per colour, not once per tile.
+
+A tile, with its context, is blank if no channel varies in it by more than ``contrast`` levels. Its answer is that of
+the network for a tile of one colour, the middle between the tile's darkest and brightest. With a contrast of 0 that is
+the tile itself, so no result changes. With a larger one it is an assumption: that the tile holds nothing to count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cellseg_deploy.batching import Network
+from cellseg_deploy.cells.image_tiles import ImageTiles, Probabilities, Tiles
+from cellseg_deploy.cells.label_runs import Ints
+from cellseg_deploy.files.atomic import writing
+
+EXACT, SKIP = 0, 24
+"""Contrast up to which tiles are blank: by default, and with ``skip_blank``."""
+_KEPT_ANSWERS = 8
+
+Flags = npt.NDArray[np.bool_]
+
+
+class BlankTiles:
+    """A network for the bands of one image, each of ``per_band`` tiles; ``network`` is asked what has to be asked.
+
+    Which tiles were blank is kept in the file ``path``, a byte per tile, written before the answers of their band are.
+    ``bands_done``: bands whose answers an earlier run left; flags of others are dropped.
+    """
+
+    def __init__(self, network: Network, contrast: int, path: Path, *, per_band: int, bands_done: int) -> None:
+        self._network, self._contrast = network, contrast
+        self._path, self._per_band = path, per_band
+        self._of_colour = dict[bytes, Probabilities]()
+        with writing(path):
+            kept = path.read_bytes()[: per_band * bands_done] if path.exists() else b""
+            path.write_bytes(kept.ljust(per_band * bands_done, b"\0"))
+
+    def __call__(self, tiles: ImageTiles) -> None:
+        """Answer the tiles of the next band."""
+        asked, blanks, unknown, flags = list[int](), dict[int, bytes](), list[bytes](), bytearray()
+        for index in range(len(tiles)):
+            (tile,) = tiles.cut(index, 1)
+            low, high = tile.min(axis=(0, 1)), tile.max(axis=(0, 1))
+            is_blank = bool((high - low <= self._contrast).all())
+            flags.append(is_blank)
+            if is_blank:
+                blanks[index] = (low + (high - low) // 2).tobytes()
+                if blanks[index] not in self._of_colour and blanks[index] not in unknown:
+                    unknown.append(blanks[index])
+            else:
+                asked.append(index)
+        some = _Asked(tiles, asked, unknown)
+        if len(some):
+            self._network(some)
+        self._of_colour |= some.of_colour
+        for index, colour in blanks.items():
+            tiles.stitch(index, self._of_colour[colour][np.newaxis])
+        for colour in [*self._of_colour][:-_KEPT_ANSWERS]:
+            del self._of_colour[colour]
+        with writing(self._path), self._path.open("ab") as file:
+            file.write(flags)
+
+    @property
+    def blank(self) -> Flags:
+        """Whether each tile of the bands so far is blank, bool (bands, tiles of a band)."""
+        return np.fromfile(self._path, np.bool_).reshape(-1, self._per_band)
+
+    def on_overview(self, hw: tuple[int, int], steps: tuple[float, float], edges: tuple[Ints, Ints]) -> Flags:
+        """Whether each pixel of an overview of ``hw`` lies in a blank tile, bool (h, w).
+
+        ``steps``: from one pixel to the next, in px of the tiles' image. ``edges``: last row and column of each tile
+        plus one.
+        """
+        rows, columns = (
+            np.minimum(np.searchsorted(edge, np.arange(n) * step, side="right"), len(edge) - 1)
+            for n, step, edge in zip(hw, steps, edges, strict=True)
+        )
+        return self.blank[rows][:, columns]
+
+
+class _Asked(ImageTiles):
+    """Some of ``tiles`` by their ``indices``, and after them a tile of each of ``colours``."""
+
+    def __init__(self, tiles: ImageTiles, indices: Sequence[int], colours: Sequence[bytes]) -> None:
+        self.clock, self._tiles, self._indices, self._colours = tiles.clock, tiles, indices, colours
+        self.of_colour = dict[bytes, Probabilities]()
+
+    def __len__(self) -> int:
+        return len(self._indices) + len(self._colours)
+
+    def cut(self, start: int, most: int) -> Tiles:
+        """As ``ImageTiles.cut``."""
+        chosen = range(start, min(start + most, len(self)))
+        return np.concatenate([self._one(number) for number in chosen])
+
+    def _one(self, number: int) -> Tiles:
+        if number < len(self._indices):
+            return self._tiles.cut(self._indices[number], 1)
+        some = self._tiles.cut(0, 1)
+        some[:] = np.frombuffer(self._colours[number - len(self._indices)], np.uint8)
+        return some
+
+    def stitch(self, start: int, probabilities_nkhw: Probabilities) -> None:
+        """As ``ImageTiles.stitch``; the answers for colours are kept in ``of_colour``."""
+        for number, answer in enumerate(probabilities_nkhw, start=start):
+            if number < len(self._indices):
+                self._tiles.stitch(self._indices[number], answer[np.newaxis])
+            else:
+                self.of_colour[self._colours[number - len(self._indices)]] = answer.copy()
