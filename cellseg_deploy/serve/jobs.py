@@ -77,7 +77,7 @@ class Jobs:
 
     def __init__(self, folder: Path, engine: Engine, limits: Limits, journal: AppendedFile) -> None:
         self._folder, self._engine, self._limits, self._journal = folder, engine, limits, journal
-        self.waiting = Waiting(limits.held_bytes)
+        self.waiting = Waiting(limits.held_bytes, lambda: RETRY_SECONDS)
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._runner = ThreadPoolExecutor(1, "cellseg-jobs")

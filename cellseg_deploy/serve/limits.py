@@ -126,23 +126,24 @@ class Accepted:
 
 class Waiting:
     """Bytes of files received, or about to be, and not yet decoded: at most ``most`` together. Thread-safe.
+    ``retry_seconds``: tells when to ask again.
 
-    >>> waiting = Waiting(100)
-    >>> part = waiting.take(60, retry_seconds=1).split(10)
+    >>> waiting = Waiting(100, lambda: 1)
+    >>> part = waiting.take(60).split(10)
     >>> waiting.used, part.give_back(), waiting.used
     (60, None, 50)
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.used = most, 0
+    def __init__(self, most: int, retry_seconds: Callable[[], int]) -> None:
+        self.most, self.used, self._retry_seconds = most, 0, retry_seconds
         self._lock = threading.Lock()
 
-    def take(self, nbytes: int, *, retry_seconds: int) -> Held:
+    def take(self, nbytes: int) -> Held:
         """Hold ``nbytes`` more. Raises ``QueueFullError``, then none are held."""
         with self._lock:
             if self.used + nbytes > self.most:
                 full = f"the files that wait fill the {megabytes(self.most)} that are kept for them"
-                raise QueueFullError(full, retry_seconds)
+                raise QueueFullError(full, self._retry_seconds())
             self.used += nbytes
         return Held(self, nbytes)
 

@@ -47,7 +47,7 @@ class Service:
     def __post_init__(self) -> None:
         _ = self.defaults.segmenter(self.engine.backend), self.defaults.reading  # raises now, not in every request
         self.accepted = Accepted(self.limits.queue, self.limits.seconds)
-        self.waiting = Waiting(self.limits.held_bytes)
+        self.waiting = Waiting(self.limits.held_bytes, self.accepted.retry_seconds)
         self.metrics: Metrics = self.engine.metrics
         self.metrics.watch_queue(lambda: len(self.accepted), lambda: self.waiting.used)
 
@@ -142,7 +142,7 @@ class Slots:
 
     def hold(self, nbytes: int) -> None:
         """Hold ``nbytes`` for the body that is to arrive. Raises ``QueueFullError``."""
-        self._held = self._waiting.take(nbytes, retry_seconds=self._service.accepted.retry_seconds())
+        self._held = self._waiting.take(nbytes)
 
     def keep(self, nbytes: int) -> None:
         """Hold only ``nbytes`` of the body: the files in it."""

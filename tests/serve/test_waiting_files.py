@@ -167,7 +167,8 @@ def test_a_job_deleted_in_the_queue_lets_go_of_its_file_and_makes_room(tmp_path:
             anyio.run(until, lambda: backend.taken > 0)  # decoded, and frees its bytes
             numbers += [call(opened, jobs, "POST", "/v1/jobs", content=PADDED).json()["id"] for _ in range(2)]
             full = call(opened, jobs, "POST", "/v1/jobs", content=unread(), headers={"Content-Length": "4000"})
-            assert (full.status_code, opened.waiting.used) == (429, 0)  # requests have room of their own
+            assert (full.status_code, full.headers["retry-after"]) == (429, "10")
+            assert opened.waiting.used == 0  # requests have room of their own
             task = jobs.get(numbers[2]).task
             assert task is not None
             assert call(opened, jobs, "DELETE", f"/v1/jobs/{numbers[2]}").status_code == 200
@@ -182,8 +183,8 @@ def test_a_job_deleted_in_the_queue_lets_go_of_its_file_and_makes_room(tmp_path:
 
 
 def test_bytes_are_given_back_once() -> None:
-    waiting = Waiting(100)
-    held = waiting.take(80, retry_seconds=1)
+    waiting = Waiting(100, lambda: 1)
+    held = waiting.take(80)
     part = held.split(30)
     for _ in range(2):
         held.give_back()
