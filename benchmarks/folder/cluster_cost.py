@@ -155,7 +155,8 @@ def measure_samples(
     settings: Settings, segmenter: Segmenter, threads: ThreadPlan, folder: Path, say: Say
 ) -> tuple[list[Sample], Body]:
     """Run folders of images of each size; return their costs, and what the sleepers are to write."""
-    samples, body = [], None
+    samples: list[Sample] = []
+    body: Body | None = None
     for size in shared.numbers(settings.megapixels, "--megapixels", float):
         hw = images.size_for(size)
         place = folder / f"{size:g}"
