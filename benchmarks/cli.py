@@ -12,6 +12,7 @@ from cellseg_benchmarks import options as shared
 from cellseg_deploy.cli import console
 
 _MODULES = {
+    "cluster-cost": "folder.cluster_cost",
     "correct": "quality.correct",
     "latency": "engine.latency",
     "layers": "engine.layers",
@@ -29,7 +30,7 @@ _MODULES = {
     "study": "quality.study",
     "truths": "quality.truths",
 }
-"""Command -> module of this package with its ``NAME_command``."""
+"""Command -> module of this package with its ``NAME_command``, with underscores."""
 
 
 class LazyGroup(click.Group):
@@ -42,7 +43,7 @@ class LazyGroup(click.Group):
         if cmd_name not in _MODULES:
             return super().get_command(ctx, cmd_name)
         module = import_module(f"cellseg_benchmarks.{_MODULES[cmd_name]}")
-        found: click.Command = getattr(module, f"{cmd_name}_command")
+        found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return found
 
 

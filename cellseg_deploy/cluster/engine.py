@@ -217,7 +217,10 @@ class ClusterOutcomes:
         while True:
             try:
                 return future.result(timeout=_LOOK_SECONDS)
-            except TimeoutError:
+            except OSError:  # not there in time, or its worker or the scheduler did not answer
+                if future.status == "error":
+                    raise
+                time.sleep(_POLL_SECONDS)
                 self._look()
 
     def _finished(self, answer: dict[str, Any]) -> Finished:

@@ -16,7 +16,7 @@ pytest.importorskip("distributed")
 pytest.importorskip("onnxruntime")
 
 from certificates import authority
-from distributed import Client, LocalCluster, Scheduler
+from distributed import Client, Future, LocalCluster, Scheduler
 from distributed.security import Security
 from distributed.utils import LoopRunner, sync
 
@@ -186,6 +186,22 @@ def test_an_image_whose_task_is_always_cancelled_is_reported(
     for row in rows(tmp_path / "out/images.csv"):
         assert row["error"].startswith("its task was cancelled on the cluster 6 times"), row
         assert "run again, which tries it again" in row["error"]
+
+
+def test_a_result_that_cannot_be_fetched_at_once_is_asked_for_again(
+    on_cluster: Callable[..., RunSummary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, n_asked = Future.result, Counter[str]()
+
+    def late(self: Any, timeout: float | None = None) -> Any:
+        n_asked[self.key] += 1
+        if n_asked[self.key] == 1:
+            raise OSError("Timed out trying to connect to tls://n1:1 after 30 s")
+        return fetch(self, timeout)
+
+    monkeypatch.setattr(Future, "result", late)
+    assert on_cluster().done == 4
+    assert set(n_asked.values()) == {2}
 
 
 @pytest.fixture
