@@ -314,7 +314,7 @@ class Segmenter:
                 image_hwc = without_pointer(image_hwc, pointer)
             if inside is not None:
                 image_hwc = without_surround(image_hwc, inside)
-        notes = list[str]() if inside is None else [field_note(inside)]
+        notes: list[str] = [] if inside is None else [field_note(inside)]
         notes += [] if pointer is None else [pointer_note()]
         is_found = scale is not None or self.auto_scale
         if self.auto_scale and scale is None:
@@ -438,7 +438,7 @@ class Segmenter:
         return pixels * (3 + 4) + model_pixels * (3 + 4 * len(self.backend.spec.channels))
 
     def _foreground(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return probabilities[self.backend.spec.channels.index("foreground")]
+        return np.asarray(probabilities[self.backend.spec.channels.index("foreground")])
 
     def _runs(self, probabilities: npt.NDArray[np.float32], out_hw: tuple[int, int] | None) -> Runs:
         """Runs of the cells at the image's size ``out_hw``; None for the model's scale."""
