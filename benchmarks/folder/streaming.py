@@ -36,6 +36,9 @@ from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import region_of
 from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
 
+Run = Callable[[Segmenter, Path, Path, int], None]
+"""Counts an image into a new folder; the last argument is the memory for blocks, in bytes."""
+
 NETWORKS = ("stub", "model")
 WAYS = ("whole", "streamed")
 _WARM_MEGAPIXELS = 0.3
@@ -119,7 +122,8 @@ def measure(
     cpu: dict[str, list[float]] = {}
     entries: dict[str, Turn] = {}
     for network, segmenter in segmenters.items():
-        for way, run in zip(WAYS, (partial(_whole, save=save), _streamed), strict=True):
+        for way in WAYS:
+            run: Run = partial(_whole, save=save) if way == "whole" else _streamed
             name = f"{network} {way}"
             run(segmenter, small, work / f"small {name}", memory)
             entries[name] = _turn(run, segmenter, image, work / name, memory, cpu.setdefault(name, []))
@@ -138,7 +142,7 @@ def measure(
 
 
 def _turn(
-    run: Callable[[Segmenter, Path, Path, int], None],
+    run: Run,
     segmenter: Segmenter,
     image: Path,
     out: Path,
