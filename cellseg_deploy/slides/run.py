@@ -48,7 +48,7 @@ from cellseg_deploy.slides.samples import Samples
 LABELS, CELLS, IMAGES, OVERVIEW, RECORD = "labels.tif", "cells.csv", "images.csv", "overview.png", "slide.json"
 UNFINISHED = "unfinished"
 _OVERLAP_DIAMETERS = 6
-_LEAST_ROWS, _MOST_ROWS = 64, 2048
+_LEAST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def block_settings(segmenter: Segmenter, image_hw: tuple[int, int], scale: float
     # A window's probabilities, its labels and their temporaries, and the labels at the image's size.
     per_px = 8 * len(spec.channels) + blocks.BYTES_PER_PIXEL + 12 / scale**2
     most_px = int(memory / per_px)
-    rows = min(_MOST_ROWS, most_px // hw[1] - overlap - 16)
+    rows = most_px // hw[1] - overlap - 16
     if rows < _LEAST_ROWS:
         needed = per_px * hw[1] * (_LEAST_ROWS + overlap + 16)
         raise UsageError(
