@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.options import ReadOptions
+from cellseg_deploy.outputs.formats import DEFAULT, parse_names
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import files
@@ -34,6 +36,9 @@ from cellseg_deploy.slides import run as slides
 from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import region_of
 from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
+
+Run = Callable[[Segmenter, Path, Path, int], None]
+"""Counts an image into a new folder; the last argument is the memory for blocks, in bytes."""
 
 NETWORKS = ("stub", "model")
 WAYS = ("whole", "streamed")
@@ -54,11 +59,13 @@ class Way:
 
 @dataclass(frozen=True)
 class StreamingReport:
-    """``cells``: found, by network; the same both ways. ``memory``: given to the streamed run, in bytes."""
+    """``cells``: found, by network; the same both ways. ``memory``: given to the streamed run, in bytes. ``save``:
+    kinds of files of the whole image."""
 
     conditions: Conditions
     megapixels: float
     memory: int
+    save: tuple[str, ...]
     cells: Mapping[str, int]
     ways: tuple[Way, ...]
     benchmark: str = "streaming"
@@ -85,7 +92,7 @@ class StreamingReport:
             "",
             *machine_lines(self.conditions, 1),
             f"{self.megapixels:.3g} megapixels, {self.memory / 1e9:g} GB for blocks; labels and cells.csv are the "
-            "same. Ratios within a round: median and 95 % interval.",
+            f"same. Files of the whole image: {', '.join(self.save)}. Ratios within a round: median, 95 % interval.",
             "",
             *table(head, rows, words=1),
         ]
@@ -104,17 +111,20 @@ def measure(
     plan: Plan,
     *,
     memory: int,
+    save: Sequence[str],
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[list[Way], dict[str, int]]:
     """Both ways of each of ``segmenters`` on the file ``image``, and the cells found. ``small``: a file for warm-up.
+    ``save``: kinds of files of the whole image.
 
     Raises ``DataError`` if labels or tables differ.
     """
     cpu: dict[str, list[float]] = {}
     entries: dict[str, Turn] = {}
     for network, segmenter in segmenters.items():
-        for way, run in zip(WAYS, (_whole, _streamed), strict=True):
+        for way in WAYS:
+            run: Run = partial(_whole, save=save) if way == "whole" else _streamed
             name = f"{network} {way}"
             run(segmenter, small, work / f"small {name}", memory)
             entries[name] = _turn(run, segmenter, image, work / name, memory, cpu.setdefault(name, []))
@@ -133,7 +143,7 @@ def measure(
 
 
 def _turn(
-    run: Callable[[Segmenter, Path, Path, int], None],
+    run: Run,
     segmenter: Segmenter,
     image: Path,
     out: Path,
@@ -151,9 +161,9 @@ def _turn(
     return turn
 
 
-def _whole(segmenter: Segmenter, image: Path, out: Path, _: int) -> None:
+def _whole(segmenter: Segmenter, image: Path, out: Path, _: int, *, save: Sequence[str]) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    options = RunOptions(report=False, field_of_view="full", reading=_reading())
+    options = RunOptions(tuple(save), report=False, field_of_view="full", reading=_reading())
     summary = run_folder(segmenter, find_images([image]), out, options=options, threads=ThreadPlan(1, 1))
     if summary.failed:
         raise DataError(f"{image.name} could not be counted as a whole image")
@@ -190,6 +200,7 @@ def _checked(whole: Path, streamed: Path, image: Path) -> int:
 @click.option("--megapixels", type=float, default=64.0, show_default=True, help="Size of the image.")
 @click.option("--memory", type=float, default=4.0, show_default=True, metavar="GB", help="For blocks of the image.")
 @click.option("--networks", default=",".join(NETWORKS), show_default=True, help="stub, model, or both.")
+@click.option("--save", default=",".join(DEFAULT), show_default=True, help="Of the whole image; see cellseg-infer.")
 @shared.rounds_options(5, min_seconds=0)
 @click.option("-o", "--output", required=True, metavar="DIR", type=shared.PATH, help="New folder for the report.")
 @click.option("--quiet", "-q", is_flag=True, help="Hide progress.")
@@ -199,6 +210,7 @@ def streaming_command(
     megapixels: float,
     memory: float,
     networks: str,
+    save: str,
     rounds: int,
     min_seconds: float,
     settle_seconds: float,
@@ -214,6 +226,9 @@ def streaming_command(
     asked = shared.words(networks) or []
     if not asked or set(asked) - set(NETWORKS):
         raise click.UsageError(f"--networks must be some of {', '.join(NETWORKS)}, got {networks!r}")
+    kinds = parse_names(save)
+    if "labels" not in kinds:
+        raise click.UsageError(f"--save must contain labels, which are compared, got {save!r}")
     bench = shared.Bench("streaming", given)
     progress = bench.begin()
     with tempfile.TemporaryDirectory(dir=bench.output, prefix="work-") as place:
@@ -232,7 +247,7 @@ def streaming_command(
             plan = Plan(rounds, min(3, rounds), min_seconds, settle_seconds, budget_seconds)
             bytes_ = round(memory * 1e9)
             ways, cells = measure(
-                *(segmenters, large, small, work, plan), memory=bytes_, say=bench.say, progress=progress
+                *(segmenters, large, small, work, plan), memory=bytes_, save=kinds, say=bench.say, progress=progress
             )
-    report = StreamingReport(bench.conditions(), hw[0] * hw[1] / 1e6, bytes_, cells, tuple(ways))
+    report = StreamingReport(bench.conditions(), hw[0] * hw[1] / 1e6, bytes_, kinds, cells, tuple(ways))
     bench.publish(report, None)

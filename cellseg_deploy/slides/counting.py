@@ -48,7 +48,7 @@ from cellseg_deploy.slides.region import Region
 from cellseg_deploy.slides.samples import Samples
 
 _OVERLAP_DIAMETERS = 6
-_LEAST_ROWS, _MOST_ROWS = 64, 2048
+_LEAST_ROWS = 64
 _NO_RESULT = ("threads", "model_path")  # of what a backend tells of itself: changes no result
 
 
@@ -258,7 +258,7 @@ def block_settings(segmenter: Segmenter, image_hw: tuple[int, int], scale: float
     # A window's probabilities, its labels and their temporaries, and the labels at the image's size.
     per_px = 8 * len(spec.channels) + blocks.BYTES_PER_PIXEL + 12 / scale**2
     most_px = int(memory / per_px)
-    rows = min(_MOST_ROWS, most_px // hw[1] - overlap - 16)
+    rows = most_px // hw[1] - overlap - 16
     if rows < _LEAST_ROWS:
         needed = per_px * hw[1] * (_LEAST_ROWS + overlap + 16)
         raise UsageError(
