@@ -39,9 +39,12 @@ def client() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("cluster"), 24)
+
+
+def make(folder: Path, n_images: int) -> Path:
     """Photographs in ``in``, one of them damaged, and what one process makes of them in ``whole``."""
-    folder = tmp_path_factory.mktemp("cluster")
-    for index in range(24):
+    for index in range(n_images):
         chance = random.Random(index)
         height, width = chance.randint(30, 150), chance.randint(30, 150)
         centres = [(chance.uniform(0, width), chance.uniform(0, height)) for _ in range(height * width // 1500)]
@@ -103,6 +106,16 @@ def test_a_killed_worker_loses_nothing_and_nothing_counts_twice(made: Path, clie
     on_result, killed = killing(client, lambda number: number in (3, 12))
     run(made / "in", tmp_path / "out", ClusterEngine(client, "local", threads=2), on_result=on_result)
     assert len(set(killed)) == 2
+    expect_same(tmp_path / "out", made)
+
+
+@pytest.mark.night
+def test_two_hundred_images_and_a_worker_killed_twice(client: Any, tmp_path: Path) -> None:
+    made = make(tmp_path, 200)
+    on_result, killed = killing(client, lambda number: number in (50, 130))
+    summary = run(made / "in", tmp_path / "out", ClusterEngine(client, "local", threads=2), on_result=on_result)
+    assert len(set(killed)) == 2
+    assert (summary.done, summary.failed) == (200, 1)
     expect_same(tmp_path / "out", made)
 
 
