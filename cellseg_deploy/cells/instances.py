@@ -146,8 +146,8 @@ def first_labels(
     classes: Sequence[str] = (),
 ) -> Labels:
     """Steps 0 to 4 of the module: int32 labels (h, w), gaps possible. Each label depends only on the probabilities in
-    its own component of the foreground, and of two labels the order depends only on their first pixels and on whether
-    they are of step 0; those come last."""
+    its own component of the foreground. Components that are one cell come first, then the cells of others, then those
+    of step 0; within each, the order is that of their first pixels."""
     foreground = _plane(probabilities_khw, channels, "foreground")
     small = _small_pieces(foreground, probabilities_khw, params, disc_px, classes)
     if small is not None:

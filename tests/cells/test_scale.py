@@ -189,6 +189,19 @@ def test_models_of_any_cell_size_search_alike(model_diameter: float) -> None:
     assert choice.scale == pytest.approx(model_diameter / 100, rel=0.08)
 
 
+def test_few_large_cells_outweigh_grains_of_one_size() -> None:
+    """Six cells of 200 px, and grains of 18 px that two scales agree on: as found in a photograph at twice its size."""
+
+    def look(crop: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+        n, diameter = (6, 200 * scale) if scale < 0.3 else (5, 18 * scale) if scale > 1 else (0, 0)
+        labels = discs(n, round(diameter)) if n else np.zeros((9, 9), np.int32)
+        return np.where(labels > 0, 0.95 if scale < 0.3 else 0.6, 0.0).astype(np.float32), labels
+
+    part = np.zeros((1344, 1344, 3), np.uint8)
+    choice = search([part], look, tile_size=224, model_diameter_px=32, image_scale=0.3243)
+    assert 32 / choice.scale == pytest.approx(200, rel=0.05)
+
+
 def test_crops_lie_in_the_image_at_the_same_places() -> None:
     assert crop_of((100, 300), 60, 0) == (slice(20, 80), slice(120, 180))
     assert crop_of((50, 300), 60, 1)[0] == slice(0, 50)
