@@ -44,7 +44,7 @@ class Limits:
         if self.held_bytes < self.body_bytes:
             raise UsageError(
                 f"the limit for files that wait is {megabytes(self.held_bytes)}, but one request may have "
-                f"{megabytes(self.body_bytes)}; raise --max-waiting, or lower --max-body"
+                f"{megabytes(self.body_bytes)}; raise the first (`max_waiting`), or lower the second (`max_body`)"
             )
 
 

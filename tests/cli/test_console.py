@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cellseg_deploy.cli import console, evaluate, infer, slide, view
+from cellseg_deploy.cli import console, evaluate, infer, serve, slide, view
 
 ROOT = Path(__file__).resolve().parents[2] / "cellseg_deploy"
 # Commands name options themselves.
@@ -84,7 +84,7 @@ def test_marked_arguments_are_options_of_a_command() -> None:
         name for path in LIBRARY for text in strings(path) for name in re.findall(r"`([a-z_]+)(?:=[^`]*)?`", text)
     }
     assert {"bit_depth", "cell_diameter_px", "backend"} <= marked
-    commands = [infer.command, slide.command, view.command, *evaluate.command.commands.values()]
+    commands = [infer.command, serve.command, slide.command, view.command, *evaluate.command.commands.values()]
     options = {option for command in commands for p in command.params for option in p.opts}
     for name in marked:
         assert console.in_options(f"`{name}`") in options, f"{name}: give it a place in console._ARGUMENTS"

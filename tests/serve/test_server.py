@@ -204,4 +204,4 @@ def test_on_another_address_the_token_is_asked_for_and_any_host_will_do(tmp_path
 
 def test_room_for_waiting_files_below_one_request_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.run(command, ["--port", "0", "--max-body", "5", "--max-waiting", "1"]) == 2
-    assert "raise --max-waiting, or lower --max-body" in capsys.readouterr().err
+    assert "raise the first (--max-waiting), or lower the second (--max-body)" in capsys.readouterr().err

@@ -195,5 +195,5 @@ def test_bytes_are_given_back_once() -> None:
 
 
 def test_what_waits_must_have_room_for_one_request() -> None:
-    with pytest.raises(UsageError, match="is 1 MB, but one request may have 2 MB; raise --max-waiting"):
+    with pytest.raises(UsageError, match="is 1 MB, but one request may have 2 MB; raise the first"):
         Limits(body_bytes=2 << 20, held_bytes=1 << 20)
