@@ -231,7 +231,7 @@ def test_a_folder_inside_that_goes_between_listing_and_entering_is_waited_for(
     scandir, inside = os.scandir, four / "inside"
 
     def going(path: Any) -> Any:
-        if Path(path) == inside and inside.exists():
+        if not isinstance(path, int) and Path(path) == inside and inside.exists():
             inside.rmdir()
         return scandir(path)
 

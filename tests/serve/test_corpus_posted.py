@@ -1,4 +1,7 @@
-"""Every image of the corpus, posted: the answer of the folder run, or a 4xx with its sentence; the service lives."""
+"""Every image of the corpus, posted: the answer of the folder run, or a 4xx with its sentence; the service lives.
+
+What a run reads by region is too large for a service, which says so.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DarknessBackend
-from corpus import CASES, Case
+from corpus import BY_REGION, CASES, Case
 from service_stub import service, talk
 
 from cellseg_deploy.images.read import find_images
@@ -60,6 +63,9 @@ def test_the_answer_is_that_of_a_run(
     status, answer, labels = answers[case.name]
     if result.status == "failed":
         assert status == 422
+        if case.name in BY_REGION:  # a run reads it by region, a service does not
+            assert case.words in answer["detail"]
+            return
         assert " ".join(answer["detail"].split()) == result.error
         return
     assert status == 200, answer
