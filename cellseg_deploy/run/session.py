@@ -256,6 +256,7 @@ class _Session:
             result = self._committer.commit_failure(item, reason.removeprefix(f"{item.image.path}: "))
             self.summary.edited -= set(item.edited)
             self.summary.add(result)
+        forget(self.setup.out, [item.image.name])
         return result
 
     # -------------------------------------------------------------------------------------------------------- the end
@@ -276,6 +277,7 @@ class _Session:
             write()
         if self.summary.remaining:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary.remaining} were not recorded")
+        forget(self.setup.out, None)  # of images that are gone, or were recorded just before a kill
         self._count()
         record = self.setup.out / RUN_JSON
         # A run that had nothing to do must not replace a finished run's run.json, which may also cover more images.

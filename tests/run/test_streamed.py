@@ -21,9 +21,11 @@ from cellseg_deploy.errors import OutputError
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.outputs import geojson
+from cellseg_deploy.run import upload
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.run.streamed import UNFINISHED, is_streamed
 from cellseg_deploy.segmenter import Segmenter
+from cellseg_deploy.slides import files
 
 LIMIT = 50_000
 CENTRES: list[tuple[float, float]] = [(30.0 + 40 * x, 30.0 + 40 * y) for x in range(9) for y in range(10)]
@@ -144,6 +146,29 @@ def test_an_interrupted_image_is_resumed(folder: Path, tmp_path: Path) -> None:
     for name in ("labels/large.tif.tif", "cells.csv", "images.csv", "overlays/large.tif.jpg"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (out / UNFINISHED).exists()
+
+
+def test_no_answers_stay_of_images_that_are_recorded_or_gone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out, dying())
+    (out / UNFINISHED / "mine").mkdir()
+    (out / UNFINISHED / "mine/notes.txt").touch()
+    (folder / "large.tif").rename(tmp_path / "gone.tif")
+    run(folder, out)
+    assert [path.name for path in (out / UNFINISHED).iterdir()] == ["mine"]
+    assert not [name for name in upload._files(out) if name.startswith(UNFINISHED)]
+
+    (tmp_path / "gone.tif").rename(folder / "large.tif")
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a damaged image")
+
+    monkeypatch.setattr(files, "write_labels", broken)
+    assert run(folder, tmp_path / "failed").failed == 1
+    assert not (tmp_path / "failed" / UNFINISHED).exists()
 
 
 def test_what_cannot_be_done_by_region_fails_alone(folder: Path, tmp_path: Path) -> None:
