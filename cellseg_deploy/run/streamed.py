@@ -25,6 +25,7 @@ from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.several import looks_like_several
 from cellseg_deploy.cells.stain import QUICK_PIXELS, colours
 from cellseg_deploy.errors import CellsegError, DataError, OutputError, UsageError
+from cellseg_deploy.files import urls
 from cellseg_deploy.files.atomic import temporary_in, write_bytes, writing
 from cellseg_deploy.files.fingerprint import Fingerprint, sha256_of
 from cellseg_deploy.images.decoder_warnings import collected
@@ -57,6 +58,8 @@ _WORK = re.compile("[0-9a-f]{32}")
 
 def is_streamed(path: Path, reading: ReadOptions) -> bool:
     """Whether the image ``path`` is read by region: by its ending, or as a TIFF of more than ``max_pixels``."""
+    if urls.is_url(path):  # without asking the server
+        return False
     if path.suffix.lower() in OPENSLIDE:
         return True
     if declared_pixels(path) <= reading.max_pixels:

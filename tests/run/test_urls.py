@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import infer, results, rows
@@ -221,6 +222,14 @@ def test_secrets_in_a_url_are_not_repeated(
         printed = capsys.readouterr().err
         assert f"s3://...@{s3.bucket.name}/in" in printed
         assert not re.search(r"KEY:|SEC\b|SECRET@|RET@", printed)
+
+
+@pytest.mark.parametrize("name", ["/etc/a.png", "../a.png", "b//a.png"])
+def test_names_that_lead_elsewhere_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {f"bucket/in/{name}": {"size": 1}}
+    monkeypatch.setattr(urls, "_system", lambda: SimpleNamespace(find=lambda *_, **__: listed))
+    with pytest.raises(OSError, match="has a name that a file cannot have"):
+        urls.sizes(Path("s3://bucket/in"))
 
 
 def test_a_url_is_no_path_and_a_path_no_url() -> None:
