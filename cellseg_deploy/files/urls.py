@@ -50,9 +50,14 @@ def is_url(path: PurePath) -> bool:
 
 
 def text_of(path: PurePath) -> str:
-    """Return ``path`` as people write it: a URL with two slashes."""
+    """Return ``path`` as people write it: a URL with two slashes. Credentials before the bucket are left out."""
     scheme = scheme_of(path)
-    return f"{scheme}://{'/'.join(path.parts[1:])}" if scheme else str(path)
+    if not scheme:
+        return str(path)
+    rest = "/".join(path.parts[1:])
+    if ":" in rest.partition("/")[0] and "@" in rest:  # KEY:SECRET@BUCKET; a secret may contain /
+        rest = f"...@{rest.rpartition('@')[2]}"
+    return f"{scheme}://{rest}"
 
 
 def check_readable(folder: Path) -> None:
@@ -108,6 +113,17 @@ def write(path: Path, content: bytes | Path) -> None:
             system.pipe_file(_key(path), content)
 
 
+def create(path: Path, content: bytes) -> None:
+    """As ``write``, but raises ``FileExistsError`` if the object exists, even if another process just wrote it."""
+    with _as_os_error(path):
+        import obstore
+        from obstore.store import from_url
+
+        _, bucket, *names = path.parts
+        store = from_url(f"{SCHEME}://{bucket}", **_options())
+        obstore.put(store, "/".join(names), content, mode="create", use_multipart=False)
+
+
 def remove(path: Path) -> None:
     """Remove the object ``path`` if it exists. Raises ``OSError``."""
     with _as_os_error(path) as system:
@@ -149,9 +165,18 @@ def _key(path: Path) -> str:
 def _objects(folder: Path) -> dict[str, Any]:
     with _as_os_error(folder) as system:
         found = system.find(_key(folder), detail=True)
-    objects = {name.removeprefix(f"{_key(folder)}/"): info for name, info in found.items() if not name.endswith("/")}
+    prefix = f"{_key(folder)}/"
+    if found == {_key(folder): {}}:
+        raise NotADirectoryError(errno.ENOTDIR, "an object, not a folder; pass its folder", text_of(folder))
+    # A folder that was made in a browser is an object, too: it has the folder's name.
+    objects = {
+        name.removeprefix(prefix): info
+        for name, info in found.items()
+        if name.startswith(prefix) and not name.endswith("/")
+    }
     for name in objects:
-        if str(PurePosixPath(name)) != name or ".." in PurePosixPath(name).parts:
+        place = PurePosixPath(name)
+        if str(place) != name or ".." in place.parts or place.is_absolute():
             raise OSError(errno.EINVAL, f"the object {name!r} has a name that a file cannot have; rename it")
     return objects
 
@@ -181,6 +206,10 @@ def _as_os_error(path: Path) -> Iterator[Any]:
     try:
         yield system
     except Exception as error:
+        from obstore.exceptions import AlreadyExistsError
+
+        if isinstance(error, AlreadyExistsError):
+            raise FileExistsError(errno.EEXIST, "exists already", text_of(path)) from error
         said = str(error)
         why = next((why for pattern, why in _WHY if re.search(pattern, said)), None)
         if why is None and isinstance(error, FileNotFoundError):

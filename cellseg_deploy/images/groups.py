@@ -37,12 +37,17 @@ def groups_of(images: Iterable[FoundImage]) -> dict[str, list[FoundImage]]:
     return groups
 
 
+def spread(images: Sequence[FoundImage]) -> list[FoundImage]:
+    """Return at most ``SAMPLE_IMAGES`` of ``images``, evenly spaced."""
+    step = max(1.0, len(images) / SAMPLE_IMAGES)
+    return [images[int(index * step)] for index in range(min(len(images), SAMPLE_IMAGES))]
+
+
 def sample(images: Sequence[FoundImage], options: ReadOptions) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the pixels of at most ``SAMPLE_IMAGES`` of ``images``, evenly spaced. Unreadable images are skipped here;
     they are reported when they are processed."""
-    step = max(1.0, len(images) / SAMPLE_IMAGES)
-    for index in range(min(len(images), SAMPLE_IMAGES)):
+    for image in spread(images):
         try:
-            yield read_image(images[int(index * step)].path, options).pixels_hwc
+            yield read_image(image.path, options).pixels_hwc
         except (DataError, MemoryError) as error:
             _log.debug("not measured: %s", error)

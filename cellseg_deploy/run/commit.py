@@ -85,6 +85,11 @@ class Committer:
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_NAME:
                     raise DataError(f"its results cannot be written under its name: {error}") from error
                 raise
+            finally:
+                for content in finished.files.values():
+                    if isinstance(content, Path):  # not moved: for an edited file, or after an error
+                        with suppress(OSError):
+                            content.unlink(missing_ok=True)
 
     def commit_failure(self, item: Planned, reason: str) -> ImageResult:
         """Add the line of a failed image; remove its earlier files, so that none pass for a result."""

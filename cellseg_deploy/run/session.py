@@ -188,11 +188,6 @@ class _Session:
         segmenter, options = self.setup.segmenter, self.setup.options
         if not segmenter.auto_scale:
             return {}
-        # Images that are read by region are each measured in their middle, as by ``slides``.
-        items, among = (
-            [each for each in items if not is_streamed(each.image.path, options.reading)],
-            [each for each in among if not is_streamed(each.path, options.reading)],
-        )
         spec = segmenter.backend.spec
         found, unclear = dict[str, float](), list[str]()
         own = groups.groups_of(item.image for item in items)
@@ -200,7 +195,12 @@ class _Session:
         whole = groups.groups_of(among) if is_part else own
         for group, images in own.items():
             if group not in self._state.scales:
-                sample = groups.sample(whole[group], options.reading)
+                # An image that is read by region is measured in its middle, as by ``slides``. The images of a group are
+                # of one size: usually all or none are read by region.
+                chosen = self._read_whole(groups.spread(whole[group])) or groups.spread(self._read_whole(whole[group]))
+                if not chosen:
+                    continue
+                sample = groups.sample(chosen, options.reading)
                 with thread_plans.single_threaded_libraries():
                     choice = segmenter.find_scale(sample, field=options.field_of_view)
                 self._committer.append_scale(group, choice.scale)
@@ -214,6 +214,9 @@ class _Session:
         if found:
             self._write_run_json("running")
         return found
+
+    def _read_whole(self, images: Iterable[FoundImage]) -> list[FoundImage]:
+        return [image for image in images if not is_streamed(image.path, self.setup.options.reading)]
 
     def _task(self, item: Planned, scale: float | None) -> ImageTask:
         image, nbytes = item.image, partial(self._image_work.bytes_in_flight, item.image, scale)
@@ -256,6 +259,7 @@ class _Session:
             result = self._committer.commit_failure(item, reason.removeprefix(f"{item.image.path}: "))
             self.summary.edited -= set(item.edited)
             self.summary.add(result)
+        forget(self.setup.out, [item.image.name])
         return result
 
     # -------------------------------------------------------------------------------------------------------- the end
@@ -276,6 +280,7 @@ class _Session:
             write()
         if self.summary.remaining:
             raise RuntimeError(f"{self.summary.found} images found, but {self.summary.remaining} were not recorded")
+        forget(self.setup.out, None)  # of images that are gone, or were recorded just before a kill
         self._count()
         record = self.setup.out / RUN_JSON
         # A run that had nothing to do must not replace a finished run's run.json, which may also cover more images.

@@ -2,13 +2,14 @@
 
 The size of the image decides, never the memory, so the kinds of its files do not depend on the machine. Its labels are
 those of ``field="full"``; see ``slides.counting``. Until the image is recorded, the network's answers lie in
-OUT/unfinished, from where a killed run continues.
+OUT/unfinished, from where a killed run continues; a run that ended leaves none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.several import looks_like_several
 from cellseg_deploy.cells.stain import QUICK_PIXELS, colours
 from cellseg_deploy.errors import CellsegError, DataError, OutputError, UsageError
+from cellseg_deploy.files import urls
 from cellseg_deploy.files.atomic import temporary_in, write_bytes, writing
 from cellseg_deploy.files.fingerprint import Fingerprint, sha256_of
 from cellseg_deploy.images.decoder_warnings import collected
@@ -51,10 +53,13 @@ KINDS = ("labels", "overlays", "geojson")
 OnStream = Callable[[str, str], Progress]
 """Called with the name of an image and how it is read, in words; returns what its progress is reported to."""
 _OF_RUN = ("parquet", "xlsx")
+_WORK = re.compile("[0-9a-f]{32}")
 
 
 def is_streamed(path: Path, reading: ReadOptions) -> bool:
     """Whether the image ``path`` is read by region: by its ending, or as a TIFF of more than ``max_pixels``."""
+    if urls.is_url(path):  # without asking the server
+        return False
     if path.suffix.lower() in OPENSLIDE:
         return True
     if declared_pixels(path) <= reading.max_pixels:
@@ -71,9 +76,14 @@ def memory_of(options: RunOptions) -> int:
     return half_of_free_memory() if options.memory is None else options.memory
 
 
-def forget(out: Path, names: Iterable[str]) -> None:
-    """Remove what the network answered for the images ``names``, which are recorded. Raises ``OutputError``."""
-    for work in (_work_folder(out, name) for name in names):
+def forget(out: Path, names: Iterable[str] | None) -> None:
+    """Remove what the network answered for the images ``names``, which are recorded, or None for all. Raises
+    ``OutputError``."""
+    if names is None:
+        works = [path for path in (out / UNFINISHED).glob("*") if _WORK.fullmatch(path.name)]
+    else:
+        works = [_work_folder(out, name) for name in names]
+    for work in works:
         if work.is_dir():
             with writing(work):
                 shutil.rmtree(work)

@@ -23,6 +23,7 @@ from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.journal import JOURNAL, UnreadableJournalError
 from cellseg_deploy.run.output_folder import RUN_JSON, held_folder
 from cellseg_deploy.run.resume import some
+from cellseg_deploy.run.streamed import UNFINISHED
 
 _HEAD_BYTES = 1 << 20  # the first line of a journal is shorter
 
@@ -44,6 +45,14 @@ def check_url(url: Path, inputs: Iterable[Path]) -> None:
 def check_writable(url: Path, asked: RunIdentity) -> None:
     """Raise ``OutputError`` unless a run ``asked`` can be copied to the folder ``url``: it can be written, and is empty
     or holds a run of the same model, engine and settings."""
+    _check_ours(url, asked)
+    with _writing(url):
+        trial = temporary_in(url)
+        urls.write(trial, b"")
+        urls.remove(trial)
+
+
+def _check_ours(url: Path, asked: RunIdentity) -> None:
     with _writing(url):
         names = [name for name in urls.sizes(url) if not name.startswith(TEMPORARY_PREFIX)]
         if names and JOURNAL not in names:
@@ -61,18 +70,21 @@ def check_writable(url: Path, asked: RunIdentity) -> None:
                 raise OutputError(
                     f"{urls.text_of(url)}: holds a different run: {'; '.join(unlike)}. Choose another folder"
                 )
-        trial = temporary_in(url)
-        urls.write(trial, b"")
-        urls.remove(trial)
 
 
 def upload(out: Path, url: Path) -> int:
     """Copy the run in ``out`` to ``url`` (see ``check_writable``); return the number of files that were copied.
 
-    Hidden files are left out. Objects that are not in ``out`` stay, with a warning. Raises ``OutputError``.
+    Hidden files and ``UNFINISHED`` are left out. Objects that are not in ``out`` stay, with a warning. Raises
+    ``OutputError``, also if another run was copied to ``url`` meanwhile.
     """
     with held_folder(out), _writing(url):
+        with (out / JOURNAL).open("rb") as file:
+            head = file.readline()
+        _check_ours(url, journals.parse(out / JOURNAL, [head]).identity)
         there = urls.checksums(url)
+        if JOURNAL not in there:
+            _claim(url, head)
         files = sorted(_files(out), key=lambda name: (name != JOURNAL, name == RUN_JSON, name))
         todo = [name for name in files if there.get(name) != _md5(out / name)]
         if extra := sorted(there.keys() - set(files)):
@@ -85,9 +97,20 @@ def upload(out: Path, url: Path) -> int:
     return len(todo)
 
 
+def _claim(url: Path, head: bytes) -> None:
+    """Make ``head`` the journal in ``url``: of two runs that begin to copy at the same time, one is refused."""
+    try:
+        urls.create(url / JOURNAL, head)
+    except FileExistsError as error:
+        raise OutputError(
+            f"{urls.text_of(url)}: another run began to copy there; choose another folder, or run again if it is the "
+            "same run"
+        ) from error
+
+
 def _files(out: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(out):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(folder, name) != out / UNFINISHED]
         yield from (Path(folder, name).relative_to(out).as_posix() for name in names if not name.startswith("."))
 
 

@@ -15,15 +15,19 @@ import tifffile
 from conftest import THREE, DarknessBackend, draw_discs
 from PIL import Image
 
+from cellseg_deploy.cells.scale import SAMPLE_IMAGES
 from cellseg_deploy.cli import console, progress
 from cellseg_deploy.cli.infer import command
 from cellseg_deploy.errors import OutputError
+from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.outputs import geojson
+from cellseg_deploy.run import commit, session, upload
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.run.streamed import UNFINISHED, is_streamed
 from cellseg_deploy.segmenter import Segmenter
+from cellseg_deploy.slides import files
 
 LIMIT = 50_000
 CENTRES: list[tuple[float, float]] = [(30.0 + 40 * x, 30.0 + 40 * y) for x in range(9) for y in range(10)]
@@ -106,6 +110,47 @@ def test_the_scale_is_measured_in_its_middle(folder: Path, tmp_path: Path) -> No
     assert np.array_equal(tifffile.imread(tmp_path / "out/labels/large.tif.tif"), whole.labels)
 
 
+def test_headers_are_not_read_to_measure_the_scale_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(SAMPLE_IMAGES + 4):
+        Image.fromarray(draw_discs((100, 130), THREE)).save(tmp_path / f"in/{number}.png")
+    asked = list[Path]()
+
+    def noting(path: Path, reading: ReadOptions) -> bool:
+        asked.append(path)
+        return is_streamed(path, reading)
+
+    monkeypatch.setattr(session, "is_streamed", noting)
+    for _ in range(2):
+        segmenter = Segmenter(DarknessBackend(), cell_diameter_px="auto")
+        run_folder(segmenter, find_images([tmp_path / "in"]), tmp_path / "out", options=RunOptions())
+        assert len(asked) == SAMPLE_IMAGES
+
+
+def test_no_file_stays_of_an_edited_result(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    Image.new("RGB", (3, 3)).save(out / "overlays/large.tif.jpg")
+    (out / "geojson/large.tif.geojson").unlink()
+    run(folder, out)
+    with Image.open(out / "overlays/large.tif.jpg") as overlay:
+        assert overlay.size == (3, 3)
+    assert (out / "geojson/large.tif.geojson").exists()
+    assert not list(out.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"))
+
+
+def test_no_file_stays_of_an_image_that_cannot_be_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(commit, "move", broken)
+    with pytest.raises(OutputError, match="the disk is full"):
+        run(folder, tmp_path / "out")
+    assert not list((tmp_path / "out").glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"))
+
+
 def test_kinds_of_files_depend_on_the_size_alone(folder: Path, tmp_path: Path) -> None:
     for name, memory in (("little", 30_000_000), ("much", 10**9)):
         assert run(folder, tmp_path / name, memory=memory).cells == 93
@@ -144,6 +189,29 @@ def test_an_interrupted_image_is_resumed(folder: Path, tmp_path: Path) -> None:
     for name in ("labels/large.tif.tif", "cells.csv", "images.csv", "overlays/large.tif.jpg"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (out / UNFINISHED).exists()
+
+
+def test_no_answers_stay_of_images_that_are_recorded_or_gone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out, dying())
+    (out / UNFINISHED / "mine").mkdir()
+    (out / UNFINISHED / "mine/notes.txt").touch()
+    (folder / "large.tif").rename(tmp_path / "gone.tif")
+    run(folder, out)
+    assert [path.name for path in (out / UNFINISHED).iterdir()] == ["mine"]
+    assert not [name for name in upload._files(out) if name.startswith(UNFINISHED)]
+
+    (tmp_path / "gone.tif").rename(folder / "large.tif")
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a damaged image")
+
+    monkeypatch.setattr(files, "write_labels", broken)
+    assert run(folder, tmp_path / "failed").failed == 1
+    assert not (tmp_path / "failed" / UNFINISHED).exists()
 
 
 def test_what_cannot_be_done_by_region_fails_alone(folder: Path, tmp_path: Path) -> None:

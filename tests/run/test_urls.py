@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import infer, results, rows
 from s3_server import S3Server, started
 
+from cellseg_deploy.errors import OutputError
 from cellseg_deploy.files import urls
 from cellseg_deploy.run import upload
 
@@ -134,6 +137,7 @@ def test_other_objects_are_never_taken_over(
     assert infer(*run, "--upload", f"s3://{s3.bucket.name}/counts") == 6
     assert "is not empty (it holds thesis.txt) and no run of cellseg-infer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    s3.bucket.put_object(Key="ours/", Body=b"")  # a folder made in a browser
     url = ("--upload", f"s3://{s3.bucket.name}/ours")
     assert infer(*run, *url) == 0
     s3.bucket.put_object(Key="ours/thesis.txt", Body=b"mine")
@@ -143,6 +147,23 @@ def test_other_objects_are_never_taken_over(
     assert infer(four, "-o", tmp_path / "other", *arguments, "--count-rule", "all", *url) == 6
     assert "holds a different run: count rule" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_of_two_runs_at_the_same_time_one_is_copied(
+    s3: S3Server, four: Path, tmp_path: Path, arguments: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, url = tmp_path / "first", tmp_path / "second", Path(f"s3://{s3.bucket.name}/counts")
+    assert infer(four, "-o", first, *arguments) == 0
+    assert infer(four, "-o", second, *arguments, "--count-rule", "all") == 0
+    upload.upload(first, url)
+    there = s3.content("counts")
+    with pytest.raises(OutputError, match="holds a different run: count rule"):
+        upload.upload(second, url)
+    monkeypatch.setattr(urls, "sizes", lambda _: {})  # both looked before either wrote
+    monkeypatch.setattr(urls, "checksums", lambda _: {})
+    with pytest.raises(OutputError, match="another run began to copy there"):
+        upload.upload(second, url)
+    assert s3.content("counts") == there
 
 
 # --- what can be wrong
@@ -173,6 +194,7 @@ def test_each_mistake_gets_one_sentence(
     expect(2, "a URL must be passed alone", f"{bucket}/in", four, *out)
     expect(2, "OUT must be a folder on disk", four, "-o", f"{bucket}/out", *arguments)
     expect(2, "--upload must be a folder in a bucket", four, *out, "--upload", bucket)
+    expect(2, "in/a.png: the folder cannot be listed (an object, not a folder", f"{bucket}/in/a.png", *out)
     expect(2, "must not contain each other", f"{bucket}/in", *out, "--upload", f"{bucket}/in/out")
     expect(6, "s3://no-such/out: cannot be written (no such bucket)", four, *out, "--upload", "s3://no-such/out")
 
@@ -187,6 +209,27 @@ def test_each_mistake_gets_one_sentence(
     said = "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     expect(2, f"{bucket}/in: the folder cannot be listed ({said})", f"{bucket}/in", *out)
     expect(6, f"{bucket}/out: cannot be written ({said})", four, *out, "--upload", f"{bucket}/out")
+
+
+def test_secrets_in_a_url_are_not_repeated(
+    s3: S3Server, four: Path, tmp_path: Path, arguments: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for secret in ("KEY:SECRET", "KEY:SEC/RET"):
+        url = f"s3://{secret}@{s3.bucket.name}/in"
+        assert infer(url, "-o", tmp_path / "out", *arguments) == 2
+        assert infer(four, "-o", tmp_path / "out", *arguments, "--upload", url) == 6
+        assert infer(four, "-o", url, *arguments) == 2
+        printed = capsys.readouterr().err
+        assert f"s3://...@{s3.bucket.name}/in" in printed
+        assert not re.search(r"KEY:|SEC\b|SECRET@|RET@", printed)
+
+
+@pytest.mark.parametrize("name", ["/etc/a.png", "../a.png", "b//a.png"])
+def test_names_that_lead_elsewhere_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {f"bucket/in/{name}": {"size": 1}}
+    monkeypatch.setattr(urls, "_system", lambda: SimpleNamespace(find=lambda *_, **__: listed))
+    with pytest.raises(OSError, match="has a name that a file cannot have"):
+        urls.sizes(Path("s3://bucket/in"))
 
 
 def test_a_url_is_no_path_and_a_path_no_url() -> None:
