@@ -47,6 +47,9 @@ from cellseg_deploy.slides.network import ProbabilityFile, bands_of, run_network
 from cellseg_deploy.slides.region import Region
 from cellseg_deploy.slides.samples import Samples
 
+PROGRAM = "cellseg-slide"
+IDENTITY = "identity.json"
+"""File in the folder of an unfinished run: ``identity_of`` it."""
 _OVERLAP_DIAMETERS = 6
 _LEAST_ROWS = 64
 _NO_RESULT = ("threads", "model_path")  # of what a backend tells of itself: changes no result
@@ -118,7 +121,7 @@ def prepare(work: Path, segmenter: Segmenter, region: Region, contrast: int, *, 
 
     Raises ``OutputError`` for one of other settings, unless ``overwrite``.
     """
-    record, identity = work / "identity.json", identity_of(segmenter, region, contrast)
+    record, identity = work / IDENTITY, identity_of(segmenter, region, contrast)
     earlier = content_of(record)
     if work.exists() and earlier != identity:
         if earlier and not overwrite:
@@ -138,7 +141,7 @@ def identity_of(segmenter: Segmenter, region: Region, contrast: int) -> dict[str
     """What an unfinished run must have in common with this one."""
     spec = segmenter.backend.spec
     return {
-        "program": "cellseg-slide",
+        "program": PROGRAM,
         "image": region.reader.name,
         "levels": [list(hw) for hw in region.reader.levels],
         "stamp": list(region.reader.stamp),

@@ -135,6 +135,33 @@ def test_an_unfinished_run_of_other_settings_is_refused(tmp_path: Path) -> None:
     run_slide(segmenter(scale=0.5), region, tmp_path)  # resumed: what it replaces no longer counts as finished
 
 
+@pytest.mark.parametrize("name", ["cells.csv", "unfinished/b3c1/probabilities.f32", ".zattrs", "slide.json"])
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    other = tmp_path / name
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.write_bytes(b"{}")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="no result of cellseg-slide; choose a new or empty folder"):
+            run_slide(segmenter(scale=1.0), region_of(ArrayReader(mosaic(1, 1))), tmp_path, overwrite=overwrite)
+    assert other.read_bytes() == b"{}"
+    assert sum(path.is_file() for path in tmp_path.rglob("[!.]*")) <= 1
+
+
+def test_a_folder_that_a_killed_run_left_almost_empty_is_taken(tmp_path: Path) -> None:
+    (tmp_path / slides.UNFINISHED).mkdir()
+    (tmp_path / slides.UNFINISHED / ".cellseg-1.tmp").touch()
+    assert run_slide(segmenter(scale=1.0), region_of(ArrayReader(mosaic(1, 1))), tmp_path).cells
+
+
+def test_the_output_folder_is_apart_from_the_image(tmp_path: Path) -> None:
+    image = tmp_path / "slide.ome.zarr"
+    image.mkdir()
+    for out in (image, image / "counts", tmp_path):
+        with pytest.raises(UsageError, match="must not contain each other"):
+            segmenter(scale=1.0).run_slide(image, out)
+    assert not [*image.iterdir()]
+
+
 def test_a_region_is_the_image_cut_out(tmp_path: Path) -> None:
     image, model = mosaic(), segmenter(scale=0.5)
     run_slide(model, region_of(ArrayReader(image), 0, (30, 40, 200, 150)), tmp_path)
