@@ -21,6 +21,7 @@ from cellseg_deploy.errors import OutputError
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.outputs import geojson
+from cellseg_deploy.run import streamed
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.run.streamed import UNFINISHED, is_streamed
 from cellseg_deploy.segmenter import Segmenter
@@ -30,6 +31,12 @@ CENTRES: list[tuple[float, float]] = [(30.0 + 40 * x, 30.0 + 40 * y) for x in ra
 LARGE = draw_discs((420, 380), CENTRES)
 """90 cells in 159,600 px."""
 SAVE = ("labels", "overlays", "geojson")
+
+
+@pytest.fixture(autouse=True)
+def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TIFFs above ``LIMIT`` are read by region."""
+    monkeypatch.setattr(streamed, "STREAMED_PIXELS", LIMIT)
 
 
 def write_tiff(path: Path, image: npt.NDArray[np.uint8]) -> None:
@@ -112,7 +119,8 @@ def test_kinds_of_files_depend_on_the_size_alone(folder: Path, tmp_path: Path) -
     for kind in ("labels/large.tif.tif", "geojson/large.tif.geojson", "overlays/large.tif.jpg", "cells.csv"):
         assert (tmp_path / "little" / kind).read_bytes() == (tmp_path / "much" / kind).read_bytes()
     assert is_streamed(folder / "large.tif", ReadOptions(LIMIT))
-    assert not is_streamed(folder / "large.tif", ReadOptions(380 * 420))
+    assert is_streamed(folder / "large.tif", ReadOptions(380 * 420))  # --max-pixels does not decide
+    assert not is_streamed(folder / "a.png", ReadOptions(1))
     assert not is_streamed(folder / "none.tif", ReadOptions(LIMIT))
     assert is_streamed(folder / "slide.svs", ReadOptions())
 
