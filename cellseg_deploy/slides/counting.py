@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def identity_of(segmenter: Segmenter, region: Region, contrast: int) -> dict[str
     spec = segmenter.backend.spec
     return {
         "program": PROGRAM,
+        "version": version("cellseg-deploy"),
         "image": region.reader.name,
         "levels": [list(hw) for hw in region.reader.levels],
         "stamp": list(region.reader.stamp),
@@ -192,7 +194,8 @@ def count_cells(
         per_band=len(across),
         bands_done=sum(band.write[0].stop <= stored.rows_done for band in bands),
     )
-    progress.started("tiles", len(bands) * len(across))
+    stored.cut_to(max((band.write[0].stop for band in bands[: tiles.bands_done]), default=0))
+    progress.started("tiles", (len(bands) - tiles.bands_done) * len(across))
     run_network(
         *(region.hw, samples.rows, scale, tiles, stored),
         tile_size=spec.tile_size,

@@ -76,7 +76,7 @@ def run_slide(
     ``save``: kinds of files, some of ``slides.files.KINDS``; tables, overview and record are always written.
     ``memory``: bytes that windows may take, None for half of what is free. It changes no result.
     ``skip_blank``: do not ask the network about tiles without contrast (``slides.blank``); it may change results.
-    ``overwrite``: replace an earlier result, or an unfinished run of other settings.
+    ``overwrite``: replace an earlier result, once its cells are counted, or an unfinished run of other settings.
 
     Raises ``OutputError`` for the folder, ``DataError`` for the image, or if touching cells do not fit into memory.
     """
@@ -90,14 +90,8 @@ def run_slide(
         _check_ours(out, work)
         if (out / RECORD).exists() and not overwrite:
             raise OutputError(f"{out}: holds a finished result ({RECORD}); choose another folder, or give `overwrite`")
-        is_ours = (out / RECORD).exists() or work.exists()
         contrast = blank.SKIP if skip_blank else blank.EXACT
         prepare(work, segmenter, region, contrast, overwrite=overwrite)
-        files.remove(out / RECORD)  # from here on the folder holds no finished result
-        if is_ours:  # an earlier result may have had kinds that this one lacks
-            for name, (file, _, _) in files.KINDS.items():
-                if name not in save:
-                    files.remove(out / file)
         clock = StageClock()
         counted = count_cells(
             *(segmenter, region, work, alone(segmenter.backend.predict, segmenter.batch_size)),
@@ -108,6 +102,10 @@ def run_slide(
             clock=clock,
             progress=progress,
         )
+        files.remove(out / RECORD)  # from here on the folder holds no finished result
+        for name, (file, _, _) in files.KINDS.items():  # an earlier result may have had kinds that this one lacks
+            if name not in save:
+                files.remove(out / file)
         with clock("write"):
             notes = _write(counted, segmenter, out, work, save, progress)
         row = _row(counted, notes)
@@ -116,6 +114,8 @@ def run_slide(
         about = {
             **identity_of(segmenter, region, contrast),
             "scale": counted.scale,
+            "count_rule": count_rule,
+            "counting_classes": list(segmenter.counting_classes),
             "save": list(save),
             "result": row,
             "seconds": clock.seconds,

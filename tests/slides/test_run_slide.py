@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,23 @@ def test_an_unfinished_run_of_other_settings_is_refused(tmp_path: Path) -> None:
         run_slide(segmenter(scale=0.5), region, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_slide(segmenter(scale=0.5), region, tmp_path, overwrite=True, progress=slides.Progress(advanced=fail))
-    run_slide(segmenter(scale=0.5), region, tmp_path)  # resumed: what it replaces no longer counts as finished
+    with pytest.raises(OutputError, match="finished result"):  # which is there until the new one is counted
+        run_slide(segmenter(scale=0.5), region, tmp_path)
+    run_slide(segmenter(scale=0.5), region, tmp_path, overwrite=True)
+
+
+def test_overwriting_keeps_the_earlier_result_until_the_cells_are_counted(tmp_path: Path) -> None:
+    region = region_of(ArrayReader(mosaic(1, 1)))
+    run_slide(segmenter(scale=1.0), region, tmp_path, save=("labels", "geojson"))
+    with pytest.raises(UsageError, match="memory"):
+        run_slide(segmenter(scale=1.0), region, tmp_path, save=("labels",), memory=1_000_000, overwrite=True)
+    assert (tmp_path / slides.RECORD).exists()
+    assert (tmp_path / files.GEOJSON).exists()
+    run_slide(segmenter(scale=1.0), region, tmp_path, save=("labels",), overwrite=True)
+    assert not (tmp_path / files.GEOJSON).exists()
+    record = json.loads((tmp_path / slides.RECORD).read_bytes())
+    assert (record["count_rule"], record["version"]) == ("half", version("cellseg-deploy"))
+    assert "counting_classes" in record
 
 
 @pytest.mark.parametrize("name", ["cells.csv", "unfinished/b3c1/probabilities.f32", ".zattrs", "slide.json"])
