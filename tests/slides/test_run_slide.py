@@ -107,7 +107,9 @@ def test_a_run_that_died_is_resumed_without_computing_twice(tmp_path: Path) -> N
     with stored.open("ab") as file:  # as a kill in the middle of a row would leave it
         file.write(b"half a row")
     again = segmenter(scale=1.0, batch_size=4)
-    run_slide(again, region, tmp_path / "out")
+    stages = dict[str, int]()
+    run_slide(again, region, tmp_path / "out", progress=slides.Progress(started=stages.__setitem__))
+    assert 0 < stages["tiles"] < all_tiles  # those to do, so that the time left is theirs
     assert 0 < sum(again.backend.batches) <= all_tiles - done + 12  # type: ignore[attr-defined]
     for name in (files.LABELS, slides.CELLS, slides.IMAGES, slides.OVERVIEW):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
