@@ -51,11 +51,11 @@ def command(given: Path, images: Path | None, output: Path, kind: str, **asked: 
     console.set_up_logging(asked["verbose"])
     from cellseg_deploy.annotations.labels import find_labels, find_labels_alone
     from cellseg_deploy.errors import OutputError
+    from cellseg_deploy.files.apart import check_apart
     from cellseg_deploy.files.atomic import make_folder, write_bytes
     from cellseg_deploy.files.workspace import workspace
     from cellseg_deploy.outputs.encoders import merge_coco
     from cellseg_deploy.outputs.formats import chosen_formats
-    from cellseg_deploy.run.output_folder import check_apart
 
     (format,) = chosen_formats([kind])
     check_apart([given] if images is None else [given, images], output)

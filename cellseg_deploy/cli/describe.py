@@ -32,6 +32,7 @@ from cellseg_deploy.evaluate.plots import Histogram
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.evaluate.training_match import Comparison
 from cellseg_deploy.files import atomic
+from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.images.find import require_images
 from cellseg_deploy.images.read import (
     FoundImage,
@@ -41,7 +42,6 @@ from cellseg_deploy.images.read import (
 )
 from cellseg_deploy.models.spec import MIN_OBJECT_REL
 from cellseg_deploy.outputs import tables
-from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
     from cellseg_deploy.batching import Network

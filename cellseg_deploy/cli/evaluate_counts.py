@@ -30,9 +30,9 @@ from cellseg_deploy.evaluate import agreement, plots, score
 from cellseg_deploy.evaluate.count_table import CountedImage, pair_with_counts
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
+from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.images.read import declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import tables
-from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
     from cellseg_deploy.evaluate.agreement import Agreement, Estimate

@@ -28,10 +28,10 @@ from cellseg_deploy.errors import DataError, plural
 from cellseg_deploy.evaluate import score as evaluation
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
+from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.images.find import images_by_stem, require_images, stem_of
 from cellseg_deploy.images.read import declared_pixels, read_image, read_labels
 from cellseg_deploy.outputs import tables
-from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
     from cellseg_deploy.segmenter import Segmenter

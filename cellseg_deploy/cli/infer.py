@@ -152,8 +152,8 @@ def command(context: click.Context, /, paths: tuple[Path, ...], output: Path | N
         missing = next(p for p in context.command.params if p.name == ("paths" if output else "output"))
         raise click.MissingParameter(ctx=context, param=missing)
 
+    from cellseg_deploy.files.apart import check_apart
     from cellseg_deploy.images.find import paths_in_list, require_images
-    from cellseg_deploy.run.output_folder import check_apart
     from cellseg_deploy.run.upload import check_url
 
     if is_url(output):

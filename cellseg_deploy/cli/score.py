@@ -31,9 +31,9 @@ from cellseg_deploy.evaluate.calibration import Labelling, starting_points
 from cellseg_deploy.evaluate.probability_store import KeptImages, kept_images, reliability_record
 from cellseg_deploy.evaluate.report_folder import report_folder
 from cellseg_deploy.files import atomic
+from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.images.read import read_image
 from cellseg_deploy.outputs import tables
-from cellseg_deploy.run.output_folder import check_apart
 
 if TYPE_CHECKING:
     from cellseg_deploy.cells.count_rules import CountRule

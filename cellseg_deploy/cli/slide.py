@@ -88,6 +88,7 @@ def _without_field(function: console.F) -> console.F:
 def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
     """Count the cells of one image that may be larger than memory: a scanned slide, a stitched mosaic."""
     console.set_up_logging(asked["verbose"])
+    from cellseg_deploy.files.apart import check_apart
     from cellseg_deploy.segmenter import Segmenter
     from cellseg_deploy.slides.files import parse_kinds
     from cellseg_deploy.slides.memory import half_of_free_memory
@@ -99,6 +100,7 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
     threads = console.plan_threads(
         asked["threads"], device=asked["device"], model=asked["model"], backend=asked["backend"]
     )
+    check_apart([image], output)
     reader = open_image(image, console.read_options(asked))
     try:
         part = region_of(reader, asked["level"], asked["region"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -105,7 +106,7 @@ class SegmentedImage:
     def classifications(self) -> list[tuple[str, tuple[int, int, int]]]:
         """Name and colour of each cell for programs that group by them, in order of label. With classes, cells that the
         count rule leaves out form groups of their own."""
-        return classifications(self.counted, self.classes, self.by_rule)
+        return list(classifications(self.counted, self.classes, self.by_rule))
 
     @cached_property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
@@ -118,11 +119,11 @@ class SegmentedImage:
 
 def classifications(
     counted: npt.NDArray[np.bool_], classes: CellClasses | None, by_rule: npt.NDArray[np.bool_] | None
-) -> list[tuple[str, tuple[int, int, int]]]:
-    """``SegmentedImage.classifications`` of the same members."""
+) -> Iterator[tuple[str, tuple[int, int, int]]]:
+    """Yield ``SegmentedImage.classifications`` of the same members."""
     if classes is None or by_rule is None:
-        return [_COUNTED if is_counted else _NOT_COUNTED for is_counted in counted.tolist()]
-    return [
-        (classes.names[index], class_rgb(index)) if is_in else (f"{classes.names[index]} not counted", NOT_COUNTED_RGB)
-        for index, is_in in zip(classes.index.tolist(), by_rule.tolist(), strict=True)
-    ]
+        yield from (_COUNTED if is_counted else _NOT_COUNTED for is_counted in counted)
+        return
+    for index, is_in in zip(classes.index, by_rule, strict=True):
+        name = classes.names[index]
+        yield (name, class_rgb(int(index))) if is_in else (f"{name} not counted", NOT_COUNTED_RGB)

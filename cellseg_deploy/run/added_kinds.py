@@ -119,7 +119,7 @@ def _with_files(
 def _segmentation(
     record: ImageRecord, image: Path, segmenter: Segmenter, out: Path, options: RunOptions
 ) -> Segmentation:
-    if is_streamed(image, options.reading):
+    if is_streamed(image):
         raise OutputError(
             f"{out}: {record.image} is read by region, and kinds of files cannot be added to such an image; choose "
             "another folder, or start over with `overwrite`"

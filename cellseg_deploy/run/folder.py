@@ -18,12 +18,13 @@ from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import NothingToDoError
+from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.files.urls import text_of
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.outputs.formats import chosen_formats
 from cellseg_deploy.run.added_kinds import add_kinds, kinds_to_save
 from cellseg_deploy.run.elsewhere import Elsewhere
-from cellseg_deploy.run.output_folder import check_apart, check_no_links
+from cellseg_deploy.run.output_folder import check_no_links
 from cellseg_deploy.run.plan import RunPlan, plan
 from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSetup, RunSummary, identity_of
 from cellseg_deploy.run.resume import FolderKind, check_usable, classify, look_at

@@ -55,7 +55,7 @@ class ImageWork:
 
     def bytes_in_flight(self, image: FoundImage, scale: float | None = None) -> int:
         """Estimate the memory that ``image`` takes, from the size its header declares."""
-        if not image.problem and is_streamed(image.path, self._options.reading):
+        if not image.problem and is_streamed(image.path):
             return memory_of(self._options)
         return 0 if image.problem else self._segmenter.bytes_in_flight(declared_pixels(image.path), scale)
 
@@ -74,7 +74,7 @@ class ImageWork:
             raise DataError(image.problem)
         segmenter, options = self._segmenter, self._options
         clock = StageClock()
-        if is_streamed(image.path, options.reading):
+        if is_streamed(image.path):
             if self._stream is None:
                 raise DataError(
                     f"{image.path}: is read by region, which the workers of a cluster cannot do; leave out `scheduler`"

@@ -28,6 +28,7 @@ from cellseg_deploy.cells.label_runs import renumber
 from cellseg_deploy.cells.measure import measure
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.errors import DataError, OutputError, UsageError, concerns_one_image
+from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.signals import deferred_signals
 from cellseg_deploy.images.find import FoundImage, absolute
@@ -44,7 +45,7 @@ from cellseg_deploy.run.identity import RunIdentity
 from cellseg_deploy.run.image_work import Finished
 from cellseg_deploy.run.journal import Journal, OutputFile
 from cellseg_deploy.run.known_classes import NONE_RECORDED, KnownClasses, RecordedCells, is_edited
-from cellseg_deploy.run.output_folder import RUN_JSON, check_apart, held_folder
+from cellseg_deploy.run.output_folder import RUN_JSON, held_folder
 from cellseg_deploy.run.plan import Planned, plan
 from cellseg_deploy.run.record import ImageResult, RunOptions, RunSummary, library_versions, program
 from cellseg_deploy.run.reporting import Reporting

@@ -15,6 +15,7 @@ from typing import Any
 
 from cellseg_deploy.cells.classes import counting_classes
 from cellseg_deploy.errors import DataError, OutputError, UsageError, plural
+from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.files.atomic import write_bytes
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.find import FoundImage
@@ -27,7 +28,7 @@ from cellseg_deploy.run.commit import Committer
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.image_work import Finished
 from cellseg_deploy.run.journal import ImageRecord, Journal, JournalContent, whole_records
-from cellseg_deploy.run.output_folder import RUN_JSON, check_apart, held_folder, places, sweep
+from cellseg_deploy.run.output_folder import RUN_JSON, held_folder, places, sweep
 from cellseg_deploy.run.plan import Planned
 from cellseg_deploy.run.record import EDITED, SHARD, ImageResult, RunOptions, RunSummary, scales_in
 from cellseg_deploy.run.reporting import Reporting

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cellseg_deploy.errors import OutputError, UsageError
-from cellseg_deploy.files import urls
+from cellseg_deploy.errors import OutputError
 from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, make_folder, remove
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.files.lock import exclusive
@@ -37,25 +36,6 @@ def held_folder(out: Path) -> Iterator[None]:
     make_folder(out)
     with exclusive(out):
         yield
-
-
-def check_apart(inputs: Sequence[Path], out: Path) -> None:
-    """Raise ``UsageError`` if ``out`` and an input (file or folder) contain each other.
-
-    Otherwise the outputs of one run would be the input of the next, and replacing outputs could remove the input.
-    """
-    folder = Path(os.path.realpath(out))
-    for path in inputs:
-        if urls.is_url(path):
-            continue
-        # Not Path's methods: they raise for a path that cannot be inspected, which is one image's problem.
-        is_folder = os.path.isdir(path)  # noqa: PTH112
-        place = Path(os.path.realpath(path if is_folder else path.parent))
-        if place.is_relative_to(folder) or (is_folder and folder.is_relative_to(place)):
-            raise UsageError(
-                f"the output folder {out} and the input {path} must not contain each other; choose a separate "
-                "output folder"
-            )
 
 
 def tells_of(record: Path, totals: Mapping[str, int] | None, shard: Mapping[str, Any] | None) -> bool:
@@ -86,11 +66,6 @@ def make_place(out: Path, relative: str) -> Path:
             )
     make_folder(path.parent)
     return path
-
-
-def foreign_names(names: Iterable[str]) -> list[str]:
-    """Return those ``names``, sorted, that are neither our lock nor temporary files or folders of a killed run."""
-    return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
 
 def places(formats: Iterable[Format], output_names: Iterable[str]) -> set[str]:

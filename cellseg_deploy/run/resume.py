@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cellseg_deploy.errors import OutputError
+from cellseg_deploy.files.apart import foreign_names
 from cellseg_deploy.files.fingerprint import sha256_of
 from cellseg_deploy.files.json_record import was_written_by
 from cellseg_deploy.files.workspace import remove_abandoned
@@ -22,7 +23,7 @@ from cellseg_deploy.outputs.readable import is_readable
 from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.journal import JOURNAL, Entry, ImageRecord, JournalContent, OutputFile, UnreadableJournalError
-from cellseg_deploy.run.output_folder import PROGRAM, RUN_JSON, foreign_names, remove_earlier_run
+from cellseg_deploy.run.output_folder import PROGRAM, RUN_JSON, remove_earlier_run
 from cellseg_deploy.run.state import RunState
 
 _log = logging.getLogger(__name__)

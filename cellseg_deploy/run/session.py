@@ -216,7 +216,7 @@ class _Session:
         return found
 
     def _read_whole(self, images: Iterable[FoundImage]) -> list[FoundImage]:
-        return [image for image in images if not is_streamed(image.path, self.setup.options.reading)]
+        return [image for image in images if not is_streamed(image.path)]
 
     def _task(self, item: Planned, scale: float | None) -> ImageTask:
         image, nbytes = item.image, partial(self._image_work.bytes_in_flight, item.image, scale)

@@ -1,4 +1,4 @@
-"""Images of a run that are read by region: slides, and TIFFs of more than ``max_pixels``.
+"""Images of a run that are read by region: slides, and TIFFs of more than 200 megapixels, whatever ``max_pixels`` is.
 
 The size of the image decides, never the memory, so the kinds of its files do not depend on the machine. Its labels are
 those of ``field="full"``; see ``slides.counting``. Until the image is recorded, the network's answers lie in
@@ -31,7 +31,7 @@ from cellseg_deploy.files.fingerprint import Fingerprint, sha256_of
 from cellseg_deploy.images.decoder_warnings import collected
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.images.header import TIFF
-from cellseg_deploy.images.options import ReadOptions
+from cellseg_deploy.images.options import MAX_PIXELS
 from cellseg_deploy.images.read import declared_pixels
 from cellseg_deploy.outputs import overlay
 from cellseg_deploy.outputs.formats import Format
@@ -47,6 +47,8 @@ from cellseg_deploy.slides.region import Pixels, Region, region_of
 from cellseg_deploy.slides.run import geojson_of
 
 UNFINISHED = "unfinished"
+STREAMED_PIXELS = MAX_PIXELS
+"""Larger TIFFs are read by region."""
 KINDS = ("labels", "overlays", "geojson")
 """Kinds of files of a streamed image; those of the whole run are written as always."""
 
@@ -56,13 +58,16 @@ _OF_RUN = ("parquet", "xlsx")
 _WORK = re.compile("[0-9a-f]{32}")
 
 
-def is_streamed(path: Path, reading: ReadOptions) -> bool:
-    """Whether the image ``path`` is read by region: by its ending, or as a TIFF of more than ``max_pixels``."""
+def is_streamed(path: Path) -> bool:
+    """Whether the image ``path`` is read by region: by its ending, or as a TIFF of more than ``STREAMED_PIXELS``.
+
+    ``max_pixels`` does not decide: a run may be resumed with another value, and results must not depend on it.
+    """
     if urls.is_url(path):  # without asking the server
         return False
     if path.suffix.lower() in OPENSLIDE:
         return True
-    if declared_pixels(path) <= reading.max_pixels:
+    if declared_pixels(path) <= STREAMED_PIXELS:
         return False
     try:
         with path.open("rb") as file:
@@ -143,8 +148,11 @@ class StreamWork:
         work = _work_folder(self._out, image.name)
         prepare(work, segmenter, region, blank.EXACT, overwrite=True)
         with clock("read"):
-            about = image.path.stat()
-            source = Fingerprint(about.st_size, about.st_mtime_ns, sha256_of(image.path))
+            try:
+                about = image.path.stat()
+                source = Fingerprint(about.st_size, about.st_mtime_ns, sha256_of(image.path))
+            except OSError as error:
+                raise DataError(f"{image.path}: cannot be read: {error.strerror or error}") from error
         counted = count_cells(
             *(segmenter, region, work, network),
             contrast=blank.EXACT,

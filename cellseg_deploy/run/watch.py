@@ -17,9 +17,9 @@ from pathlib import Path
 
 from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import NothingToDoError, UsageError
+from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.images.find import FoundImage, find_images
 from cellseg_deploy.images.header import has_header
-from cellseg_deploy.run.output_folder import check_apart
 from cellseg_deploy.run.plan import RunPlan
 from cellseg_deploy.run.record import ImageResult, Inputs, RunOptions, RunSetup, RunSummary
 from cellseg_deploy.run.session import run

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule
 from cellseg_deploy.errors import check_types
+from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides.counting import SILENT, Progress
@@ -58,6 +59,7 @@ def run_file(
     check_types("a whole number or None", memory=memory)
     check_types(ReadOptions, read=read)
     check_types("True or False", skip_blank=skip_blank, overwrite=overwrite)
+    check_apart([Path(image)], Path(out))
     reader = open_image(Path(image), read)
     try:
         return run_slide(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cellseg_deploy.batching import Network
 from cellseg_deploy.cells.image_tiles import ImageTiles, Probabilities, Tiles
 from cellseg_deploy.cells.label_runs import Ints
-from cellseg_deploy.files.atomic import writing
+from cellseg_deploy.files.atomic import write_bytes, writing
 
 EXACT, SKIP = 0, 24
 """Contrast up to which tiles are blank: by default, and with ``skip_blank``."""
@@ -29,7 +29,8 @@ class BlankTiles:
     """A network for the bands of one image, each of ``per_band`` tiles; ``network`` is asked what has to be asked.
 
     Which tiles were blank is kept in the file ``path``, a byte per tile, written before the answers of their band are.
-    ``bands_done``: bands whose answers an earlier run left; flags of others are dropped.
+    ``bands_done``: bands whose answers an earlier run left; flags of others are dropped. The attribute of that
+    name: those of them whose flags are there; others have to be computed again.
     """
 
     def __init__(self, network: Network, contrast: int, path: Path, *, per_band: int, bands_done: int) -> None:
@@ -37,8 +38,9 @@ class BlankTiles:
         self._path, self._per_band = path, per_band
         self._of_colour = dict[bytes, Probabilities]()
         with writing(path):
-            kept = path.read_bytes()[: per_band * bands_done] if path.exists() else b""
-            path.write_bytes(kept.ljust(per_band * bands_done, b"\0"))
+            kept = path.read_bytes() if path.exists() else b""
+        self.bands_done = min(bands_done, len(kept) // per_band)
+        write_bytes(path, kept[: per_band * self.bands_done])
 
     def __call__(self, tiles: ImageTiles) -> None:
         """Answer the tiles of the next band."""

@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ from cellseg_deploy.slides.network import ProbabilityFile, bands_of, run_network
 from cellseg_deploy.slides.region import Region
 from cellseg_deploy.slides.samples import Samples
 
+PROGRAM = "cellseg-slide"
+IDENTITY = "identity.json"
+"""File in the folder of an unfinished run: ``identity_of`` it."""
 _OVERLAP_DIAMETERS = 6
 _LEAST_ROWS = 64
 _NO_RESULT = ("threads", "model_path")  # of what a backend tells of itself: changes no result
@@ -118,7 +122,7 @@ def prepare(work: Path, segmenter: Segmenter, region: Region, contrast: int, *, 
 
     Raises ``OutputError`` for one of other settings, unless ``overwrite``.
     """
-    record, identity = work / "identity.json", identity_of(segmenter, region, contrast)
+    record, identity = work / IDENTITY, identity_of(segmenter, region, contrast)
     earlier = content_of(record)
     if work.exists() and earlier != identity:
         if earlier and not overwrite:
@@ -138,7 +142,8 @@ def identity_of(segmenter: Segmenter, region: Region, contrast: int) -> dict[str
     """What an unfinished run must have in common with this one."""
     spec = segmenter.backend.spec
     return {
-        "program": "cellseg-slide",
+        "program": PROGRAM,
+        "version": version("cellseg-deploy"),
         "image": region.reader.name,
         "levels": [list(hw) for hw in region.reader.levels],
         "stamp": list(region.reader.stamp),
@@ -189,7 +194,8 @@ def count_cells(
         per_band=len(across),
         bands_done=sum(band.write[0].stop <= stored.rows_done for band in bands),
     )
-    progress.started("tiles", len(bands) * len(across))
+    stored.cut_to(max((band.write[0].stop for band in bands[: tiles.bands_done]), default=0))
+    progress.started("tiles", (len(bands) - tiles.bands_done) * len(across))
     run_network(
         *(region.hw, samples.rows, scale, tiles, stored),
         tile_size=spec.tile_size,

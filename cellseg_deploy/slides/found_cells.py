@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ class FoundCells:
         stored = np.fromfile(path, np.int32).reshape(-1, 4).astype(np.int64)
         stored = stored[np.lexsort((stored[:, 2], stored[:, 1]))]
         runs = Runs(stored[:, 0], stored[:, 1] - top, stored[:, 2], stored[:, 3], hw)
-        return paint(replace(runs, label=stored[:, 0]), self._numbers[stored[:, 0]])
+        return paint(runs, self._numbers[runs.label])
 
     def _path(self, strip: int) -> Path:
         return self._folder / f"runs-{strip}.bin"

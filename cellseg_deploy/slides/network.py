@@ -108,7 +108,7 @@ def run_network(
     """Append the probabilities of an image of ``image_hw`` px at ``scale`` to ``file``, from the first row that it does
     not hold. ``read``: rows of the image.
 
-    ``on_tiles`` is called with the number of tiles after each band, also of bands that were there.
+    ``on_tiles`` is called with the number of tiles after each band that it computes.
     """
     resizer = RowResizer(read, image_hw, scale)
     per_band = len(bands_of((file.hw[1], 1), tile_size, halo))
@@ -129,7 +129,7 @@ def run_network(
             network(tiles)
             rows = slice(band.write[0].start - start, band.write[0].stop - start)
             file.append(checked_probabilities(tiles.out_khw)[:, rows])
-        on_tiles(per_band)
+            on_tiles(per_band)
 
 
 def _rows(resizer: RowResizer, start: int, stop: int) -> Pixels:

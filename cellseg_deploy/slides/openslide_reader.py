@@ -24,7 +24,9 @@ class OpenSlideReader:
 
         self.name, self._path = path.name, path
         try:
-            self.stamp = stamp_of(path)
+            # The pixels of an MRXS lie in the folder next to it.
+            pixels = stamp_of(path.with_suffix("")) if path.suffix.lower() == ".mrxs" else ()
+            self.stamp = stamp_of(path) + pixels
             self._slide = openslide.OpenSlide(path)
         except (openslide.OpenSlideError, OSError) as error:
             raise DataError(f"{path}: OpenSlide cannot read it: {error}") from error

@@ -21,13 +21,24 @@ from cellseg_deploy.cells.image_tiles import StageClock
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.notes import kind_of
 from cellseg_deploy.errors import OutputError
+from cellseg_deploy.files.apart import foreign_names
 from cellseg_deploy.files.atomic import make_folder, move, remove_stale, write_bytes, writing
+from cellseg_deploy.files.json_record import was_written_by
 from cellseg_deploy.files.lock import exclusive
 from cellseg_deploy.outputs import geojson, parquet
 from cellseg_deploy.outputs.segmented import classifications
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import blank, files
-from cellseg_deploy.slides.counting import SILENT, CountedImage, Progress, count_cells, identity_of, prepare
+from cellseg_deploy.slides.counting import (
+    IDENTITY,
+    PROGRAM,
+    SILENT,
+    CountedImage,
+    Progress,
+    count_cells,
+    identity_of,
+    prepare,
+)
 from cellseg_deploy.slides.memory import half_of_free_memory
 from cellseg_deploy.slides.region import Region
 from cellseg_deploy.slides.zarr_labels import ZarrLabels
@@ -65,7 +76,7 @@ def run_slide(
     ``save``: kinds of files, some of ``slides.files.KINDS``; tables, overview and record are always written.
     ``memory``: bytes that windows may take, None for half of what is free. It changes no result.
     ``skip_blank``: do not ask the network about tiles without contrast (``slides.blank``); it may change results.
-    ``overwrite``: replace an earlier result, or an unfinished run of other settings.
+    ``overwrite``: replace an earlier result, once its cells are counted, or an unfinished run of other settings.
 
     Raises ``OutputError`` for the folder, ``DataError`` for the image, or if touching cells do not fit into memory.
     """
@@ -76,16 +87,11 @@ def run_slide(
     with exclusive(out):
         remove_stale(out)
         work = out / UNFINISHED
+        _check_ours(out, work)
         if (out / RECORD).exists() and not overwrite:
             raise OutputError(f"{out}: holds a finished result ({RECORD}); choose another folder, or give `overwrite`")
-        is_ours = (out / RECORD).exists() or work.exists()
         contrast = blank.SKIP if skip_blank else blank.EXACT
         prepare(work, segmenter, region, contrast, overwrite=overwrite)
-        files.remove(out / RECORD)  # from here on the folder holds no finished result
-        if is_ours:  # an earlier result may have had kinds that this one lacks
-            for name, (file, _, _) in files.KINDS.items():
-                if name not in save:
-                    files.remove(out / file)
         clock = StageClock()
         counted = count_cells(
             *(segmenter, region, work, alone(segmenter.backend.predict, segmenter.batch_size)),
@@ -96,6 +102,10 @@ def run_slide(
             clock=clock,
             progress=progress,
         )
+        files.remove(out / RECORD)  # from here on the folder holds no finished result
+        for name, (file, _, _) in files.KINDS.items():  # an earlier result may have had kinds that this one lacks
+            if name not in save:
+                files.remove(out / file)
         with clock("write"):
             notes = _write(counted, segmenter, out, work, save, progress)
         row = _row(counted, notes)
@@ -104,6 +114,8 @@ def run_slide(
         about = {
             **identity_of(segmenter, region, contrast),
             "scale": counted.scale,
+            "count_rule": count_rule,
+            "counting_classes": list(segmenter.counting_classes),
             "save": list(save),
             "result": row,
             "seconds": clock.seconds,
@@ -112,6 +124,18 @@ def run_slide(
         with writing(work):
             shutil.rmtree(work)
         return result
+
+
+def _check_ours(out: Path, work: Path) -> None:
+    """Raise ``OutputError`` if ``out`` holds something, and no result or unfinished run of this program."""
+    if any(was_written_by(PROGRAM, record) for record in (out / RECORD, work / IDENTITY)):
+        return
+    found = (path for folder in (out, work) if folder.is_dir() for path in folder.iterdir() if path != work)
+    if strangers := foreign_names(path.name for path in found):
+        raise OutputError(
+            f"{out}: holds {strangers[0]!r}, and no result of {PROGRAM}; choose a new or empty folder (nothing in this "
+            "one was changed)"
+        )
 
 
 def _write(

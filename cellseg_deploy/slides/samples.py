@@ -65,7 +65,7 @@ class Samples:
         seen = field is not None or find_pointer(small, field) is not None
         note = Note(
             "the picture seems to have a surround, a frame or an eyepiece pointer; large images are counted as a "
-            "whole, surround included: check the overview; choose the part with `region`",
+            "whole, surround included: check the overview; `cellseg-slide --region X,Y,W,H` counts a part",
             "field of view",
         )
         negative = stain.negative_note_of_sample(np.stack(self._images[1]), np.stack(self._labels[1]) > 0)

@@ -23,7 +23,7 @@ from cellseg_deploy.files.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.outputs import geojson
-from cellseg_deploy.run import commit, session, upload
+from cellseg_deploy.run import commit, session, streamed, upload
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.run.streamed import UNFINISHED, is_streamed
 from cellseg_deploy.segmenter import Segmenter
@@ -34,6 +34,12 @@ CENTRES: list[tuple[float, float]] = [(30.0 + 40 * x, 30.0 + 40 * y) for x in ra
 LARGE = draw_discs((420, 380), CENTRES)
 """90 cells in 159,600 px."""
 SAVE = ("labels", "overlays", "geojson")
+
+
+@pytest.fixture(autouse=True)
+def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TIFFs above ``LIMIT`` are read by region."""
+    monkeypatch.setattr(streamed, "STREAMED_PIXELS", LIMIT)
 
 
 def write_tiff(path: Path, image: npt.NDArray[np.uint8]) -> None:
@@ -116,9 +122,9 @@ def test_headers_are_not_read_to_measure_the_scale_of_many(tmp_path: Path, monke
         Image.fromarray(draw_discs((100, 130), THREE)).save(tmp_path / f"in/{number}.png")
     asked = list[Path]()
 
-    def noting(path: Path, reading: ReadOptions) -> bool:
+    def noting(path: Path) -> bool:
         asked.append(path)
-        return is_streamed(path, reading)
+        return is_streamed(path)
 
     monkeypatch.setattr(session, "is_streamed", noting)
     for _ in range(2):
@@ -156,10 +162,10 @@ def test_kinds_of_files_depend_on_the_size_alone(folder: Path, tmp_path: Path) -
         assert run(folder, tmp_path / name, memory=memory).cells == 93
     for kind in ("labels/large.tif.tif", "geojson/large.tif.geojson", "overlays/large.tif.jpg", "cells.csv"):
         assert (tmp_path / "little" / kind).read_bytes() == (tmp_path / "much" / kind).read_bytes()
-    assert is_streamed(folder / "large.tif", ReadOptions(LIMIT))
-    assert not is_streamed(folder / "large.tif", ReadOptions(380 * 420))
-    assert not is_streamed(folder / "none.tif", ReadOptions(LIMIT))
-    assert is_streamed(folder / "slide.svs", ReadOptions())
+    assert is_streamed(folder / "large.tif")
+    assert not is_streamed(folder / "a.png")
+    assert not is_streamed(folder / "none.tif")
+    assert is_streamed(folder / "slide.svs")
 
 
 def dying() -> DarknessBackend:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,9 @@ def test_a_run_that_died_is_resumed_without_computing_twice(tmp_path: Path) -> N
     with stored.open("ab") as file:  # as a kill in the middle of a row would leave it
         file.write(b"half a row")
     again = segmenter(scale=1.0, batch_size=4)
-    run_slide(again, region, tmp_path / "out")
+    stages = dict[str, int]()
+    run_slide(again, region, tmp_path / "out", progress=slides.Progress(started=stages.__setitem__))
+    assert 0 < stages["tiles"] < all_tiles  # those to do, so that the time left is theirs
     assert 0 < sum(again.backend.batches) <= all_tiles - done + 12  # type: ignore[attr-defined]
     for name in (files.LABELS, slides.CELLS, slides.IMAGES, slides.OVERVIEW):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -132,7 +136,50 @@ def test_an_unfinished_run_of_other_settings_is_refused(tmp_path: Path) -> None:
         run_slide(segmenter(scale=0.5), region, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_slide(segmenter(scale=0.5), region, tmp_path, overwrite=True, progress=slides.Progress(advanced=fail))
-    run_slide(segmenter(scale=0.5), region, tmp_path)  # resumed: what it replaces no longer counts as finished
+    with pytest.raises(OutputError, match="finished result"):  # which is there until the new one is counted
+        run_slide(segmenter(scale=0.5), region, tmp_path)
+    run_slide(segmenter(scale=0.5), region, tmp_path, overwrite=True)
+
+
+def test_overwriting_keeps_the_earlier_result_until_the_cells_are_counted(tmp_path: Path) -> None:
+    region = region_of(ArrayReader(mosaic(1, 1)))
+    run_slide(segmenter(scale=1.0), region, tmp_path, save=("labels", "geojson"))
+    with pytest.raises(UsageError, match="memory"):
+        run_slide(segmenter(scale=1.0), region, tmp_path, save=("labels",), memory=1_000_000, overwrite=True)
+    assert (tmp_path / slides.RECORD).exists()
+    assert (tmp_path / files.GEOJSON).exists()
+    run_slide(segmenter(scale=1.0), region, tmp_path, save=("labels",), overwrite=True)
+    assert not (tmp_path / files.GEOJSON).exists()
+    record = json.loads((tmp_path / slides.RECORD).read_bytes())
+    assert (record["count_rule"], record["version"]) == ("half", version("cellseg-deploy"))
+    assert "counting_classes" in record
+
+
+@pytest.mark.parametrize("name", ["cells.csv", "unfinished/b3c1/probabilities.f32", ".zattrs", "slide.json"])
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    other = tmp_path / name
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.write_bytes(b"{}")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="no result of cellseg-slide; choose a new or empty folder"):
+            run_slide(segmenter(scale=1.0), region_of(ArrayReader(mosaic(1, 1))), tmp_path, overwrite=overwrite)
+    assert other.read_bytes() == b"{}"
+    assert sum(path.is_file() for path in tmp_path.rglob("[!.]*")) <= 1
+
+
+def test_a_folder_that_a_killed_run_left_almost_empty_is_taken(tmp_path: Path) -> None:
+    (tmp_path / slides.UNFINISHED).mkdir()
+    (tmp_path / slides.UNFINISHED / ".cellseg-1.tmp").touch()
+    assert run_slide(segmenter(scale=1.0), region_of(ArrayReader(mosaic(1, 1))), tmp_path).cells
+
+
+def test_the_output_folder_is_apart_from_the_image(tmp_path: Path) -> None:
+    image = tmp_path / "slide.ome.zarr"
+    image.mkdir()
+    for out in (image, image / "counts", tmp_path):
+        with pytest.raises(UsageError, match="must not contain each other"):
+            segmenter(scale=1.0).run_slide(image, out)
+    assert not [*image.iterdir()]
 
 
 def test_a_region_is_the_image_cut_out(tmp_path: Path) -> None:
