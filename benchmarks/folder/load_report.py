@@ -96,7 +96,7 @@ class LoadReport:
         """Bytes by which the service grew between the first quarter of the last phase, when the queue was full, and
         its end."""
         rss = self.phases[-1].rss
-        return rss[-1] - rss[1] if len(rss) > 1 else None
+        return rss[-1] - rss[1] if len(rss) == 5 else None
 
     def to_markdown(self) -> str:
         """Return a table with a row per phase, and what was to be shown."""

@@ -217,7 +217,7 @@ class _JobCalls:
         """Accept an image whose answer is fetched later."""
         jobs = self._opened
         await asyncio.to_thread(jobs.check_room)  # before the body; a job being written holds the lock
-        with Slots(self._calls.service, jobs.waiting) as slots:  # while the body arrives
+        with Slots(self._calls.service, jobs.waiting, timed=False) as slots:  # while the body arrives
             task = await self._calls.task(request, slots, self._calls.deadline())
             slots.hand_bytes_to(task)
             try:

@@ -80,21 +80,21 @@ class Accepted:
     def __len__(self) -> int:
         return self._n
 
-    def refusal(self) -> str | None:
-        """Say why no further request is taken now, None if it is."""
+    def refusal(self, *, timed: bool = True) -> str | None:
+        """Say why no further request, ``timed`` or not, is taken now, None if it is."""
         if self._n >= self.most:
             return f"the queue of {plural(self.most, 'image')} is full"
-        if (ahead := self._n * self._gap()) > self._seconds / 2:
+        if timed and (ahead := self._n * self._gap()) > self._seconds / 2:
             return (
-                f"{plural(self._n, 'image')} that wait take about {ahead:.0f} s, more than half of the "
+                f"the queue of {plural(self._n, 'image')} takes about {ahead:.0f} s, more than half of the "
                 f"{self._seconds:g} s that a request may take"
             )
         return None
 
-    def admit(self) -> None:
-        """Accept a request with one image. Raises ``QueueFullError``."""
+    def admit(self, *, timed: bool = True) -> None:
+        """Accept a request with one image. Raises ``QueueFullError``. ``timed``: the request has a time limit."""
         with self._lock:
-            if (refusal := self.refusal()) is not None:
+            if (refusal := self.refusal(timed=timed)) is not None:
                 raise QueueFullError(refusal, self.retry_seconds())
             self._n += 1
 

@@ -121,12 +121,12 @@ class Slots:
     """Places in the queue, and bytes among those that ``waiting`` counts, that a request holds: one place from
     the start of the block, which raises ``QueueFullError``. Those not handed to a task are given back at its end."""
 
-    def __init__(self, service: Service, waiting: Waiting) -> None:
-        self._service, self._waiting, self._n = service, waiting, 0
+    def __init__(self, service: Service, waiting: Waiting, *, timed: bool = True) -> None:
+        self._service, self._waiting, self._timed, self._n = service, waiting, timed, 0
         self._held = Held(waiting)
 
     def __enter__(self) -> Self:
-        self._service.accepted.admit()
+        self._service.accepted.admit(timed=self._timed)
         self._n = 1
         return self
 
@@ -156,7 +156,11 @@ class Slots:
     def submit(self, task: Task) -> Future[Answer]:
         """Submit ``task``, which gives its bytes back when it is decoded, and its place when it ends."""
         self.hand_bytes_to(task)
-        future = self._service.engine.submit(task)
+        try:
+            future = self._service.engine.submit(task)
+        except BaseException:
+            task.drop()
+            raise
         self._n -= 1
         future.add_done_callback(lambda _: self._service.accepted.give_back(seconds=task.seconds))
         return future

@@ -102,7 +102,7 @@ def _features(source: Source, image: ViewedImage) -> dict[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
-    """Return the number or truth that ``text``, of a column that has no words, stands for."""
+    """Return the number or truth that ``text``, of a column that has no words, stands for; NaN for no text."""
     if text in _TRUTHS:
         return _TRUTHS[text]
-    return float(text) if "." in text else int(text)
+    return int(text) if text.lstrip("-").isdigit() else float(text or "nan")
