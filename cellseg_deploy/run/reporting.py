@@ -40,17 +40,23 @@ class Reporting:
 
     def run_files(self) -> dict[str, RunFile]:
         """Return by name what writes each file of sums and report; summary.csv first."""
+        files: dict[str, RunFile] = {SUMMARY_CSV: self._from_results(summary.write)}
         if self.about is None:
-            return {SUMMARY_CSV: self._summary}
-        return {
-            SUMMARY_CSV: self._summary,
+            return files
+        command = self.about.command
+        return files | {
             page.REPORT_HTML: partial(self._page, self.about),
-            multiqc.IMAGES_MQC: partial(self._images_mqc, self.about.command),
-            multiqc.GROUPS_MQC: partial(self._groups_mqc, self.about.command),
+            multiqc.IMAGES_MQC: self._from_results(lambda path, results: multiqc.write_images(path, results, command)),
+            multiqc.GROUPS_MQC: self._from_results(
+                lambda path, results: multiqc.write_groups(path, summary.summarise(results), command)
+            ),
         }
 
-    def _summary(self, path: Path, journal: Path, entries: Sequence[Entry], /, *, is_stopped: bool) -> None:  # noqa: ARG002
-        summary.write(path, self._results(journal, entries))
+    def _from_results(self, write: Callable[[Path, Results], None]) -> RunFile:
+        def file(path: Path, journal: Path, entries: Sequence[Entry], /, *, is_stopped: bool) -> None:  # noqa: ARG001
+            write(path, self._results(journal, entries))
+
+        return file
 
     def _page(
         self, about: page.About, path: Path, journal: Path, entries: Sequence[Entry], /, *, is_stopped: bool
@@ -58,30 +64,6 @@ class Reporting:
         results = self._results(journal, entries)
         pictures = self.is_watched or not is_stopped or len(entries) <= PICTURES_AT_A_STOP
         page.write(path, journal.parent, results, about, pictures=pictures)
-
-    def _images_mqc(
-        self,
-        command: str,
-        path: Path,
-        journal: Path,
-        entries: Sequence[Entry],
-        /,
-        *,
-        is_stopped: bool,  # noqa: ARG002
-    ) -> None:
-        multiqc.write_images(path, self._results(journal, entries), command)
-
-    def _groups_mqc(
-        self,
-        command: str,
-        path: Path,
-        journal: Path,
-        entries: Sequence[Entry],
-        /,
-        *,
-        is_stopped: bool,  # noqa: ARG002
-    ) -> None:
-        multiqc.write_groups(path, summary.summarise(self._results(journal, entries)), command)
 
     def _results(self, journal: Path, entries: Sequence[Entry]) -> Results:
         group_of = grouping(self.options.group_by)
