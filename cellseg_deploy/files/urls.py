@@ -64,11 +64,9 @@ def check_readable(folder: Path) -> None:
     """Raise ``OSError`` if the objects in ``folder`` cannot be listed; lists a thousand at most."""
     with _as_os_error(folder):
         import obstore
-        from obstore.store import from_url
 
-        _, bucket, *names = folder.parts
-        store = from_url(f"{SCHEME}://{bucket}", **_options())
-        next(iter(obstore.list(store, prefix="/".join(names))), None)
+        bucket, prefix = _store(folder)
+        next(iter(obstore.list(bucket, prefix=prefix)), None)
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -117,11 +115,18 @@ def create(path: Path, content: bytes) -> None:
     """As ``write``, but raises ``FileExistsError`` if the object exists, even if another process just wrote it."""
     with _as_os_error(path):
         import obstore
-        from obstore.store import from_url
 
-        _, bucket, *names = path.parts
-        store = from_url(f"{SCHEME}://{bucket}", **_options())
-        obstore.put(store, "/".join(names), content, mode="create", use_multipart=False)
+        bucket, name = _store(path)
+        obstore.put(bucket, name, content, mode="create", use_multipart=False)
+
+
+def _store(path: Path) -> tuple[Any, str]:
+    """Open the bucket of ``path`` for what the file system of ``_as_os_error`` cannot do, and return it and the name in
+    it."""
+    from obstore.store import from_url
+
+    _, bucket, *names = path.parts
+    return from_url(f"{SCHEME}://{bucket}", **_options()), "/".join(names)
 
 
 def remove(path: Path) -> None:

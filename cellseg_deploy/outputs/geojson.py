@@ -12,6 +12,7 @@ import math
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -19,9 +20,8 @@ import numpy.typing as npt
 
 from cellseg_deploy.cells.polygons import CellPolygons, Ring
 from cellseg_deploy.outputs.segmented import SegmentedImage
-from cellseg_deploy.outputs.tables import utf8
+from cellseg_deploy.outputs.tables import rows_in_parts, utf8
 
-_ROWS = 10_000
 _NAMESPACE = uuid.UUID("6f0f8a53-0c0e-5c44-9b57-6a6f9f5b0d11")
 
 
@@ -68,7 +68,7 @@ def features(
     ``geometry``, or the same as JSON."""
     columns = {name: column for name, column in columns.items() if column.dtype.kind in "biuf"}
     for label, row, (name, rgb), shape in zip(
-        columns["label"].tolist(), _rows(columns), classifications, geometries, strict=True
+        columns["label"].tolist(), chain.from_iterable(rows_in_parts(columns)), classifications, geometries, strict=True
     ):
         yield {
             "type": "Feature",
@@ -86,11 +86,6 @@ def features(
                 },
             },
         }
-
-
-def _rows(columns: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[Any, ...]]:
-    for start in range(0, len(columns["label"]), _ROWS):  # a Python number takes several times the memory of NumPy's
-        yield from zip(*(column[start : start + _ROWS].tolist() for column in columns.values()), strict=True)
 
 
 def _id(image_name: str, label: int) -> str:

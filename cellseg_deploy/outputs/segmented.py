@@ -95,12 +95,7 @@ class SegmentedImage:
     @cached_property
     def several(self) -> npt.NDArray[np.bool_]:
         """Whether each cell looks like several, bool (n,); cells of classes that do not count never do."""
-        columns = self.table.columns
-        counts = np.ones(len(self.table), np.bool_) if self.classes is None else self.classes.counts
-        found = np.zeros(len(self.table), np.bool_)
-        measured = (columns[name][counts] for name in ("area_px", "solidity", "touches_border"))
-        found[counts] = looks_like_several(*measured)
-        return found
+        return several_of(self.table, self.classes)
 
     @cached_property
     def classifications(self) -> list[tuple[str, tuple[int, int, int]]]:
@@ -111,10 +106,26 @@ class SegmentedImage:
     @cached_property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Columns of cells.csv except the image's name: measurements, ``counted``, and micrometres if known."""
-        columns = {**self.table.columns, COUNTED: self.counted}
-        if self.classes is not None:
-            columns[LEFT_OUT_BY] = np.select([~self.classes.counts, ~self.counted], ["class", "border"], "")
-        return columns if self.pixel_size_um is None else columns | in_micrometres(self.table, self.pixel_size_um)
+        return columns_of(self.table, self.counted, self.classes, self.pixel_size_um)
+
+
+def several_of(table: CellTable, classes: CellClasses | None) -> npt.NDArray[np.bool_]:
+    """Return ``SegmentedImage.several`` of the same members."""
+    counts = np.ones(len(table), np.bool_) if classes is None else classes.counts
+    found = np.zeros(len(table), np.bool_)
+    measured = (table.columns[name][counts] for name in ("area_px", "solidity", "touches_border"))
+    found[counts] = looks_like_several(*measured)
+    return found
+
+
+def columns_of(
+    table: CellTable, counted: npt.NDArray[np.bool_], classes: CellClasses | None, pixel_size_um: float | None
+) -> dict[str, npt.NDArray[Any]]:
+    """Return ``SegmentedImage.columns`` of the same members."""
+    columns = {**table.columns, COUNTED: counted}
+    if classes is not None:
+        columns[LEFT_OUT_BY] = np.select([~classes.counts, ~counted], ["class", "border"], "")
+    return columns if pixel_size_um is None else columns | in_micrometres(table, pixel_size_um)
 
 
 def classifications(

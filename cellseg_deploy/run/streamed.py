@@ -17,12 +17,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from cellseg_deploy.batching import Network
 from cellseg_deploy.cells.image_tiles import StageClock
 from cellseg_deploy.cells.label_runs import Labels
-from cellseg_deploy.cells.several import looks_like_several
 from cellseg_deploy.cells.stain import QUICK_PIXELS, colours
 from cellseg_deploy.errors import CellsegError, DataError, OutputError, UsageError
 from cellseg_deploy.files import urls
@@ -35,6 +32,7 @@ from cellseg_deploy.images.options import MAX_PIXELS
 from cellseg_deploy.images.read import declared_pixels
 from cellseg_deploy.outputs import overlay
 from cellseg_deploy.outputs.formats import Format
+from cellseg_deploy.outputs.segmented import several_of
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.journal import ImageRecord, OutputFile
 from cellseg_deploy.run.record import RunOptions
@@ -207,14 +205,9 @@ class StreamWork:
     @staticmethod
     def _overlay(counted: CountedImage, small_hwc: Pixels, labels: Labels) -> bytes:
         """The overlay of a small image and its labels, which may lack some cells, with the count of all."""
-        columns, classes = counted.table.columns, counted.classes
-        counts = np.ones(len(counted.table), np.bool_) if classes is None else classes.counts
-        several = np.zeros(len(counted.table), np.bool_)
-        measured = (columns[name][counts] for name in ("area_px", "solidity", "touches_border"))
-        several[counts] = looks_like_several(*measured)
         return overlay.encode(
             *(small_hwc, labels, None, counted.counts),
-            classes=classes,
+            classes=counted.classes,
             by_class=counted.by_class,
-            several=several,
+            several=several_of(counted.table, counted.classes),
         )

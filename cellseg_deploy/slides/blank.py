@@ -47,7 +47,7 @@ class BlankTiles:
         asked, blanks, unknown, flags = list[int](), dict[int, bytes](), list[bytes](), bytearray()
         for index in range(len(tiles)):
             (tile,) = tiles.cut(index, 1)
-            low, high = tile.min(axis=(0, 1)), tile.max(axis=(0, 1))
+            low, high = tile.min(axis=0).min(axis=0), tile.max(axis=0).max(axis=0)  # both at once: 100 times slower
             is_blank = bool((high - low <= self._contrast).all())
             flags.append(is_blank)
             if is_blank:

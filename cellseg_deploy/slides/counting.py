@@ -29,7 +29,7 @@ from cellseg_deploy.cells.classes import CellClasses
 from cellseg_deploy.cells.count_rules import CountRule, counted
 from cellseg_deploy.cells.image_tiles import StageClock
 from cellseg_deploy.cells.label_runs import Labels
-from cellseg_deploy.cells.measure import CellTable, in_micrometres
+from cellseg_deploy.cells.measure import CellTable
 from cellseg_deploy.cells.notes import Note
 from cellseg_deploy.cells.row_resize import scaled_size
 from cellseg_deploy.cells.tiling import Tile
@@ -38,7 +38,7 @@ from cellseg_deploy.files.atomic import make_folder, write_bytes, writing
 from cellseg_deploy.files.json_record import content_of
 from cellseg_deploy.images.resolution import PixelSize, checked_by_cells
 from cellseg_deploy.models.spec import to_json
-from cellseg_deploy.outputs.segmented import COUNTED, LEFT_OUT_BY
+from cellseg_deploy.outputs.segmented import columns_of
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import blank
 from cellseg_deploy.slides.blank import BlankTiles
@@ -189,19 +189,21 @@ def count_cells(
     )
     samples = Samples(region)
     bands, across = (bands_of((n, 1), spec.tile_size, segmenter.halo) for n in settings.hw)
+    rows_done = stored.rows_done
     tiles = BlankTiles(
         *(network, contrast, work / "blank.bin"),
         per_band=len(across),
-        bands_done=sum(band.write[0].stop <= stored.rows_done for band in bands),
+        bands_done=sum(band.write[0].stop <= rows_done for band in bands),
     )
-    stored.cut_to(max((band.write[0].stop for band in bands[: tiles.bands_done]), default=0))
-    progress.started("tiles", (len(bands) - tiles.bands_done) * len(across))
+    done, todo = bands[: tiles.bands_done], bands[tiles.bands_done :]
+    stored.cut_to(done[-1].write[0].stop if done else 0)
+    progress.started("tiles", len(todo) * len(across))
     run_network(
-        *(region.hw, samples.rows, scale, tiles, stored),
+        *(region.hw, samples.rows, scale, tiles, stored, todo),
         tile_size=spec.tile_size,
         halo=segmenter.halo,
         clock=clock,
-        on_tiles=progress.advanced,
+        on_band=lambda: progress.advanced(len(across)),
     )
     n_blocks = -(-settings.hw[0] // settings.block_rows)
     progress.started("blocks", 2 * n_blocks)
@@ -232,13 +234,8 @@ def count_cells(
         class_of=None if classes is None else classes.index,
     )
     counts = rule if classes is None else rule & classes.counts
-    columns = {**table.columns, COUNTED: counts}
-    if classes is not None:
-        columns[LEFT_OUT_BY] = np.select([~classes.counts, ~counts], ["class", "border"], "")
-    if size.um is not None:
-        columns |= in_micrometres(table, size.um)
     return CountedImage(
-        *(region, found, table, classes, rule, counts, columns),
+        *(region, found, table, classes, rule, counts, columns_of(table, counts, classes, size.um)),
         scale=scale,
         share=share,
         blank_share=blank_share,

@@ -14,7 +14,7 @@ def half_of_free_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
 
     ``proc``, ``cgroups``: where the kernel's file systems are mounted.
     """
-    return max(1, min(_of_machine(proc), *_of_groups(proc, cgroups)) // 2)
+    return max(1, min([_of_machine(proc), *_of_groups(proc, cgroups)]) // 2)
 
 
 def _of_machine(proc: Path) -> int:
@@ -26,7 +26,6 @@ def _of_machine(proc: Path) -> int:
 
 def _of_groups(proc: Path, cgroups: Path) -> Iterator[int]:
     """Free bytes below each limit; the file cache that the kernel drops first counts as free."""
-    yield _of_machine(proc)
     for line in _lines(proc / "self" / "cgroup"):  # 0::/path of version 2, N:memory,...:/path of version 1
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

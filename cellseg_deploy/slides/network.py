@@ -8,7 +8,7 @@ tiles.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from cellseg_deploy.batching import Network
 from cellseg_deploy.cells import tiling
 from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities
 from cellseg_deploy.cells.row_resize import ReadRows, RowResizer
-from cellseg_deploy.errors import OutputError, plural
+from cellseg_deploy.errors import OutputError
 from cellseg_deploy.files.atomic import writing
 from cellseg_deploy.slides.region import Pixels
 
@@ -99,46 +99,33 @@ def run_network(
     scale: float,
     network: Network,
     file: ProbabilityFile,
+    bands: Sequence[tiling.Tile],
     *,
     tile_size: int,
     halo: int,
     clock: StageClock,
-    on_tiles: Callable[[int], None] = lambda _: None,
+    on_band: Callable[[], None] = lambda: None,
 ) -> None:
-    """Append the probabilities of an image of ``image_hw`` px at ``scale`` to ``file``, from the first row that it does
-    not hold. ``read``: rows of the image.
-
-    ``on_tiles`` is called with the number of tiles after each band that it computes.
-    """
+    """Append the probabilities of ``bands`` of an image of ``image_hw`` px at ``scale`` to ``file``, which holds the
+    bands before them. ``read``: rows of the image. ``on_band`` is called after each band."""
     resizer = RowResizer(read, image_hw, scale)
-    per_band = len(bands_of((file.hw[1], 1), tile_size, halo))
-    bands = bands_of(file.hw, tile_size, halo)
-    done = max((band.write[0].stop for band in bands if band.write[0].stop <= file.rows_done), default=0)
-    file.cut_to(done)
     at, strip = 0, np.empty((0, file.hw[1], 3), np.uint8)
     for band in bands:
-        if band.write[0].stop > done:
-            start, stop = band.read[0].start, min(band.read[0].stop, file.hw[0])
-            if not at <= start <= at + len(strip):
-                at, strip = start, strip[:0]
-            with clock("resize"):
-                more = _rows(resizer, at + len(strip), stop)
-                strip = np.concatenate([strip[start - at :], more])
-            at = start
-            tiles = ImageTiles(strip, tile_size=tile_size, halo=halo, n_channels=file.n_channels, clock=clock)
-            network(tiles)
-            rows = slice(band.write[0].start - start, band.write[0].stop - start)
-            file.append(checked_probabilities(tiles.out_khw)[:, rows])
-            on_tiles(per_band)
+        start, stop = band.read[0].start, min(band.read[0].stop, file.hw[0])
+        if not at <= start <= at + len(strip):
+            at, strip = start, strip[:0]
+        with clock("resize"):
+            more = _rows(resizer, at + len(strip), stop)
+            strip = np.concatenate([strip[start - at :], more])
+        at = start
+        tiles = ImageTiles(strip, tile_size=tile_size, halo=halo, n_channels=file.n_channels, clock=clock)
+        network(tiles)
+        rows = slice(band.write[0].start - start, band.write[0].stop - start)
+        file.append(checked_probabilities(tiles.out_khw)[:, rows])
+        on_band()
 
 
 def _rows(resizer: RowResizer, start: int, stop: int) -> Pixels:
     """Rows of the resized image, without all of their originals in memory at once."""
     step = max(1, round(_SOURCE_PX * resizer.scale / resizer.image_hw[1]))
     return np.concatenate([resizer.rows(top, min(top + step, stop)) for top in range(start, stop, step)])
-
-
-def describe_progress(file: ProbabilityFile) -> str:
-    """Say how much a resumed run found, or "" for none."""
-    done = file.rows_done
-    return f"resumed: {plural(done, 'row')} of {file.hw[0]} were computed before" if done else ""

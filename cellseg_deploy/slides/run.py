@@ -175,8 +175,7 @@ def geojson_of(counted: CountedImage, segmenter: Segmenter, name: str) -> Iterat
     """Yield the GeoJSON of the cells ``counted`` with outlines, in the image ``name``, piece by piece."""
     spec = segmenter.backend.spec
     source = geojson.source_of(name, counted.region.hw, counted.size.um, spec.name, segmenter.task)
-    by_rule = None if counted.classes is None else counted.by_rule
-    groups = classifications(counted.counts, counted.classes, by_rule)
+    groups = classifications(counted.counts, counted.classes, counted.by_rule)
     return geojson.pieces(source, geojson.features(name, counted.columns, groups, counted.found.geometries()))
 
 
