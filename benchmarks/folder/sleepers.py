@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def run_sleepers(
         try:
             elsewhere = engine.ClusterEngine(client, "in this process")
             options = RunOptions(save=SAVE, report=False)
-            with counted(messages) if count_messages else _nothing():
+            with counted(messages) if count_messages else nullcontext():
                 since = stopwatch()
                 summary = run_folder(segmenter, images, out, options=options, elsewhere=elsewhere)
                 seconds = since()
@@ -158,8 +158,3 @@ def _slow_disk_is_no_news() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Creating scratch directories")
         yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -22,8 +22,8 @@ from cellseg_benchmarks.folder.processes import StubEngine, cpu_seconds
 from cellseg_benchmarks.harness import images
 from cellseg_benchmarks.harness.machine import Conditions
 from cellseg_benchmarks.harness.partial import Progress
-from cellseg_benchmarks.harness.report import REPORT_VERSION, machine_lines, number, table
-from cellseg_benchmarks.harness.timer import Plan, Ratio, Turn, interleave, ratio, turn_of
+from cellseg_benchmarks.harness.report import REPORT_VERSION, machine_lines, number, table, times
+from cellseg_benchmarks.harness.timer import Plan, Turn, interleave, ratio, turn_of
 from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.errors import DataError
 from cellseg_deploy.images.find import find_images
@@ -82,8 +82,8 @@ class StreamingReport:
                     number(self.cells[network], 6),
                     number(float(np.median(whole.cpu_seconds))),
                     number(float(np.median(streamed.cpu_seconds))),
-                    _text(ratio(streamed.cpu_seconds, whole.cpu_seconds)),
-                    _text(ratio(streamed.seconds, whole.seconds)),
+                    times(ratio(streamed.cpu_seconds, whole.cpu_seconds)),
+                    times(ratio(streamed.seconds, whole.seconds)),
                 ]
             )
         head = ("network", "cells", "whole, CPU s", "streamed, CPU s", "streamed / whole, CPU", "of wall time")
@@ -97,10 +97,6 @@ class StreamingReport:
             *table(head, rows, words=1),
         ]
         return "\n".join(lines) + "\n"
-
-
-def _text(found: Ratio) -> str:
-    return f"{found.median:.2f}" + ("" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})")
 
 
 def measure(
@@ -135,10 +131,10 @@ def measure(
         network: _checked(work / f"{network} whole", work / f"{network} streamed", image) for network in segmenters
     }
     ways = []
-    for name, times in measured.times.items():
+    for name, taken in measured.times.items():
         network, _, way = name.partition(" ")
-        n = len(times.seconds)
-        ways.append(Way(network, way, times.seconds, tuple(cpu[name][_WARM_UP : _WARM_UP + n])))
+        n = len(taken.seconds)
+        ways.append(Way(network, way, taken.seconds, tuple(cpu[name][_WARM_UP : _WARM_UP + n])))
     return ways, cells
 
 

@@ -110,8 +110,10 @@ def are_traced(shapes: Sequence[Shape]) -> bool:
     corners. So several must be traces, and all others lie on the same grid.
     """
     polygons = [polygon for shape in shapes for polygon in shape.polygons]
+    if not all(map(_on_grid, polygons)):
+        return False
     corners = [sum(map(len, rings)) for rings in polygons if is_trace(rings)]
-    return len(corners) >= _FEWEST_TRACED and sum(corners) >= _FEWEST_CORNERS and all(map(_on_grid, polygons))
+    return len(corners) >= _FEWEST_TRACED and sum(corners) >= _FEWEST_CORNERS
 
 
 def _crop(shape: Shape, image_hw: tuple[int, int], image: str, *, traced: bool) -> tuple[int, int, Mask]:

@@ -148,8 +148,9 @@ def _warnings_by_kind(images: Sequence[ImageRow]) -> list[tuple[str, str, list[t
     found = []
     for kind, texts in sorted(kinds.items()):
         first_name, first = texts[0]
-        alike = [text for _, text in texts if _NUMBER.sub("", text) == _NUMBER.sub("", first)]
-        hint = first if set(alike) == {first} else f"{first} (numbers of {first_name})"
+        pattern = _NUMBER.sub("", first)
+        alike = {text for _, text in texts if _NUMBER.sub("", text) == pattern}
+        hint = first if len(alike) == 1 else f"{first} (numbers of {first_name})"
         found.append((kind, hint, [(name, "" if text in alike else text) for name, text in texts]))
     return found
 

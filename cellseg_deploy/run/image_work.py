@@ -18,7 +18,6 @@ from cellseg_deploy.run.record import RunOptions
 from cellseg_deploy.run.streamed import OnStream, StreamWork, is_streamed, memory_of
 from cellseg_deploy.run.threshold_steps import encoded_steps
 from cellseg_deploy.segmenter import Segmenter, as_read
-from cellseg_deploy.slides.counting import SILENT
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,13 @@ class ImageWork:
         options: RunOptions,
         formats: Sequence[Format],
         out: Path | None = None,
-        on_stream: OnStream = lambda *_: SILENT,
+        on_stream: OnStream | None = None,
     ) -> None:
         """``out``: the output folder, for images that are read by region; None if there can be none."""
-        self._stream = None
-        if out is not None:
-            single = [format for format in formats if format.folder]
-            self._stream = StreamWork(segmenter, options, single, out, on_stream)
         self._segmenter = segmenter
         self._options = options
         self._formats = [format for format in formats if format.folder]
+        self._stream = None if out is None else StreamWork(segmenter, options, self._formats, out, on_stream)
         self._last = next((format for format in self._formats if format.name == "overlays"), None)
 
     def bytes_in_flight(self, image: FoundImage, scale: float | None = None) -> int:

@@ -44,7 +44,6 @@ from cellseg_deploy.run.resume import FolderKind, begin, some
 from cellseg_deploy.run.shard import record_of as shard_record
 from cellseg_deploy.run.state import RunState
 from cellseg_deploy.run.streamed import forget, is_streamed
-from cellseg_deploy.slides.counting import SILENT
 
 _log = logging.getLogger(__name__)
 
@@ -92,9 +91,7 @@ class _Session:
         spec, counting = setup.segmenter.backend.spec, setup.segmenter.counting_classes
         self.summary = RunSummary(setup.out, classes=spec.classes, counting=counting)
         self._committer, self._state, self._folder = committer, committer.state, folder
-        self._image_work = ImageWork(
-            *(setup.segmenter, setup.options, setup.formats, setup.out), setup.on_stream or (lambda *_: SILENT)
-        )
+        self._image_work = ImageWork(*(setup.segmenter, setup.options, setup.formats, setup.out, setup.on_stream))
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.perf_counter()
         self._with_thresholds = set[str]()

@@ -25,20 +25,21 @@ from cellseg_deploy.errors import CellsegError, DataError, OutputError, UsageErr
 from cellseg_deploy.files import urls
 from cellseg_deploy.files.atomic import temporary_in, write_bytes, writing
 from cellseg_deploy.files.fingerprint import Fingerprint, sha256_of
+from cellseg_deploy.files.regular import opened
 from cellseg_deploy.images.decoder_warnings import collected
 from cellseg_deploy.images.find import FoundImage
 from cellseg_deploy.images.header import TIFF
 from cellseg_deploy.images.options import MAX_PIXELS
 from cellseg_deploy.images.read import declared_pixels
 from cellseg_deploy.outputs import overlay
-from cellseg_deploy.outputs.formats import Format
+from cellseg_deploy.outputs.formats import FORMATS, Format
 from cellseg_deploy.outputs.segmented import several_of
 from cellseg_deploy.run import tables
 from cellseg_deploy.run.journal import ImageRecord, OutputFile
 from cellseg_deploy.run.record import RunOptions
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import blank, files
-from cellseg_deploy.slides.counting import CountedImage, Progress, count_cells, prepare
+from cellseg_deploy.slides.counting import SILENT, CountedImage, Progress, count_cells, prepare
 from cellseg_deploy.slides.memory import half_of_free_memory
 from cellseg_deploy.slides.open import OPENSLIDE, open_image
 from cellseg_deploy.slides.region import Pixels, Region, region_of
@@ -52,7 +53,7 @@ KINDS = ("labels", "overlays", "geojson")
 
 OnStream = Callable[[str, str], Progress]
 """Called with the name of an image and how it is read, in words; returns what its progress is reported to."""
-_OF_RUN = ("parquet", "xlsx")
+_OF_RUN = tuple(format.name for format in FORMATS if not format.folder)
 _WORK = re.compile("[0-9a-f]{32}")
 
 
@@ -65,13 +66,13 @@ def is_streamed(path: Path) -> bool:
         return False
     if path.suffix.lower() in OPENSLIDE:
         return True
-    if declared_pixels(path) <= STREAMED_PIXELS:
-        return False
     try:
-        with path.open("rb") as file:
-            return file.read(4) in TIFF
+        with opened(path) as file:
+            if file.read(4) not in TIFF:
+                return False
     except OSError:
         return False  # the reader will say so
+    return declared_pixels(path) > STREAMED_PIXELS
 
 
 def memory_of(options: RunOptions) -> int:
@@ -102,7 +103,12 @@ class StreamWork:
     """The work on one streamed image, except naming its files. ``formats``: of single images."""
 
     def __init__(
-        self, segmenter: Segmenter, options: RunOptions, formats: Sequence[Format], out: Path, on_stream: OnStream
+        self,
+        segmenter: Segmenter,
+        options: RunOptions,
+        formats: Sequence[Format],
+        out: Path,
+        on_stream: OnStream | None,
     ) -> None:
         self._segmenter, self._options, self._formats = segmenter, options, formats
         self._out, self._on_stream = out, on_stream
@@ -142,7 +148,8 @@ class StreamWork:
     ) -> tuple[ImageRecord, dict[str, Path]]:
         memory, segmenter = memory_of(self._options), self._segmenter
         size = f"{region.width} x {region.height} px"
-        progress = self._on_stream(image.name, f"{size}, read by region in blocks of up to {memory / 1e9:.1f} GB")
+        how = f"{size}, read by region in blocks of up to {memory / 1e9:.1f} GB"
+        progress = SILENT if self._on_stream is None else self._on_stream(image.name, how)
         work = _work_folder(self._out, image.name)
         prepare(work, segmenter, region, blank.EXACT, overwrite=True)
         with clock("read"):

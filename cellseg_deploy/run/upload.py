@@ -52,9 +52,11 @@ def check_writable(url: Path, asked: RunIdentity) -> None:
         urls.remove(trial)
 
 
-def _check_ours(url: Path, asked: RunIdentity) -> None:
+def _check_ours(url: Path, asked: RunIdentity) -> dict[str, str]:
+    """Raise ``OutputError`` as ``check_writable`` does, or return ``urls.checksums`` of ``url``."""
     with _writing(url):
-        names = [name for name in urls.sizes(url) if not name.startswith(TEMPORARY_PREFIX)]
+        there = urls.checksums(url)
+        names = [name for name in there if not name.startswith(TEMPORARY_PREFIX)]
         if names and JOURNAL not in names:
             raise OutputError(
                 f"{urls.text_of(url)}: is not empty (it holds {some(names)}) and no run of cellseg-infer; choose an "
@@ -63,13 +65,14 @@ def _check_ours(url: Path, asked: RunIdentity) -> None:
         if names:
             head = urls.read(url / JOURNAL, first=_HEAD_BYTES).partition(b"\n")[0]
             try:
-                there = journals.parse(url / JOURNAL, [head + b"\n"]).identity
+                theirs = journals.parse(url / JOURNAL, [head + b"\n"]).identity
             except UnreadableJournalError as error:
                 raise OutputError(f"{urls.text_of(url)}: its {JOURNAL} is damaged; choose another folder") from error
-            if unlike := differences(replace(there, saved=asked.saved), asked):
+            if unlike := differences(replace(theirs, saved=asked.saved), asked):
                 raise OutputError(
                     f"{urls.text_of(url)}: holds a different run: {'; '.join(unlike)}. Choose another folder"
                 )
+    return there
 
 
 def upload(out: Path, url: Path) -> int:
@@ -81,12 +84,11 @@ def upload(out: Path, url: Path) -> int:
     with held_folder(out), _writing(url):
         with (out / JOURNAL).open("rb") as file:
             head = file.readline()
-        _check_ours(url, journals.parse(out / JOURNAL, [head]).identity)
-        there = urls.checksums(url)
+        there = _check_ours(url, journals.parse(out / JOURNAL, [head]).identity)
         if JOURNAL not in there:
             _claim(url, head)
         files = sorted(_files(out), key=lambda name: (name != JOURNAL, name == RUN_JSON, name))
-        todo = [name for name in files if there.get(name) != _md5(out / name)]
+        todo = [name for name in files if name not in there or there[name] != _md5(out / name)]
         if extra := sorted(there.keys() - set(files)):
             _log.warning("%s: has files that are not in %s, and stay: %s", urls.text_of(url), out, some(extra))
         if todo and RUN_JSON in there:
