@@ -31,7 +31,7 @@ class CellSums:
         self._areas = dict[str, list[Floats]]()
         self._shapes: dict[str, dict[str, Floats]] = {name: {} for name in SHAPES}
         for image, rows in cells:
-            if number := int(looks_like_several(rows.area_px, rows.solidity, rows.is_cut).sum()):
+            if number := int(looks_like_several(rows.area_px, rows.solidity, rows.is_cut, rows.class_of).sum()):
                 self.suspects[image.name] = number
             whole = ~rows.is_cut
             self._areas.setdefault(image.group, []).append(rows.area_px[whole].astype(np.float32))

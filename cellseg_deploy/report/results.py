@@ -45,13 +45,14 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class CellRows:
-    """Cells of one image whose class counts, in order of label: (n,) each."""
+    """Cells of one image whose class counts, in order of label: (n,) each; ``class_of`` is None without classes."""
 
     area_px: Floats
     solidity: Floats
     eccentricity: Floats
     circularity: Floats
     is_cut: npt.NDArray[np.bool_]
+    class_of: npt.NDArray[np.str_] | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Results:
         by_name = {image.name: image for image in self.images}
         at = [self.columns.index(name) for name in ("area_px", "solidity", "eccentricity", "circularity")]
         cut, left_out = self.columns.index("touches_border"), "left_out_by" in self.columns
+        kind = self.columns.index("class") if "class" in self.columns else None
         for name, lines in self.read_cells():
             rows = [line.split(",") for line in lines.splitlines()]
             if left_out:
@@ -93,5 +95,6 @@ class Results:
                     values[:, 2],
                     values[:, 3],
                     np.array([row[cut] == "true" for row in rows], np.bool_),
+                    None if kind is None else np.array([row[kind] for row in rows], np.str_),
                 ),
             )

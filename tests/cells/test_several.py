@@ -26,6 +26,16 @@ def test_few_cells_do_not_say_what_is_large() -> None:
     assert not looks_like_several(areas, np.full(7, 0.5), np.zeros(7, np.bool_)).any()
 
 
+def test_a_white_cell_is_not_compared_with_red_ones() -> None:
+    areas = np.array([100] * 9 + [200] + [400] * 9 + [700])
+    solidities = np.array([0.9] * 20)
+    whole = np.zeros(20, np.bool_)
+    names = np.array(["red"] * 10 + ["white"] * 10)
+    assert np.flatnonzero(looks_like_several(areas, solidities, whole, names)).tolist() == [9, 19]
+    two_white = looks_like_several(areas[:12], solidities[:12], whole[:12], names[:12])
+    assert np.flatnonzero(two_white).tolist() == [9]
+
+
 def test_overlays_mark_them() -> None:
     labels = np.zeros((400, 400), np.int32)
     for number in range(9):
