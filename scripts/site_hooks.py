@@ -16,6 +16,7 @@ OUTSIDE = {  # file in the repository -> page of the site
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "cellseg_deploy/models/default.md": "model-card.md",
+    "cellseg_deploy/models/smear-open.md": "model-card-open.md",
     "LICENSE": "LICENSE",
     "CITATION.cff": "CITATION.cff",
 }

@@ -20,7 +20,8 @@ README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [
     README,
-    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "cellseg_deploy/models/default.md")),
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "cellseg_deploy" / "models").glob("*.md")),
     *PAGES,
     *sorted((ROOT / "docs" / "performance-results").glob("*.md")),
 ]
