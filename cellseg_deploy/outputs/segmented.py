@@ -114,7 +114,7 @@ def several_of(table: CellTable, classes: CellClasses | None) -> npt.NDArray[np.
     counts = np.ones(len(table), np.bool_) if classes is None else classes.counts
     found = np.zeros(len(table), np.bool_)
     measured = (table.columns[name][counts] for name in ("area_px", "solidity", "touches_border"))
-    found[counts] = looks_like_several(*measured, None if classes is None else classes.index[counts])
+    found[counts] = looks_like_several(*measured, class_of=None if classes is None else classes.index[counts])
     return found
 
 
