@@ -113,8 +113,8 @@ def several_of(table: CellTable, classes: CellClasses | None) -> npt.NDArray[np.
     """Return ``SegmentedImage.several`` of the same members."""
     counts = np.ones(len(table), np.bool_) if classes is None else classes.counts
     found = np.zeros(len(table), np.bool_)
-    measured = (table.columns[name][counts] for name in ("area_px", "solidity", "touches_border"))
-    found[counts] = looks_like_several(*measured, class_of=None if classes is None else classes.index[counts])
+    areas, solidities, is_cut = (table.columns[name][counts] for name in ("area_px", "solidity", "touches_border"))
+    found[counts] = looks_like_several(areas, solidities, is_cut, None if classes is None else classes.index[counts])
     return found
 
 
