@@ -1,4 +1,4 @@
-"""Options of ``cellseg-infer`` for running on a cluster."""
+"""Options of ``cellseg-infer`` and ``cellseg-slide`` for running on a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from cellseg_deploy.cli import console
 
 if TYPE_CHECKING:
-    from cellseg_deploy.run.elsewhere import Elsewhere
+    from cellseg_deploy.cluster.engine import ClusterEngine
 
 
 def cluster_options(function: console.F) -> console.F:
@@ -21,7 +21,7 @@ def cluster_options(function: console.F) -> console.F:
         click.option(
             "--scheduler",
             metavar="ADDRESS",
-            help="Do the images on a Dask cluster: local (processes on this machine), tls://HOST:PORT, or "
+            help="Run on a Dask cluster: local (processes on this machine), tls://HOST:PORT, or "
             "tcp://127.0.0.1:PORT. Images and OUT must have the same paths on all machines.",
         ),
         click.option(
@@ -41,7 +41,7 @@ def check(context: click.Context) -> None:
     if asked["scheduler"] is None:
         console.refuse_options(context, ("workers", *tls), "needs --scheduler")
         return
-    if asked["watch"]:
+    if asked.get("watch"):
         raise click.UsageError("--scheduler and --watch exclude each other")
     from cellseg_deploy.cluster.connection import LOCAL, check_address
 
@@ -53,7 +53,7 @@ def check(context: click.Context) -> None:
 
 
 @contextmanager
-def opened(asked: Mapping[str, Any]) -> Iterator[Elsewhere | None]:
+def opened(asked: Mapping[str, Any]) -> Iterator[ClusterEngine | None]:
     """Yield the cluster of ``--scheduler``; None without."""
     if asked["scheduler"] is None:
         yield None

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cellseg_deploy.cli import cluster_options as clusters
 from cellseg_deploy.cli import console
 
 if TYPE_CHECKING:
-    from cellseg_deploy.slides.counting import Progress
+    from cellseg_deploy.cluster.engine import ClusterEngine
+    from cellseg_deploy.slides.counting import Progress, SlideElsewhere
     from cellseg_deploy.slides.run import SlideResult
 
 _EPILOG = """\b
 Examples:
   cellseg-slide slide.ome.tif -o counts/
   cellseg-slide slide.svs -o counts/ --level 1 --memory 4GB
+  cellseg-slide slide.svs -o counts/ --scheduler local --workers 2     on several processes
   cellseg-slide slide.ome.zarr -o corner/ --region 0,0,20000,10000
 
 \b
@@ -82,12 +85,15 @@ def _without_field(function: console.F) -> console.F:
     help="Do not run the network on tiles without contrast, such as bare glass. Faster on sparse slides; pale cells "
     "may be lost there.  [default: skip tiles of one colour only, which changes nothing]",
 )
+@clusters.cluster_options
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result in OUT, or an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the row of images.csv for machines instead of the table.")
 @console.log_options
-def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
+@click.pass_context
+def command(context: click.Context, /, image: Path, output: Path, memory: int | None, **asked: Any) -> int:
     """Count the cells of one image that may be larger than memory: a scanned slide, a stitched mosaic."""
     console.set_up_logging(asked["verbose"])
+    clusters.check(context)
     from cellseg_deploy.files.apart import check_apart
     from cellseg_deploy.segmenter import Segmenter
     from cellseg_deploy.slides.files import parse_kinds
@@ -108,17 +114,20 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
         if not asked["quiet"]:
             size = f"{part.width} x {part.height} px of level {part.level}"
             console.say(f"{console.printable(image.name)}: {size}, in blocks that take up to {memory / 1e9:.1f} GB")
-        with Segmenter.load(
-            asked["model"],
-            engine=console.engine_options(asked, threads),
-            task=asked["task"],
-            scale=asked["scale"],
-            cell_diameter_px=console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"]),
-            batch_size=asked["batch_size"],
-            halo=asked["halo"],
-            border_cells=asked["border_cells"],
-            classes=console.names_in(asked["classes"]),
-        ) as segmenter:
+        with (
+            Segmenter.load(
+                asked["model"],
+                engine=console.engine_options(asked, threads),
+                task=asked["task"],
+                scale=asked["scale"],
+                cell_diameter_px=console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"]),
+                batch_size=asked["batch_size"],
+                halo=asked["halo"],
+                border_cells=asked["border_cells"],
+                classes=console.names_in(asked["classes"]),
+            ) as segmenter,
+            clusters.opened(asked) as cluster,
+        ):
             result = run_slide(
                 segmenter,
                 part,
@@ -129,6 +138,7 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
                 count_rule=asked["count_rule"],
                 overwrite=asked["overwrite"],
                 progress=_progress(quiet=asked["quiet"]),
+                elsewhere=_elsewhere(cluster, image, asked),
             )
     finally:
         reader.close()
@@ -137,6 +147,14 @@ def command(image: Path, output: Path, memory: int | None, **asked: Any) -> int:
     elif not asked["quiet"]:
         _print(result)
     return console.EXIT_OK
+
+
+def _elsewhere(cluster: ClusterEngine | None, image: Path, asked: dict[str, Any]) -> SlideElsewhere | None:
+    if cluster is None:
+        return None
+    from cellseg_deploy.cluster.bands import on_cluster
+
+    return on_cluster(cluster, image, console.read_options(asked))
 
 
 def _progress(*, quiet: bool) -> Progress:

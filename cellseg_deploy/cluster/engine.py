@@ -15,7 +15,7 @@ import queue
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -52,13 +52,13 @@ class ClusterEngine:
         self, client: Any, address: str, *, threads: int | None = None, device_per_worker: bool = False
     ) -> None:
         """``threads``, ``device_per_worker``: see ``WorkOrder``."""
-        self._client, self.address = client, address
-        self._threads, self._device_per_worker = threads, device_per_worker
+        self.client, self.address = client, address
+        self.threads, self.device_per_worker = threads, device_per_worker
 
     def outcomes(self, setup: RunSetup, tasks: Sequence[ImageTask]) -> ClusterOutcomes:
         """See ``elsewhere.Elsewhere``."""
-        order = WorkOrder.of(setup, threads=self._threads, device_per_worker=self._device_per_worker)
-        return ClusterOutcomes(self._client, self.address, setup.out, order, tasks)
+        order = WorkOrder.of(setup, threads=self.threads, device_per_worker=self.device_per_worker)
+        return ClusterOutcomes(self.client, self.address, setup.out, order, tasks)
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def open_cluster(
 class ClusterOutcomes:
     """See ``elsewhere.Outcomes``."""
 
-    def __init__(self, client: Any, address: str, out: Path, order: WorkOrder, tasks: Sequence[ImageTask]) -> None:
+    def __init__(self, client: Any, address: str, out: Path, order: WorkOrder, tasks: Sequence[Any]) -> None:
         self._client, self._address, self._out = client, address, out
         self._order, self._tasks = order, tasks
         self._order_file = ""
@@ -147,15 +147,20 @@ class ClusterOutcomes:
             self._n_begun += 1
             self._submit(self._n_begun - 1)
 
-    def _submit(self, index: int, attempt: str = "") -> None:
+    def _work(self, index: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Return the function that does a task on a worker, and what it must know of it."""
         task = self._tasks[index]
         image = (str(task.image.path), task.image.name, task.image.problem)
+        return do_image, (*image, task.output_name, task.scale, task.with_thresholds)
+
+    def _submit(self, index: int, attempt: str = "") -> None:
+        function, arguments = self._work(index)
         try:
             future = self._client.submit(
-                do_image,
+                function,
                 str(self._out.absolute()),
                 self._order_file,
-                (*image, task.output_name, task.scale, task.with_thresholds),
+                arguments,
                 key=f"{self._prefix}-{index}{attempt}",
                 pure=False,
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 from cellseg_deploy.batching import BatchedNetwork, Network, alone, core_given_up
 from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock
+from cellseg_deploy.cells.row_resize import scaled_size
 from cellseg_deploy.cluster.work_order import WorkOrder, of_results, read_order
-from cellseg_deploy.errors import BackendUnavailableError, CellsegError, UsageError, concerns_one_image
+from cellseg_deploy.errors import BackendUnavailableError, CellsegError, DataError, UsageError, concerns_one_image
 from cellseg_deploy.files import urls
 from cellseg_deploy.files.atomic import temporary_in, write_bytes
 from cellseg_deploy.images.find import FoundImage
@@ -25,6 +27,9 @@ from cellseg_deploy.run.identity import RunIdentity, differences
 from cellseg_deploy.run.image_work import ImageWork
 from cellseg_deploy.run.journal import line_of_image
 from cellseg_deploy.run.record import Inputs, identity_of
+from cellseg_deploy.slides.network import BandNetwork, bands_of
+from cellseg_deploy.slides.open import open_image
+from cellseg_deploy.slides.region import region_of
 from cellseg_deploy.threads import single_threaded_libraries
 
 ERROR = "error"
@@ -55,6 +60,7 @@ class _Engine:
             raise
         self._libraries = single_threaded_libraries()
         self._libraries.__enter__()
+        self._reading = order.options.reading
         self._work = ImageWork(self._segmenter, order.options, chosen_formats(order.save))
         self._cores = threading.Semaphore(n_threads)
         self._thread: threading.Thread | None = None
@@ -87,6 +93,31 @@ class _Engine:
         seconds["write"] = seconds.get("write", 0.0) + clock.seconds["write"]
         return {"record": record_file, "files": written, "seconds": seconds}
 
+    def band(self, out: Path, task: Any) -> dict[str, Any]:
+        """See ``do_band``."""
+        path, level, xywh, stamp, scale, contrast, first_row = task
+        clock = StageClock()
+        reader = open_image(Path(path), self._reading)
+        try:
+            if tuple(reader.stamp) != tuple(stamp):
+                raise DataError(
+                    f"{path}: another file than on the machine that starts the run (size or time differs); expected "
+                    "the same file under this path on all machines"
+                )
+            region, segmenter = region_of(reader, level, tuple(xywh)), self._segmenter
+            bands = bands_of(scaled_size(region.hw, scale), segmenter.backend.spec.tile_size, segmenter.halo)
+            (band,) = (each for each in bands if each.write[0].start == first_row)
+            compute = BandNetwork(
+                *(segmenter, region.hw, region.rows, scale, self._network), contrast=contrast, clock=clock
+            )
+            with self._cores:
+                found = compute(band)
+        finally:
+            reader.close()
+        assert not isinstance(found.rows, Path)
+        name = self._write(out, found.rows.tobytes())
+        return {"rows": name, "size": found.rows.nbytes, "blank": found.blank, "seconds": dict(clock.seconds)}
+
     def close(self) -> None:
         """End the thread of the network, and close the model."""
         self._batched.end(RuntimeError("the model was closed"))
@@ -112,13 +143,27 @@ def do_image(out: str, order_file: str, task: tuple[Any, ...]) -> dict[str, Any]
     Returns the names of files in ``out``: ``record`` with the image's line, ``files`` by place; or ``ERROR``. Only
     names and seconds travel to the scheduler.
     """
+    return _do(out, order_file, lambda engine: engine(Path(out), task))
+
+
+def do_band(out: str, order_file: str, task: tuple[Any, ...]) -> dict[str, Any]:
+    """Compute one band of a large image; body of a Dask task. ``task``: path, level, region and stamp of the image, its
+    scale, the contrast of blank tiles, and the first row that the band owns.
+
+    Returns ``rows``, the name of a file in ``out`` with the probabilities (rows, K, w), its ``size`` in bytes, the
+    flags ``blank`` and ``seconds``; or ``ERROR``.
+    """
+    return _do(out, order_file, lambda engine: engine.band(Path(out), task))
+
+
+def _do(out: str, order_file: str, work: Callable[[_Engine], dict[str, Any]]) -> dict[str, Any]:
     from distributed import get_worker
 
     worker = get_worker()
     try:
         engine = _hold(Path(out), order_file, worker)
         try:
-            return engine(Path(out), task)
+            return work(engine)
         finally:
             with _opening:
                 engine.users -= 1

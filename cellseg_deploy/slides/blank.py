@@ -1,8 +1,10 @@
-"""Blank tiles: bare glass, or nothing scanned. The network is asked once per colour, not once per tile.
+"""Blank tiles: bare glass, or nothing scanned. The network is asked once per colour in a band, not once per tile.
 
 A tile, with its context, is blank if no channel varies in it by more than ``contrast`` levels. Its answer is that of
 the network for a tile of one colour, the middle between the tile's darkest and brightest. With a contrast of 0 that is
 the tile itself, so no result changes. With a larger one it is an assumption: that the tile holds nothing to count.
+
+Nothing is remembered from band to band: which tiles share a batch depends on the band alone, wherever it is computed.
 """
 
 from __future__ import annotations
@@ -20,50 +22,47 @@ from cellseg_deploy.files.atomic import write_bytes, writing
 
 EXACT, SKIP = 0, 24
 """Contrast up to which tiles are blank: by default, and with ``skip_blank``."""
-_KEPT_ANSWERS = 8
 
 Flags = npt.NDArray[np.bool_]
 
 
-class BlankTiles:
-    """A network for the bands of one image, each of ``per_band`` tiles; ``network`` is asked what has to be asked.
+def answer(tiles: ImageTiles, network: Network, contrast: int) -> bytes:
+    """Answer the ``tiles`` of a band, by ``network`` where it has to be asked; return a byte per tile: 1 if blank."""
+    asked, blanks, flags = list[int](), dict[int, bytes](), bytearray()
+    for index in range(len(tiles)):
+        (tile,) = tiles.cut(index, 1)
+        low, high = tile.min(axis=0).min(axis=0), tile.max(axis=0).max(axis=0)  # both at once: 100 times slower
+        is_blank = bool((high - low <= contrast).all())
+        flags.append(is_blank)
+        if is_blank:
+            blanks[index] = (low + (high - low) // 2).tobytes()
+        else:
+            asked.append(index)
+    some = _Asked(tiles, asked, [*dict.fromkeys(blanks.values())])
+    if len(some):
+        network(some)
+    for index, colour in blanks.items():
+        tiles.stitch(index, some.of_colour[colour][np.newaxis])
+    return bytes(flags)
 
-    Which tiles were blank is kept in the file ``path``, a byte per tile, written before the answers of their band are.
-    ``bands_done``: bands whose answers an earlier run left; flags of others are dropped. The attribute of that
-    name: those of them whose flags are there; others have to be computed again.
+
+class BlankFlags:
+    """Which tiles were blank, in the file ``path``: a byte per tile, ``per_band`` of them for each band.
+
+    They are written before the answers of their band are. ``bands_done``: bands whose answers an earlier run left;
+    flags of others are dropped. The attribute of that name: those of them whose flags are there; others have to be
+    computed again.
     """
 
-    def __init__(self, network: Network, contrast: int, path: Path, *, per_band: int, bands_done: int) -> None:
-        self._network, self._contrast = network, contrast
+    def __init__(self, path: Path, *, per_band: int, bands_done: int) -> None:
         self._path, self._per_band = path, per_band
-        self._of_colour = dict[bytes, Probabilities]()
         with writing(path):
             kept = path.read_bytes() if path.exists() else b""
         self.bands_done = min(bands_done, len(kept) // per_band)
         write_bytes(path, kept[: per_band * self.bands_done])
 
-    def __call__(self, tiles: ImageTiles) -> None:
-        """Answer the tiles of the next band."""
-        asked, blanks, unknown, flags = list[int](), dict[int, bytes](), list[bytes](), bytearray()
-        for index in range(len(tiles)):
-            (tile,) = tiles.cut(index, 1)
-            low, high = tile.min(axis=0).min(axis=0), tile.max(axis=0).max(axis=0)  # both at once: 100 times slower
-            is_blank = bool((high - low <= self._contrast).all())
-            flags.append(is_blank)
-            if is_blank:
-                blanks[index] = (low + (high - low) // 2).tobytes()
-                if blanks[index] not in self._of_colour and blanks[index] not in unknown:
-                    unknown.append(blanks[index])
-            else:
-                asked.append(index)
-        some = _Asked(tiles, asked, unknown)
-        if len(some):
-            self._network(some)
-        self._of_colour |= some.of_colour
-        for index, colour in blanks.items():
-            tiles.stitch(index, self._of_colour[colour][np.newaxis])
-        for colour in [*self._of_colour][:-_KEPT_ANSWERS]:
-            del self._of_colour[colour]
+    def append(self, flags: bytes) -> None:
+        """Add the flags of the next band."""
         with writing(self._path), self._path.open("ab") as file:
             file.write(flags)
 

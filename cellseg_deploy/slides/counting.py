@@ -41,10 +41,10 @@ from cellseg_deploy.models.spec import to_json
 from cellseg_deploy.outputs.segmented import columns_of
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import blank
-from cellseg_deploy.slides.blank import BlankTiles
+from cellseg_deploy.slides.blank import BlankFlags
 from cellseg_deploy.slides.found_cells import STRIP_ROWS, FoundCells
 from cellseg_deploy.slides.label_file import LabelFile, bytes_of_labels
-from cellseg_deploy.slides.network import ProbabilityFile, bands_of, run_network
+from cellseg_deploy.slides.network import Band, BandNetwork, ProbabilityFile, bands_of
 from cellseg_deploy.slides.region import Region
 from cellseg_deploy.slides.samples import Samples
 
@@ -65,6 +65,11 @@ class Progress:
 
 
 SILENT = Progress()
+
+BandsElsewhere = Callable[[float, Sequence[Tile]], Iterator[Band]]
+"""Yields the results of bands, in their order, of the image at a scale."""
+SlideElsewhere = Callable[[Path, Segmenter, Region, int], BandsElsewhere]
+"""Takes the folder of ``prepare``, the model, the region and the contrast of blank tiles."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class CountedImage:
     size: PixelSize
     notes: tuple[str, ...]
     samples: Samples
-    tiles: BlankTiles
+    tiles: BlankFlags
     tile_edges: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
     @property
@@ -171,10 +176,12 @@ def count_cells(
     with_outlines: bool,
     clock: StageClock,
     progress: Progress,
+    elsewhere: BandsElsewhere | None = None,
 ) -> CountedImage:
     """Find, measure and count the cells of ``region``. ``work``: a folder of ``prepare`` with the same ``contrast``.
 
-    ``memory``: bytes that windows may take. ``with_outlines``: keep them, for GeoJSON.
+    ``memory``: bytes that windows may take. ``with_outlines``: keep them, for GeoJSON. ``elsewhere``: computes the
+    bands in place of ``network``.
     """
     spec, notes = segmenter.backend.spec, list(region.reader.notes)
     scale = segmenter.scale
@@ -190,21 +197,23 @@ def count_cells(
     samples = Samples(region)
     bands, across = (bands_of((n, 1), spec.tile_size, segmenter.halo) for n in settings.hw)
     rows_done = stored.rows_done
-    tiles = BlankTiles(
-        *(network, contrast, work / "blank.bin"),
+    tiles = BlankFlags(
+        work / "blank.bin",
         per_band=len(across),
         bands_done=sum(band.write[0].stop <= rows_done for band in bands),
     )
     done, todo = bands[: tiles.bands_done], bands[tiles.bands_done :]
     stored.cut_to(done[-1].write[0].stop if done else 0)
     progress.started("tiles", len(todo) * len(across))
-    run_network(
-        *(region.hw, samples.rows, scale, tiles, stored, todo),
-        tile_size=spec.tile_size,
-        halo=segmenter.halo,
-        clock=clock,
-        on_band=lambda: progress.advanced(len(across)),
-    )
+    if elsewhere is None:
+        here = BandNetwork(segmenter, region.hw, samples.rows, scale, network, contrast=contrast, clock=clock)
+        computed: Iterator[Band] = map(here, todo)
+    else:
+        computed = elsewhere(scale, todo)
+    for band in computed:
+        tiles.append(band.blank)
+        stored.append(band.rows)
+        progress.advanced(len(across))
     n_blocks = -(-settings.hw[0] // settings.block_rows)
     progress.started("blocks", 2 * n_blocks)
     with clock("label"):

@@ -2,13 +2,13 @@
 
 The file is the only record of what is done: float32, row by row, (h, K, w). A run that was killed continues after the
 last complete band in it. The answers are those of ``Segmenter`` for the whole image: the same resized pixels, the same
-tiles.
+tiles. Those of a band depend on its own pixels alone, so it does not matter which process computes it, or when.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,14 @@ from cellseg_deploy.cells import tiling
 from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock, checked_probabilities
 from cellseg_deploy.cells.row_resize import ReadRows, RowResizer
 from cellseg_deploy.errors import OutputError
-from cellseg_deploy.files.atomic import writing
+from cellseg_deploy.files.atomic import remove, writing
+from cellseg_deploy.segmenter import Segmenter
+from cellseg_deploy.slides import blank
 from cellseg_deploy.slides.region import Pixels
 
 Probabilities = npt.NDArray[np.float32]
 _ROWS_READ = 64
+_COPIED_BYTES = 1 << 20
 _SOURCE_PX = 2_000_000
 """Pixels of the image that are resized at once: in 32-bit floats few enough for the processor's caches."""
 
@@ -57,10 +60,16 @@ class ProbabilityFile:
         with writing(self.path), self.path.open("r+b") as file:
             file.truncate(rows * self._row_bytes)
 
-    def append(self, planes_khw: Probabilities) -> None:
-        """Add rows, (K, rows, w)."""
+    def append(self, rows: Probabilities | Path) -> None:
+        """Add rows, (rows, K, w), or those that a file holds, which is then removed."""
         with writing(self.path), self.path.open("ab") as file:
-            file.write(np.ascontiguousarray(planes_khw.transpose(1, 0, 2)).data)
+            if isinstance(rows, Path):
+                with rows.open("rb") as source:
+                    shutil.copyfileobj(source, file, _COPIED_BYTES)
+            else:
+                file.write(rows.data)
+        if isinstance(rows, Path):
+            remove(rows)
 
     def read(self, rows: slice, columns: slice) -> Probabilities:
         """Read a part, float32 (K, rows, columns)."""
@@ -93,36 +102,56 @@ def tiles_in(hw: tuple[int, int], tile_size: int, halo: int) -> int:
     return len(bands_of(hw, tile_size, halo)) * len(bands_of((hw[1], 1), tile_size, halo))
 
 
-def run_network(
-    image_hw: tuple[int, int],
-    read: ReadRows,
-    scale: float,
-    network: Network,
-    file: ProbabilityFile,
-    bands: Sequence[tiling.Tile],
-    *,
-    tile_size: int,
-    halo: int,
-    clock: StageClock,
-    on_band: Callable[[], None] = lambda: None,
-) -> None:
-    """Append the probabilities of ``bands`` of an image of ``image_hw`` px at ``scale`` to ``file``, which holds the
-    bands before them. ``read``: rows of the image. ``on_band`` is called after each band."""
-    resizer = RowResizer(read, image_hw, scale)
-    at, strip = 0, np.empty((0, file.hw[1], 3), np.uint8)
-    for band in bands:
-        start, stop = band.read[0].start, min(band.read[0].stop, file.hw[0])
-        if not at <= start <= at + len(strip):
-            at, strip = start, strip[:0]
-        with clock("resize"):
-            more = _rows(resizer, at + len(strip), stop)
-            strip = np.concatenate([strip[start - at :], more])
-        at = start
-        tiles = ImageTiles(strip, tile_size=tile_size, halo=halo, n_channels=file.n_channels, clock=clock)
-        network(tiles)
+@dataclass(frozen=True)
+class Band:
+    """``rows``: probabilities of the rows that a band of tiles owns, (rows, K, w), or a file of them. ``blank``: see
+    ``BlankFlags``."""
+
+    rows: Probabilities | Path
+    blank: bytes
+
+
+class BandNetwork:
+    """The ``network`` over bands of tiles of an image of ``image_hw`` px at ``scale``; ``read``: rows of the image.
+
+    ``contrast``: see ``slides.blank``. A band after its neighbour takes the resized rows that both need from it.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        image_hw: tuple[int, int],
+        read: ReadRows,
+        scale: float,
+        network: Network,
+        *,
+        contrast: int,
+        clock: StageClock,
+    ) -> None:
+        self._segmenter, self._network, self._contrast, self._clock = segmenter, network, contrast, clock
+        self._resizer = RowResizer(read, image_hw, scale)
+        self._at, self._strip = 0, np.empty((0, self._resizer.out_hw[1], 3), np.uint8)
+
+    def __call__(self, band: tiling.Tile) -> Band:
+        """Compute one of the bands of ``bands_of``."""
+        spec, (height, width) = self._segmenter.backend.spec, self._resizer.out_hw
+        start, stop = band.read[0].start, min(band.read[0].stop, height)
+        if not self._at <= start <= self._at + len(self._strip):
+            self._at, self._strip = start, np.empty((0, width, 3), np.uint8)
+        with self._clock("resize"):
+            more = _rows(self._resizer, self._at + len(self._strip), stop)
+            self._strip = np.concatenate([self._strip[start - self._at :], more])
+        self._at = start
+        tiles = ImageTiles(
+            self._strip,
+            tile_size=spec.tile_size,
+            halo=self._segmenter.halo,
+            n_channels=len(spec.channels),
+            clock=self._clock,
+        )
+        flags = blank.answer(tiles, self._network, self._contrast)
         rows = slice(band.write[0].start - start, band.write[0].stop - start)
-        file.append(checked_probabilities(tiles.out_khw)[:, rows])
-        on_band()
+        return Band(np.ascontiguousarray(checked_probabilities(tiles.out_khw)[:, rows].transpose(1, 0, 2)), flags)
 
 
 def _rows(resizer: RowResizer, start: int, stop: int) -> Pixels:

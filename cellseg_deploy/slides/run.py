@@ -35,6 +35,7 @@ from cellseg_deploy.slides.counting import (
     SILENT,
     CountedImage,
     Progress,
+    SlideElsewhere,
     count_cells,
     identity_of,
     prepare,
@@ -70,6 +71,7 @@ def run_slide(
     skip_blank: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
+    elsewhere: SlideElsewhere | None = None,
 ) -> SlideResult:
     """Count the cells of ``region`` into the folder ``out``; a run that was stopped is resumed.
 
@@ -77,6 +79,7 @@ def run_slide(
     ``memory``: bytes that windows may take, None for half of what is free. It changes no result.
     ``skip_blank``: do not ask the network about tiles without contrast (``slides.blank``); it may change results.
     ``overwrite``: replace an earlier result, once its cells are counted, or an unfinished run of other settings.
+    ``elsewhere``: runs the network, None for this process; it changes no result.
 
     Raises ``OutputError`` for the folder, ``DataError`` for the image, or if touching cells do not fit into memory.
     """
@@ -101,6 +104,7 @@ def run_slide(
             with_outlines="geojson" in save,
             clock=clock,
             progress=progress,
+            elsewhere=None if elsewhere is None else elsewhere(work, segmenter, region, contrast),
         )
         files.remove(out / RECORD)  # from here on the folder holds no finished result
         for name, (file, _, _) in files.KINDS.items():  # an earlier result may have had kinds that this one lacks

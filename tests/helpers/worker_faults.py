@@ -9,6 +9,7 @@ from typing import Any
 
 from distributed import WorkerPlugin
 
+from cellseg_deploy.cluster import worker as worker_side
 from cellseg_deploy.run import image_work
 
 POISON = "poison"
@@ -28,6 +29,15 @@ class Poison(WorkerPlugin):
             return self.read(path, *args, **options)
 
         image_work.read_image = read
+        self.open = worker_side.open_image
+
+        def open_slide(path: Path, *args: Any) -> Any:
+            if POISON in path.name:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return self.open(path, *args)
+
+        worker_side.open_image = open_slide
 
     def teardown(self, worker: Any) -> None:
         image_work.read_image = self.read
+        worker_side.open_image = self.open
