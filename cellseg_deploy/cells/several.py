@@ -33,9 +33,8 @@ def looks_like_several(
         class_of = np.zeros(len(areas_px), np.int64)
     found = (solidities < MAX_SOLIDITY) & ~is_cut
     for name in np.unique(class_of):
-        whole = areas_px[(class_of == name) & ~is_cut]
-        if len(whole) < _FEW_CELLS:
-            found[class_of == name] = False
-        else:
-            found[class_of == name] &= areas_px[class_of == name] >= AREA_REL * np.median(whole)
+        own = class_of == name
+        whole = areas_px[own & ~is_cut]
+        least = AREA_REL * np.median(whole) if len(whole) >= _FEW_CELLS else np.inf
+        found[own] &= areas_px[own] >= least
     return np.asarray(found, np.bool_)

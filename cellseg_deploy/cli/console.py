@@ -218,6 +218,13 @@ def engine_options(asked: Mapping[str, Any], threads: ThreadPlan) -> EngineOptio
     return EngineOptions(threads=threads.engine, **{name: asked[name] for name in names})
 
 
+def segmenter_options(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``Segmenter.load`` that stand for magnification, tiles and operating point."""
+    diameter = cell_diameter_or_auto(asked["scale"], asked["cell_diameter"])
+    names = ("task", "scale", "batch_size", "halo", "border_cells")
+    return {"cell_diameter_px": diameter, **{name: asked[name] for name in names}}
+
+
 def read_options(asked: Mapping[str, Any]) -> ReadOptions:
     """Build the read options from ``reading_options`` and, if present, ``--pixel-size``."""
     from cellseg_deploy.images.options import ReadOptions

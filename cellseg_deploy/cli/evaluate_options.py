@@ -77,13 +77,8 @@ class Shared:
         segmenter = Segmenter.load(
             engine["model"],
             engine=console.engine_options(engine, self.thread_plan),
-            task=engine["task"],
-            scale=engine["scale"],
-            cell_diameter_px=console.cell_diameter_or_auto(engine["scale"], engine["cell_diameter"]),
-            batch_size=engine["batch_size"],
-            halo=engine["halo"],
-            border_cells=engine["border_cells"],
             classes=classes,
+            **console.segmenter_options(engine),
         )
         if segmenter.auto_scale and images is not None:
             try:

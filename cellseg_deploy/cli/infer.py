@@ -209,13 +209,11 @@ def _run(
     form, n_recorded = _form(output, asked, recorded)
     threads = console.plan_threads(asked["threads"], device=form["device"], model=form["path"], backend=form["backend"])
     inputs = Inputs.of(paths, follow_links=asked["follow_links"])
-    names = ("task", "scale", "batch_size", "halo", "border_cells")
-    settings = {name: asked[name] for name in names} | {"classes": console.names_in(asked["classes"])}
-    diameter = console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"])
+    classes = console.names_in(asked["classes"])
     engine = console.engine_options(asked | form, threads)
     with (
         Segmenter.load(
-            form["path"], engine=engine, given=form.get("given"), cell_diameter_px=diameter, **settings
+            form["path"], engine=engine, given=form.get("given"), classes=classes, **console.segmenter_options(asked)
         ) as segmenter,
         _progress(asked["quiet"]) as progress,
     ):

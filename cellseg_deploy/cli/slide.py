@@ -118,13 +118,8 @@ def command(context: click.Context, /, image: Path, output: Path, memory: int | 
             Segmenter.load(
                 asked["model"],
                 engine=console.engine_options(asked, threads),
-                task=asked["task"],
-                scale=asked["scale"],
-                cell_diameter_px=console.cell_diameter_or_auto(asked["scale"], asked["cell_diameter"]),
-                batch_size=asked["batch_size"],
-                halo=asked["halo"],
-                border_cells=asked["border_cells"],
                 classes=console.names_in(asked["classes"]),
+                **console.segmenter_options(asked),
             ) as segmenter,
             clusters.opened(asked) as cluster,
         ):

@@ -13,11 +13,9 @@ from typing import Any
 
 from cellseg_deploy.cells.row_resize import scaled_size
 from cellseg_deploy.cells.tiling import Tile
-from cellseg_deploy.cluster.engine import ClusterEngine, ClusterOutcomes
-from cellseg_deploy.cluster.work_order import WorkOrder
+from cellseg_deploy.cluster.engine import ClusterEngine, ClusterOutcomes, reading_of_a_worker
 from cellseg_deploy.cluster.worker import do_band
 from cellseg_deploy.errors import OutputError
-from cellseg_deploy.files.atomic import remove_stale
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.run.record import Inputs, RunOptions, RunSetup
 from cellseg_deploy.segmenter import Segmenter
@@ -43,13 +41,8 @@ class _BandOutcomes(ClusterOutcomes):
 
     def _finished(self, answer: dict[str, Any]) -> Any:
         path = self._out / answer["rows"]
-        try:
+        with reading_of_a_worker():
             size = path.stat().st_size
-        except OSError as error:
-            raise OutputError(
-                f"{path}: written by a worker, and cannot be read here ({error.strerror}); expected an output folder "
-                "that all machines see under the same path"
-            ) from error
         if size != answer["size"]:
             raise OutputError(f"{path}: a worker's file is incomplete; check free space and the file system")
         return Band(path, answer["blank"])
@@ -61,7 +54,7 @@ def on_cluster(engine: ClusterEngine, image: Path, reading: ReadOptions) -> Slid
     def of_region(work: Path, segmenter: Segmenter, region: Region, contrast: int) -> BandsElsewhere:
         options = RunOptions(save=(), reading=reading)
         setup = RunSetup(segmenter, work, options, plan(1), Inputs((), ()))
-        order = WorkOrder.of(setup, threads=engine.threads, device_per_worker=engine.device_per_worker)
+        order = engine.order(setup)
         xywh = (region.x, region.y, region.width, region.height)
         about = (str(image.absolute()), region.level, xywh, tuple(region.reader.stamp))
         row_values = len(segmenter.backend.spec.channels)
@@ -77,7 +70,6 @@ def on_cluster(engine: ClusterEngine, image: Path, reading: ReadOptions) -> Slid
             ]
             if not tasks:
                 return
-            remove_stale(work)  # bands that a killed run did not take
             with _BandOutcomes(engine.client, engine.address, work, order, tasks) as outcomes:
                 for outcome in outcomes:
                     band: Any = outcome.get()

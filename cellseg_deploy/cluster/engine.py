@@ -53,12 +53,27 @@ class ClusterEngine:
     ) -> None:
         """``threads``, ``device_per_worker``: see ``WorkOrder``."""
         self.client, self.address = client, address
-        self.threads, self.device_per_worker = threads, device_per_worker
+        self._threads, self._device_per_worker = threads, device_per_worker
+
+    def order(self, setup: RunSetup) -> WorkOrder:
+        """Return what the workers must know of the run ``setup``."""
+        return WorkOrder.of(setup, threads=self._threads, device_per_worker=self._device_per_worker)
 
     def outcomes(self, setup: RunSetup, tasks: Sequence[ImageTask]) -> ClusterOutcomes:
         """See ``elsewhere.Elsewhere``."""
-        order = WorkOrder.of(setup, threads=self.threads, device_per_worker=self.device_per_worker)
-        return ClusterOutcomes(self.client, self.address, setup.out, order, tasks)
+        return ClusterOutcomes(self.client, self.address, setup.out, self.order(setup), tasks)
+
+
+@contextmanager
+def reading_of_a_worker() -> Iterator[None]:
+    """Raise ``OutputError`` if this machine does not see a file that a worker wrote."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename}: written by a worker, and cannot be read here ({error.strerror}); expected an output "
+            "folder that all machines see under the same path"
+        ) from error
 
 
 @contextmanager
@@ -230,15 +245,10 @@ class ClusterOutcomes:
 
     def _finished(self, answer: dict[str, Any]) -> Finished:
         """Return the files that a worker wrote. Raises ``OutputError`` if this machine does not see them."""
-        try:
+        with reading_of_a_worker():
             record = image_of_line((self._out / answer["record"]).read_bytes())
             files = {place: self._out / name for place, name in answer["files"].items()}
             sizes = {place: path.stat().st_size for place, path in files.items()}
-        except OSError as error:
-            raise OutputError(
-                f"{error.filename}: written by a worker, and cannot be read here ({error.strerror}); expected an "
-                "output folder that all machines see under the same path"
-            ) from error
         if record is None or sizes != {file.path: file.size for file in record.outputs}:
             raise OutputError(f"{self._out}: files of a worker are incomplete; check free space and the file system")
         self._network_seconds += answer["seconds"].get("network", 0.0)

@@ -95,6 +95,7 @@ def run_slide(
             raise OutputError(f"{out}: holds a finished result ({RECORD}); choose another folder, or give `overwrite`")
         contrast = blank.SKIP if skip_blank else blank.EXACT
         prepare(work, segmenter, region, contrast, overwrite=overwrite)
+        remove_stale(work)  # bands of workers that a killed run did not take
         clock = StageClock()
         counted = count_cells(
             *(segmenter, region, work, alone(segmenter.backend.predict, segmenter.batch_size)),

@@ -54,12 +54,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def count(made: Path, out: Path, client: Any = None, progress: Progress | None = None) -> None:
+def count(
+    made: Path,
+    out: Path,
+    client: Any = None,
+    progress: Progress | None = None,
+    *,
+    here: Path | None = None,
+    there: Path | None = None,
+) -> None:
+    """Count the slide, on workers with ``client``. ``here``, ``there``: what this process and workers open instead."""
     engine = EngineOptions(backend="onnxruntime", threads=1)
     elsewhere = None
     if client is not None:
-        elsewhere = on_cluster(ClusterEngine(client, "local", threads=2), made / "slide.tif", ReadOptions())
-    reader = open_image(made / "slide.tif")
+        image = there or made / "slide.tif"
+        elsewhere = on_cluster(ClusterEngine(client, "local", threads=2), image, ReadOptions())
+    reader = open_image(here or made / "slide.tif")
     try:
         with Segmenter.load(made / "stub.onnx", engine=engine, scale=1.0, batch_size=4) as segmenter:
             region = region_of(reader, 0, (3, 5, 290, 880))
@@ -150,31 +160,19 @@ def test_command_starts_workers(
 
 
 def test_image_that_kills_workers(client: Any, made: Path, tmp_path: Path) -> None:
-    os.link(made / "slide.tif", tmp_path / f"{POISON}.tif")
-    elsewhere = on_cluster(ClusterEngine(client, "local", threads=2), tmp_path / f"{POISON}.tif", ReadOptions())
+    poison = tmp_path / f"{POISON}.tif"
+    os.link(made / "slide.tif", poison)
     client.register_plugin(Poison())
-    reader = open_image(tmp_path / f"{POISON}.tif")
     try:
-        with (
-            Segmenter.load(made / "stub.onnx", engine=EngineOptions(backend="onnxruntime"), scale=1.0) as segmenter,
-            pytest.raises(DataError, match="end, also when it is the only one"),
-        ):
-            run_slide(segmenter, region_of(reader), tmp_path / "out", elsewhere=elsewhere)
+        with pytest.raises(DataError, match="end, also when it is the only one"):
+            count(made, tmp_path / "out", client, here=poison, there=poison)
     finally:
-        reader.close()
         client.unregister_worker_plugin(POISON)
 
 
 def test_worker_that_sees_another_file(client: Any, made: Path, tmp_path: Path) -> None:
-    (tmp_path / "slide.tif").write_bytes((made / "slide.tif").read_bytes())
-    os.utime(tmp_path / "slide.tif", (1, 1))
-    elsewhere = on_cluster(ClusterEngine(client, "local", threads=2), made / "slide.tif", ReadOptions())
-    reader = open_image(tmp_path / "slide.tif")
-    try:
-        with (
-            Segmenter.load(made / "stub.onnx", engine=EngineOptions(backend="onnxruntime"), scale=1.0) as segmenter,
-            pytest.raises(DataError, match="another file than on the machine that starts the run"),
-        ):
-            run_slide(segmenter, region_of(reader), tmp_path / "out", elsewhere=elsewhere)
-    finally:
-        reader.close()
+    older = tmp_path / "slide.tif"
+    older.write_bytes((made / "slide.tif").read_bytes())
+    os.utime(older, (1, 1))
+    with pytest.raises(DataError, match="another file than on the machine that starts the run"):
+        count(made, tmp_path / "out", client, here=older)
