@@ -113,20 +113,22 @@ class BatchedNetwork:
 
     When called with ``ImageTiles``, it blocks until they are stitched. If a batch of several images fails with an error
     of one image (``errors.concerns_one_image``), it is retried image by image. Any other error breaks the network: it
-    is raised in all threads that wait, and in all later calls.
+    is raised in all threads that wait, and in all later calls; unless ``passes`` says that it ends this batch only.
 
     A network may compute in steps of several tiles (a fixed batch, padded with black tiles). Fewer tiles than a step
     therefore wait for more, but no longer than the call would take.
     """
 
-    def __init__(self, predict: Predict, *, batch: int, step: int = 1) -> None:
+    def __init__(
+        self, predict: Predict, *, batch: int, step: int = 1, passes: Callable[[BaseException], bool] = lambda _: False
+    ) -> None:
         """``batch``: maximum tiles per call, rounded up to a multiple of ``step``. Raises ``UsageError`` below 1."""
         for name, value in (("batch", batch), ("step", step)):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         self.batch, self._step = -(-batch // step) * step, step
         self.seconds = 0.0
-        self._predict = predict
+        self._predict, self._passes = predict, passes
         self._changed = threading.Condition()
         self._waiting: deque[_Request] = deque()
         self._n_waiting = 0  # tiles
@@ -255,7 +257,7 @@ class BatchedNetwork:
                 for part in parts:
                     self._run([part])
                 return
-            if not concerns_one_image(error):
+            if not concerns_one_image(error) and not self._passes(error):
                 self.end(error)
             for part in parts:
                 part.request.fail(error)

@@ -26,7 +26,8 @@ class Backend(ABC):
     ``precision``: arithmetic of the form (``fp32``, ``fp16``, ``mixed``, ``bf16``, ``int8``). ``batch_step``: tiles
     that cost as much as one, if the engine pads each call to a multiple of them. ``given``: the file that was
     requested; ``path``: the file that was opened, which differs if ``auto`` chose another form of the network.
-    ``verified``: whether it passed the parity gate here; ``choice``: why it was chosen.
+    ``verified``: whether it passed the parity gate here; ``choice``: why it was chosen. ``is_remote``: a server runs
+    it, which may be back at the next call.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Backend(ABC):
     given: Path | None = None
     path: Path | None = None
     batch_step: int = 1
+    is_remote: bool = False
     _one_call: threading.Lock
     _process: int
     _is_closed: bool

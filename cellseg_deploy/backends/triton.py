@@ -37,6 +37,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     device = DEVICE
+    is_remote = True
 
     def __init__(self, path: str | Path, *, device: str = DEVICE) -> None:
         """Connect to the model at ``path``, such as ``grpc://localhost:8001/cells``, and check it.

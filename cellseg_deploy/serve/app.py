@@ -24,6 +24,7 @@ from cellseg_deploy.serve.service import (
     problem_of,
     reply_of,
 )
+from cellseg_deploy.serve.settings import Settings
 from cellseg_deploy.serve.uploads import Upload, uploads_in
 from cellseg_deploy.web.access import SECURITY_HEADERS, Access
 from cellseg_deploy.web.replies import Reply, body_of, most_of_body
@@ -115,12 +116,13 @@ class _Calls:
     async def task(self, request: Request, slots: Slots, deadline: float) -> Task:
         """Return the image that is sent, with what is asked for it. ``slots``: of the request."""
         service = self.service
-        query = request.query_params.multi_items()
-        output = service.output_of(query, request.headers.get("accept", ""))
-        service.settings_of(query)  # before the body: it may be long
+        query, accept = request.query_params.multi_items(), request.headers.get("accept", "")
+        service.output_of(query, accept)  # before the body: it may be long
+        service.settings_of(query)
         files, fields = await self.received(request, slots, deadline)
         service.check_files(files, 1)
-        return Task(files[0].name, files[0].data, service.settings_of([*query, *fields]), output)
+        given = [*query, *fields]
+        return Task(files[0].name, files[0].data, service.settings_of(given), service.output_of(given, accept))
 
     async def segment(self, request: Request) -> Reply:
         """One image."""
@@ -135,14 +137,18 @@ class _Calls:
         """Several images, answered together as JSON."""
         service = self.service
         deadline = self.deadline()
-        query = request.query_params.multi_items()
-        if service.output_of(query, request.headers.get("accept", "")).kind != JSON:
-            raise RefusedError(406, f"several images are answered as {JSON} only")
-        service.settings_of(query)
+        query, accept = request.query_params.multi_items(), request.headers.get("accept", "")
+
+        def asked_in(given: list[tuple[str, str]]) -> Settings:
+            if service.output_of(given, accept).kind != JSON:
+                raise RefusedError(406, f"several images are answered as {JSON} only")
+            return service.settings_of(given)
+
+        asked_in(query)
         with Slots(service, service.waiting) as slots:
             files, fields = await self.received(request, slots, deadline)
             service.check_files(files, service.limits.files)
-            asked = service.settings_of([*query, *fields])
+            asked = asked_in([*query, *fields])
             tasks = [Task(upload.name, upload.data, asked, BY_NAME["json"]) for upload in files]
             files.clear()
             slots.take(len(tasks) - 1)

@@ -9,6 +9,7 @@ import asyncio
 import io
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeAlias
@@ -27,9 +28,11 @@ ENDED = ("done", "failed", "lost")
 
 
 class ServiceError(CellsegError):
-    """The service refused. ``status``: HTTP status. ``retry_seconds``: when to ask again, None if that is useless."""
+    """The service refused, or did not answer. ``status``: of HTTP, None without an answer. ``retry_seconds``: when to
+    ask again, None if that is useless.
+    """
 
-    def __init__(self, status: int, words: str, retry_seconds: int | None = None) -> None:
+    def __init__(self, status: int | None, words: str, retry_seconds: int | None = None) -> None:
         super().__init__(words)
         self.status, self.retry_seconds = status, retry_seconds
 
@@ -50,12 +53,26 @@ class _Rules:
         require_packages("serve", "httpx")
         if retries < 0:
             raise UsageError(f"retries must be at least 0, got {retries}")
-        self.retries = retries
+        import httpx
+
+        try:
+            url = httpx.URL(address)
+        except httpx.InvalidURL as error:
+            raise UsageError(f"address {address!r} is no URL ({error}); expected http://HOST:PORT") from error
+        if url.scheme not in ("http", "https") or not url.host:
+            raise UsageError(f"address must be http://HOST:PORT or https://HOST:PORT, got {address!r}")
+        if not (token.isascii() and token.isprintable()):
+            raise UsageError("token has characters that a header cannot hold; pass it as the service got it")
+        self.retries, self.address = retries, address
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.settings: dict[str, Any] = {"base_url": address, "headers": headers, "timeout": timeout}
 
     @staticmethod
     def post(path: str, images: Sequence[Image], output: str | None, parameters: dict[str, Any]) -> _Request:
+        if "output" in parameters:
+            raise UsageError("output does not apply to an answer as JSON; for another one call file(image, output)")
+        if not images:
+            raise UsageError("no image to send; pass at least one")
         query = {name: _text(value) for name, value in parameters.items() if value is not None}
         if output is not None:
             query["output"] = output
@@ -78,6 +95,17 @@ class _Rules:
             raise UsageError(words)
         later = response.headers.get("retry-after", "")
         raise ServiceError(response.status_code, words, int(later) if later.isdecimal() else None)
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Raise ``ServiceError`` if the service does not answer."""
+        import httpx
+
+        try:
+            yield
+        except httpx.TransportError as error:
+            why = str(error) or type(error).__name__
+            raise ServiceError(None, f"{self.address}: no answer ({why}); check address and service") from error
 
     def pauses(self) -> Iterator[bool]:
         """Yield for each attempt whether another one may follow."""
@@ -162,7 +190,9 @@ class Client:
     def _ask(self, request: _Request) -> Any:
         for may_retry in self._rules.pauses():
             try:
-                return _Rules.check(self._http.request(request.method, request.path, **request.how))
+                with self._rules.reached():
+                    response = self._http.request(request.method, request.path, **request.how)
+                return _Rules.check(response)
             except ServiceError as error:
                 if error.status != 429 or error.retry_seconds is None or not may_retry:
                     raise
@@ -244,7 +274,9 @@ class AsyncClient:
     async def _ask(self, request: _Request) -> Any:
         for may_retry in self._rules.pauses():
             try:
-                return _Rules.check(await self._http.request(request.method, request.path, **request.how))
+                with self._rules.reached():
+                    response = await self._http.request(request.method, request.path, **request.how)
+                return _Rules.check(response)
             except ServiceError as error:
                 if error.status != 429 or error.retry_seconds is None or not may_retry:
                     raise

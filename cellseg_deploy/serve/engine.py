@@ -147,7 +147,7 @@ class Engine:
         self, backend: Backend, *, batch: int, plan: ThreadPlan, metrics: Metrics, in_flight_bytes: int = 1 << 30
     ) -> None:
         self.backend, self.metrics = backend, metrics
-        self._network = BatchedNetwork(self._predict, batch=batch, step=backend.batch_step)
+        self._network = BatchedNetwork(self._predict, batch=batch, step=backend.batch_step, passes=self._passes)
         self._memory, self._turn = _Memory(in_flight_bytes), threading.Lock()
         self._cores = threading.Semaphore(plan.helpers)
         # One-tile images fill the running batch and the next, while as many images as helpers compute.
@@ -231,12 +231,18 @@ class Engine:
 
         return network
 
+    def _passes(self, error: BaseException) -> bool:
+        """Whether ``error`` ends the requests of a batch only: the server of a remote engine may come back."""
+        return self.backend.is_remote and isinstance(error, BackendUnavailableError)
+
     def _predict(self, tiles_nhwc: Tiles) -> Probabilities:
         start = time.perf_counter()
         try:
             return self.backend.predict(tiles_nhwc)
         except BaseException as error:
-            if not concerns_one_image(error):
+            if self._passes(error):
+                _log.error("%s", error)
+            elif not concerns_one_image(error):
                 _log.critical("the network has failed; the service answers 503 until it is restarted", exc_info=error)
                 self.failure = error
             raise

@@ -309,7 +309,9 @@ def _status(name: str, summary: str) -> dict[str, Any]:
 
 
 def _form(image: dict[str, Any]) -> dict[str, Any]:
-    fields = {each.name: {**each.schema, "description": each.what} for each in PARAMETERS}
+    fields = {
+        each["name"]: {**each["schema"], "description": each["description"]} for each in (*_settings(), _output())
+    }
     properties = {"image": image, **fields}
     return {"type": "object", "required": ["image"], "properties": properties, "additionalProperties": False}
 

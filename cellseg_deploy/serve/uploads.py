@@ -37,7 +37,10 @@ def uploads_in(content_type: str, body: bytes, name: str = "") -> tuple[list[Upl
     head["Content-Type"] = content_type or "application/octet-stream"
     kind = head.get_content_type()
     if kind == MULTIPART:
-        return _parts(str(head.get_param("boundary", "")), body)
+        files, fields = _parts(str(head.get_param("boundary", "")), body)
+        if name or any(field == "name" for field, _ in fields):
+            raise UsageError("name is for an image sent as the body; in a form, each file has its own filename")
+        return files, fields
     if not (kind.startswith("image/") or kind in RAW or kind in _ALSO_RAW):
         raise UnsupportedBodyError(f"a body of the type {kind} was sent; expected {', '.join(RAW)}, or {MULTIPART}")
     return [Upload(clean_name(name), body)], []

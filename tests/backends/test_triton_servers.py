@@ -14,6 +14,7 @@ pytest.importorskip("tritonclient", reason="no client: pip install 'cellseg-depl
 from v2_servers import Served, served
 
 from cellseg_deploy import EngineOptions, Segmenter
+from cellseg_deploy.backends import open_backend
 from cellseg_deploy.errors import BackendUnavailableError
 from cellseg_deploy.models import default_model_path
 from cellseg_deploy.samples import write_samples
@@ -76,6 +77,31 @@ def test_a_killed_server_ends_the_run_and_the_resumed_run_has_the_bytes_of_the_l
     assert not result.failed
     assert labels_of(tmp_path / "there") == expected
     assert (tmp_path / "there" / "cells.csv").read_bytes() == (tmp_path / "here" / "cells.csv").read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "way"), WAYS)
+def test_the_service_outlives_its_server(kind: str, way: str, onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+    for package in ("httpx", "starlette", "prometheus_client"):
+        pytest.importorskip(package, reason="pip install -e '.[serve]'")
+    from service_stub import ask, png, service
+
+    entry = export_triton(onnx_file(), tmp_path / "repository", name="cells")
+    (tmp_path / "server").mkdir()
+    with (
+        served(kind, entry, tmp_path / "server") as server,
+        open_backend(getattr(server, way)) as backend,
+        service(backend) as opened,
+    ):
+
+        def status() -> int:
+            return int(ask(opened, "POST", "/v1/segment", content=png()).status_code)
+
+        assert status() == 200
+        server.kill()
+        assert status() == 503
+        assert ask(opened, "GET", "/healthz").status_code == 200
+        server.start()
+        assert status() == 200
 
 
 @pytest.mark.night

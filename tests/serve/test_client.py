@@ -169,3 +169,43 @@ def test_another_server_is_named() -> None:
     client = sync_client(httpx.MockTransport(lambda _: httpx.Response(502, text="<html>")))
     with client, pytest.raises(ServiceError, match=r"/v1/models: 502 Bad Gateway"):
         client.models()
+
+
+@pytest.mark.parametrize("address", ["localhost:8080", "http://", "ftp://host", "http://[::1", "smears"])
+def test_an_address_is_checked_when_it_is_given(address: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(UsageError, match="http://HOST:PORT"):
+            kind(address)
+    with pytest.raises(UsageError, match="token has characters"):
+        Client(HERE, token="schlüssel")
+
+
+def test_no_answer_is_an_error_of_the_service() -> None:
+    def refuse(request: Any) -> Any:
+        raise httpx.ConnectError("Connection refused", request=request)
+
+    def silent(request: Any) -> Any:
+        raise httpx.ReadTimeout("", request=request)
+
+    for handler, said in ((refuse, r"no answer \(Connection refused\)"), (silent, r"no answer \(ReadTimeout\)")):
+        with sync_client(httpx.MockTransport(handler)) as client, pytest.raises(ServiceError, match=said) as caught:
+            client.models()
+        assert caught.value.status is None
+
+        async def ask(handler: Any = handler) -> None:
+            async with async_client(httpx.MockTransport(handler)) as client:
+                await client.models()
+
+        with pytest.raises(ServiceError, match=said):
+            anyio.run(ask)
+
+
+def test_what_cannot_be_asked_is_not_sent() -> None:
+    def never(request: Any) -> Any:
+        pytest.fail("it was sent")
+
+    with sync_client(httpx.MockTransport(never)) as client:
+        with pytest.raises(UsageError, match="no image to send"):
+            client.batch([])
+        with pytest.raises(UsageError, match="call file"):
+            client.segment(png(), output="labels.tif")

@@ -276,3 +276,20 @@ def test_answers_are_json_that_every_parser_reads(opened: Service) -> None:
     """No NaN: a cell of one pixel has measurements without a value."""
     text = ask(opened, "POST", "/v1/segment?count_rule=all", content=png([(5, 5)], (11, 11))).text
     json.loads(text, parse_constant=pytest.fail)
+
+
+def test_a_form_says_what_to_answer(opened: Service) -> None:
+    files = {"image": ("a.png", png())}
+    overlay = ask(opened, "POST", "/v1/segment", files=files, data={"output": "overlay.png"})
+    assert overlay.headers["content-type"] == "image/png"
+    for path, data, status, said in [
+        ("/v1/segment?output=json", {"output": "geojson"}, 400, "output is given twice"),
+        ("/v1/segment", {"output": "words"}, 400, "words"),
+        ("/v1/segment", {"name": "b.png"}, 400, "each file has its own filename"),
+        ("/v1/segment?name=b.png", {}, 400, "each file has its own filename"),
+        ("/v1/batch?name=b.png", {}, 400, "each file has its own filename"),
+        ("/v1/batch", {"output": "geojson"}, 406, "application/json"),
+    ]:
+        answer = ask(opened, "POST", path, files=files, data=data)
+        assert answer.status_code == status
+        assert said in answer.json()["detail"]

@@ -113,6 +113,18 @@ def test_a_network_that_failed_is_told_until_the_restart() -> None:
         assert "restart the service" in later.json()["detail"]
 
 
+def test_the_server_of_a_remote_engine_may_come_back() -> None:
+    backend = GatedBackend(BackendUnavailableError("no answer from grpc://here/cells"))
+    backend.is_remote = True
+    backend.gate.set()
+    with service(backend) as opened:
+        failed = ask(opened, "POST", "/v1/segment", content=small(GatedBackend.poison))
+        assert failed.status_code == 503
+        assert "no answer from grpc://here/cells" in failed.json()["detail"]
+        assert ask(opened, "GET", "/healthz").status_code == 200
+        assert ask(opened, "POST", "/v1/segment", content=small(40)).status_code == 200
+
+
 def test_a_full_queue_is_told_before_the_body_is_read() -> None:
     backend = GatedBackend()
     with service(backend, limits=Limits(queue=2)) as opened:
