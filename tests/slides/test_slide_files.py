@@ -83,6 +83,17 @@ def test_ome_zarr_passes_the_validator(out: Path) -> None:
     assert found.attributes.image_label.version == "0.4"
 
 
+def test_naparis_reader_opens_ome_zarr(out: Path) -> None:
+    reason = "pip install napari-ome-zarr, which brings napari"
+    reader = pytest.importorskip("napari_ome_zarr._reader", reason=reason).napari_get_reader(str(out / files.ZARR))
+    ((levels, about, kind),) = reader(str(out / files.ZARR))
+    assert kind == "labels"
+    assert about["scale"] == [UM, UM]
+    assert about["units"] == ("micrometer", "micrometer")
+    assert np.array_equal(np.asarray(levels[0]), labels_of(out))
+    assert len(levels) == 4
+
+
 def test_geojson_is_that_of_the_whole_image(out: Path) -> None:
     model = segmenter(scale=0.73)
     whole = model(mosaic(), field="full")
