@@ -12,6 +12,7 @@ from cellseg_benchmarks import options as shared
 from cellseg_deploy.cli import console
 
 _MODULES = {
+    "cluster": "folder.cluster",
     "cluster-cost": "folder.cluster_cost",
     "correct": "quality.correct",
     "latency": "engine.latency",

@@ -17,6 +17,7 @@ from typing import Any
 from cellseg_deploy.batching import BatchedNetwork, Network, alone, core_given_up
 from cellseg_deploy.cells.image_tiles import ImageTiles, StageClock
 from cellseg_deploy.cells.row_resize import scaled_size
+from cellseg_deploy.cluster.allocator import keep_freed_memory
 from cellseg_deploy.cluster.work_order import WorkOrder, of_results, read_order
 from cellseg_deploy.errors import BackendUnavailableError, CellsegError, DataError, UsageError, concerns_one_image
 from cellseg_deploy.files import urls
@@ -44,6 +45,7 @@ class _Engine:
 
     def __init__(self, order: WorkOrder, *, n_threads: int, number: int | None) -> None:
         self.users = 0
+        keep_freed_memory()
         for root in order.roots:
             _check_root(Path(root))
         self._segmenter = order.open(threads=n_threads, number=number)
