@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -14,8 +16,8 @@ import click
 
 from cellseg_benchmarks import options as shared
 from cellseg_benchmarks.folder import cluster_model as model
-from cellseg_benchmarks.folder.cluster_model import Assumptions, Costs, Prediction, Sample, Work
-from cellseg_benchmarks.folder.sleepers import SAVE, Body, Slept, run_sleepers
+from cellseg_benchmarks.folder.cluster_model import Assumptions, Costs, Prediction, Sample, SlideSample, Work
+from cellseg_benchmarks.folder.sleepers import BAND_BYTES, SAVE, Body, Slept, run_band_sleepers, run_sleepers
 from cellseg_benchmarks.harness import images
 from cellseg_benchmarks.harness.machine import Conditions
 from cellseg_benchmarks.harness.report import REPORT_VERSION, machine_lines, number, percent, table
@@ -29,7 +31,9 @@ from cellseg_deploy.run import journal as journals
 from cellseg_deploy.run.folder import RunOptions, run_folder
 from cellseg_deploy.run.journal import JOURNAL
 from cellseg_deploy.segmenter import Segmenter
-from cellseg_deploy.slides.network import tiles_in
+from cellseg_deploy.slides.api import run_file
+from cellseg_deploy.slides.network import bands_of, tiles_in
+from cellseg_deploy.slides.run import RECORD
 from cellseg_deploy.threads import ThreadPlan
 
 Say = Callable[[str], None]
@@ -42,13 +46,16 @@ _SYNCS = 31
 
 @dataclass(frozen=True)
 class Settings:
-    """``megapixels``: sizes of measured images, ``per_size`` each. ``workers``: numbers of sleeping workers, which
-    sleep for ``sleep`` seconds, ``waves`` times each. ``free_images``: done without sleep, for the most that scheduler
-    and journal handle."""
+    """``megapixels``: sizes of measured images, ``per_size`` each; ``slide_megapixels``: of streamed ones.
+
+    ``workers``: numbers of sleeping workers, which sleep for ``sleep`` seconds, ``waves`` times each. ``free_images``:
+    done without sleep, for the most that scheduler and journal handle.
+    """
 
     model: Path | None = None
     megapixels: str = "0.5,2,4.5"
     per_size: int = 3
+    slide_megapixels: str = "16,36"
     workers: str = "16,64,128"
     sleep: float = 1.0
     waves: int = 4
@@ -60,16 +67,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class CostReport:
-    """``samples``: measured; ``slept``: runs of sleeping workers; the first without sleep. ``counted``: a run whose
-    messages were counted."""
+    """``samples``, ``slides``: measured. ``slept``: runs of sleeping workers; the first without sleep; ``slept_bands``:
+    the same for bands. ``counted``: a run whose messages were counted."""
 
     conditions: Conditions
     threads: int | None
     engine: str
     samples: tuple[Sample, ...]
+    slides: tuple[SlideSample, ...]
     costs: Costs
     assumed: Assumptions
     slept: tuple[Slept, ...]
+    slept_bands: tuple[Slept, ...]
     counted: Slept
     predictions: tuple[Prediction, ...]
     benchmark: str = "cluster-cost"
@@ -78,7 +87,7 @@ class CostReport:
     def to_markdown(self) -> str:
         """Return the tables of docs/scaling.md."""
         lines = ["# Cost on a cluster", "", *machine_lines(self.conditions, self.threads), f"{self.engine}.", ""]
-        return "\n".join([*lines, *self._measured(), *self._checked(), *self._predicted()]) + "\n"
+        return "\n".join([*lines, *self._measured(), *self._streamed(), *self._checked(), *self._predicted()]) + "\n"
 
     def _measured(self) -> list[str]:
         rows = [
@@ -102,30 +111,52 @@ class CostReport:
             "",
             f"Per image on this machine: {number(node.constant)} s + {number(node.per_tile)} s x tiles; without the "
             f"network {number(cores.constant)} + {number(cores.per_tile)} x tiles core seconds; "
-            f"{messages.count / self.counted.images:.0f} messages of {messages.nbytes / messages.count:.0f} bytes "
+            f"{messages.count / self.counted.tasks:.0f} messages of {messages.nbytes / messages.count:.0f} bytes "
             "through the scheduler.",
+            "",
+        ]
+
+    def _streamed(self) -> list[str]:
+        rows = [
+            [
+                *(f"{slide.pixels / 1e6:.3g}", str(slide.tiles), number(slide.band_seconds)),
+                *(number(slide.core_seconds), number(slide.label_seconds), f"{slide.stored_bytes / 1e6:.3g}"),
+            ]
+            for slide in self.slides
+        ]
+        each = self.costs.slide
+        head = ("megapixels", "tiles", "bands, s", "of them without network", "labels, tables and files, s")
+        return [
+            "One streamed image (JPEG in a tiled TIFF):",
+            "",
+            *table((*head, "MB of probabilities"), rows, words=0),
+            "",
+            f"Per tile: {number(1e3 * each.band_seconds)} ms for the bands, {number(1e3 * each.core_seconds)} without "
+            f"the network, {number(1e3 * each.label_seconds)} for labels, tables and files.",
             "",
         ]
 
     def _checked(self) -> list[str]:
         rows = []
-        for run in self.slept:
-            expected = model.seconds_of_sleepers(
-                run.images, run.workers, run.sleep_seconds, self.costs.images_per_second
-            )
-            rows.append(
-                [
-                    *(str(run.workers), str(run.images), number(run.sleep_seconds), number(run.seconds)),
-                    *(number(expected), percent(run.seconds / expected - 1)),
-                ]
-            )
-        head = ("sleeping workers", "images", "s per image", "s, measured", "s, predicted", "longer by")
+        for of_what, runs in (("images", self.slept), ("bands", self.slept_bands)):
+            rate = runs[0].tasks / runs[0].seconds
+            for run in runs:
+                expected = model.seconds_of_sleepers(run.tasks, run.workers, run.sleep_seconds, rate)
+                rows.append(
+                    [
+                        *(str(run.workers), f"{run.tasks} {of_what}", number(run.sleep_seconds), number(run.seconds)),
+                        *(number(expected), percent(run.seconds / expected - 1)),
+                    ]
+                )
+        head = ("sleeping workers", "work", "s for each", "s, measured", "s, predicted", "longer by")
+        free = self.slept_bands[0]
         return [
             *table(head, rows, words=0),
             "",
             f"Scheduler and journal: {number(self.costs.images_per_second)} images per second (the first row), all in "
             f"one process and with files in memory. One fsync takes {1000 * self.costs.sync_seconds:.1f} ms on this "
-            f"disk, {model.SYNCS_PER_IMAGE} per image: {number(self.costs.recorded_per_second)} images per second.",
+            f"disk, {model.SYNCS_PER_IMAGE} per image: {number(self.costs.recorded_per_second)} images per second. "
+            f"Bands of {BAND_BYTES / 1e6:.3g} MB: {number(free.tasks / free.seconds)} per second.",
             "",
         ]
 
@@ -146,8 +177,9 @@ class CostReport:
             "",
             f"Assumed, **not measured**: a GPU does {number(a.gpu_tiles_per_second)} tiles per second, and has "
             f"{a.cores_per_gpu} cores like these; storage moves {number(a.storage_bytes_per_second / 1e6)} MB/s for "
-            "all machines together; a CPU node is a machine like this one. One process does a slide: more machines "
-            "do not help. A slide is extrapolated far beyond the sizes measured.",
+            "all machines together; a CPU node is a machine like this one. The time of a slide is that of its bands, "
+            "which the workers share, and after them that of the labels, which one process makes. It is extrapolated "
+            "far beyond the sizes measured.",
         ]
 
 
@@ -190,6 +222,41 @@ def measure_samples(
     return samples, body
 
 
+def measure_slides(settings: Settings, segmenter: Segmenter, folder: Path, say: Say) -> list[SlideSample]:
+    """Stream one image of each size; return what its stages cost."""
+    import tifffile
+
+    smear, samples = next(images.smears(1)), list[SlideSample]()
+    for size in shared.numbers(settings.slide_megapixels, "--slide-megapixels", float):
+        hw = images.size_for(size)
+        path, out = folder / f"slide-{size:g}.tif", folder / f"slide-{size:g}"
+        rows, columns = (images.reflected(side, n) for side, n in zip(hw, smear.shape[:2], strict=True))
+        tifffile.imwrite(
+            path,
+            smear[rows][:, columns],
+            tile=(512, 512),
+            photometric="rgb",
+            compression="jpeg",
+            compressionargs={"level": images.JPEG_QUALITY},
+        )
+        run_file(segmenter, path, out)
+        seconds = dict(json.loads((out / RECORD).read_text())["seconds"])
+        labels = sum(seconds.pop(stage) for stage in ("label", "write"))
+        scaled = scaled_size(hw, segmenter.scale)
+        samples.append(
+            SlideSample(
+                pixels=hw[0] * hw[1],
+                tiles=tiles_of(segmenter, hw),
+                band_seconds=sum(seconds.values()),
+                core_seconds=sum(value for stage, value in seconds.items() if stage != "network"),
+                label_seconds=labels,
+                stored_bytes=4 * len(segmenter.backend.spec.channels) * scaled[0] * scaled[1],
+            )
+        )
+        say(f"a streamed image of {size:g} megapixels: {sum(seconds.values()) + labels:.1f} s")
+    return samples
+
+
 def tiles_of(segmenter: Segmenter, hw: tuple[int, int]) -> int:
     """Number of tiles of an image of ``hw`` px."""
     return tiles_in(scaled_size(hw, segmenter.scale), segmenter.backend.spec.tile_size, segmenter.halo)
@@ -208,15 +275,28 @@ def seconds_of_sync(path: Path) -> float:
     return statistics.median(seconds)
 
 
+def bands_in(segmenter: Segmenter, hw: tuple[int, int]) -> int:
+    """Number of bands of tiles of an image of ``hw`` px."""
+    return len(bands_of(scaled_size(hw, segmenter.scale), segmenter.backend.spec.tile_size, segmenter.halo))
+
+
 def measure_sleepers(
     settings: Settings, segmenter: Segmenter, body: Body, folder: Path, say: Say
-) -> tuple[list[Slept], Slept]:
-    """Run sleeping workers: without sleep first, then for each number of workers, then a few with messages counted."""
+) -> tuple[list[Slept], list[Slept], Slept]:
+    """Run sleeping workers on images: without sleep first, then for each number of workers; then the same on bands.
+    The last run is one of a few images, with messages counted."""
     small = folder / "small.png"
     small.write_bytes(images.encoded(next(images.smears(1, (64, 64))), "png"))
     asked = shared.numbers(settings.workers, "--workers")
     plans = [(asked[-1], 0.0, settings.free_images)]
     plans += [(workers, settings.sleep, settings.waves * workers) for workers in asked]
+    slept_bands = []
+    for workers, seconds, n_bands in plans:
+        place = folder / "bands"
+        place.mkdir()
+        slept_bands.append(run_band_sleepers(segmenter, place, seconds, workers=workers, bands=n_bands))
+        shutil.rmtree(place)
+        say(f"{workers} workers, {n_bands} bands of {seconds:g} s: {slept_bands[-1].seconds:.1f} s")
     plans += [(4, 0.0, 40)]
     slept = []
     for index, (workers, seconds, n_images) in enumerate(plans):
@@ -226,7 +306,7 @@ def measure_sleepers(
         out, is_last = folder / f"slept-{index}", index == len(plans) - 1
         slept.append(run_sleepers(segmenter, place, out, body, workers=workers, count_messages=is_last))
         say(f"{workers} workers, {n_images} images of {seconds:g} s: {slept[-1].seconds:.1f} s")
-    return slept[:-1], slept[-1]
+    return slept[:-1], slept_bands, slept[-1]
 
 
 def predictions_of(costs: Costs, assumed: Assumptions, segmenter: Segmenter) -> list[Prediction]:
@@ -234,7 +314,7 @@ def predictions_of(costs: Costs, assumed: Assumptions, segmenter: Segmenter) -> 
     photograph, slide = (hw[0] * hw[1] for hw in (PHOTOGRAPH_HW, SLIDE_HW))
     works = [
         Work("1,000,000 photographs of 1600 x 1200 px", MILLION, photograph, tiles_of(segmenter, PHOTOGRAPH_HW)),
-        Work("a slide of 100,000 x 100,000 px", 1, slide, tiles_of(segmenter, SLIDE_HW), is_slide=True),
+        Work("a slide of 100,000 x 100,000 px", 1, slide, tiles_of(segmenter, SLIDE_HW), bands_in(segmenter, SLIDE_HW)),
     ]
     places = [(1, model.GPUS), (8, model.GPUS), (64, model.GPUS), (1, model.NODES), (64, model.NODES)]
     return [model.predict(costs, assumed, work, workers, on) for work in works for workers, on in places]
@@ -244,6 +324,13 @@ def predictions_of(costs: Costs, assumed: Assumptions, segmenter: Segmenter) -> 
 @shared.model_option
 @click.option("--megapixels", default=Settings.megapixels, show_default=True, metavar="N,...", help="Image sizes.")
 @click.option("--per-size", type=click.IntRange(1), default=Settings.per_size, show_default=True, help="Images.")
+@click.option(
+    "--slide-megapixels",
+    default=Settings.slide_megapixels,
+    show_default=True,
+    metavar="N,...",
+    help="Sizes of streamed images.",
+)
 @click.option(
     "--workers", default=Settings.workers, show_default=True, metavar="N,...", help="Numbers of sleeping workers."
 )
@@ -292,18 +379,21 @@ def cluster_cost_command(**given: Any) -> None:
     ):
         folder = Path(place)
         samples, body = measure_samples(settings, segmenter, threads, folder, bench.say)
+        slides = measure_slides(settings, segmenter, folder, bench.say)
         sync_seconds = seconds_of_sync(folder / "synced")
-        slept, counted = measure_sleepers(settings, segmenter, body, Path(memory), bench.say)
-        costs = Costs.fitted(samples, slept[0].images / slept[0].seconds, sync_seconds)
+        slept, slept_bands, counted = measure_sleepers(settings, segmenter, body, Path(memory), bench.say)
+        costs = Costs.fitted(samples, slides, slept[0].tasks / slept[0].seconds, sync_seconds)
         backend = segmenter.backend
         report = CostReport(
             conditions=bench.conditions(),
             threads=bench.threads,
             engine=f"Model {backend.spec.name}, {backend.name} {backend.precision} on {backend.device}",
             samples=tuple(samples),
+            slides=tuple(slides),
             costs=costs,
             assumed=settings.assumed,
             slept=tuple(slept),
+            slept_bands=tuple(slept_bands),
             counted=counted,
             predictions=tuple(predictions_of(costs, settings.assumed, segmenter)),
         )

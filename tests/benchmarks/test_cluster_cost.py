@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 
 from cellseg_benchmarks.folder import cluster_model as model
-from cellseg_benchmarks.folder.cluster_model import Assumptions, Costs, Line, Sample, Work, predict
+from cellseg_benchmarks.folder.cluster_model import (
+    Assumptions,
+    Costs,
+    Line,
+    Sample,
+    SlideCosts,
+    SlideSample,
+    Work,
+    predict,
+)
 
-COSTS = Costs(Line(1.0, 0.5), Line(0.2, 0.1), 0.5, 0.5, images_per_second=200.0, sync_seconds=0.005 / 3)
+SLIDE_COSTS = SlideCosts(band_seconds=0.4, core_seconds=0.05, label_seconds=0.02, stored_bytes=100.0)
+COSTS = Costs(Line(1.0, 0.5), Line(0.2, 0.1), SLIDE_COSTS, 0.5, 0.5, images_per_second=200.0, sync_seconds=0.005 / 3)
 ASSUMED = Assumptions(gpu_tiles_per_second=10, cores_per_gpu=2, storage_bytes_per_second=1e6)
 PHOTOGRAPHS = Work("photographs", 1000, pixels=1000, tiles=8)
 
@@ -24,7 +34,9 @@ def test_a_line_is_found_again_and_is_never_negative() -> None:
 
 def test_costs_are_per_pixel_of_all_samples() -> None:
     samples = [Sample(100, 1, 1.0, 0.5, 50, 10), Sample(300, 3, 2.0, 1.0, 150, 30)]
-    costs = Costs.fitted(samples, 7.0, 0.0)
+    slides = [SlideSample(100, 10, 4.0, 1.0, 0.5, 1000), SlideSample(300, 30, 6.0, 1.0, 0.3, 3000)]
+    costs = Costs.fitted(samples, slides, 7.0, 0.0)
+    assert costs.slide == SlideCosts(0.25, 0.05, 0.02, 100.0)
     assert (costs.read_bytes, costs.written_bytes, costs.recorded_per_second) == (0.5, 0.1, pytest.approx(7.0))
     assert (costs.node.constant, costs.node.per_tile) == pytest.approx((0.5, 0.5))
 
@@ -44,11 +56,28 @@ def test_the_slowest_part_is_the_bottleneck(workers: int, on: str, limits: dict[
     assert found.seconds == max(limits.values())
 
 
-def test_more_workers_do_not_help_a_slide() -> None:
-    slide = Work("slide", 1, pixels=10**6, tiles=1000, is_slide=True)
-    assert (
-        predict(COSTS, ASSUMED, slide, 64, model.GPUS).seconds == predict(COSTS, ASSUMED, slide, 1, model.GPUS).seconds
-    )
+@pytest.mark.parametrize(
+    ("workers", "on", "limits", "seconds"),
+    [
+        (1, model.NODES, {"CPU nodes": 400, "labels and tables, in one process": 20, "storage": 1.5}, 420),
+        (8, model.NODES, {"CPU nodes": 80, "labels and tables, in one process": 20, "storage": 1.5}, 100),
+        (64, model.NODES, {"CPU nodes": 40, "labels and tables, in one process": 20, "storage": 1.5}, 60),
+        (
+            8,
+            model.GPUS,
+            {"labels and tables, in one process": 20, "GPUs": 20, "CPU cores at the GPUs": 5, "storage": 1.5},
+            40,
+        ),
+    ],
+)
+def test_workers_share_the_bands_of_a_slide_but_not_its_labels(
+    workers: int, on: str, limits: dict[str, float], seconds: float
+) -> None:
+    slide = Work("slide", 1, pixels=10**6, tiles=1000, bands=10)  # 10 bands among 8 workers: one has two
+    found = predict(COSTS, ASSUMED, slide, workers, on)
+    assert dict(found.limits) == pytest.approx(limits)
+    assert found.limits[0][1] == max(limits.values())
+    assert found.seconds == pytest.approx(seconds)
 
 
 def test_sleepers_end_together() -> None:
@@ -68,14 +97,34 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     from cellseg_benchmarks.cli import command
     from cellseg_deploy.cli import console
 
-    asked = ["--megapixels", "0.02,0.1", "--per-size", "1", "--workers", "2,3", "--sleep", "0.01", "--waves", "2"]
+    asked = [
+        "--megapixels",
+        "0.02,0.1",
+        "--slide-megapixels",
+        "0.1",
+        "--per-size",
+        "1",
+        "--workers",
+        "2,3",
+        "--sleep",
+        "0.01",
+        "--waves",
+        "2",
+    ]
     words = ["cluster-cost", "--model", str(model), *asked, "--free-images", "4", "-q", "-o", str(tmp_path / "out")]
     assert console.run(command, words) == 0
     text = capsys.readouterr().out
     assert (tmp_path / "out/cluster-cost.md").read_text() in text
-    for part in ("| 3 | 4 | 0 |", "| 2 | 4 | 0.01 |", "| 3 | 6 | 0.01 |", "messages of", "**not measured**"):
+    for part in (
+        "| 3 | 4 images | 0 |",
+        "| 2 | 4 images | 0.01 |",
+        "| 3 | 6 bands | 0.01 |",
+        "messages of",
+        "**not measured**",
+    ):
         assert part in text, part
     for places in ("1 GPU", "8 GPUs", "64 GPUs", "1 CPU node", "64 CPU nodes"):
         assert f"1,000,000 photographs of 1600 x 1200 px | {places} |" in text
         assert f"a slide of 100,000 x 100,000 px | {places} |" in text
     assert "scheduler and journal" in text
+    assert "One streamed image" in text
