@@ -26,6 +26,7 @@ _MODULES = {
     "robustness": "quality.robustness",
     "savings": "quality.savings",
     "scaling": "folder.scaling",
+    "slide-memory": "folder.slide_memory",
     "soak": "folder.soak",
     "streaming": "folder.streaming",
     "study": "quality.study",
