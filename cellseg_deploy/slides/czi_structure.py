@@ -23,6 +23,10 @@ PIXEL_TYPES = {0: "Gray8", 1: "Gray16", 3: "Bgr24", 4: "Bgr48"}
 _OTHER_TYPES = {2: "Gray32Float", 8: "Bgr96Float", 9: "Bgra32", 10: "Gray64ComplexFloat", 12: "Gray32"}
 _BYTES = {"Gray8": 1, "Gray16": 2, "Bgr24": 3, "Bgr48": 6}
 _NONE, _JPEG_XR, _ZSTD = 0, 4, (5, 6)
+_PIXEL_FORMAT, _IMAGE = 0xBC01, 0xBCC0
+_FORMATS = bytes.fromhex("24c3dd6f034efe4bb1853d77768dc9")
+# The last byte of the pixel format, and the output format and bit depth of the image's header.
+_JPEG_XR_OF = {"Gray8": b"\x08\x01", "Gray16": b"\x0b\x02", "Bgr24": b"\x0c\x71", "Bgr48": b"\x15\x72"}
 _SEGMENT = struct.Struct("<16sqq")
 _ENTRY = struct.Struct("<2siqiiB5xi")
 _DIMENSION = struct.Struct("<4siifi")
@@ -154,6 +158,28 @@ class _Directory:
         plain = sizes["X"][2] * sizes["Y"][2] * _BYTES[PIXEL_TYPES[kind]] if kind in PIXEL_TYPES else 0
         if compression == _NONE and pixels < plain:
             raise self._damaged(f"a tile has {pixels} bytes of pixels instead of {plain}")
+        if compression == _JPEG_XR and kind in PIXEL_TYPES:
+            self._check_jpeg_xr(place + _SEGMENT.size + before + described, PIXEL_TYPES[kind])
+
+    def _check_jpeg_xr(self, start: int, pixel_type: str) -> None:
+        """Compare what a JPEG XR (ITU-T T.832, clause 8 and annex A) says of its pixels with the type of its tile."""
+        mark, directory = struct.unpack("<4sI", self._bytes(start, 8, "tile"))
+        (count,) = struct.unpack("<H", self._bytes(start + directory, 2, "tile"))
+        entries = struct.iter_unpack("<HHII", self._bytes(start + directory + 2, 12 * count, "tile"))
+        places = {tag: value for tag, _, _, value in entries}
+        if mark[:3] != b"II\xbc" or not {_PIXEL_FORMAT, _IMAGE} <= places.keys():
+            raise self._damaged("a tile is no JPEG XR")
+        image = self._bytes(start + places[_IMAGE], 21, "tile")
+        inner = image[16 if image[10] & 0x80 else 20] >> 5  # short or long header
+        is_plain = not image[9] & 0x80 and not image[10] & 0x20  # neither tiling nor windowing lies before it
+        expected = _JPEG_XR_OF[pixel_type]
+        if (
+            self._bytes(start + places[_PIXEL_FORMAT], 16, "tile") != _FORMATS + expected[:1]
+            or image[:8] != b"WMPHOTO\0"
+            or image[11:12] != expected[1:]
+            or (is_plain and inner not in ((0,) if pixel_type.startswith("Gray") else (1, 2, 3)))
+        ):
+            raise self._damaged(f"the JPEG XR of a tile has other pixels than {pixel_type}")
 
     def _segment(self, position: int, name: bytes, size: int, what: str) -> bytes:
         """The first ``size`` bytes of the segment ``name``."""

@@ -18,7 +18,7 @@ _DEFAULTS = ReadOptions()
 
 
 def open_image(path: Path, options: ReadOptions = _DEFAULTS) -> RegionReader:
-    """Open ``path``: a scanner's slide by its suffix, a folder as OME-Zarr, a TIFF by its content.
+    """Open ``path``: a scanner's slide by its suffix (``SLIDES``), a folder as OME-Zarr, a TIFF by its content.
 
     PNG and JPEG cannot be read by region: they are decoded whole, up to ``options.max_pixels``. Others have no limit.
 

@@ -86,7 +86,7 @@ def _entry(block: Subblock, index: int, position: int) -> bytes:
     """A DirectoryEntryDV. Layers of a pyramid are no part of the mosaic, so they have no M."""
     height, width = block.pixels.shape[:2]
     dimensions = [("X", block.x, width * block.step, width), ("Y", block.y, height * block.step, height)]
-    place = block.place if block.step > 1 else block.place | {"M": index}
+    place = block.place if block.step > 1 else {"M": index} | block.place
     dimensions += [(name, start, 1, 1) for name, start in place.items()]
     kind = _TYPES[block.pixels.dtype.name, block.pixels.ndim]
     head = struct.pack(

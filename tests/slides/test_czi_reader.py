@@ -104,6 +104,18 @@ def test_scenes_lie_in_one_picture_with_white_between_them(czi: Any, tmp_path: P
     assert has_regions_of(reader, expected)
 
 
+def test_of_tiles_that_overlap_the_later_one_is_seen(tmp_path: Path) -> None:
+    """As in a mosaic of a microscope's camera, whatever the order in the file."""
+    blocks = [
+        Subblock(RGB[:, ::-1], 370, place={"M": 1}),
+        Subblock(RGB, place={"M": 0}),
+        Subblock(RGB[::-1], 0, 280, place={"M": 2}),
+    ]
+    expected = np.full((580, 790, 3), 255, np.uint8)
+    expected[:300, :420], expected[:300, 370:], expected[280:, :420] = RGB, RGB[:, ::-1], RGB[::-1]
+    assert has_regions_of(open_image(write_czi(tmp_path / "a.czi", blocks)), expected)
+
+
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_layers_of_the_pyramid(tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(czi_reader, "_PIECE", 64)
@@ -222,12 +234,25 @@ def test_damaged_sizes_are_refused_before_libczi_opens_the_file(tmp_path: Path) 
         (first + 32 + 16 + 31, 200, "the description of a tile is not readable"),
         (first + 32 + 16 + 30, 1, "the description of a tile is not readable"),
         (first + 3, 0, "its tile is not where the file says"),
+        (32 + 48, 1, "CZI in several files"),
         (data.index(b"ZISRAWMETADATA") + 34, 127, "its metadata lies behind the end of the file"),
         (data.index(b"ZISRAWDIRECTORY") + 34, 127, "the directory lists"),
     ):
         path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
         with pytest.raises(DataError, match=said):
             open_image(path)
+
+
+@pytest.mark.parametrize(("place", "value"), [(-1, 0x11), (11, 0xDB), (16, 0xB7), (0, 0)])
+def test_a_jpeg_xr_of_other_pixels_is_refused_before_it_is_decoded(tmp_path: Path, place: int, value: int) -> None:
+    """Its decoder ended the process for these. Places: the pixel format's last byte, and from the image's header on."""
+    data = write_czi(tmp_path / "a.czi", tiles(RGB, 200, compression=JPEG_XR)).read_bytes()
+    image = data.rindex(b"WMPHOTO")
+    start = image + place if place >= 0 else data.rindex(b"\x24\xc3\xdd\x6f") + 15
+    path = tmp_path / "b.czi"
+    path.write_bytes(data[:start] + bytes([value]) + data[start + 1 :])
+    with pytest.raises(DataError, match="the JPEG XR of a tile has other pixels than Bgr24"):
+        open_image(path)
 
 
 def test_a_tile_with_too_few_pixels_is_refused(tmp_path: Path) -> None:
