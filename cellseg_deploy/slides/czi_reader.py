@@ -8,6 +8,7 @@ kept.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _resolution(metadata: Any) -> tuple[Resolution, ...]:
     found = _at(metadata, "ImageDocument", "Metadata", "Scaling", "Items", "Distance")
     said = {_at(one, "@Id"): _at(one, "Value") for one in (found if isinstance(found, list) else [found])}
     try:
-        x, y = (float(said[axis]) * 1e6 for axis in "XY")
-    except (KeyError, TypeError, ValueError):
+        x, y = (float(Decimal(said[axis]).scaleb(6)) for axis in "XY")
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return ()
     return (Resolution("CZI", (x, y)),) if 0 < x < np.inf and 0 < y < np.inf else ()

@@ -1,7 +1,7 @@
-"""The directory of a CZI file, by ZEISS's description of the format (ZISRAW 1.2.2), checked against the file's size.
+"""The directory of a CZI file, whose format ZEISS calls ZISRAW, checked against the file's size.
 
-libCZI, which decodes the pixels, ends the process if the sizes in the header of a subblock are damaged; so they are
-checked before it opens the file.
+libCZI, which decodes the pixels, ended the process for damaged sizes in the header of a subblock, and for JPEG XR of
+another pixel format than it announces; so they are checked before it opens the file.
 """
 
 from __future__ import annotations

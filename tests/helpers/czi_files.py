@@ -48,7 +48,7 @@ def metadata(um_xy: tuple[float, float] | None = None, *, bits: int | None = Non
     """As ZEN writes it, of a pixel size and the bits of the camera."""
     count = "" if bits is None else f"<ComponentBitCount>{bits}</ComponentBitCount>"
     size = "".join(
-        f'<Distance Id="{axis}"><Value>{um * 1e-6!r}</Value><DefaultUnitFormat>µm</DefaultUnitFormat></Distance>'
+        f'<Distance Id="{axis}"><Value>{um}E-06</Value><DefaultUnitFormat>µm</DefaultUnitFormat></Distance>'
         for axis, um in zip("XY", um_xy or (), strict=False)
     )
     return (

@@ -128,6 +128,20 @@ def test_layers_of_the_pyramid(tmp_path: Path, step: int, monkeypatch: pytest.Mo
     assert region_of(reader, 1).pixel_size.um == pytest.approx(0.25 * step)
 
 
+def test_a_level_has_all_scenes_or_is_none(tmp_path: Path) -> None:
+    smaller = np.ascontiguousarray(255 - RGB[::2, ::2])
+    expected = np.full((300, 470, 3), 255, np.uint8)
+    expected[:150, :210], expected[150:, 260:] = smaller, smaller
+    scenes = [
+        [*tiles(RGB, 100, x, y, place=place), *tiles(smaller, 64, x, y, step=2, place=place)]
+        for x, y, place in ((-20, -10, {"S": 0}), (500, 290, {"S": 1}))
+    ]
+    reader = open_image(write_czi(tmp_path / "a.czi", scenes[0] + scenes[1]))
+    assert has_regions_of(reader, expected, 1)
+    reader = open_image(write_czi(tmp_path / "b.czi", scenes[0] + tiles(RGB, 100, 500, 290, place={"S": 1})))
+    assert reader.levels == ((600, 940),)
+
+
 def test_a_layer_that_lacks_a_tile_is_no_level(tmp_path: Path) -> None:
     smaller = tiles(np.ascontiguousarray(RGB[::2, ::2]), 64, step=2)
     assert len(open_image(write_czi(tmp_path / "all.czi", tiles(RGB, 100) + smaller)).levels) == 2
@@ -154,7 +168,10 @@ def test_the_size_of_a_pixel(czi: Any, tmp_path: Path) -> None:
     given = open_image(unequal, ReadOptions(pixel_size_um=0.5)).pixel_size
     assert (given.um, given.source) == (0.5, "given")
     reader = open_image(write_czi(tmp_path / "zen.czi", tiles(RGB, 100), metadata((0.11, 0.11))))
-    assert reader.pixel_size.um == pytest.approx(0.11)
+    assert reader.pixel_size.um == 0.11
+    for wrong in ("", "none", "nan", "0"):
+        about = metadata((0.11, 0.11)).replace("0.11E-06", wrong)
+        assert open_image(write_czi(tmp_path / "wrong.czi", tiles(RGB, 100), about)).pixel_size.um is None
 
 
 def test_the_bits_of_the_camera(tmp_path: Path) -> None:
