@@ -56,6 +56,7 @@ OF_EXTRAS = {
     "pandas": ("cellseg_deploy/outputs/image_table.py",),
     "prometheus_client": ("cellseg_deploy/serve/metrics.py",),
     "pyarrow": ("cellseg_deploy/outputs/parquet.py",),
+    "pylibCZIrw": ("cellseg_deploy/slides/czi_reader.py",),
     "pycocotools": ("cellseg_deploy/outputs/coco.py",),
     "roifile": ("cellseg_deploy/outputs/imagej_roi.py", "cellseg_deploy/annotations/imagej.py"),
     "starlette": ("cellseg_deploy/view/app.py", "cellseg_deploy/serve/app.py"),

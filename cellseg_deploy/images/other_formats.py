@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _CONVERT = "convert it to PNG or TIFF"
 _MICROSCOPE = "export its images as TIFF with the microscope's software or Fiji (Bio-Formats)"
+_CZI = f"give it the ending .czi and count it with cellseg-slide, or {_MICROSCOPE}"
 _AT_START = (
     (b"BM", "a BMP image", _CONVERT),
     ((b"GIF87a", b"GIF89a"), "a GIF image", _CONVERT),
@@ -13,7 +14,7 @@ _AT_START = (
     (b"8BPS", "a Photoshop document", _CONVERT),
     ((b"P1\n", b"P2\n", b"P3\n", b"P4\n", b"P5\n", b"P6\n", b"P1 ", b"P2 ", b"P3 "), "a PNM image", _CONVERT),
     ((b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW"), "a camera's raw file", _CONVERT),
-    (b"ZISRAWFILE", "a Zeiss CZI file", _MICROSCOPE),
+    (b"ZISRAWFILE", "a Zeiss CZI file", _CZI),
     (b"\xda\xce\xbe\x0a", "a Nikon ND2 file", _MICROSCOPE),
     (b"\x70\0\0\0", "a Leica LIF file", _MICROSCOPE),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an OLE file (Zeiss ZVI, Olympus OIB, Office)", _MICROSCOPE),

@@ -28,7 +28,7 @@ PLAUSIBLE_UM = (0.01, 20.0)
 CELL_UM = (2.0, 100.0)
 """Diameter of the median cell: platelets are the smallest, 2 to 4, and few cells of the body are larger than 100."""
 _PLACEHOLDER_UM, _PLACEHOLDER_CELL_UM = 1.0, 30.0  # written if nobody set a size; then the limit for doubt is lower
-_OF_MICROSCOPES = ("OME", "ImageJ", "TIFF")
+_OF_MICROSCOPES = ("OME", "ImageJ", "TIFF", "CZI")
 _SQUARE = 0.01  # relative difference of a pixel's sides that rounding explains
 _UM_PER_INCH, _UM_PER_CM = 25_400.0, 10_000.0
 _EXIF_X, _EXIF_Y, _EXIF_UNIT = 282, 283, 296  # the same numbers as in TIFF 6.0

@@ -41,7 +41,7 @@ from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import blank, files
 from cellseg_deploy.slides.counting import SILENT, CountedImage, Progress, count_cells, prepare
 from cellseg_deploy.slides.memory import half_of_free_memory
-from cellseg_deploy.slides.open import OPENSLIDE, open_image
+from cellseg_deploy.slides.open import SLIDES, open_image
 from cellseg_deploy.slides.region import Pixels, Region, region_of
 from cellseg_deploy.slides.run import geojson_of
 
@@ -64,7 +64,7 @@ def is_streamed(path: Path) -> bool:
     """
     if urls.is_url(path):  # without asking the server
         return False
-    if path.suffix.lower() in OPENSLIDE:
+    if path.suffix.lower() in SLIDES:
         return True
     try:
         with opened(path) as file:
@@ -130,7 +130,7 @@ class StreamWork:
                 reader = open_image(image.path, self._options.reading)
         except CellsegError:
             raise
-        except Exception as error:  # tifffile and OpenSlide may raise anything
+        except Exception as error:  # the packages for the formats may raise anything
             raise DataError(f"{image.path}: damaged: {error}") from error
         try:
             return self._count(image, region_of(reader), output_name, network, clock)

@@ -10,21 +10,28 @@ from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import read_image
 from cellseg_deploy.slides.region import ArrayReader, RegionReader, stamp_of
 
-OPENSLIDE = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu")
+_OPENSLIDE = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu")
+_CZI = ".czi"
+SLIDES = (*_OPENSLIDE, _CZI)
+"""Endings of scanners' files."""
 _DEFAULTS = ReadOptions()
 
 
 def open_image(path: Path, options: ReadOptions = _DEFAULTS) -> RegionReader:
-    """Open ``path``: a scanner's slide by its suffix, a folder as OME-Zarr, a TIFF by its content.
+    """Open ``path``: a scanner's slide by its suffix (``SLIDES``), a folder as OME-Zarr, a TIFF by its content.
 
     PNG and JPEG cannot be read by region: they are decoded whole, up to ``options.max_pixels``. Others have no limit.
 
     Raises ``DataError``, or ``BackendUnavailableError`` if the package for a format is missing.
     """
-    if path.suffix.lower() in OPENSLIDE:
+    if path.suffix.lower() in _OPENSLIDE:
         from cellseg_deploy.slides.openslide_reader import OpenSlideReader
 
         return OpenSlideReader(path, options)
+    if path.suffix.lower() == _CZI:
+        from cellseg_deploy.slides.czi_reader import CziReader
+
+        return CziReader(path, options)
     if path.is_dir():
         from cellseg_deploy.slides.zarr_reader import ZarrReader
 

@@ -15,6 +15,7 @@ from conftest import draw_discs, make_onnx, make_spec
 pytest.importorskip("distributed")
 pytest.importorskip("onnxruntime")
 
+from czi_files import tiles, write_czi
 from worker_faults import POISON, Poison
 
 from cellseg_deploy.backends import EngineOptions
@@ -89,6 +90,14 @@ def test_bands_of_workers_give_the_bytes_of_one_process(
     count(made, tmp_path / "out", client)
     assert contents(tmp_path / "out") == contents(made / "whole")
     assert len((made / "whole/cells.csv").read_text().splitlines()) > 50
+
+
+def test_workers_open_a_czi(client: Any, made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pylibCZIrw")
+    image = tifffile.imread(made / "slide.tif")
+    path = write_czi(tmp_path / "slide.czi", tiles(image, 200, -50, 7))
+    count(made, tmp_path / "out", client, here=path, there=path)
+    assert (tmp_path / "out/labels.tif").read_bytes() == (made / "whole/labels.tif").read_bytes()
 
 
 def test_killed_worker_changes_nothing(
