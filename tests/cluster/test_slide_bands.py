@@ -20,7 +20,6 @@ from worker_faults import POISON, Poison
 from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.cli import console
 from cellseg_deploy.cli.slide import command
-from cellseg_deploy.cluster.bands import on_cluster
 from cellseg_deploy.cluster.connection import TlsFiles, connected
 from cellseg_deploy.cluster.engine import ClusterEngine
 from cellseg_deploy.errors import DataError
@@ -31,7 +30,7 @@ from cellseg_deploy.slides import counting
 from cellseg_deploy.slides.counting import Progress
 from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import region_of
-from cellseg_deploy.slides.run import RECORD, UNFINISHED, run_slide
+from cellseg_deploy.slides.run import RECORD, run_slide
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left", "quick_disk")
 
@@ -67,8 +66,7 @@ def count(
     engine = EngineOptions(backend="onnxruntime", threads=1)
     elsewhere = None
     if client is not None:
-        image = there or made / "slide.tif"
-        elsewhere = on_cluster(ClusterEngine(client, "local", threads=2), image, ReadOptions())
+        elsewhere = ClusterEngine(client, "local", threads=2).slide(there or made / "slide.tif", ReadOptions())
     reader = open_image(here or made / "slide.tif")
     try:
         with Segmenter.load(made / "stub.onnx", engine=engine, scale=1.0, batch_size=4) as segmenter:
@@ -132,8 +130,7 @@ def test_stopped_run_is_resumed(client: Any, made: Path, tmp_path: Path) -> None
 
     with pytest.raises(KeyboardInterrupt):
         count(made, out, client, Progress(advanced=advanced))
-    work = out / UNFINISHED
-    stale = temporary_in(work)
+    stale = temporary_in(out)
     stale.write_bytes(b"a band")
     totals, there = list[int](), list[bool]()
     count(
