@@ -88,6 +88,7 @@ def run(
     only: tuple[str, ...] = (),
     save: tuple[str, ...] = SAVE,
     memory: int = 10**9,
+    scale: Any = "auto",
     **callbacks: Any,
 ) -> RunSummary:
     """Count ``images``, on workers with ``client``. ``progress``: of ``m-large.tif``."""
@@ -99,7 +100,7 @@ def run(
         return (progress if name == "m-large.tif" else None) or Progress()
 
     options = RunOptions(save=save, memory=memory)
-    with Segmenter.load(images.parent / "stub.onnx", engine=engine, batch_size=4) as segmenter:
+    with Segmenter.load(images.parent / "stub.onnx", engine=engine, scale=scale, batch_size=4) as segmenter:
         return run_folder(segmenter, found, out, options=options, elsewhere=elsewhere, on_stream=on_stream, **callbacks)
 
 
@@ -139,7 +140,7 @@ def test_files_tables_and_journal_are_those_of_one_process(
 
 
 def test_time_of_the_workers_is_in_the_sums(client: Any, made: Path, tmp_path: Path) -> None:
-    summary = run(made / "in", tmp_path / "out", client, only=("m-large.tif",))
+    summary = run(made / "in", tmp_path / "out", client, only=("m-large.tif",), scale=1.0)
     assert {"read", "resize", "tile", "network", "label", "write"} <= summary.stage_seconds.keys()
     assert 0 < summary.engine_seconds <= summary.stage_seconds["network"]
 
@@ -260,12 +261,14 @@ def test_photographs_are_in_progress_next_to_bands(
 ) -> None:
     """Also those behind the large image, whose windows take no memory of the workers; with one model for all."""
     submit, submitted = ClusterOutcomes._submit, list[tuple[str, int]]()
+    read, orders = worker.read_order, list[str]()
 
     def recorded(self: Any, index: int, attempt: str = "") -> None:
         submitted.append((type(self).__name__, index))
         submit(self, index, attempt)
 
     monkeypatch.setattr(ClusterOutcomes, "_submit", recorded)
+    monkeypatch.setattr(worker, "read_order", lambda out, name: orders.append(name) or read(out, name))
     only = ("a-0.png", "m-1.png", "m-large.tif", "z.png")
     os.link(made / "in/a-2.png", made / "in/z.png")
     try:
@@ -273,7 +276,7 @@ def test_photographs_are_in_progress_next_to_bands(
     finally:
         (made / "in/z.png").unlink()
     assert submitted.index(("ImageOutcomes", 3)) < submitted.index(("_BandOutcomes", 0))
-    assert len(worker._engines) == 1
+    assert len(orders) == 1
 
 
 def test_no_band_is_in_flight_once_its_image_has_failed(
