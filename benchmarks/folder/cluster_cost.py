@@ -146,8 +146,8 @@ class CostReport:
             "",
             f"Assumed, **not measured**: a GPU does {number(a.gpu_tiles_per_second)} tiles per second, and has "
             f"{a.cores_per_gpu} cores like these; storage moves {number(a.storage_bytes_per_second / 1e6)} MB/s for "
-            "all machines together; a CPU node is a machine like this one. One process does a slide: more machines "
-            "do not help. A slide is extrapolated far beyond the sizes measured.",
+            "all machines together; a CPU node is a machine like this one. A slide is done by one process, not "
+            "by the workers of `--scheduler`. A slide is extrapolated far beyond the sizes measured.",
         ]
 
 
