@@ -53,7 +53,7 @@ class ClusterEngine:
         return ImageOutcomes(Workers(self.client, self.address), setup.out, self.order(setup), tasks)
 
     def slide(self, image: Path, reading: ReadOptions) -> SlideElsewhere:
-        """Return what computes the bands of ``image``, read with ``reading``, for ``slides.run.run_slide``."""
+        """See ``elsewhere.Elsewhere``."""
         return bands.of_slide(Workers(self.client, self.address), self.order, image, reading)
 
 
@@ -64,7 +64,13 @@ def open_cluster(
     """Connect to the scheduler at ``address``, or with ``local`` start ``workers`` processes on this machine.
 
     ``threads``: CPU threads, of all local workers together, None for one per core; on another cluster of each worker,
-    None for as many as Dask gives it. Raises as ``connection.connected``.
+    None for as many as Dask gives it. ``tls``: for addresses tls://, as of ``cluster.connection``; None for the files
+    in Dask's configuration. Raises as ``connection.connected``.
+
+    >>> with cs.open_cluster("local", workers=2) as cluster:
+    ...     result = model.run("photographs", out="counts", cluster=cluster)
+    >>> len(result.done)
+    1
     """
     if address == LOCAL:
         per_worker = max(1, (threads or cores()) // workers)

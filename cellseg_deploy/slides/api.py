@@ -10,6 +10,7 @@ from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule
 from cellseg_deploy.errors import check_types
 from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.images.options import ReadOptions
+from cellseg_deploy.run.elsewhere import Elsewhere
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides.counting import SILENT, Progress
 from cellseg_deploy.slides.open import open_image
@@ -24,7 +25,7 @@ class SlideOptions(TypedDict, total=False):
 
     ``region``: left, top, width, height in px of the pyramid's ``level``; None for all, and 0 for the full resolution.
     ``read``: for reading the file. ``save``, ``memory``, ``count_rule``, ``skip_blank``, ``overwrite``, ``progress``:
-    see ``run_slide``.
+    see ``run_slide``. ``cluster``: see ``Segmenter.run``.
     """
 
     region: tuple[int, int, int, int] | None
@@ -36,6 +37,7 @@ class SlideOptions(TypedDict, total=False):
     skip_blank: bool
     overwrite: bool
     progress: Progress
+    cluster: Elsewhere | None
 
 
 def run_file(
@@ -52,6 +54,7 @@ def run_file(
     skip_blank: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
+    cluster: Elsewhere | None = None,
 ) -> SlideResult:
     """Open ``image``, and count the cells of it or a part into the folder ``out``; see ``run_slide``."""
     check_types("a path", image=image, out=out)
@@ -59,6 +62,7 @@ def run_file(
     check_types("a whole number or None", memory=memory)
     check_types(ReadOptions, read=read)
     check_types("True or False", skip_blank=skip_blank, overwrite=overwrite)
+    check_types("what open_cluster gives or None", cluster=cluster)
     check_apart([Path(image)], Path(out))
     reader = open_image(Path(image), read)
     try:
@@ -72,6 +76,7 @@ def run_file(
             skip_blank=skip_blank,
             overwrite=overwrite,
             progress=progress,
+            elsewhere=None if cluster is None else cluster.slide(Path(image), read),
         )
     finally:
         reader.close()

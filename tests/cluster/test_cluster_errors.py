@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import DarknessBackend
 from running import infer, results, rows
 
 pytest.importorskip("distributed")
@@ -97,6 +98,11 @@ def test_images_that_a_worker_does_not_see(
     )
     with pytest.raises(UsageError, match=r"worker \S+: /not/there: no such folder of images on this machine"):
         on_cluster()
+
+
+def test_a_model_that_is_in_no_file(client: Any, four: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="expected a model that was loaded from a file"):
+        Segmenter(DarknessBackend()).run(four, tmp_path / "out", cluster=ClusterEngine(client, "tcp://x"))
 
 
 def test_an_output_folder_that_a_worker_does_not_see(
