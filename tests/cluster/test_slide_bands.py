@@ -89,6 +89,19 @@ def test_bands_of_workers_give_the_bytes_of_one_process(
     assert len((made / "whole/cells.csv").read_text().splitlines()) > 50
 
 
+def test_python(client: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "BandNetwork", None)  # of this process, as is
+    monkeypatch.setattr(Segmenter, "overlapped", None)
+    cluster, engine = ClusterEngine(client, "local", threads=2), EngineOptions(backend="onnxruntime", threads=1)
+    monkeypatch.chdir(made)  # workers work elsewhere
+    with Segmenter.load(made / "stub.onnx", engine=engine, scale=1.0, batch_size=4) as model:
+        model.run_slide("slide.tif", tmp_path / "out", region=(3, 5, 290, 880), cluster=cluster)
+        result = model.run("slide.tif", tmp_path / "run", cluster=cluster)
+    assert contents(tmp_path / "out") == contents(made / "whole")
+    assert not result.failed
+    assert result.cells > 50
+
+
 def test_killed_worker_changes_nothing(
     client: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
