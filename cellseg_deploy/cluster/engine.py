@@ -53,7 +53,7 @@ class ClusterEngine:
         return ImageOutcomes(Workers(self.client, self.address), setup.out, self.order(setup), tasks)
 
     def slide(self, image: Path, reading: ReadOptions) -> SlideElsewhere:
-        """See ``elsewhere.Elsewhere``."""
+        """See ``slides.api.SlideCluster``."""
         return bands.of_slide(Workers(self.client, self.address), self.order, image, reading)
 
 

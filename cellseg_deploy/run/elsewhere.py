@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from cellseg_deploy.batching import Outcome
 from cellseg_deploy.images.find import FoundImage
-from cellseg_deploy.images.options import ReadOptions
 
 if TYPE_CHECKING:
     from cellseg_deploy.run.image_work import Finished
@@ -61,6 +59,3 @@ class Elsewhere(Protocol):
 
     def outcomes(self, setup: RunSetup, tasks: Sequence[ImageTask]) -> Outcomes:
         """Return the outcomes of ``tasks``, which begin when they are iterated over."""
-
-    def slide(self, image: Path, reading: ReadOptions) -> SlideElsewhere:
-        """Return what computes the bands of ``image``, read with ``reading``, for ``slides.run.run_slide``."""

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule
 from cellseg_deploy.errors import check_types
 from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.images.options import ReadOptions
-from cellseg_deploy.run.elsewhere import Elsewhere
 from cellseg_deploy.segmenter import Segmenter
-from cellseg_deploy.slides.counting import SILENT, Progress
+from cellseg_deploy.slides.counting import SILENT, Progress, SlideElsewhere
 from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import region_of
 from cellseg_deploy.slides.run import DEFAULT_KINDS, SlideResult, run_slide
 
 _READ_DEFAULTS = ReadOptions()
+
+
+class SlideCluster(Protocol):
+    """Runs the network over images outside this process."""
+
+    def slide(self, image: Path, reading: ReadOptions) -> SlideElsewhere:
+        """Return what computes the bands of ``image``, read with ``reading``, for ``run_slide``."""
 
 
 class SlideOptions(TypedDict, total=False):
@@ -37,7 +43,7 @@ class SlideOptions(TypedDict, total=False):
     skip_blank: bool
     overwrite: bool
     progress: Progress
-    cluster: Elsewhere | None
+    cluster: SlideCluster | None
 
 
 def run_file(
@@ -54,7 +60,7 @@ def run_file(
     skip_blank: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
-    cluster: Elsewhere | None = None,
+    cluster: SlideCluster | None = None,
 ) -> SlideResult:
     """Open ``image``, and count the cells of it or a part into the folder ``out``; see ``run_slide``."""
     check_types("a path", image=image, out=out)
