@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cellseg_deploy import parity as parity
     from cellseg_deploy.backends import EngineOptions, open_backend
+    from cellseg_deploy.cluster.engine import open_cluster
     from cellseg_deploy.errors import CellsegError
     from cellseg_deploy.evaluate.api import Evaluation as Evaluation
     from cellseg_deploy.evaluate.api import evaluate as evaluate
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "open_backend",
+    "open_cluster",
     "parity",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "Segmentation": "cellseg_deploy.outputs.segmentation",
     "Segmenter": "cellseg_deploy.segmenter",
     "open_backend": "cellseg_deploy.backends",
+    "open_cluster": "cellseg_deploy.cluster.engine",
 }
 _ROOMS = ("evaluate", "parity")  # the first is also a function
 

@@ -54,6 +54,7 @@ from cellseg_deploy.threads import ThreadPlan, single_threaded_libraries
 
 if TYPE_CHECKING:
     from cellseg_deploy.images.any_image import ImageLike
+    from cellseg_deploy.run.elsewhere import Elsewhere
     from cellseg_deploy.run.result import FolderResult
     from cellseg_deploy.slides.api import SlideOptions
     from cellseg_deploy.slides.run import SlideResult
@@ -230,6 +231,7 @@ class Segmenter:
         overwrite: bool = False,
         follow_links: bool = False,
         on_image: Callable[[str], None] = lambda _: None,
+        cluster: Elsewhere | None = None,
     ) -> FolderResult:
         """Segment a folder of images into the folder ``out``, as ``cellseg-infer`` does.
 
@@ -238,7 +240,8 @@ class Segmenter:
         summary.csv and the report, a regular expression or a CSV file image,group; "" for folders. ``report``: write
         report.html and files for MultiQC. ``overwrite``: replace an earlier run in ``out``. ``follow_links``: read
         links that lead out of the folder too. ``on_image``: called with the name of each processed image, in order.
-        A scale is measured once for all images of one folder and size.
+        ``cluster``: what ``open_cluster`` gives; its workers do the images. A scale is measured once for all images of
+        one folder and size.
 
         Raises ``NothingToDoError`` without images, ``UsageError``, and ``OutputError`` for the folder.
 
@@ -252,7 +255,7 @@ class Segmenter:
         check_types("a sequence of names", save=save)
         check_types("a path", group_by=group_by)
         options = RunOptions(tuple(save), overwrite, read, count_rule, field, str(group_by), report)
-        return run(self, images, out, options, follow_links=follow_links, on_image=on_image)
+        return run(self, images, out, options, follow_links=follow_links, on_image=on_image, cluster=cluster)
 
     def run_slide(self, image: str | Path, out: str | Path, **options: Unpack[SlideOptions]) -> SlideResult:
         """Count the cells of ``image``, which may be larger than memory, into the folder ``out``, as ``cellseg-slide``.

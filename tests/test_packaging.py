@@ -47,7 +47,7 @@ OF_EXTRAS = {
     "dask": ("cellseg_deploy/cluster/connection.py",),
     "distributed": (
         "cellseg_deploy/cluster/connection.py",
-        "cellseg_deploy/cluster/engine.py",
+        "cellseg_deploy/cluster/outcomes.py",
         "cellseg_deploy/cluster/worker.py",
     ),
     "obstore": ("cellseg_deploy/files/urls.py",),

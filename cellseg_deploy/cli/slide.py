@@ -14,8 +14,7 @@ from cellseg_deploy.cli import cluster_options as clusters
 from cellseg_deploy.cli import console
 
 if TYPE_CHECKING:
-    from cellseg_deploy.cluster.engine import ClusterEngine
-    from cellseg_deploy.slides.counting import Progress, SlideElsewhere
+    from cellseg_deploy.slides.counting import Progress
     from cellseg_deploy.slides.run import SlideResult
 
 _EPILOG = """\b
@@ -107,7 +106,8 @@ def command(context: click.Context, /, image: Path, output: Path, memory: int | 
         asked["threads"], device=asked["device"], model=asked["model"], backend=asked["backend"]
     )
     check_apart([image], output)
-    reader = open_image(image, console.read_options(asked))
+    reading = console.read_options(asked)
+    reader = open_image(image, reading)
     try:
         part = region_of(reader, asked["level"], asked["region"])
         memory = half_of_free_memory() if memory is None else memory
@@ -133,7 +133,7 @@ def command(context: click.Context, /, image: Path, output: Path, memory: int | 
                 count_rule=asked["count_rule"],
                 overwrite=asked["overwrite"],
                 progress=_progress(quiet=asked["quiet"]),
-                elsewhere=_elsewhere(cluster, image, asked),
+                elsewhere=None if cluster is None else cluster.slide(image, reading),
             )
     finally:
         reader.close()
@@ -142,14 +142,6 @@ def command(context: click.Context, /, image: Path, output: Path, memory: int | 
     elif not asked["quiet"]:
         _print(result)
     return console.EXIT_OK
-
-
-def _elsewhere(cluster: ClusterEngine | None, image: Path, asked: dict[str, Any]) -> SlideElsewhere | None:
-    if cluster is None:
-        return None
-    from cellseg_deploy.cluster.bands import on_cluster
-
-    return on_cluster(cluster, image, console.read_options(asked))
 
 
 def _progress(*, quiet: bool) -> Progress:

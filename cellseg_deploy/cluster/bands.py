@@ -1,19 +1,20 @@
-"""Bands of one large image, computed by the workers of a cluster; see ``engine`` for what is in flight, and failures.
+"""Bands of one large image, computed by the workers of a cluster; see ``outcomes`` for what is in flight, and failures.
 
-Workers open the image by its path and write a band's probabilities to a file in OUT/unfinished. Its name and the flags
+Workers open the image by its path and write a band's probabilities to a temporary file in OUT. Its name and the flags
 of blank tiles travel back; this process appends the files in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cellseg_deploy.cells.row_resize import scaled_size
 from cellseg_deploy.cells.tiling import Tile
-from cellseg_deploy.cluster.engine import ClusterEngine, ClusterOutcomes, reading_of_a_worker
+from cellseg_deploy.cluster.outcomes import ClusterOutcomes, Workers, reading_of_a_worker
+from cellseg_deploy.cluster.work_order import WorkOrder
 from cellseg_deploy.cluster.worker import do_band
 from cellseg_deploy.errors import OutputError
 from cellseg_deploy.images.options import ReadOptions
@@ -35,46 +36,68 @@ class _BandTask:
         return self.size
 
 
-class _BandOutcomes(ClusterOutcomes):
+class _BandOutcomes(ClusterOutcomes[Band]):
     def _work(self, index: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return do_band, self._tasks[index].arguments
 
-    def _finished(self, answer: dict[str, Any]) -> Any:
-        path = self._out / answer["rows"]
+    def _finished(self, answer: dict[str, Any]) -> Band:
+        path = self.out / answer["rows"]
         with reading_of_a_worker():
             size = path.stat().st_size
         if size != answer["size"]:
             raise OutputError(f"{path}: a worker's file is incomplete; check free space and the file system")
-        return Band(path, answer["blank"])
+        return Band(path, answer["blank"], answer["seconds"])
 
 
-def on_cluster(engine: ClusterEngine, image: Path, reading: ReadOptions) -> SlideElsewhere:
-    """Return what computes the bands of ``image``, read with ``reading``, on the workers of ``engine``."""
+def of_slide(
+    workers: Workers, order_of: Callable[[RunSetup], WorkOrder], image: Path, reading: ReadOptions
+) -> SlideElsewhere:
+    """Return what computes the bands of ``image``, read with ``reading``, for ``slides.run.run_slide``."""
 
-    def of_region(work: Path, segmenter: Segmenter, region: Region, contrast: int) -> BandsElsewhere:
+    def of_region(out: Path, segmenter: Segmenter, region: Region, contrast: int) -> BandsElsewhere:
         options = RunOptions(save=(), reading=reading)
-        setup = RunSetup(segmenter, work, options, plan(1), Inputs((), ()))
-        order = engine.order(setup)
-        xywh = (region.x, region.y, region.width, region.height)
-        about = (str(image.absolute()), region.level, xywh, tuple(region.reader.stamp))
-        row_values = len(segmenter.backend.spec.channels)
-
-        def bands(scale: float, todo: Sequence[Tile]) -> Iterator[Band]:
-            width = scaled_size(region.hw, scale)[1]
-            tasks = [
-                _BandTask(
-                    (*about, scale, contrast, band.write[0].start),
-                    4 * row_values * width * (band.write[0].stop - band.write[0].start),
-                )
-                for band in todo
-            ]
-            if not tasks:
-                return
-            with _BandOutcomes(engine.client, engine.address, work, order, tasks) as outcomes:
-                for outcome in outcomes:
-                    band: Any = outcome.get()
-                    yield band
-
-        return bands
+        order = order_of(RunSetup(segmenter, out, options, plan(1), Inputs((), ())))
+        return _bands(image, segmenter, region, contrast, lambda tasks: _BandOutcomes(workers, out, order, tasks))
 
     return of_region
+
+
+def of_run(run: ClusterOutcomes[Any], image: Path) -> SlideElsewhere:
+    """Return what computes the bands of ``image``, one of a ``run`` whose other images are in flight."""
+
+    def of_region(_: Path, segmenter: Segmenter, region: Region, contrast: int) -> BandsElsewhere:
+        def outcomes(tasks: Sequence[_BandTask]) -> _BandOutcomes:
+            return _BandOutcomes(run.workers, run.out, run.order, tasks, beside=run)
+
+        return _bands(image, segmenter, region, contrast, outcomes)
+
+    return of_region
+
+
+def _bands(
+    image: Path,
+    segmenter: Segmenter,
+    region: Region,
+    contrast: int,
+    outcomes_of: Callable[[Sequence[_BandTask]], _BandOutcomes],
+) -> BandsElsewhere:
+    xywh = (region.x, region.y, region.width, region.height)
+    about = (str(image.absolute()), region.level, xywh, tuple(region.reader.stamp))
+    row_values = len(segmenter.backend.spec.channels)
+
+    def bands(scale: float, todo: Sequence[Tile]) -> Generator[Band, None, None]:
+        width = scaled_size(region.hw, scale)[1]
+        tasks = [
+            _BandTask(
+                (*about, scale, contrast, band.write[0].start),
+                4 * row_values * width * (band.write[0].stop - band.write[0].start),
+            )
+            for band in todo
+        ]
+        if not tasks:
+            return
+        with outcomes_of(tasks) as outcomes:
+            for outcome in outcomes:
+                yield outcome.get()
+
+    return bands

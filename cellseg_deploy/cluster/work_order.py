@@ -17,7 +17,7 @@ from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.cells.count_rules import CountRule
 from cellseg_deploy.cells.field_of_view import Field
 from cellseg_deploy.cells.instances import BorderCells
-from cellseg_deploy.errors import OutputError
+from cellseg_deploy.errors import OutputError, UsageError
 from cellseg_deploy.files.atomic import temporary_in, write_bytes
 from cellseg_deploy.images.find import absolute
 from cellseg_deploy.images.options import ReadOptions
@@ -55,10 +55,13 @@ class WorkOrder:
 
     @classmethod
     def of(cls, setup: RunSetup, *, threads: int | None, device_per_worker: bool) -> WorkOrder:
-        """Return the order for the run ``setup``."""
+        """Return the order for the run ``setup``. Raises ``UsageError`` if its model is in no file."""
         segmenter, options, identity = setup.segmenter, setup.options, setup.identity
         backend = segmenter.backend
-        assert backend.path is not None
+        if backend.path is None:
+            raise UsageError(
+                "workers of a cluster open the model by its path; expected a model that was loaded from a file"
+            )
         form, given = absolute(backend.path), absolute(backend.given or backend.path)
         if given == absolute(default_model_path()):
             form, given = Path(form.name), Path(given.name)

@@ -16,17 +16,20 @@ from cellseg_deploy.images.find import FoundImage
 if TYPE_CHECKING:
     from cellseg_deploy.run.image_work import Finished
     from cellseg_deploy.run.record import RunSetup
+    from cellseg_deploy.slides.counting import SlideElsewhere
 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image to do: see ``ImageWork.__call__``. ``nbytes``: estimates its memory from the image's header."""
+    """One image to do: see ``ImageWork.__call__``. ``nbytes``: estimates its memory from the image's header.
+    ``by_region``: does an image that is read by region in this process, with its bands computed elsewhere."""
 
     image: FoundImage
     output_name: str
     scale: float | None
     with_thresholds: bool
     nbytes: Callable[[], int]
+    by_region: Callable[[SlideElsewhere], Finished]
 
 
 class Outcomes(Protocol):

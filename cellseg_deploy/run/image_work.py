@@ -18,6 +18,7 @@ from cellseg_deploy.run.record import RunOptions
 from cellseg_deploy.run.streamed import OnStream, StreamWork, is_streamed, memory_of
 from cellseg_deploy.run.threshold_steps import encoded_steps
 from cellseg_deploy.segmenter import Segmenter, as_read
+from cellseg_deploy.slides.counting import SlideElsewhere
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class ImageWork:
         out: Path | None = None,
         on_stream: OnStream | None = None,
     ) -> None:
-        """``out``: the output folder, for images that are read by region; None if there can be none."""
+        """``out``: the output folder, for images that are read by region; None where there is none, as on a
+        worker of a cluster."""
         self._segmenter = segmenter
         self._options = options
         self._formats = [format for format in formats if format.folder]
@@ -69,14 +71,9 @@ class ImageWork:
         if image.problem:
             raise DataError(image.problem)
         segmenter, options = self._segmenter, self._options
-        clock = StageClock()
         if is_streamed(image.path):
-            if self._stream is None:
-                raise DataError(
-                    f"{image.path}: is read by region, which the workers of a cluster cannot do; leave out `scheduler`"
-                )
-            streamed, places = self._stream(image, output_name, network, clock)
-            return Finished(streamed, places, clock.seconds)
+            return self.by_region(image, output_name, network)
+        clock = StageClock()
         with clock("read"):
             loaded = read_image(image.path, options.reading, with_fingerprint=True)
         found = segmenter.segment(
@@ -101,3 +98,13 @@ class ImageWork:
             files = {format.place(output_name): encoded[format] for format in self._formats}
             outputs = tuple(OutputFile.of(path, content) for path, content in files.items())
         return Finished(replace(record, outputs=outputs), files, clock.seconds)
+
+    def by_region(
+        self, image: FoundImage, output_name: str, network: Network, elsewhere: SlideElsewhere | None = None
+    ) -> Finished:
+        """Do an ``image`` that ``is_streamed``. ``elsewhere``: see ``StreamWork``."""
+        if self._stream is None:
+            raise DataError(f"{image.path}: has grown since the run read its header; run again, which tries it again")
+        clock = StageClock()
+        record, files = self._stream(image, output_name, network, clock, elsewhere)
+        return Finished(record, files, clock.seconds)

@@ -11,6 +11,7 @@ from cellseg_deploy import threads as thread_plans
 from cellseg_deploy.errors import check_types
 from cellseg_deploy.images.find import find_images
 from cellseg_deploy.images.options import ReadOptions
+from cellseg_deploy.run.elsewhere import Elsewhere
 from cellseg_deploy.run.folder import run_folder
 from cellseg_deploy.run.record import ImageResult, RunOptions
 from cellseg_deploy.segmenter import Segmenter
@@ -72,6 +73,7 @@ def run(
     *,
     follow_links: bool,
     on_image: Callable[[str], None],
+    cluster: Elsewhere | None,
 ) -> FolderResult:
     """See ``Segmenter.run``."""
     check_types("a path or a list of paths", images=images)
@@ -79,6 +81,7 @@ def run(
     check_types(ReadOptions, read=options.reading)
     check_types("True or False", report=options.report, overwrite=options.overwrite, follow_links=follow_links)
     check_types("a function", on_image=on_image)
+    check_types("what open_cluster gives or None", cluster=cluster)
     segmenter.backend.check_open()  # before a journal says that a run of this engine began
     paths = [images] if isinstance(images, (str, os.PathLike)) else images
     out = Path(out)
@@ -89,6 +92,7 @@ def run(
         options=options,
         threads=thread_plans.plan_of_engine(segmenter.threads),
         on_result=lambda result: on_image(result.image),
+        elsewhere=cluster,
     )
     return FolderResult(tuple(_of(summary.images[name]) for name in sorted(summary.images)), out)
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from cellseg_deploy import threads as thread_plans
-from cellseg_deploy.batching import Job, Outcome
+from cellseg_deploy.batching import Job, Outcome, alone
 from cellseg_deploy.cells.scale import too_few_note
 from cellseg_deploy.errors import DataError, OutputError, concerns_one_image, plural
 from cellseg_deploy.files.atomic import write_bytes
@@ -216,8 +216,11 @@ class _Session:
         return [image for image in images if not is_streamed(image.path)]
 
     def _task(self, item: Planned, scale: float | None) -> ImageTask:
-        image, nbytes = item.image, partial(self._image_work.bytes_in_flight, item.image, scale)
-        return ImageTask(image, item.output_name, scale, image.name in self._with_thresholds, nbytes)
+        image, name, segmenter = item.image, item.output_name, self.setup.segmenter
+        nbytes = partial(self._image_work.bytes_in_flight, image, scale)
+        network = alone(segmenter.backend.predict, segmenter.batch_size)
+        by_region = partial(self._image_work.by_region, image, name, network)
+        return ImageTask(image, name, scale, image.name in self._with_thresholds, nbytes, by_region)
 
     def _outcomes(self, tasks: Sequence[ImageTask]) -> Outcomes:
         if self.setup.elsewhere is not None:

@@ -21,7 +21,7 @@ from cellseg_deploy.batching import Network
 from cellseg_deploy.cells.image_tiles import StageClock
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.stain import QUICK_PIXELS, colours
-from cellseg_deploy.errors import CellsegError, DataError, OutputError, UsageError
+from cellseg_deploy.errors import CellsegError, DataError
 from cellseg_deploy.files import urls
 from cellseg_deploy.files.atomic import temporary_in, write_bytes, writing
 from cellseg_deploy.files.fingerprint import Fingerprint, sha256_of
@@ -39,8 +39,17 @@ from cellseg_deploy.run.journal import ImageRecord, OutputFile
 from cellseg_deploy.run.record import RunOptions
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import blank, files
-from cellseg_deploy.slides.counting import SILENT, CountedImage, Progress, count_cells, prepare
+from cellseg_deploy.slides.counting import (
+    SILENT,
+    CountedImage,
+    NoMemoryError,
+    Progress,
+    SlideElsewhere,
+    count_cells,
+    prepare,
+)
 from cellseg_deploy.slides.memory import half_of_free_memory
+from cellseg_deploy.slides.network import NoDiskError
 from cellseg_deploy.slides.open import SLIDES, open_image
 from cellseg_deploy.slides.region import Pixels, Region, region_of
 from cellseg_deploy.slides.run import geojson_of
@@ -114,11 +123,17 @@ class StreamWork:
         self._out, self._on_stream = out, on_stream
 
     def __call__(
-        self, image: FoundImage, output_name: str, network: Network, clock: StageClock
+        self,
+        image: FoundImage,
+        output_name: str,
+        network: Network,
+        clock: StageClock,
+        elsewhere: SlideElsewhere | None = None,
     ) -> tuple[ImageRecord, dict[str, Path]]:
         """Return the record of ``image`` and its files, which have temporary names in the output folder.
 
-        Raises ``DataError``, also for kinds of files that a streamed image cannot have.
+        ``elsewhere``: computes the bands in place of ``network``, which then only measures the scale. Raises
+        ``DataError``, also for kinds of files that a streamed image cannot have.
         """
         if refused := [each.name for each in self._formats if each.name not in KINDS]:
             raise DataError(
@@ -133,18 +148,20 @@ class StreamWork:
         except Exception as error:  # the packages for the formats may raise anything
             raise DataError(f"{image.path}: damaged: {error}") from error
         try:
-            return self._count(image, region_of(reader), output_name, network, clock)
-        except UsageError as error:  # not even one block fits into memory: one image must not end the run
+            return self._count(image, region_of(reader), output_name, network, clock, elsewhere)
+        except (NoMemoryError, NoDiskError) as error:  # one image that is too large must not end the run
             raise DataError(f"{image.path}: {error}") from error
-        except OutputError as error:
-            if isinstance(error.__cause__, OSError):
-                raise
-            raise DataError(f"{image.path}: {error}") from error  # too large for the disk, before anything is written
         finally:
             reader.close()
 
     def _count(
-        self, image: FoundImage, region: Region, output_name: str, network: Network, clock: StageClock
+        self,
+        image: FoundImage,
+        region: Region,
+        output_name: str,
+        network: Network,
+        clock: StageClock,
+        elsewhere: SlideElsewhere | None,
     ) -> tuple[ImageRecord, dict[str, Path]]:
         memory, segmenter = memory_of(self._options), self._segmenter
         size = f"{region.width} x {region.height} px"
@@ -166,6 +183,7 @@ class StreamWork:
             with_outlines=any(each.name == "geojson" for each in self._formats),
             clock=clock,
             progress=progress,
+            elsewhere=None if elsewhere is None else elsewhere(self._out, segmenter, region, blank.EXACT),
         )
         with clock("write"):
             samples, written = counted.samples, dict[str, Path]()

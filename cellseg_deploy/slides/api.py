@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from cellseg_deploy.cells.count_rules import DEFAULT_RULE, CountRule
 from cellseg_deploy.errors import check_types
 from cellseg_deploy.files.apart import check_apart
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.segmenter import Segmenter
-from cellseg_deploy.slides.counting import SILENT, Progress
+from cellseg_deploy.slides.counting import SILENT, Progress, SlideElsewhere
 from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import region_of
 from cellseg_deploy.slides.run import DEFAULT_KINDS, SlideResult, run_slide
@@ -19,12 +19,19 @@ from cellseg_deploy.slides.run import DEFAULT_KINDS, SlideResult, run_slide
 _READ_DEFAULTS = ReadOptions()
 
 
+class SlideCluster(Protocol):
+    """Runs the network over images outside this process."""
+
+    def slide(self, image: Path, reading: ReadOptions) -> SlideElsewhere:
+        """Return what computes the bands of ``image``, read with ``reading``, for ``run_slide``."""
+
+
 class SlideOptions(TypedDict, total=False):
     """Options of ``run_file``.
 
     ``region``: left, top, width, height in px of the pyramid's ``level``; None for all, and 0 for the full resolution.
     ``read``: for reading the file. ``save``, ``memory``, ``count_rule``, ``skip_blank``, ``overwrite``, ``progress``:
-    see ``run_slide``.
+    see ``run_slide``. ``cluster``: see ``Segmenter.run``.
     """
 
     region: tuple[int, int, int, int] | None
@@ -36,6 +43,7 @@ class SlideOptions(TypedDict, total=False):
     skip_blank: bool
     overwrite: bool
     progress: Progress
+    cluster: SlideCluster | None
 
 
 def run_file(
@@ -52,6 +60,7 @@ def run_file(
     skip_blank: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
+    cluster: SlideCluster | None = None,
 ) -> SlideResult:
     """Open ``image``, and count the cells of it or a part into the folder ``out``; see ``run_slide``."""
     check_types("a path", image=image, out=out)
@@ -59,6 +68,7 @@ def run_file(
     check_types("a whole number or None", memory=memory)
     check_types(ReadOptions, read=read)
     check_types("True or False", skip_blank=skip_blank, overwrite=overwrite)
+    check_types("what open_cluster gives or None", cluster=cluster)
     check_apart([Path(image)], Path(out))
     reader = open_image(Path(image), read)
     try:
@@ -72,6 +82,7 @@ def run_file(
             skip_blank=skip_blank,
             overwrite=overwrite,
             progress=progress,
+            elsewhere=None if cluster is None else cluster.slide(Path(image), read),
         )
     finally:
         reader.close()

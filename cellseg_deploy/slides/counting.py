@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -66,10 +67,14 @@ class Progress:
 
 SILENT = Progress()
 
-BandsElsewhere = Callable[[float, Sequence[Tile]], Iterator[Band]]
+BandsElsewhere = Callable[[float, Sequence[Tile]], Generator[Band, None, None]]
 """Yields the results of bands, in their order, of the image at a scale."""
 SlideElsewhere = Callable[[Path, Segmenter, Region, int], BandsElsewhere]
-"""Takes the folder of ``prepare``, the model, the region and the contrast of blank tiles."""
+"""Takes the output folder, the model, the region and the contrast of blank tiles."""
+
+
+class NoMemoryError(UsageError):
+    """Not even one block of an image fits into the memory that its windows may take."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +212,16 @@ def count_cells(
     progress.started("tiles", len(todo) * len(across))
     if elsewhere is None:
         here = BandNetwork(segmenter, region.hw, samples.rows, scale, network, contrast=contrast, clock=clock)
-        computed: Iterator[Band] = map(here, todo)
+        computed = (here(band) for band in todo)
     else:
         computed = elsewhere(scale, todo)
-    for band in computed:
-        tiles.append(band.blank)
-        stored.append(band.rows)
-        progress.advanced(len(across))
+    with closing(computed):  # no band stays in flight if one cannot be stored
+        for band in computed:
+            tiles.append(band.blank)
+            stored.append(band.rows)
+            progress.advanced(len(across))
+            for stage, seconds in band.seconds.items():
+                clock.add(stage, seconds)
     n_blocks = -(-settings.hw[0] // settings.block_rows)
     progress.started("blocks", 2 * n_blocks)
     with clock("label"):
@@ -263,7 +271,7 @@ def edges_of(tiles: Sequence[Tile]) -> npt.NDArray[np.int64]:
 
 def block_settings(segmenter: Segmenter, image_hw: tuple[int, int], scale: float, memory: int) -> BlockSettings:
     """Return the settings of the blocks for an image of ``image_hw`` at ``scale``, whose windows fit into ``memory``
-    bytes. Raises ``UsageError`` if not even the lowest block does."""
+    bytes. Raises ``NoMemoryError`` if not even the lowest block does."""
     spec = segmenter.backend.spec
     hw = scaled_size(image_hw, scale)
     overlap = round(_OVERLAP_DIAMETERS * spec.cell_diameter_px)
@@ -273,7 +281,7 @@ def block_settings(segmenter: Segmenter, image_hw: tuple[int, int], scale: float
     rows = most_px // hw[1] - overlap - 16
     if rows < _LEAST_ROWS:
         needed = per_px * hw[1] * (_LEAST_ROWS + overlap + 16)
-        raise UsageError(
+        raise NoMemoryError(
             f"memory of {memory / 1e9:.2f} GB does not hold one block of this image; rows of {image_hw[1]} px need "
             f"{needed / 1e9:.2f} GB: give `memory`, or a part of the image"
         )

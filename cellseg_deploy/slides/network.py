@@ -8,7 +8,8 @@ tiles. Those of a band depend on its own pixels alone, so it does not matter whi
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,14 @@ _SOURCE_PX = 2_000_000
 """Pixels of the image that are resized at once: in 32-bit floats few enough for the processor's caches."""
 
 
+class NoDiskError(OutputError):
+    """The network's answers for one image do not fit on the disk."""
+
+
 class ProbabilityFile:
     """Probabilities (K, h, w) of ``n_channels`` and ``hw`` in the file ``path``, whose first rows may be there already.
 
-    Raises ``OutputError`` if the disk has no room for them and ``spare_bytes``.
+    Raises ``NoDiskError`` if the disk has no room for them and ``spare_bytes``.
     """
 
     def __init__(self, path: Path, n_channels: int, hw: tuple[int, int], *, spare_bytes: int = 0) -> None:
@@ -45,7 +50,7 @@ class ProbabilityFile:
             needed = self._row_bytes * hw[0] - path.stat().st_size + spare_bytes
             free = shutil.disk_usage(path.parent).free
         if needed > free:
-            raise OutputError(
+            raise NoDiskError(
                 f"{path.parent}: the network's results need {needed / 1e9:.1f} GB there until the labels are made, and "
                 f"{free / 1e9:.1f} GB are free; choose an output folder on a larger disk"
             )
@@ -105,10 +110,11 @@ def tiles_in(hw: tuple[int, int], tile_size: int, halo: int) -> int:
 @dataclass(frozen=True)
 class Band:
     """``rows``: probabilities of the rows that a band of tiles owns, (rows, K, w), or a file of them. ``blank``: see
-    ``BlankFlags``."""
+    ``BlankFlags``. ``seconds``: by stage, as another process measured them."""
 
     rows: Probabilities | Path
     blank: bytes
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class BandNetwork:

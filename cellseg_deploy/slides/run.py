@@ -95,7 +95,6 @@ def run_slide(
             raise OutputError(f"{out}: holds a finished result ({RECORD}); choose another folder, or give `overwrite`")
         contrast = blank.SKIP if skip_blank else blank.EXACT
         prepare(work, segmenter, region, contrast, overwrite=overwrite)
-        remove_stale(work)  # bands of workers that a killed run did not take
         clock = StageClock()
         counted = count_cells(
             *(segmenter, region, work, alone(segmenter.backend.predict, segmenter.batch_size)),
@@ -105,7 +104,7 @@ def run_slide(
             with_outlines="geojson" in save,
             clock=clock,
             progress=progress,
-            elsewhere=None if elsewhere is None else elsewhere(work, segmenter, region, contrast),
+            elsewhere=None if elsewhere is None else elsewhere(out, segmenter, region, contrast),
         )
         files.remove(out / RECORD)  # from here on the folder holds no finished result
         for name, (file, _, _) in files.KINDS.items():  # an earlier result may have had kinds that this one lacks

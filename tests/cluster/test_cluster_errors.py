@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import DarknessBackend
 from running import infer, results, rows
 
 pytest.importorskip("distributed")
@@ -21,7 +22,7 @@ from distributed.security import Security
 from distributed.utils import LoopRunner, sync
 
 from cellseg_deploy.backends import EngineOptions
-from cellseg_deploy.cluster import connection, engine, work_order, worker
+from cellseg_deploy.cluster import connection, engine, outcomes, work_order, worker
 from cellseg_deploy.cluster.connection import TlsFiles, check_address, connected
 from cellseg_deploy.cluster.engine import ClusterEngine
 from cellseg_deploy.errors import BackendUnavailableError, ModelError, OutputError, UsageError
@@ -99,10 +100,15 @@ def test_images_that_a_worker_does_not_see(
         on_cluster()
 
 
+def test_a_model_that_is_in_no_file(client: Any, four: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="expected a model that was loaded from a file"):
+        Segmenter(DarknessBackend()).run(four, tmp_path / "out", cluster=ClusterEngine(client, "tcp://x"))
+
+
 def test_an_output_folder_that_a_worker_does_not_see(
     on_cluster: Callable[..., RunSummary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "write_order", lambda order, out: ".cellseg-elsewhere.tmp")
+    monkeypatch.setattr(outcomes, "write_order", lambda order, out: ".cellseg-elsewhere.tmp")
     with pytest.raises(OutputError, match=r"worker \S+: .*not the output folder of this run"):
         on_cluster()
 
@@ -149,7 +155,7 @@ def cancelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Counter[int]]
     """Cancels each task when it is handed out, for a number of times per image; counts how often it was."""
 
     def cancel(times: int) -> Counter[int]:
-        submit, n_submitted = engine.ClusterOutcomes._submit, Counter[int]()
+        submit, n_submitted = outcomes.ClusterOutcomes._submit, Counter[int]()
 
         def cancelled(self: Any, index: int, attempt: str = "") -> None:
             submit(self, index, attempt)
@@ -157,7 +163,7 @@ def cancelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Counter[int]]
             if n_submitted[index] <= times:
                 self._futures[index].cancel(force=True)
 
-        monkeypatch.setattr(engine.ClusterOutcomes, "_submit", cancelled)
+        monkeypatch.setattr(outcomes.ClusterOutcomes, "_submit", cancelled)
         return n_submitted
 
     return cancel
@@ -170,9 +176,9 @@ def test_a_cancelled_task_is_handed_out_again(
     four: Path,
     tmp_path: Path,
 ) -> None:
-    n_submitted = cancelling(engine.CANCELLED_TRIES)
+    n_submitted = cancelling(outcomes.CANCELLED_TRIES)
     assert on_cluster().done == 4
-    assert n_submitted == dict.fromkeys(range(4), engine.CANCELLED_TRIES + 1)
+    assert n_submitted == dict.fromkeys(range(4), outcomes.CANCELLED_TRIES + 1)
     assert infer(four, "-o", tmp_path / "one", "--model", model, "--scale", 1, "-q") == 0
     assert results(tmp_path / "out") == results(tmp_path / "one")
 
@@ -180,9 +186,9 @@ def test_a_cancelled_task_is_handed_out_again(
 def test_an_image_whose_task_is_always_cancelled_is_reported(
     on_cluster: Callable[..., RunSummary], cancelling: Callable[[int], Counter[int]], tmp_path: Path
 ) -> None:
-    n_submitted = cancelling(engine.CANCELLED_TRIES + 1)
+    n_submitted = cancelling(outcomes.CANCELLED_TRIES + 1)
     assert on_cluster().failed == 4
-    assert n_submitted == dict.fromkeys(range(4), engine.CANCELLED_TRIES + 1)
+    assert n_submitted == dict.fromkeys(range(4), outcomes.CANCELLED_TRIES + 1)
     for row in rows(tmp_path / "out/images.csv"):
         assert row["error"].startswith("its task was cancelled on the cluster 6 times"), row
         assert "run again, which tries it again" in row["error"]

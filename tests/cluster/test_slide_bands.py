@@ -21,7 +21,6 @@ from worker_faults import POISON, Poison
 from cellseg_deploy.backends import EngineOptions
 from cellseg_deploy.cli import console
 from cellseg_deploy.cli.slide import command
-from cellseg_deploy.cluster.bands import on_cluster
 from cellseg_deploy.cluster.connection import TlsFiles, connected
 from cellseg_deploy.cluster.engine import ClusterEngine
 from cellseg_deploy.errors import DataError
@@ -32,7 +31,7 @@ from cellseg_deploy.slides import counting
 from cellseg_deploy.slides.counting import Progress
 from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import region_of
-from cellseg_deploy.slides.run import RECORD, UNFINISHED, run_slide
+from cellseg_deploy.slides.run import RECORD, run_slide
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left", "quick_disk")
 
@@ -68,8 +67,7 @@ def count(
     engine = EngineOptions(backend="onnxruntime", threads=1)
     elsewhere = None
     if client is not None:
-        image = there or made / "slide.tif"
-        elsewhere = on_cluster(ClusterEngine(client, "local", threads=2), image, ReadOptions())
+        elsewhere = ClusterEngine(client, "local", threads=2).slide(there or made / "slide.tif", ReadOptions())
     reader = open_image(here or made / "slide.tif")
     try:
         with Segmenter.load(made / "stub.onnx", engine=engine, scale=1.0, batch_size=4) as segmenter:
@@ -98,6 +96,19 @@ def test_workers_open_a_czi(client: Any, made: Path, tmp_path: Path) -> None:
     path = write_czi(tmp_path / "slide.czi", tiles(image, 200, -50, 7))
     count(made, tmp_path / "out", client, here=path, there=path)
     assert (tmp_path / "out/labels.tif").read_bytes() == (made / "whole/labels.tif").read_bytes()
+
+
+def test_python(client: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "BandNetwork", None)  # of this process, as is
+    monkeypatch.setattr(Segmenter, "overlapped", None)
+    cluster, engine = ClusterEngine(client, "local", threads=2), EngineOptions(backend="onnxruntime", threads=1)
+    monkeypatch.chdir(made)  # workers work elsewhere
+    with Segmenter.load(made / "stub.onnx", engine=engine, scale=1.0, batch_size=4) as model:
+        model.run_slide("slide.tif", tmp_path / "out", region=(3, 5, 290, 880), cluster=cluster)
+        result = model.run("slide.tif", tmp_path / "run", cluster=cluster)
+    assert contents(tmp_path / "out") == contents(made / "whole")
+    assert not result.failed
+    assert result.cells > 50
 
 
 def test_killed_worker_changes_nothing(
@@ -141,8 +152,7 @@ def test_stopped_run_is_resumed(client: Any, made: Path, tmp_path: Path) -> None
 
     with pytest.raises(KeyboardInterrupt):
         count(made, out, client, Progress(advanced=advanced))
-    work = out / UNFINISHED
-    stale = temporary_in(work)
+    stale = temporary_in(out)
     stale.write_bytes(b"a band")
     totals, there = list[int](), list[bool]()
     count(

@@ -63,6 +63,14 @@ WRONG: list[tuple[str, Call]] = [
     ("`on_image` must be a function, got None", lambda _, m: m.run("a.png", "out", on_image=None)),
     ("`image` must be a path, got None", lambda _, m: m.run_slide(None, "out")),
     ("`out` must be a path, got 3", lambda _, m: m.run_slide("a.png", 3)),
+    (
+        "`cluster` must be what open_cluster gives or None, got 'local'",
+        lambda _, m: m.run_slide("a.png", "out", cluster="local"),
+    ),
+    (
+        "`cluster` must be what open_cluster gives or None, got 'local'",
+        lambda _, m: m.run("in", "out", cluster="local"),
+    ),
     ("`region` must be four whole numbers", lambda _, m: m.run_slide("a.png", "out", region="0,0,9,9")),
     ("`region` must be four whole numbers", lambda _, m: m.run_slide("a.png", "out", region=(0, 0, 9))),
     ("`level` must be a whole number, got '1'", lambda _, m: m.run_slide("a.png", "out", level="1")),

@@ -175,7 +175,7 @@ def test_public_names_are_lazy_and_complete() -> None:
     assert cellseg_deploy.Segmenter is Segmenter
     assert set(dir(cellseg_deploy)) == {
         *("CellsegError", "EngineOptions", "Evaluation", "FolderResult", "ModelSpec", "ReadOptions", "Segmentation"),
-        *("Segmenter", "__version__", "evaluate", "open_backend", "parity"),
+        *("Segmenter", "__version__", "evaluate", "open_backend", "open_cluster", "parity"),
     }
     for name in cellseg_deploy.__all__:
         assert getattr(cellseg_deploy, name)
