@@ -123,7 +123,7 @@ class SparseRegion:
                     f"{region.reader.name}: level {self.level} of the pyramid shows bare glass around "
                     f"{columns.start + region.x},{rows.start + region.y} px, where level {region.level} does not "
                     f"(contrast of {int((high - low).max())} levels); expected a smaller copy of the picture: save the "
-                    "pyramid again, or run without `skip_blank`"
+                    "pyramid again, or run without `skip_blank` (into this folder with `overwrite`)"
                 )
 
     def _colours(self, number: int) -> Colours:
