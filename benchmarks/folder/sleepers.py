@@ -132,7 +132,7 @@ def run_band_sleepers(segmenter: Segmenter, work: Path, seconds: float, *, worke
         module.do_band = partial(_sleep_instead_of_band, seconds)
         try:
             since = stopwatch()
-            elsewhere = module.on_cluster(ClusterEngine(client, "in this process"), work / "none.tif", ReadOptions())
+            elsewhere = ClusterEngine(client, "in this process").slide(work / "none.tif", ReadOptions())
             stored = ProbabilityFile(work / "probabilities.f32", len(spec.channels), hw)
             for band in elsewhere(work, segmenter, region, 0)(1.0, todo):
                 stored.append(band.rows)

@@ -10,6 +10,8 @@ below and a few above. Labels are made per *object*, a 4-connected piece of the 
             |          ##     ##     |    overlap
             +-----------------##-----+    an object that reaches the end of its window is not complete
 
+Rows and columns without foreground around the objects of a window are left out: a sparse slide has many.
+
 Everything that ``instances.segment`` does to a cell depends on its own object, on what lies inside that object, on the
 cells within ``REACH_PX`` of it, and on one number of the whole image, the typical area. So an object that is complete
 in a window, with complete neighbours, gets there the labels that it gets in the whole image. The block that owns it,
@@ -129,9 +131,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Block:
-    """The window of a block, kept for the second pass: its ``rows``, and ``labels`` and ``kept`` as in ``Part``."""
+    """The window of a block, kept for the second pass: its ``rows`` and ``columns``, and ``labels`` and ``kept`` as in
+    ``Part``."""
 
     rows: slice
+    columns: slice
     labels: Callable[[], Labels]
     kept: Mask
 
@@ -170,8 +174,9 @@ def first_pass(
     for window in _blocks(read, settings, waiting):
         part = _labelled(window, settings)
         areas.append(_areas(part))
-        rows = slice(part.top, part.top + len(part.labels))
-        found.append(Block(rows, keep(part.labels), part.kept))
+        height, width = part.labels.shape
+        place = slice(part.top, part.top + height), slice(part.left, part.left + width)
+        found.append(Block(*place, keep(part.labels), part.kept))
         done()
     waiting.sort()
     areas += [_areas(_labelled(window, settings)) for window in _large(read, settings, waiting)]
@@ -184,8 +189,8 @@ def cells(
     """Yield the cells of the image window by window, each once; ``done`` is called after each block."""
     typical_px = typical_area(first.areas_px, settings.disc_px)
     for block in first.blocks:
-        planes_khw = read(block.rows, slice(0, settings.hw[1]))
-        yield from _numbered(Part(block.rows.start, 0, planes_khw, block.labels(), block.kept), settings, typical_px)
+        planes_khw, top_left = read(block.rows, block.columns), (block.rows.start, block.columns.start)
+        yield from _numbered(Part(*top_left, planes_khw, block.labels(), block.kept), settings, typical_px)
         del planes_khw
         done()
     for window in _large(read, settings, first.waiting):
@@ -257,8 +262,15 @@ def _blocks(read: ReadPlanes, settings: BlockSettings, waiting: list[tuple[int, 
     for top in range(0, height, settings.block_rows):
         bottom = min(top + settings.block_rows, height)
         rows = slice(max(0, top - MARGIN_PX), min(height, bottom + settings.overlap_rows + MARGIN_PX))
-        window, boxes = _window(read, settings, rows, slice(0, width))
-        first_row = boxes[:, 1] + rows.start
+        planes_khw = read(rows, slice(0, width))
+        around = _around_foreground(planes_khw, settings)
+        window, boxes = _window(
+            np.ascontiguousarray(planes_khw[(slice(None), *around)]),
+            settings,
+            (rows.start + around[0].start, around[1].start),
+        )
+        del planes_khw
+        first_row = boxes[:, 1] + window.top
         owned = (first_row >= top) & (first_row < bottom)
         owned[0] = False
         # A neighbour of an object close to the side may lie outside.
@@ -266,7 +278,7 @@ def _blocks(read: ReadPlanes, settings: BlockSettings, waiting: list[tuple[int, 
         ready = owned & ~unclear & ~_near(window.component, cut)
         for number in np.flatnonzero(owned & ~ready):
             row = int(boxes[number, 1])
-            waiting.append((row + rows.start, int(np.argmax(window.component[row] == number))))
+            waiting.append((row + window.top, int(np.argmax(window.component[row] == number)) + window.left))
         yield replace(window, wanted=ready)
 
 
@@ -310,7 +322,7 @@ def _complete(read: ReadPlanes, settings: BlockSettings, y: int, x: int) -> tupl
                 f"Run again with {math.ceil(n_px / settings.most_px)} times the memory or more; the network's results "
                 "are kept"
             )
-        window, boxes = _window(read, settings, slice(top, bottom), slice(left, right))
+        window, boxes = _window(read(slice(top, bottom), slice(left, right)), settings, (top, left))
         number = int(window.component[y - top, x - left])
         mask = (window.component == number).astype(np.uint8)
         near = np.asarray(cv2.dilate(mask, np.ones((2 * REACH_PX + 1,) * 2, np.uint8))) > 0
@@ -337,20 +349,33 @@ def _complete(read: ReadPlanes, settings: BlockSettings, y: int, x: int) -> tupl
             return window, boxes, number
 
 
+def _around_foreground(planes_khw: Probabilities, settings: BlockSettings) -> tuple[slice, slice]:
+    """Rows and columns of a window that hold its foreground, and 8 px more on each side: no object ends there that did
+    not end at the side of the window. One pixel if there is no foreground."""
+    inside = planes_khw[settings.channels.index("foreground")] >= settings.params.foreground_threshold
+    found = [np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0)]
+    if not len(found[0]):
+        return slice(0, 1), slice(0, 1)
+    rows, columns = (
+        slice(max(0, int(at[0]) - MARGIN_PX), min(n, int(at[-1]) + 1 + MARGIN_PX))
+        for at, n in zip(found, inside.shape, strict=True)
+    )
+    return rows, columns
+
+
 def _window(
-    read: ReadPlanes, settings: BlockSettings, rows: slice, columns: slice
+    planes_khw: Probabilities, settings: BlockSettings, top_left: tuple[int, int]
 ) -> tuple[Window, npt.NDArray[np.int32]]:
-    """Read a window without wanted objects; also left, top, width, height of each object in it, (n + 1, 4)."""
-    planes_khw = read(rows, columns)
+    """Return a window without wanted objects; also left, top, width, height of each object in it, (n + 1, 4)."""
     inside = planes_khw[settings.channels.index("foreground")] >= settings.params.foreground_threshold
     component, boxes = components(inside)
-    return Window(rows.start, columns.start, planes_khw, component, np.zeros(len(boxes), np.bool_)), boxes
+    return Window(*top_left, planes_khw, component, np.zeros(len(boxes), np.bool_)), boxes
 
 
 def _cut(boxes: npt.NDArray[np.int32], window: Window, hw: tuple[int, int], within: int) -> Mask:
     """Whether each object is at most ``within`` px from a side of ``window`` that is not a side of the image.
 
-    With 0 px it may continue beyond that side. ``window`` has the full width.
+    With 0 px it may continue beyond that side. ``window`` has the full width, but for columns without foreground.
     """
     height = window.component.shape[0]
     cut = np.zeros(len(boxes), np.bool_)

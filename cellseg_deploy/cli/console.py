@@ -124,8 +124,8 @@ _ARGUMENTS = (
         "rebuild",
         "report_thresholds",
     ),
-    *("memory", "region", "save", "scale", "scheduler", "shard", "streams", "task", "threads", "tls_ca_file"),
-    *("tls_cert", "tls_key", "upload", "workers"),
+    *("memory", "region", "save", "scale", "scheduler", "shard", "skip_blank", "streams", "task", "threads"),
+    *("tls_ca_file", "tls_cert", "tls_key", "upload", "workers"),
 )
 # A word of its own, and after any path at the start ("DIR/NAME.png: ..."): a file name may look like a mark.
 _MARKED = re.compile(rf"(?:(?<=[\s(])|^)`({'|'.join(_ARGUMENTS)})(?:=('?)([^`']+)\2)?`(?=[.,;:)]*(?:\s|$))")

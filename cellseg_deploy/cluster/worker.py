@@ -31,6 +31,7 @@ from cellseg_deploy.run.record import Inputs, identity_of
 from cellseg_deploy.slides.network import BandNetwork, bands_of
 from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import region_of
+from cellseg_deploy.slides.sparse_region import sparse_region
 from cellseg_deploy.threads import single_threaded_libraries
 
 ERROR = "error"
@@ -109,8 +110,12 @@ class _Engine:
             region, segmenter = region_of(reader, level, tuple(xywh)), self._segmenter
             bands = bands_of(scaled_size(region.hw, scale), segmenter.backend.spec.tile_size, segmenter.halo)
             (band,) = (each for each in bands if each.write[0].start == first_row)
+            sparse = sparse_region(segmenter, region, scale, contrast)
             compute = BandNetwork(
-                *(segmenter, region.hw, region.rows, scale, self._network), contrast=contrast, clock=clock
+                *(segmenter, region.hw, region.rows if sparse is None else sparse.rows, scale, self._network),
+                contrast=contrast,
+                judge=None if sparse is None else sparse.colours,
+                clock=clock,
             )
             with self._cores:
                 found = compute(band)

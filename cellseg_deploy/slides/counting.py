@@ -48,6 +48,7 @@ from cellseg_deploy.slides.label_file import LabelFile, bytes_of_labels
 from cellseg_deploy.slides.network import Band, BandNetwork, ProbabilityFile, bands_of
 from cellseg_deploy.slides.region import Region
 from cellseg_deploy.slides.samples import Samples
+from cellseg_deploy.slides.sparse_region import sparse_region
 
 PROGRAM = "cellseg-slide"
 IDENTITY = "identity.json"
@@ -199,7 +200,11 @@ def count_cells(
     stored = ProbabilityFile(
         work / "probabilities.f32", len(spec.channels), settings.hw, spare_bytes=bytes_of_labels(settings)
     )
-    samples = Samples(region)
+    with clock("blank"):
+        sparse = sparse_region(segmenter, region, scale, contrast)
+        if sparse is not None:
+            sparse.check()
+    samples = Samples(region.hw, region.rows if sparse is None else sparse.rows)
     bands, across = (bands_of((n, 1), spec.tile_size, segmenter.halo) for n in settings.hw)
     rows_done = stored.rows_done
     tiles = BlankFlags(
@@ -211,7 +216,12 @@ def count_cells(
     stored.cut_to(done[-1].write[0].stop if done else 0)
     progress.started("tiles", len(todo) * len(across))
     if elsewhere is None:
-        here = BandNetwork(segmenter, region.hw, samples.rows, scale, network, contrast=contrast, clock=clock)
+        here = BandNetwork(
+            *(segmenter, region.hw, samples.rows, scale, network),
+            contrast=contrast,
+            judge=None if sparse is None else sparse.colours,
+            clock=clock,
+        )
         computed = (here(band) for band in todo)
     else:
         computed = elsewhere(scale, todo)
@@ -242,8 +252,9 @@ def count_cells(
         notes.append(Note(size.note, "pixel size"))
     blank_share = float(tiles.blank.mean())
     if contrast > blank.EXACT and blank_share:
-        said = f"{blank_share:.1%} of the tiles were taken for blank (blue in the overview); pale cells there are lost"
-        notes.append(Note(said, "field of view"))
+        judged = "" if sparse is None else f" on level {sparse.level} of the pyramid"
+        said = f"{blank_share:.1%} of the tiles were taken for blank{judged} (blue in the overview); pale cells there "
+        notes.append(Note(said + "are lost", "field of view"))
     rule = counted(
         *(table.boxes, region.hw, count_rule),
         areas_px=table.columns["area_px"],

@@ -8,7 +8,7 @@ tiles. Those of a band depend on its own pixels alone, so it does not matter whi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from cellseg_deploy.errors import OutputError
 from cellseg_deploy.files.atomic import remove, writing
 from cellseg_deploy.segmenter import Segmenter
 from cellseg_deploy.slides import blank
+from cellseg_deploy.slides.blank import Colours
 from cellseg_deploy.slides.region import Pixels
 
 Probabilities = npt.NDArray[np.float32]
@@ -120,7 +121,8 @@ class Band:
 class BandNetwork:
     """The ``network`` over bands of tiles of an image of ``image_hw`` px at ``scale``; ``read``: rows of the image.
 
-    ``contrast``: see ``slides.blank``. A band after its neighbour takes the resized rows that both need from it.
+    ``contrast``: see ``slides.blank``. ``judge``: says which tiles of a band are blank, None to look at their pixels.
+    The rows of a band that is blank are not read. A band after its neighbour takes the resized rows that both need.
     """
 
     def __init__(
@@ -132,32 +134,47 @@ class BandNetwork:
         network: Network,
         *,
         contrast: int,
+        judge: Callable[[tiling.Tile], Colours] | None = None,
         clock: StageClock,
     ) -> None:
-        self._segmenter, self._network, self._contrast, self._clock = segmenter, network, contrast, clock
+        self._segmenter, self._network, self._clock = segmenter, network, clock
+        self._contrast, self._judge = contrast, judge
         self._resizer = RowResizer(read, image_hw, scale)
         self._at, self._strip = 0, np.empty((0, self._resizer.out_hw[1], 3), np.uint8)
 
     def __call__(self, band: tiling.Tile) -> Band:
         """Compute one of the bands of ``bands_of``."""
-        spec, (height, width) = self._segmenter.backend.spec, self._resizer.out_hw
-        start, stop = band.read[0].start, min(band.read[0].stop, height)
+        spec, start = self._segmenter.backend.spec, band.read[0].start
+        colours = None if self._judge is None else self._judge(band)
+        tiles = ImageTiles(
+            self._resized(start, min(band.read[0].stop, self._resizer.out_hw[0]), is_blank=_all_blank(colours)),
+            tile_size=spec.tile_size,
+            halo=self._segmenter.halo,
+            n_channels=len(spec.channels),
+            clock=self._clock,
+        )
+        if colours is None:
+            colours = blank.colours_in(tiles, self._contrast)
+        flags = blank.answer(tiles, self._network, colours)
+        rows = slice(band.write[0].start - start, band.write[0].stop - start)
+        return Band(np.ascontiguousarray(checked_probabilities(tiles.out_khw)[:, rows].transpose(1, 0, 2)), flags)
+
+    def _resized(self, start: int, stop: int, *, is_blank: bool) -> Pixels:
+        """Rows of the resized image; of a blank band any pixels, as nobody looks at them."""
+        width = self._resizer.out_hw[1]
+        if is_blank:
+            return np.zeros((stop - start, width, 3), np.uint8)
         if not self._at <= start <= self._at + len(self._strip):
             self._at, self._strip = start, np.empty((0, width, 3), np.uint8)
         with self._clock("resize"):
             more = _rows(self._resizer, self._at + len(self._strip), stop)
             self._strip = np.concatenate([self._strip[start - self._at :], more])
         self._at = start
-        tiles = ImageTiles(
-            self._strip,
-            tile_size=spec.tile_size,
-            halo=self._segmenter.halo,
-            n_channels=len(spec.channels),
-            clock=self._clock,
-        )
-        flags = blank.answer(tiles, self._network, self._contrast)
-        rows = slice(band.write[0].start - start, band.write[0].stop - start)
-        return Band(np.ascontiguousarray(checked_probabilities(tiles.out_khw)[:, rows].transpose(1, 0, 2)), flags)
+        return self._strip
+
+
+def _all_blank(colours: Colours | None) -> bool:
+    return colours is not None and None not in colours
 
 
 def _rows(resizer: RowResizer, start: int, stop: int) -> Pixels:

@@ -9,7 +9,8 @@ from cellseg_deploy.cells.field_marks import find_pointer
 from cellseg_deploy.cells.field_of_view import find_field
 from cellseg_deploy.cells.label_runs import Labels
 from cellseg_deploy.cells.notes import Note
-from cellseg_deploy.slides.region import Pixels, Region
+from cellseg_deploy.cells.row_resize import ReadRows
+from cellseg_deploy.slides.region import Pixels
 
 _OVERVIEW_PX = 2048
 
@@ -17,12 +18,13 @@ _OVERVIEW_PX = 2048
 class Samples:
     """Every so many rows and columns of the image and its labels: for the overview, and for a note on its colours.
 
-    The image is read once, for the network, through ``rows``. What a resumed run did not read is read by ``add``.
+    The image of ``hw`` px is read once by ``read``, for the network, through ``rows``. What the network did not read,
+    in a resumed run or in bare glass, is read by ``add``.
     """
 
-    def __init__(self, region: Region) -> None:
-        self._region = region
-        self._steps = (max(1, -(-max(region.hw) // _OVERVIEW_PX)), stain.negative_step(region.height * region.width))
+    def __init__(self, hw: tuple[int, int], read: ReadRows) -> None:
+        self._read = read
+        self._steps = (max(1, -(-max(hw) // _OVERVIEW_PX)), stain.negative_step(hw[0] * hw[1]))
         self._seen: tuple[dict[int, Pixels], dict[int, Pixels]] = ({}, {})
         self._images: tuple[list[Pixels], list[Pixels]] = ([], [])
         self._labels: tuple[list[Labels], list[Labels]] = ([], [])
@@ -33,8 +35,8 @@ class Samples:
         return self._steps[0]
 
     def rows(self, start: int, stop: int) -> Pixels:
-        """Rows ``start`` to before ``stop`` of the region, as ``Region.rows``."""
-        image = self._region.rows(start, stop)
+        """Rows ``start`` to before ``stop``, uint8 RGB (stop - start, w, 3)."""
+        image = self._read(start, stop)
         for step, seen in zip(self._steps, self._seen, strict=True):
             for row in range(start + -start % step, stop, step):
                 seen[row] = image[row - start, ::step].copy()
@@ -46,8 +48,8 @@ class Samples:
         for start in range(top, top + len(labels), step_rows):
             rows = range(start, min(start + step_rows, top + len(labels)))
             asked = [rows[-start % step :: step] for step in self._steps]
-            if any(row not in seen for seen, numbers in zip(self._seen, asked, strict=True) for row in numbers):
-                self.rows(rows.start, rows.stop)
+            if lacking := {row for seen, of in zip(self._seen, asked, strict=True) for row in of if row not in seen}:
+                self.rows(min(lacking), max(lacking) + 1)
             for step, seen, numbers, images, parts in zip(
                 self._steps, self._seen, asked, self._images, self._labels, strict=True
             ):

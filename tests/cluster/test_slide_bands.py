@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tifffile
 from conftest import draw_discs, make_onnx, make_spec
@@ -54,6 +55,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``made``: noisy glass with two groups of cells, and a pyramid of two levels, counted with ``skip_blank``."""
+    folder = tmp_path_factory.mktemp("sparse")
+    centres = [
+        (left + 40.0 * x, top + 40.0 * y) for left, top in [(30, 80), (150, 600)] for x in range(3) for y in (0, 1)
+    ]
+    image = draw_discs((900, 300), centres, radius=10)
+    image = (image + np.random.default_rng(3).integers(-5, 6, image.shape)).astype(np.uint8)
+    how: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "metadata": None}
+    with tifffile.TiffWriter(folder / "slide.tif") as tiff:
+        tiff.write(image, subifds=1, **how)
+        tiff.write(np.ascontiguousarray(image[::2, ::2]), subfiletype=1, **how)
+    (folder / "stub.onnx").write_bytes(make_onnx(make_spec()).SerializeToString())
+    count(folder, folder / "whole", skip_blank=True)
+    return folder
+
+
 def count(
     made: Path,
     out: Path,
@@ -62,6 +81,7 @@ def count(
     *,
     here: Path | None = None,
     there: Path | None = None,
+    skip_blank: bool = False,
 ) -> None:
     """Count the slide, on workers with ``client``. ``here``, ``there``: what this process and workers open instead."""
     engine = EngineOptions(backend="onnxruntime", threads=1)
@@ -72,7 +92,12 @@ def count(
     try:
         with Segmenter.load(made / "stub.onnx", engine=engine, scale=1.0, batch_size=4) as segmenter:
             region = region_of(reader, 0, (3, 5, 290, 880))
-            run_slide(segmenter, region, out, elsewhere=elsewhere, progress=progress or Progress())
+            run_slide(
+                *(segmenter, region, out),
+                skip_blank=skip_blank,
+                elsewhere=elsewhere,
+                progress=progress or Progress(),
+            )
     finally:
         reader.close()
 
@@ -109,6 +134,28 @@ def test_python(client: Any, made: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert contents(tmp_path / "out") == contents(made / "whole")
     assert not result.failed
     assert result.cells > 50
+
+
+def test_workers_find_the_same_glass(
+    client: Any, sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a run that one process began and workers resume."""
+    begun = list[int]()
+
+    def stop(n: int) -> None:
+        begun.append(n)
+        if len(begun) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        count(sparse, tmp_path / "resumed", None, Progress(advanced=stop), skip_blank=True)
+    monkeypatch.setattr(counting, "BandNetwork", None)  # of this process
+    for name in ("out", "resumed"):
+        count(sparse, tmp_path / name, client, skip_blank=True)
+        assert contents(tmp_path / name) == contents(sparse / "whole"), name
+    said = (sparse / "whole/images.csv").read_text()
+    assert "taken for blank on level 1 of the pyramid" in said
+    assert len((sparse / "whole/cells.csv").read_text().splitlines()) == 13
 
 
 def test_killed_worker_changes_nothing(

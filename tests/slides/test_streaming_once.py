@@ -49,7 +49,7 @@ def test_samples_read_what_the_network_did_not() -> None:
     """As after a kill: the first rows were read by a process that is gone."""
     image = np.random.default_rng(1).integers(0, 255, (3000, 70, 3)).astype(np.uint8)
     labels = np.arange(3000 * 70, dtype=np.int32).reshape(3000, 70)
-    samples = Samples(region_of(ArrayReader(image)))
+    samples = Samples((3000, 70), region_of(ArrayReader(image)).rows)
     samples.rows(700, 3000)
     for top in range(0, 3000, 512):
         samples.add(top, labels[top : top + 512])
