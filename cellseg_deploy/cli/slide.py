@@ -26,7 +26,8 @@ Examples:
 
 \b
 IMAGE: TIFF, BigTIFF and OME-TIFF in tiles or strips; with cellseg-deploy[slides] also OME-Zarr (a folder) and slides
-that OpenSlide reads (.svs .ndpi .mrxs .scn .bif .vms), and Zeiss .czi. PNG and JPEG are read whole, up to --max-pixels.
+that OpenSlide reads (.svs .ndpi .mrxs .scn .bif .vms); with cellseg-deploy[czi] also Zeiss .czi. PNG and JPEG are read
+whole, up to --max-pixels.
 
 \b
 Results: OUT/labels.tif (tiled BigTIFF)  OUT/cells.csv  OUT/images.csv  OUT/overview.png  OUT/slide.json

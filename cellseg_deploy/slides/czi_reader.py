@@ -37,7 +37,7 @@ class CziReader:
     """
 
     def __init__(self, path: Path, options: ReadOptions = _DEFAULTS) -> None:
-        require_packages("slides", "pylibCZIrw")
+        require_packages("czi", "pylibCZIrw")
         from pylibCZIrw import czi
 
         self.name, self._path, self._options = path.name, path, options
