@@ -341,5 +341,5 @@ def test_the_package_is_named_if_it_is_missing(tmp_path: Path, monkeypatch: pyte
     path = write_czi(tmp_path / "a.czi", tiles(RGB, 200))
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pylibCZIrw" else found(name))
-    with pytest.raises(BackendUnavailableError, match=r"pylibCZIrw; run: pip install 'cellseg-deploy\[slides\]'"):
+    with pytest.raises(BackendUnavailableError, match=r"pylibCZIrw; run: pip install 'cellseg-deploy\[czi\]'"):
         open_image(path)
