@@ -12,6 +12,8 @@ from cellseg_deploy.images.resolution import GIVEN, UNKNOWN, PixelSize
 from cellseg_deploy.outputs.requirements import require_packages
 from cellseg_deploy.slides.region import Pixels, stamp_of
 
+_KEPT_BYTES = 256 << 20
+"""Decoded tiles to keep: a row of tiles is read again for the next rows. OpenSlide keeps 32 MB, 32,000 px of a row."""
 _DEFAULTS = ReadOptions()
 
 
@@ -28,6 +30,7 @@ class OpenSlideReader:
             pixels = stamp_of(path.with_suffix("")) if path.suffix.lower() == ".mrxs" else ()
             self.stamp = stamp_of(path) + pixels
             self._slide = openslide.OpenSlide(path)
+            self._slide.set_cache(openslide.OpenSlideCache(_KEPT_BYTES))
         except (openslide.OpenSlideError, OSError) as error:
             raise DataError(f"{path}: OpenSlide cannot read it: {error}") from error
         self.levels = tuple((int(h), int(w)) for w, h in self._slide.level_dimensions)
