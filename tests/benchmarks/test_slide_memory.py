@@ -15,13 +15,13 @@ from cellseg_deploy.errors import DataError
 
 def test_the_command_measures_blank_images_and_images_of_cells(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    size = ["--blank", "600", "--cells", "1024", "--memory", "0.5"]
+    size = ["--blank", "600", "--cells", "2560", "--memory", "0.5"]
     assert run(cli.command, ["slide-memory", *size, "--threads", "1", "-q", "-o", str(out)]) == 0
     blank, cells = json.loads((out / "slide-memory.json").read_text())["runs"]
     assert (blank["true_cells"], blank["cells"]) == (0, 0)
     assert cells["cells"] == pytest.approx(cells["true_cells"], rel=0.1)
     assert all(50e6 < each["peak_bytes"] < 2e9 for each in (blank, cells))
-    assert "| cells | 1,024 x 1,024 |" in (out / "slide-memory.md").read_text()
+    assert "| cells | 2,560 x 2,560 |" in (out / "slide-memory.md").read_text()
     assert [path.name for path in out.iterdir() if path.name.startswith("work-")] == []
 
 
