@@ -109,6 +109,8 @@ class _Columns:
 def _resized(plane: Plane, n_out: int) -> Plane:
     import cv2
 
+    if len(plane) == 1:  # OpenCV computes a lone row in another way, with other last digits
+        return _resized(np.repeat(plane, 2, axis=0), n_out)[:1]
     return np.asarray(cv2.resize(plane, (n_out, len(plane)), interpolation=cv2.INTER_LINEAR), np.float32)
 
 

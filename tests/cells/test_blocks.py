@@ -114,6 +114,14 @@ def test_blocks_give_the_labels_of_the_whole_image(
     assert np.array_equal(streamed(planes, asked)[0], whole(planes, asked))
 
 
+def test_a_lone_row_of_a_band_is_enlarged_as_among_others() -> None:
+    """Of 233 rows of 2254 px, the last is a band of its own in the whole image, and not in a block."""
+    planes = random_planes(4, (43, 16), density=0.3)
+    asked = BlockSettings(CHANNELS, ThresholdParams(), 16.0, (43, 16), (233, 2254), block_rows=21, overlap_rows=19)
+    assert len(enlarge.bands(asked.out_hw)) == 2
+    assert np.array_equal(streamed(planes, asked)[0], whole(planes, asked))
+
+
 HW = (260, 220)
 
 
