@@ -122,7 +122,9 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "a path or a list of paths": lambda value: _is_path(value) or _several(_is_path)(value),
     "a sequence of names": _several(_is_name),
     "a whole number": _is(Integral),
-    "what open_cluster gives": lambda value: hasattr(value, "outcomes"),
+    "an open cluster (with open_cluster(...) as cluster)": lambda value: (
+        hasattr(value, "outcomes") and hasattr(value, "slide")
+    ),
     # One image can be iterated over too: an array by rows, an open file by lines.
     "several images, such as a list": lambda value: (
         isinstance(value, Iterable)

@@ -240,8 +240,8 @@ class Segmenter:
         summary.csv and the report, a regular expression or a CSV file image,group; "" for folders. ``report``: write
         report.html and files for MultiQC. ``overwrite``: replace an earlier run in ``out``. ``follow_links``: read
         links that lead out of the folder too. ``on_image``: called with the name of each processed image, in order.
-        ``cluster``: what ``open_cluster`` gives; its workers do the images. A scale is measured once for all images of
-        one folder and size.
+        ``cluster``: of ``open_cluster``; its workers do the images. A scale is measured once for all images of one
+        folder and size.
 
         Raises ``NothingToDoError`` without images, ``UsageError``, and ``OutputError`` for the folder.
 

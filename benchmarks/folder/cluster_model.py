@@ -21,9 +21,9 @@ LABELS = "labels and tables, in one process"
 SYNCS_PER_IMAGE = 3
 """Calls of fsync by the process that starts the run: for the folder of each of two files, and the journal."""
 STORAGE = "storage"
-_TIMES_STORED = 5
+_TIMES_STORED = 6
 """How often the probabilities of a slide pass through storage: a worker writes a band, the process that starts the run
-copies it, and reads it for each of its two passes."""
+copies it, and reads it for each of its two passes and for the share of foreground."""
 NODES = "CPU nodes"
 GPUS = "GPUs"
 CORES = "CPU cores at the GPUs"

@@ -1,8 +1,8 @@
 """A real Dask scheduler with many workers in this process, whose work is to sleep: what scheduler and journal can take.
 
 The run is the real one, ``run_folder`` with a ``ClusterEngine``; only the body of a task is another. It sleeps, and
-writes the files of an image that was done before, so this process has as much to rename and to record as in earnest.
-Bands of one large image are done in the same way.
+writes the files of an image that was done before, so this process has as much to rename and to record as in a real
+run. Bands of one large image are done in the same way.
 All workers share this interpreter, so the rate that is found is lower than a cluster's.
 """
 

@@ -57,7 +57,7 @@ Keep = Callable[[Labels], Callable[[], Labels]]
 REACH_PX = 3
 """An outline at the image's size depends on labels at most two pixels away; one more for safety."""
 MARGIN_PX = 8
-"""Rows of a window above its block, and below its overlap."""
+"""More than ``REACH_PX``. Rows of a window above its block, and below its overlap."""
 BYTES_PER_PIXEL = 40
 """Memory for a pixel of a window at model scale, beside its probabilities: labels, components and temporaries."""
 
@@ -350,8 +350,8 @@ def _complete(read: ReadPlanes, settings: BlockSettings, y: int, x: int) -> tupl
 
 
 def _around_foreground(planes_khw: Probabilities, settings: BlockSettings) -> tuple[slice, slice]:
-    """Rows and columns of a window that hold its foreground, and 8 px more on each side: no object ends there that did
-    not end at the side of the window. One pixel if there is no foreground."""
+    """Rows and columns of a window that hold its foreground, and ``MARGIN_PX`` more on each side, so that only an
+    object that ends at a side of the window ends at one here. One pixel if there is no foreground."""
     inside = planes_khw[settings.channels.index("foreground")] >= settings.params.foreground_threshold
     found = [np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0)]
     if not len(found[0]):

@@ -62,5 +62,5 @@ def opened(asked: Mapping[str, Any]) -> Iterator[ClusterEngine | None]:
     from cellseg_deploy.cluster.engine import open_cluster
 
     tls = TlsFiles(asked["tls_ca_file"], asked["tls_cert"], asked["tls_key"])
-    with open_cluster(asked["scheduler"], workers=asked["workers"] or 1, threads=asked["threads"], tls=tls) as engine:
+    with open_cluster(asked["scheduler"], workers=asked["workers"], threads=asked["threads"], tls=tls) as engine:
         yield engine

@@ -25,6 +25,9 @@ from cellseg_deploy.slides.network import Band
 from cellseg_deploy.slides.region import Region
 from cellseg_deploy.threads import plan
 
+_TIMES_HELD = 3
+"""The probabilities of a band on a worker: with the context of its tiles, without it, and the resized pixels."""
+
 
 @dataclass(frozen=True)
 class _BandTask:
@@ -33,7 +36,7 @@ class _BandTask:
     """Bytes of its probabilities."""
 
     def nbytes(self) -> int:
-        return self.size
+        return _TIMES_HELD * self.size
 
 
 class _BandOutcomes(ClusterOutcomes[Band]):

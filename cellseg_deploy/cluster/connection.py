@@ -44,7 +44,9 @@ def check_address(address: str) -> None:
     if address == LOCAL:
         return
     if not (found := _ADDRESS.fullmatch(address)):
-        raise UsageError(f"`scheduler` must be local, tcp://HOST:PORT or tls://HOST:PORT, got {address!r}")
+        raise UsageError(
+            f"the address of a scheduler must be local, tcp://HOST:PORT or tls://HOST:PORT, got {address!r}"
+        )
     if found[1] == "tcp" and not _is_loopback(found[2].strip("[]")):
         raise UsageError(
             f"{address} is not encrypted, so anybody on that network could run code on the workers; expected tls:// "

@@ -21,7 +21,7 @@ from cellseg_deploy.cluster.connection import LOCAL, TlsFiles, connected
 from cellseg_deploy.cluster.outcomes import ClusterOutcomes, Workers, reading_of_a_worker
 from cellseg_deploy.cluster.work_order import WorkOrder
 from cellseg_deploy.cluster.worker import do_image
-from cellseg_deploy.errors import OutputError
+from cellseg_deploy.errors import OutputError, UsageError, check_types
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.run.elsewhere import ImageTask
 from cellseg_deploy.run.image_work import Finished
@@ -59,29 +59,41 @@ class ClusterEngine:
 
 @contextmanager
 def open_cluster(
-    address: str, *, workers: int = 1, threads: int | None = None, tls: TlsFiles | None = None
+    address: str, *, workers: int | None = None, threads: int | None = None, tls: TlsFiles | None = None
 ) -> Iterator[ClusterEngine]:
-    """Connect to the scheduler at ``address``, or with ``local`` start ``workers`` processes on this machine.
+    """Connect to the scheduler at ``address``, or with ``local`` start ``workers`` processes on this machine, by
+    default one.
 
     ``threads``: CPU threads, of all local workers together, None for one per core; on another cluster of each worker,
     None for as many as Dask gives it. ``tls``: for addresses tls://, as of ``cluster.connection``; None for the files
-    in Dask's configuration. Raises as ``connection.connected``.
+    in Dask's configuration. Raises as ``connection.connected``, and ``UsageError`` for wrong arguments.
 
     >>> with cs.open_cluster("local", workers=2) as cluster:
     ...     result = model.run("photographs", out="counts", cluster=cluster)
     >>> len(result.done)
     1
     """
+    check_types("a name", address=address)
+    check_types("a whole number or None", workers=workers, threads=threads)
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and value < 1:
+            raise UsageError(f"`{name}` must be at least 1, got {value}")
+    if workers is not None and address != LOCAL:
+        raise UsageError("`workers` is for the address local: other clusters have the workers they have")
+    if tls is not None:
+        check_types(TlsFiles, tls=tls)
+        if tls != TlsFiles() and not address.startswith("tls:"):
+            raise UsageError(f"`tls` is for addresses tls://HOST:PORT, got {address!r}")
     if address == LOCAL:
-        per_worker = max(1, (threads or cores()) // workers)
+        per_worker = max(1, (threads or cores()) // (workers or 1))
         helpers = plan(per_worker).helpers
         # Images that wait for the network leave their thread to others.
-        settings = {"workers": workers, "threads_per_worker": helpers + 2 if per_worker > 1 else 1}
+        settings = {"workers": workers or 1, "threads_per_worker": helpers + 2 if per_worker > 1 else 1}
         threads = per_worker
     else:
         settings = {"workers": 1, "threads_per_worker": 1}
     with connected(address, tls=tls or TlsFiles(), **settings) as client:
-        yield ClusterEngine(client, address, threads=threads, device_per_worker=address == LOCAL and workers > 1)
+        yield ClusterEngine(client, address, threads=threads, device_per_worker=(workers or 1) > 1)
 
 
 class ImageOutcomes(ClusterOutcomes[Finished]):
@@ -100,7 +112,7 @@ class ImageOutcomes(ClusterOutcomes[Finished]):
         return do_image, (*image, task.output_name, task.scale, task.with_thresholds)
 
     def _nbytes_of(self, index: int) -> int:
-        """As before; 0 for an image that is read by region, which is then not handed out."""
+        """Of an image that is read by region 0: this process does it in its turn, so it counts as ended at once."""
         image = self._tasks[index].image
         if not image.problem and is_streamed(image.path):
             self._early[index] = _BY_REGION

@@ -85,7 +85,7 @@ class Workers:
             )
 
     def wait_from_now(self) -> None:
-        """Let the time without workers begin now: nobody has looked for long."""
+        """Restart the time without workers: they were not checked for long."""
         self._seen = time.monotonic()
 
     def raise_if_closed(self, error: Exception | None = None) -> None:
@@ -145,6 +145,7 @@ class ClusterOutcomes(ABC, Generic[T]):
         return self
 
     def __iter__(self) -> Iterator[Outcome[T]]:
+        self.workers.wait_from_now()  # reading a slide may have taken long
         self.workers.look()
         if not self.workers.count:
             _log.warning("%s: waiting for a worker", self.workers.address)

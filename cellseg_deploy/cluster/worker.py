@@ -122,7 +122,7 @@ class _Engine:
         finally:
             reader.close()
         assert not isinstance(found.rows, Path)
-        name = self._write(out, found.rows.tobytes())
+        name = self._write(out, found.rows.data)
         return {"rows": name, "size": found.rows.nbytes, "blank": found.blank, "seconds": dict(clock.seconds)}
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class _Engine:
         self._libraries.__exit__(None, None, None)
 
     @staticmethod
-    def _write(out: Path, content: bytes) -> str:
+    def _write(out: Path, content: bytes | memoryview) -> str:
         path = temporary_in(out)
         write_bytes(path, content)
         return path.name

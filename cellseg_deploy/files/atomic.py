@@ -67,7 +67,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write ``data`` to ``path``, whole or not at all. Raises ``OutputError``."""
     with atomic_file(path) as file, writing(path):
         file.write(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _CONVERT = "convert it to PNG or TIFF"
 _MICROSCOPE = "export its images as TIFF with the microscope's software or Fiji (Bio-Formats)"
-_CZI = f"give it the ending .czi and count it with cellseg-slide, or {_MICROSCOPE}"
+_CZI = f"with the ending .czi it is counted by region, by cellseg-slide or run_slide; else {_MICROSCOPE}"
 _AT_START = (
     (b"BM", "a BMP image", _CONVERT),
     ((b"GIF87a", b"GIF89a"), "a GIF image", _CONVERT),

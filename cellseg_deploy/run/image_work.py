@@ -104,7 +104,10 @@ class ImageWork:
     ) -> Finished:
         """Do an ``image`` that ``is_streamed``. ``elsewhere``: see ``StreamWork``."""
         if self._stream is None:
-            raise DataError(f"{image.path}: has grown since the run read its header; run again, which tries it again")
+            raise DataError(
+                f"{image.path}: is read by region here, and was not on the machine that starts the run: it has grown, "
+                "or could not be opened there; run again, which tries it again"
+            )
         clock = StageClock()
         record, files = self._stream(image, output_name, network, clock, elsewhere)
         return Finished(record, files, clock.seconds)

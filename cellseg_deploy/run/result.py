@@ -81,7 +81,7 @@ def run(
     check_types(ReadOptions, read=options.reading)
     check_types("True or False", report=options.report, overwrite=options.overwrite, follow_links=follow_links)
     check_types("a function", on_image=on_image)
-    check_types("what open_cluster gives or None", cluster=cluster)
+    check_types("an open cluster (with open_cluster(...) as cluster) or None", cluster=cluster)
     segmenter.backend.check_open()  # before a journal says that a run of this engine began
     paths = [images] if isinstance(images, (str, os.PathLike)) else images
     out = Path(out)

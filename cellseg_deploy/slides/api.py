@@ -68,7 +68,7 @@ def run_file(
     check_types("a whole number or None", memory=memory)
     check_types(ReadOptions, read=read)
     check_types("True or False", skip_blank=skip_blank, overwrite=overwrite)
-    check_types("what open_cluster gives or None", cluster=cluster)
+    check_types("an open cluster (with open_cluster(...) as cluster) or None", cluster=cluster)
     check_apart([Path(image)], Path(out))
     reader = open_image(Path(image), read)
     try:

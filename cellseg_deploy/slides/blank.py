@@ -1,9 +1,9 @@
 """Blank tiles: bare glass, or nothing scanned. The network is asked once per colour in a band, not once per tile.
 
 A tile, with its context, is blank if no channel varies in it by more than ``contrast`` levels: in its own pixels, or in
-those of a smaller copy (``sparse_region``). Its answer is that of
-the network for a tile of one colour, the middle between the tile's darkest and brightest. With a contrast of 0 that is
-the tile itself, so no result changes. With a larger one it is an assumption: that the tile holds nothing to count.
+those of a smaller copy (``sparse_region``). Its answer is that of the network for a tile of one colour, the middle
+between the tile's darkest and brightest. With a contrast of 0 that is the tile itself, so no result changes. With a
+larger one it is an assumption: that the tile holds nothing to count.
 
 Nothing is remembered from band to band: which tiles share a batch depends on the band alone, wherever it is computed.
 """

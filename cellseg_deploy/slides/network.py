@@ -68,14 +68,19 @@ class ProbabilityFile:
 
     def append(self, rows: Probabilities | Path) -> None:
         """Add rows, (rows, K, w), or those that a file holds, which is then removed."""
-        with writing(self.path), self.path.open("ab") as file:
-            if isinstance(rows, Path):
-                with rows.open("rb") as source:
-                    shutil.copyfileobj(source, file, _COPIED_BYTES)
-            else:
-                file.write(rows.data)
         if isinstance(rows, Path):
+            try:
+                source = rows.open("rb")
+            except OSError as error:
+                raise OutputError(
+                    f"{rows}: cannot be read ({error.strerror or error}); run again, which resumes"
+                ) from error
+            with source, writing(self.path), self.path.open("ab") as file:
+                shutil.copyfileobj(source, file, _COPIED_BYTES)
             remove(rows)
+        else:
+            with writing(self.path), self.path.open("ab") as file:
+                file.write(rows.data)
 
     def read(self, rows: slice, columns: slice) -> Probabilities:
         """Read a part, float32 (K, rows, columns)."""

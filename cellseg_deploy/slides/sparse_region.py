@@ -164,7 +164,7 @@ def _on_small(spans: Spans, at: int, small: int, full: int) -> Spans:
 
 
 def _outward(spans: Spans, step: float, n: int) -> Spans:
-    """Pixels of ``n`` that ``spans`` touch, in px that are ``step`` of theirs wide, and one more on each side."""
+    """``spans`` times ``step``, rounded outward, with one pixel more on each side, within ``n`` px."""
     return (
         np.stack([np.floor(spans[:, 0] * step) - 1, np.ceil(spans[:, 1] * step) + 1], axis=1)
         .clip(0, n)

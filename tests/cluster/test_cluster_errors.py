@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -274,6 +275,24 @@ def test_a_safe_address_is_accepted(address: str) -> None:
 def test_any_other_address_is_refused(address: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         check_address(address)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"address": 5}, "`address` must be a name, got 5"),
+        ({"address": "local", "workers": 0}, "`workers` must be at least 1, got 0"),
+        ({"address": "local", "workers": -1}, "`workers` must be at least 1, got -1"),
+        ({"address": "local", "workers": "2"}, "`workers` must be a whole number or None, got '2'"),
+        ({"address": "local", "threads": 0}, "`threads` must be at least 1, got 0"),
+        ({"address": "tls://a:1", "workers": 4}, "`workers` is for the address local"),
+        ({"address": "tcp://127.0.0.1:1", "tls": {"ca": "ca.pem"}}, "`tls` must be TlsFiles(...)"),
+        ({"address": "tcp://127.0.0.1:1", "tls": TlsFiles(ca_file=Path("ca.pem"))}, "`tls` is for addresses tls://"),
+    ],
+)
+def test_wrong_arguments_of_open_cluster(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)), engine.open_cluster(**given):
+        pass
 
 
 def test_the_command_says_what_is_wrong(

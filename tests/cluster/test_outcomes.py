@@ -127,3 +127,26 @@ def test_time_in_which_nobody_looked_is_not_waiting_for_workers(monkeypatch: pyt
     now[0] += outcomes.WAIT_SECONDS + 1
     with pytest.raises(BackendUnavailableError, match="no worker for 600 s"):
         workers.look()
+
+
+def test_time_before_the_first_task_is_not_waiting_for_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the bands of a slide, this process reads the whole file."""
+    now = [0.0]
+    monkeypatch.setattr(outcomes.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(outcomes, "_POLL_SECONDS", 0.001)
+    ended = list[FakeFuture]()
+    client = FakeClient(ended.append)
+    client.n_workers = 0
+    workers = Workers(client, "x")
+    look = workers.look
+
+    def looking() -> None:
+        look()
+        client.n_workers = 1  # comes after the first look
+        while ended:
+            ended.pop().end()
+
+    workers.look = looking  # type: ignore[method-assign]
+    now[0] = outcomes.WAIT_SECONDS + 1
+    with made(workers, tmp_path, "band") as bands:
+        assert [outcome.value for outcome in bands] == ["done"]

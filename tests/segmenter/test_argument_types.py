@@ -64,12 +64,16 @@ WRONG: list[tuple[str, Call]] = [
     ("`image` must be a path, got None", lambda _, m: m.run_slide(None, "out")),
     ("`out` must be a path, got 3", lambda _, m: m.run_slide("a.png", 3)),
     (
-        "`cluster` must be what open_cluster gives or None, got 'local'",
+        "`cluster` must be an open cluster (with open_cluster(...) as cluster) or None, got 'local'",
         lambda _, m: m.run_slide("a.png", "out", cluster="local"),
     ),
     (
-        "`cluster` must be what open_cluster gives or None, got 'local'",
+        "`cluster` must be an open cluster (with open_cluster(...) as cluster) or None, got 'local'",
         lambda _, m: m.run("in", "out", cluster="local"),
+    ),
+    (
+        "`cluster` must be an open cluster (with open_cluster(...) as cluster) or None, got <contextlib",
+        lambda c, m: m.run("in", "out", cluster=c.open_cluster("local")),
     ),
     ("`region` must be four whole numbers", lambda _, m: m.run_slide("a.png", "out", region="0,0,9,9")),
     ("`region` must be four whole numbers", lambda _, m: m.run_slide("a.png", "out", region=(0, 0, 9))),
