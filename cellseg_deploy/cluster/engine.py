@@ -83,7 +83,7 @@ def open_cluster(
     if tls is not None:
         check_types(TlsFiles, tls=tls)
         if tls != TlsFiles() and not address.startswith("tls:"):
-            raise UsageError(f"`tls` is for addresses tls://HOST:PORT, got {address!r}")
+            raise UsageError(f"files for TLS go with an address tls://HOST:PORT, got {address!r}")
     if address == LOCAL:
         per_worker = max(1, (threads or cores()) // (workers or 1))
         helpers = plan(per_worker).helpers

@@ -287,7 +287,10 @@ def test_any_other_address_is_refused(address: str, said: str) -> None:
         ({"address": "local", "threads": 0}, "`threads` must be at least 1, got 0"),
         ({"address": "tls://a:1", "workers": 4}, "`workers` is for the address local"),
         ({"address": "tcp://127.0.0.1:1", "tls": {"ca": "ca.pem"}}, "`tls` must be TlsFiles(...)"),
-        ({"address": "tcp://127.0.0.1:1", "tls": TlsFiles(ca_file=Path("ca.pem"))}, "`tls` is for addresses tls://"),
+        (
+            {"address": "tcp://127.0.0.1:1", "tls": TlsFiles(ca_file=Path("ca.pem"))},
+            "files for TLS go with an address tls://",
+        ),
     ],
 )
 def test_wrong_arguments_of_open_cluster(given: dict[str, Any], said: str) -> None:
