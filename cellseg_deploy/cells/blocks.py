@@ -263,13 +263,14 @@ def _blocks(read: ReadPlanes, settings: BlockSettings, waiting: list[tuple[int, 
         bottom = min(top + settings.block_rows, height)
         rows = slice(max(0, top - MARGIN_PX), min(height, bottom + settings.overlap_rows + MARGIN_PX))
         planes_khw = read(rows, slice(0, width))
-        around = _around_foreground(planes_khw, settings)
+        inside = _foreground(planes_khw, settings)
+        around = _around(inside)
         window, boxes = _window(
             np.ascontiguousarray(planes_khw[(slice(None), *around)]),
-            settings,
+            inside[around],
             (rows.start + around[0].start, around[1].start),
         )
-        del planes_khw
+        del planes_khw, inside
         first_row = boxes[:, 1] + window.top
         owned = (first_row >= top) & (first_row < bottom)
         owned[0] = False
@@ -322,7 +323,8 @@ def _complete(read: ReadPlanes, settings: BlockSettings, y: int, x: int) -> tupl
                 f"Run again with {math.ceil(n_px / settings.most_px)} times the memory or more; the network's results "
                 "are kept"
             )
-        window, boxes = _window(read(slice(top, bottom), slice(left, right)), settings, (top, left))
+        planes_khw = read(slice(top, bottom), slice(left, right))
+        window, boxes = _window(planes_khw, _foreground(planes_khw, settings), (top, left))
         number = int(window.component[y - top, x - left])
         mask = (window.component == number).astype(np.uint8)
         near = np.asarray(cv2.dilate(mask, np.ones((2 * REACH_PX + 1,) * 2, np.uint8))) > 0
@@ -349,10 +351,13 @@ def _complete(read: ReadPlanes, settings: BlockSettings, y: int, x: int) -> tupl
             return window, boxes, number
 
 
-def _around_foreground(planes_khw: Probabilities, settings: BlockSettings) -> tuple[slice, slice]:
-    """Rows and columns of a window that hold its foreground, and ``MARGIN_PX`` more on each side, so that only an
-    object that ends at a side of the window ends at one here. One pixel if there is no foreground."""
-    inside = planes_khw[settings.channels.index("foreground")] >= settings.params.foreground_threshold
+def _foreground(planes_khw: Probabilities, settings: BlockSettings) -> Mask:
+    return np.asarray(planes_khw[settings.channels.index("foreground")] >= settings.params.foreground_threshold)
+
+
+def _around(inside: Mask) -> tuple[slice, slice]:
+    """Rows and columns of a window that hold its foreground, ``inside`` (h, w), and ``MARGIN_PX`` more on each side,
+    so that only an object that ends at a side of the window ends at one here. One pixel without foreground."""
     found = [np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0)]
     if not len(found[0]):
         return slice(0, 1), slice(0, 1)
@@ -363,11 +368,9 @@ def _around_foreground(planes_khw: Probabilities, settings: BlockSettings) -> tu
     return rows, columns
 
 
-def _window(
-    planes_khw: Probabilities, settings: BlockSettings, top_left: tuple[int, int]
-) -> tuple[Window, npt.NDArray[np.int32]]:
-    """Return a window without wanted objects; also left, top, width, height of each object in it, (n + 1, 4)."""
-    inside = planes_khw[settings.channels.index("foreground")] >= settings.params.foreground_threshold
+def _window(planes_khw: Probabilities, inside: Mask, top_left: tuple[int, int]) -> tuple[Window, npt.NDArray[np.int32]]:
+    """Return a window without wanted objects; also left, top, width, height of each object in it, (n + 1, 4).
+    ``inside``: its foreground."""
     component, boxes = components(inside)
     return Window(*top_left, planes_khw, component, np.zeros(len(boxes), np.bool_)), boxes
 

@@ -17,6 +17,7 @@ pytest.importorskip("distributed")
 pytest.importorskip("onnxruntime")
 
 from czi_files import tiles, write_czi
+from stopping import StopAfter
 from worker_faults import POISON, Poison
 
 from cellseg_deploy.backends import EngineOptions
@@ -139,16 +140,9 @@ def test_python(client: Any, made: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_workers_find_the_same_glass(
     client: Any, sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in a run that one process began and workers resume."""
-    begun = list[int]()
-
-    def stop(n: int) -> None:
-        begun.append(n)
-        if len(begun) == 7:
-            raise KeyboardInterrupt
-
+    """Also in a run that one process starts and workers resume."""
     with pytest.raises(KeyboardInterrupt):
-        count(sparse, tmp_path / "resumed", None, Progress(advanced=stop), skip_blank=True)
+        count(sparse, tmp_path / "resumed", None, StopAfter(7).progress, skip_blank=True)
     monkeypatch.setattr(counting, "BandNetwork", None)  # of this process
     for name in ("out", "resumed"):
         count(sparse, tmp_path / name, client, skip_blank=True)
@@ -190,15 +184,9 @@ def test_options_that_do_not_fit(made: Path, tmp_path: Path, capsys: pytest.Capt
 def test_stopped_run_is_resumed(client: Any, made: Path, tmp_path: Path) -> None:
     """By workers, from the bands that are in the file; a band that nobody took is removed."""
     out = tmp_path / "out"
-    seen = list[int]()
-
-    def advanced(n: int) -> None:
-        seen.append(n)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-
+    stop = StopAfter(3)
     with pytest.raises(KeyboardInterrupt):
-        count(made, out, client, Progress(advanced=advanced))
+        count(made, out, client, stop.progress)
     stale = temporary_in(out)
     stale.write_bytes(b"a band")
     totals, there = list[int](), list[bool]()
@@ -208,7 +196,7 @@ def test_stopped_run_is_resumed(client: Any, made: Path, tmp_path: Path) -> None
     )
     whole = list[int]()
     count(made, tmp_path / "again", None, Progress(started=lambda _, n: whole.append(n)))
-    assert totals[0] == whole[0] - sum(seen)
+    assert totals[0] == whole[0] - sum(stop.seen)
     assert not any(there)
     assert contents(out) == contents(made / "whole")
 

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from conftest import DarknessBackend, make_spec
 from PIL import Image
+from stopping import StopAfter
 from test_run_slide import BoundaryBackend, mosaic
 
 from cellseg_deploy.cells.row_resize import scaled_size
@@ -88,16 +89,9 @@ def test_glass_with_noise_is_skipped_only_if_asked_for(tmp_path: Path) -> None:
 def test_a_run_that_died_knows_what_was_blank(tmp_path: Path, flags: str) -> None:
     region, spec = region_of(ArrayReader(sparse())), make_spec(variant="boundary")
     whole = run_slide(Segmenter(BoundaryBackend(spec), scale=1.0), region, tmp_path / "whole")
-
-    def kill(_: int) -> None:
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-
-    calls: list[int] = []
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        run_slide(Segmenter(BoundaryBackend(spec), scale=1.0), region, out, progress=slides.Progress(advanced=kill))
+        run_slide(Segmenter(BoundaryBackend(spec), scale=1.0), region, out, progress=StopAfter(5).progress)
     with (out / slides.UNFINISHED / "blank.bin").open("ab") as file:
         if flags == "more":
             file.write(b"\1\1\1")  # of a band whose answers were not written

@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from conftest import make_spec
 from PIL import Image
+from stopping import StopAfter
 from test_run_slide import BoundaryBackend, mosaic
 
 from cellseg_deploy.cells.row_resize import RowResizer
@@ -255,15 +256,8 @@ def test_pixels_do_not_depend_on_who_asks(slide: Path, opened: Callable[..., Reg
 
 def test_a_stopped_run_is_resumed(slide: Path, tmp_path: Path, opened: Callable[..., Region]) -> None:
     run_slide(model(), opened(slide), tmp_path / "whole", skip_blank=True)
-    bands = list[int]()
-
-    def kill(_: int) -> None:
-        bands.append(1)
-        if len(bands) == 6:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run_slide(model(), opened(slide), tmp_path / "out", skip_blank=True, progress=slides.Progress(advanced=kill))
+        run_slide(model(), opened(slide), tmp_path / "out", skip_blank=True, progress=StopAfter(6).progress)
     run_slide(model(), opened(slide), tmp_path / "out", skip_blank=True)
     for name in (files.LABELS, slides.CELLS, slides.IMAGES, slides.OVERVIEW):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
