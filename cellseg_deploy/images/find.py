@@ -22,6 +22,8 @@ from cellseg_deploy.errors import DataError, NothingToDoError, UsageError
 from cellseg_deploy.files import urls
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".tif", ".tiff")
+SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".czi")
+"""Endings of scanners' slides, which are read by region, and only if they are passed by name."""
 MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_seg", "_labels", "_label")
 """What tools append to an image's stem to name its label image: Cellpose, QuPath, napari, people."""
 _ENDINGS_SAID = 8
@@ -289,10 +291,11 @@ def _warn_of_others(files: set[Path]) -> None:
         said = [f"{count} {ending or 'without ending'}" for ending, count in sorted(counts.items(), key=_most_first)]
         more = f" and {len(said) - _ENDINGS_SAID} more endings" if len(said) > _ENDINGS_SAID else ""
         _log.warning(
-            "not read: %s%s; expected files ending in %s; convert other images to PNG or TIFF",
+            "not read: %s%s; expected files ending in %s; %sconvert other images to PNG or TIFF",
             ", ".join(said[:_ENDINGS_SAID]),
             more,
             ", ".join(SUFFIXES),
+            "pass slides by name; " if any(ending in SLIDES for ending in counts) else "",
         )
 
 

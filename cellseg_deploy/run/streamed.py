@@ -27,7 +27,7 @@ from cellseg_deploy.files.atomic import temporary_in, write_bytes, writing
 from cellseg_deploy.files.fingerprint import Fingerprint, sha256_of
 from cellseg_deploy.files.regular import opened
 from cellseg_deploy.images.decoder_warnings import collected
-from cellseg_deploy.images.find import FoundImage
+from cellseg_deploy.images.find import SLIDES, FoundImage
 from cellseg_deploy.images.header import TIFF
 from cellseg_deploy.images.options import MAX_PIXELS
 from cellseg_deploy.images.read import declared_pixels
@@ -50,7 +50,7 @@ from cellseg_deploy.slides.counting import (
 )
 from cellseg_deploy.slides.memory import half_of_free_memory
 from cellseg_deploy.slides.network import NoDiskError
-from cellseg_deploy.slides.open import SLIDES, open_image
+from cellseg_deploy.slides.open import open_image
 from cellseg_deploy.slides.region import Pixels, Region, region_of
 from cellseg_deploy.slides.run import geojson_of
 

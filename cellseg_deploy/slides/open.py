@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cellseg_deploy.errors import DataError
+from cellseg_deploy.images.find import SLIDES
 from cellseg_deploy.images.header import TIFF
 from cellseg_deploy.images.options import ReadOptions
 from cellseg_deploy.images.read import read_image
 from cellseg_deploy.slides.region import ArrayReader, RegionReader, stamp_of
 
-_OPENSLIDE = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu")
 _CZI = ".czi"
-SLIDES = (*_OPENSLIDE, _CZI)
-"""Endings of scanners' files."""
 _DEFAULTS = ReadOptions()
 
 
@@ -24,14 +22,15 @@ def open_image(path: Path, options: ReadOptions = _DEFAULTS) -> RegionReader:
 
     Raises ``DataError``, or ``BackendUnavailableError`` if the package for a format is missing.
     """
-    if path.suffix.lower() in _OPENSLIDE:
-        from cellseg_deploy.slides.openslide_reader import OpenSlideReader
-
-        return OpenSlideReader(path, options)
-    if path.suffix.lower() == _CZI:
+    ending = path.suffix.lower()
+    if ending == _CZI:
         from cellseg_deploy.slides.czi_reader import CziReader
 
         return CziReader(path, options)
+    if ending in SLIDES:
+        from cellseg_deploy.slides.openslide_reader import OpenSlideReader
+
+        return OpenSlideReader(path, options)
     if path.is_dir():
         from cellseg_deploy.slides.zarr_reader import ZarrReader
 

@@ -38,6 +38,11 @@ def test_files_that_are_not_read_are_counted_by_ending(tmp_path: Path, caplog: p
     assert names(tmp_path / "in", tmp_path / "in" / "sub") == ["a.png"]
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith("not read: 2 .bmp, 1 without ending, 1 .heic, 1 .txt; expected files ending in .png, .jpg")
+    assert "pass slides" not in said
+    caplog.clear()
+    touch(tmp_path / "in" / "e.CZI")
+    names(tmp_path / "in")
+    assert caplog.records[0].getMessage().endswith("; pass slides by name; convert other images to PNG or TIFF")
     caplog.clear()
     named = tmp_path / "in" / "b.bmp"
     assert [image.path for image in find_images([named])] == [named]
