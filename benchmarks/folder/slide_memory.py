@@ -104,10 +104,8 @@ class SlideMemoryReport:
         return panels_png([panel], title="Streamed images")
 
 
-def measure(
-    content: str, side: int, work: Path, *, memory: int, threads: int | None, arguments: list[str] | None = None
-) -> Run:
-    """Write an image, count it with ``cellseg-slide`` and ``arguments``, and remove both.
+def measure(content: str, side: int, work: Path, *, memory: int, threads: int | None, model: Path | None = None) -> Run:
+    """Write an image, count it with ``cellseg-slide`` and ``model``, and remove both.
 
     Raises ``DataError`` if the command fails.
     """
@@ -121,8 +119,9 @@ def measure(
         true_cells = write_slide(image, (n, n), params, _SEED, distinct=min(n * n, 8))
     words = ["-c", _COMMAND, str(image), "-o", str(out), "-q", "--save", "labels", "--memory", str(memory)]
     words += [] if threads is None else ["--threads", str(threads)]
+    words += [] if model is None else ["--model", str(model)]
     since = stopwatch()
-    ended = subprocess.run([sys.executable, *words, *(arguments or [])], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     seconds = since()
     if ended.returncode:
         raise DataError(f"cellseg-slide ended with {ended.returncode}: {ended.stderr.strip()}")
@@ -185,8 +184,7 @@ def slide_memory_command(model: Path | None, blank: str, cells: str, memory: flo
     with tempfile.TemporaryDirectory(dir=bench.output, prefix="work-") as work:
         for content in CONTENTS:
             for side in sides[content]:
-                more = [] if model is None else ["--model", str(model)]
-                runs.append(measure(content, side, Path(work), memory=bytes_, threads=bench.threads, arguments=more))
+                runs.append(measure(content, side, Path(work), memory=bytes_, threads=bench.threads, model=model))
                 bench.say(f"{content}, {side} px: {runs[-1].peak_bytes / 1e9:.2f} GB, {runs[-1].seconds:.0f} s")
     report = SlideMemoryReport(bench.conditions(), bench.threads, bytes_, tuple(runs))
     bench.publish(report, report.to_png())
