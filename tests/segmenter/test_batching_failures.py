@@ -312,7 +312,7 @@ def test_an_interrupted_retry_does_not_run_on() -> None:
             outcomes._network.end(ModelError("gone"))
         return network(tiles)
 
-    outcomes = Overlapped(jobs_of([picture(2)] * 10), predict, batch=8)
+    outcomes = Overlapped(jobs_of([picture(2)] * 30), predict, batch=8)
 
     def go() -> list[Outcome[Any]]:
         with outcomes:
